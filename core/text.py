@@ -53,7 +53,7 @@ def delete_words(prompt: str, words: Iterable[str]) -> str:
 
 
 def only_words(prompt: str, words: Iterable[str]) -> str:
-    """The prompt with only the first occurrence of each of `words` left; what MI and PID compare with the empty text."""
+    """The prompt with only the first occurrence of each of `words` left: compared with the empty text by MI and PID."""
     wanted = {word.lower() for word in words}
     kept: list[str] = []
     for word in split_words(prompt):

@@ -1,0 +1,384 @@
+"""One wrapper round a StableDiffusionPipeline: encode, decode, predict noise at any log-SNR, generate."""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from core.artifacts import find_model, is_local
+from core.errors import Cancelled, ModelError
+from core.images import prepare_image
+from core.schedule import NoiseSchedule, stage_at, step_times
+from core.spec import ModelSpec
+from core.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+_TEXTS_KEPT = 1024
+"""Text embeddings kept: 236 kB each on SD v1.4 in float32, a quarter of a gigabyte in all."""
+
+
+class Preview(NamedTuple):
+    """What the sampler expects the picture to become, after one of its steps."""
+
+    step: int
+    """Sampler step, from 0."""
+    n_steps: int
+    """Sampler steps in all."""
+    t: float
+    """Normalised time of the step: 1.0 the first, 0.0 the last."""
+    stage: str
+    """`early`, `middle` or `late`."""
+    image: Image.Image | None
+    """The predicted clean picture, RGB; None where previews were not asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """A generated picture and all that it takes to make it again."""
+
+    image: Image.Image
+    """The picture, RGB, `image_size` pixels square."""
+    latents: Tensor
+    """Its latents [1, C, h, w] as the sampler left them, on the CPU."""
+    prompt: str
+    """The prompt as typed."""
+    seed: int
+    """Seed of the initial noise."""
+    num_inference_steps: int
+    """Sampler steps, one U-Net evaluation each."""
+    guidance_scale: float
+    """Scale of classifier-free guidance."""
+    previews: tuple[Preview, ...]
+    """One a step, first to last; empty where previews were not asked for."""
+
+
+def load_model(
+    name: str | Path = "picturebook",
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    hookpoints: Sequence[str] | None = None,
+) -> "Diffuser":
+    """Load a built-in model, a StableDiffusionPipeline folder, or `owner/name@revision` from the Hub.
+
+    `device` defaults to CUDA where there is one. `dtype` defaults to float32, also over fp16 files: attribution takes
+    differences of predictions, which half precision rounds away. `hookpoints` names the cross-attention blocks to look
+    into; without it they are the spec's, or those nearest the bottleneck.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    spec = find_model(name)
+    if hookpoints is not None:
+        spec = replace(spec, hookpoints=tuple(hookpoints))
+    try:
+        with _without_loading_bars():
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                spec.source,
+                revision=spec.revision,
+                use_safetensors=True,
+                local_files_only=is_local(spec),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"The model {spec.name!r} could not be loaded from {spec.source}: {error}\nIt has to be a "
+            f"StableDiffusionPipeline with safetensors weights; one on the Hub has to exist at that revision, be "
+            f"reachable, and be open to you (`hf auth login`)."
+        ) from error
+    place = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        # torch's own `to`: diffusers' warns about a dtype even where it keeps every weight in it.
+        torch.nn.Module.to(module, torch.device(place), dtype or torch.float32)
+    return Diffuser(pipeline, spec)
+
+
+@contextmanager
+def _without_loading_bars() -> Iterator[None]:
+    """The libraries draw several bars for files that load in a second; a download still shows the Hub's own."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+class Diffuser:
+    """A text-to-image model. One job at a time: generation and attribution hold `busy()` for as long as they live."""
+
+    spec: ModelSpec
+    """The model's settings; hookpoints and image size as found in the loaded weights."""
+    schedule: NoiseSchedule
+    """Its noise schedule and sampler steps."""
+    image_size: int
+    """Side of its pictures in pixels."""
+    latent_shape: tuple[int, int, int]
+    """(C, h, w) of its latents."""
+    device: torch.device
+    """Where the model computes."""
+    dtype: torch.dtype
+    """What it computes in."""
+    n_unet_calls: int
+    """Forward calls of the U-Net so far."""
+    n_unet_rows: int
+    """Latents that went through the U-Net so far: the sum of the calls' batch sizes."""
+
+    def __init__(self, pipeline: Any, spec: ModelSpec) -> None:
+        self._unet, self._vae = pipeline.unet.eval(), pipeline.vae.eval()
+        self._text_encoder, self._tokenizer = pipeline.text_encoder.eval(), pipeline.tokenizer
+        for module in (self._unet, self._vae, self._text_encoder):
+            module.requires_grad_(False)
+        self.schedule, self._prediction_type = _read_scheduler(pipeline.scheduler)
+        self.vocabulary = Vocabulary(self._tokenizer)
+        factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
+        side = int(self._unet.config.sample_size)
+        self.image_size = side * factor
+        if spec.image_size is not None and spec.image_size != self.image_size:
+            raise ModelError(f"{spec.name!r} should draw {spec.image_size} pixels, its weights {self.image_size}.")
+        self.latent_shape = (int(self._unet.config.in_channels), side, side)
+        hookpoints = spec.hookpoints or nearest_hookpoints(self._unet)
+        check_hookpoints(self._unet, hookpoints)
+        self.spec = replace(spec, hookpoints=hookpoints, image_size=self.image_size)
+        self.device, self.dtype = torch.device(self._unet.device), self._unet.dtype
+        self.n_unet_calls = self.n_unet_rows = 0
+        self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
+        # Not an RLock: each next() of a job may run in another thread, and any of them has to be able to free it.
+        self._lock = threading.Lock()
+
+    @property
+    def hookpoints(self) -> tuple[str, ...]:
+        """Cross-attention blocks to look into, first to last."""
+        return self.spec.hookpoints
+
+    @property
+    def unet(self) -> torch.nn.Module:
+        """The U-Net, for hooks."""
+        unet: torch.nn.Module = self._unet
+        return unet
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Hold the model for one job; another waits here. Entered and left in different threads if need be."""
+        if not self._lock.acquire(blocking=False):
+            log.info("the model is busy; waiting for the present job to end or be closed")
+            self._lock.acquire()
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def unknown_words(self, prompt: str) -> dict[str, list[str]]:
+        """Each word of the prompt that the model does not know, with the nearest known words."""
+        return self.vocabulary.unknown_words(prompt)
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raise a `PromptError` for a prompt that is empty, too long, or has words that the model does not know."""
+        self.vocabulary.check(prompt)
+
+    @torch.no_grad()
+    def encode(self, image: Image.Image | str | Path) -> Tensor:
+        """Latents [1, C, h, w] of a picture of any size: the posterior's mean times the scaling factor."""
+        pixels = np.asarray(prepare_image(image, self.image_size), dtype=np.float32) / 127.5 - 1
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self.device, self.dtype)
+        mean: Tensor = self._vae.encode(x).latent_dist.mean
+        return mean.float() * float(self._vae.config.scaling_factor)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Pictures of latents [N, C, h, w]."""
+        x = latents.to(self.device, self.dtype) / self._vae.config.scaling_factor
+        pixels = self._vae.decode(x, return_dict=False)[0].float().clamp(-1, 1)
+        values = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(value) for value in values]
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings [N, L, D] of texts; the empty text is allowed. Each distinct text is encoded once and kept."""
+        for text in dict.fromkeys(texts):
+            if text not in self._embeddings:
+                # One by one: a text's rounding would otherwise depend on which others it was first met with.
+                self._embeddings[text] = self._encode_one(text)
+            self._embeddings.move_to_end(text)
+        embeddings = torch.stack([self._embeddings[text] for text in texts])
+        while len(self._embeddings) > _TEXTS_KEPT:
+            self._embeddings.popitem(last=False)
+        return embeddings
+
+    @torch.no_grad()
+    def _encode_one(self, text: str) -> Tensor:
+        self.vocabulary.check_length(text)
+        tokens = self._tokenizer(
+            text, padding="max_length", max_length=self._tokenizer.model_max_length, return_tensors="pt"
+        )
+        embedding: Tensor = self._text_encoder(tokens.input_ids.to(self.device))[0][0]
+        return embedding
+
+    def predict_noise(self, x: Tensor, log_snr: Tensor, embeddings: Tensor) -> Tensor:
+        """The model's guess of the noise, [B, C, h, w] float32, in noisy latents x [B, C, h, w] at log_snr [B].
+
+        embeddings is [B, L, D]. No guidance. The timestep is interpolated on the trained schedule's log-SNR grid.
+        """
+        a = log_snr.double().cpu()
+        timesteps = torch.from_numpy(np.atleast_1d(self.schedule.timestep_at(a.numpy())))
+        return self._predict(x, timesteps, torch.sigmoid(a), embeddings)
+
+    @torch.no_grad()
+    def _predict(self, x: Tensor, timesteps: Tensor, abar: Tensor, embeddings: Tensor) -> Tensor:
+        """epsilon from the U-Net's output, whatever it was trained to predict; timesteps [B] may lie between two."""
+        self.n_unet_calls += 1
+        self.n_unet_rows += len(x)
+        out: Tensor = self._unet(
+            x.to(self.device, self.dtype),
+            timesteps.to(self.device, torch.float32),
+            encoder_hidden_states=embeddings.to(self.device, self.dtype),
+            return_dict=False,
+        )[0].float()
+        if self._prediction_type == "epsilon":
+            return out
+        scale = abar.to(self.device, torch.float32)[:, None, None, None]
+        return scale.sqrt() * out + (1 - scale).sqrt() * x.to(self.device, torch.float32)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        previews: bool = True,
+        callback: Callable[[Preview], bool | None] | None = None,
+    ) -> Generation:
+        """A picture of the prompt. `callback` sees every preview; if it returns False, `Cancelled` is raised."""
+        run = self.generate_iter(
+            prompt,
+            seed=seed,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            previews=previews,
+        )
+        for item in run:
+            if isinstance(item, Generation):
+                return item
+            if callback is not None and callback(item) is False:
+                run.close()
+                raise Cancelled(f"Stopped after step {item.step + 1} of {item.n_steps}.")
+        raise AssertionError("generate_iter ends with a Generation")
+
+    def generate_iter(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        previews: bool = True,
+    ) -> Generator[Preview | Generation, None, None]:
+        """A `Preview` after every U-Net call, and last the `Generation`. Closing it stops the work and frees the model.
+
+        The prompt and the settings are checked here, before the first `next()`.
+        """
+        self.check_prompt(prompt)
+        n_steps = self.spec.num_inference_steps if num_inference_steps is None else num_inference_steps
+        scale = self.spec.guidance_scale if guidance_scale is None else guidance_scale
+        self.schedule.sampler_timesteps(n_steps)
+        return self._generate(prompt, int(seed), n_steps, float(scale), previews)
+
+    def _generate(
+        self, prompt: str, seed: int, n_steps: int, scale: float, previews: bool
+    ) -> Generator[Preview | Generation, None, None]:
+        with self.busy():
+            embeddings = self.encode_text(["", prompt] if scale != 1 else [prompt])
+            x = self._initial_noise(seed)
+            times = step_times(n_steps)
+            alphas, alphas_after = self.schedule.sampler_alphas(n_steps)
+            shown: list[Preview] = []
+            for step, timestep in enumerate(self.schedule.sampler_timesteps(n_steps)):
+                eps = self._guided(x, int(timestep), float(alphas[step]), embeddings, scale)
+                x0, x = ddim_step(x, eps, float(alphas[step]), float(alphas_after[step]))
+                image = self._preview(x0) if previews else None
+                t = float(times[step])
+                preview = Preview(step, n_steps, t, stage_at(t, self.spec.stages).name, image)
+                shown.append(preview)
+                yield preview
+            latents = x.cpu()
+            kept = tuple(shown) if previews else ()
+            yield Generation(self.decode(x)[0], latents, prompt, seed, n_steps, scale, kept)
+
+    def _initial_noise(self, seed: int) -> Tensor:
+        # Drawn on the CPU, so that a seed means the same picture on every device.
+        noise = torch.randn(1, *self.latent_shape, generator=torch.Generator().manual_seed(seed))
+        return noise.to(self.device)
+
+    def _guided(self, x: Tensor, timestep: int, abar: float, embeddings: Tensor, scale: float) -> Tensor:
+        n = len(embeddings)
+        rows = x.expand(n, -1, -1, -1)
+        eps = self._predict(rows, torch.full((n,), timestep), torch.full((n,), abar), embeddings)
+        return eps if n == 1 else eps[:1] + scale * (eps[1:] - eps[:1])
+
+    def _preview(self, x0: Tensor) -> Image.Image:
+        return self.decode(x0)[0]
+
+
+def ddim_step(x: Tensor, eps: Tensor, abar: float, abar_after: float) -> tuple[Tensor, Tensor]:
+    """The predicted clean latents, and the latents one deterministic step on (Song et al. 2021, eq. 12, eta 0)."""
+    x0 = (x - (1 - abar) ** 0.5 * eps) / abar**0.5
+    return x0, abar_after**0.5 * x0 + (1 - abar_after) ** 0.5 * eps
+
+
+def cross_attention_blocks(unet: torch.nn.Module) -> list[str]:
+    """Dotted names of the U-Net's cross-attention transformer blocks, first to last."""
+    names = [name for name, module in unet.named_modules() if _has_cross_attention(module)]
+    # Registration puts the middle after the up blocks; a picture meets it before them.
+    order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+    return sorted(names, key=lambda name: order.get(name.split(".")[0], 3))
+
+
+def nearest_hookpoints(unet: torch.nn.Module) -> tuple[str, ...]:
+    """The bottleneck's cross-attention block and the nearest on either side of it."""
+    blocks = cross_attention_blocks(unet)
+    down = [name for name in blocks if name.startswith("down_blocks.")]
+    middle = [name for name in blocks if name.startswith("mid_block.")]
+    up = [name for name in blocks if name.startswith("up_blocks.")]
+    return (*down[-1:], *middle[:1], *up[:1])
+
+
+def check_hookpoints(unet: torch.nn.Module, hookpoints: Sequence[str]) -> None:
+    """Refuse hookpoints that are no cross-attention block of this U-Net."""
+    blocks = cross_attention_blocks(unet)
+    wrong = [name for name in hookpoints if name not in blocks]
+    if wrong or not hookpoints:
+        what = f"{wrong[0]!r} is no cross-attention block of this U-Net" if wrong else "no hookpoint is named"
+        raise ModelError(f"{what}. Its blocks are: {', '.join(blocks) or 'none'}. Name some with hookpoints=.")
+
+
+def _has_cross_attention(module: torch.nn.Module) -> bool:
+    blocks = getattr(module, "transformer_blocks", None)
+    return isinstance(blocks, torch.nn.ModuleList) and any(getattr(b, "attn2", None) is not None for b in blocks)
+
+
+def _read_scheduler(scheduler: Any) -> tuple[NoiseSchedule, str]:
+    """The trained schedule and what the U-Net predicts. Whatever sampler the folder names, ours is DDIM."""
+    abar = getattr(scheduler, "alphas_cumprod", None)
+    if abar is None:
+        raise ModelError(f"{type(scheduler).__name__} has no cumulative alphas; only DDPM-type models are supported.")
+    prediction_type = scheduler.config.get("prediction_type", "epsilon")
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise ModelError(f"The U-Net predicts {prediction_type!r}; only 'epsilon' and 'v_prediction' are supported.")
+    to_one = bool(scheduler.config.get("set_alpha_to_one", False))
+    return NoiseSchedule.from_alphas_cumprod(abar.double().cpu().numpy(), to_one), prediction_type

@@ -1,0 +1,66 @@
+"""What a user can get wrong, said so that the user can put it right. No torch is imported here."""
+
+from collections.abc import Mapping, Sequence
+
+
+class ModelError(ValueError):
+    """A model that cannot be found or used; the message says what to do."""
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used; the message says what to do."""
+
+
+class PromptError(ValueError):
+    """A prompt that the model cannot take; the message says what to do."""
+
+
+class EmptyPromptError(PromptError):
+    """A prompt without a word."""
+
+    def __init__(self) -> None:
+        super().__init__("The prompt is empty. Describe the picture in a few words.")
+
+
+class PromptTooLongError(PromptError):
+    """A prompt with more tokens than the model reads. Nothing is cut off silently."""
+
+    n_tokens: int
+    """Tokens counted in the prompt, without the start and end marks. A token is a word, a part of one, or a mark."""
+    limit: int
+    """Most tokens the model reads."""
+
+    def __init__(self, n_tokens: int, limit: int, n_words: int) -> None:
+        self.n_tokens, self.limit, self.n_words = n_tokens, limit, n_words
+        counted = f"{n_words} words" if n_words == n_tokens else f"{n_words} words ({n_tokens} tokens)"
+        unit = "words" if n_words == n_tokens else "tokens"
+        super().__init__(
+            f"The prompt has {counted}; this model reads at most {limit} {unit}. Leave out at least {n_tokens - limit}."
+        )
+
+
+class UnknownWordError(PromptError):
+    """Words that the model was never taught."""
+
+    suggestions: dict[str, list[str]]
+    """Each unknown word with the nearest words that the model knows, nearest first; possibly none."""
+
+    def __init__(self, suggestions: Mapping[str, Sequence[str]]) -> None:
+        self.suggestions = {word: list(near) for word, near in suggestions.items()}
+        told = [
+            f"{word!r} (try {', '.join(near)})" if near else f"{word!r} (leave it out)"
+            for word, near in self.suggestions.items()
+        ]
+        super().__init__(f"This model does not know {', '.join(told)}.")
+
+
+class WordNotInPromptError(PromptError):
+    """Attribution was asked for a word that the prompt does not have."""
+
+    def __init__(self, word: str, words: Sequence[str]) -> None:
+        self.word, self.words = word, list(words)
+        super().__init__(f"{word!r} is not in the prompt. Its words are: {', '.join(words)}.")
+
+
+class Cancelled(RuntimeError):
+    """A callback asked to stop before there was anything to return."""

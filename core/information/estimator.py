@@ -1,0 +1,229 @@
+"""The integral itself: how far two texts pull the noise prediction apart, summed over log-SNR and noise.
+
+For noisy latents x_a and predictions e_c (context) and e_y (text), in nats:
+
+    orthogonal  i_o = 1/2 Int E || e_c - e_y ||^2 da
+    direct      i_d = 1/2 Int E [ ||eps - e_c||^2 - ||eps - e_y||^2 ] da
+
+(Kong et al. 2024, arXiv 2310.07972). Both come from the same predictions; everything returned is in bits.
+"""
+
+import math
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from core.information.quadrature import Draw, Sampler, draw
+from core.schedule import NoiseSchedule
+
+Floats = NDArray[np.float64]
+
+_HALF_BIT = 1 / (2 * math.log(2))
+"""The formulas' half, and nats to bits."""
+_PILOT = 2**32
+"""Replicate number of the pilot: none of the estimate's."""
+
+
+class NoisePredictor(Protocol):
+    """What information is estimated from: a `Diffuser`, or anything with a closed form in its place."""
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """Tells the trained log-SNR range and the sampler's steps."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Conditions [N, ...] of texts."""
+
+    def predict_noise(self, x: Tensor, log_snr: Tensor, embeddings: Tensor) -> Tensor:
+        """Predictions [B, C, h, w] for noisy latents x [B, C, h, w] at log_snr [B] under conditions [B, ...]."""
+
+    def busy(self) -> AbstractContextManager[Any]:
+        """Held for as long as a job lives."""
+
+
+class Comparison(NamedTuple):
+    """Two texts whose predictions are compared."""
+
+    context: str
+    """What is known already: the prompt without the word, or the empty text."""
+    text: str
+    """The same with the word."""
+
+
+class Estimate(NamedTuple):
+    """Independent replicates of everything that is estimated, for P comparisons."""
+
+    maps: Floats
+    """[R, P, h, w] orthogonal bits a cell."""
+    direct: Floats
+    """[R, P] direct bits."""
+    timeline: Floats
+    """[R, P, S] orthogonal bits in each bin of log-SNR."""
+    n_evals: int
+    """Latents evaluated for them, unfinished replicates and the pilot included."""
+
+
+class _Group(NamedTuple):
+    """Comparisons that share their noise and their batch."""
+
+    columns: list[int]
+    """Which comparisons of all they are, [P']."""
+    texts: list[str]
+    """Distinct texts to evaluate for every noise sample."""
+    context: list[int]
+    """[P'] index into texts."""
+    text: list[int]
+    """[P'] index into texts."""
+
+
+class Estimator:
+    """Replicates of the integrals for some comparisons on one picture, computed a U-Net batch at a time."""
+
+    n_evals: int
+    """Latents evaluated so far."""
+    evals_per_replicate: int
+    """Latents that one replicate takes."""
+
+    def __init__(
+        self,
+        model: NoisePredictor,
+        x: Tensor,
+        comparisons: Sequence[Comparison],
+        *,
+        seed: int,
+        sampler: Sampler,
+        edges: Floats,
+        batch_size: int,
+    ) -> None:
+        """x is [C, h, w]; edges [S + 1] are the timeline's bins; batch_size is the most latents in a U-Net call."""
+        self._model, self._x, self._sampler, self._edges, self._batch_size = model, x, sampler, edges, batch_size
+        self._seed = seed % 2**64
+        self._groups = _groups(comparisons, sampler)
+        self._n_comparisons = len(comparisons)
+        self._density = sampler.density(model.schedule.log_snr_range)
+        self._tallies: list[_Tally] = []
+        self._n_finished = 0
+        self.n_evals = 0
+        self.evals_per_replicate = evals_per_replicate(comparisons, sampler)
+
+    @property
+    def n_replicates(self) -> int:
+        """Replicates finished so far."""
+        return self._n_finished
+
+    def result(self) -> Estimate:
+        """The replicates finished so far."""
+        done = self._tallies[: self._n_finished]
+        maps, direct, timeline = (np.stack([getattr(tally, name) for tally in done]) for name in _Tally._fields)
+        return Estimate(maps, direct, timeline, self.n_evals)
+
+    def run(self, n_replicates: int) -> Generator[None, None, None]:
+        """Go on until there are `n_replicates` in all, pausing after every U-Net call."""
+        start = len(self._tallies)
+        n_bins = len(self._edges) - 1
+        for _ in range(start, n_replicates):
+            self._tallies.append(_Tally.empty(self._n_comparisons, self._model.latent_shape[1:], n_bins))
+        for index, group in enumerate(self._groups):
+            draws = [
+                draw(self._sampler, self._density, self._model.latent_shape, (self._seed, replicate, index))
+                for replicate in range(start, n_replicates)
+            ]
+            owner = torch.arange(start, n_replicates).repeat_interleave(self._sampler.n_points)
+            everything = Draw(*(torch.cat(part) for part in zip(*draws, strict=True)))
+            stride = max(1, self._batch_size // len(group.texts))
+            for at in range(0, len(owner), stride):
+                batch = Draw(*(part[at : at + stride] for part in everything))
+                eps = yield from self._predict(batch, group)
+                self._add(batch, eps, owner[at : at + stride], group)
+                if index == len(self._groups) - 1:
+                    self._n_finished = start + (at + len(eps)) // self._sampler.n_points
+                yield
+
+    def _predict(self, batch: Draw, group: _Group) -> Generator[None, None, Tensor]:
+        """Predictions [m, T, C, h, w] for m noise samples under the group's T texts, in one call if they fit."""
+        m, n_texts = len(batch.log_snr), len(group.texts)
+        x_a = noisy(self._x, batch.log_snr, batch.noise)
+        embeddings = self._model.encode_text(group.texts)
+        sample = torch.arange(m).repeat_interleave(n_texts)
+        text = torch.arange(n_texts).repeat(m)
+        parts: list[Tensor] = []
+        for at in range(0, m * n_texts, self._batch_size):
+            if parts:
+                yield  # between the calls of one batch; after the last, the caller pauses
+            rows = slice(at, at + self._batch_size)
+            which = sample[rows]
+            conditions = embeddings[text[rows].to(embeddings.device)]
+            parts.append(self._model.predict_noise(x_a[which], batch.log_snr[which], conditions))
+            self.n_evals += len(which)
+        return torch.cat(parts).reshape(m, n_texts, *parts[0].shape[1:])
+
+    def _add(self, batch: Draw, eps: Tensor, owner: Tensor, group: _Group) -> None:
+        """Add m noise samples to the tallies of the replicates that own them."""
+        orthogonal, direct = contributions(eps, batch.noise.to(eps.device), group.context, group.text)
+        n_bins = len(self._edges) - 1
+        bins = np.searchsorted(self._edges, batch.log_snr.numpy(), side="right").clip(1, n_bins) - 1
+        for i, weight in enumerate(batch.weight.tolist()):
+            tally = self._tallies[int(owner[i])]
+            tally.maps[group.columns] += weight * orthogonal[i]
+            tally.direct[group.columns] += weight * direct[i]
+            tally.timeline[group.columns, bins[i]] += weight * orthogonal[i].sum((1, 2))
+
+
+class _Tally(NamedTuple):
+    """One replicate, as it is being added up; fields as in `Estimate`."""
+
+    maps: Floats
+    direct: Floats
+    timeline: Floats
+
+    @classmethod
+    def empty(cls, n: int, cells: tuple[int, ...], n_bins: int) -> "_Tally":
+        return cls(np.zeros((n, *cells)), np.zeros(n), np.zeros((n, n_bins)))
+
+
+def noisy(x: Tensor, log_snr: Tensor, noise: Tensor) -> Tensor:
+    """x_a [m, C, h, w] float32 on x's device, from clean x [C, h, w], log_snr [m] and noise [m, C, h, w]."""
+    abar = torch.sigmoid(log_snr)[:, None, None, None]
+    signal, spread = abar.sqrt().float().to(x.device), (1 - abar).sqrt().float().to(x.device)
+    return signal * x + spread * noise.to(x.device)
+
+
+@torch.no_grad()
+def contributions(eps: Tensor, noise: Tensor, context: list[int], text: list[int]) -> tuple[Floats, Floats]:
+    """Integrands in bits per unit of log-SNR: orthogonal [m, P, h, w] and direct [m, P].
+
+    eps is [m, T, C, h, w]; comparison p is between the predictions `context[p]` and `text[p]`. The direct one is
+    written as a product, because the difference of two nearly equal squares loses digits.
+    """
+    e_c, e_y = eps[:, context], eps[:, text]
+    apart = e_y - e_c
+    orthogonal = apart.square().sum(2)
+    direct = (apart * (2 * noise[:, None] - e_c - e_y)).sum((2, 3, 4))
+    return _HALF_BIT * orthogonal.double().cpu().numpy(), _HALF_BIT * direct.double().cpu().numpy()
+
+
+def evals_per_replicate(comparisons: Sequence[Comparison], sampler: Sampler) -> int:
+    """Latents that one replicate takes; W words share W + 1 texts where they are compared with one prompt."""
+    return sampler.n_points * sum(len(group.texts) for group in _groups(comparisons, sampler))
+
+
+def _groups(comparisons: Sequence[Comparison], sampler: Sampler) -> list[_Group]:
+    if sampler.shared:
+        return [_group(list(range(len(comparisons))), comparisons, [])]
+    unused = [""] if sampler.prompts_per_word == 3 else []
+    return [_group([i], comparisons, unused) for i in range(len(comparisons))]
+
+
+def _group(columns: list[int], comparisons: Sequence[Comparison], unused: list[str]) -> _Group:
+    pairs = [comparisons[i] for i in columns]
+    texts = list(dict.fromkeys([text for pair in pairs for text in pair] + unused))
+    return _Group(columns, texts, [texts.index(p.context) for p in pairs], [texts.index(p.text) for p in pairs])

@@ -1,0 +1,125 @@
+"""Where on the log-SNR line to look, with which noise, and with what weight.
+
+Every estimate here is an integral over log-SNR of an expectation over Gaussian noise. A replicate is one unbiased
+estimate of it from `n_points` noise samples; replicates are independent, so their spread is the error.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How noise samples are drawn. The defaults are the fast way; each switch turns one part of it off."""
+
+    loc: float = 1.0
+    """Location of the truncated logistic over log-SNR (Kong et al. 2024, arXiv 2310.07972)."""
+    scale: float = 2.0
+    """Its scale."""
+    clip: float = 3.0
+    """Cut off this many scales on either side of `loc`: -5 to 7. What lies outside is left out of the integral."""
+    n_points: int = 12
+    """Noise samples in a replicate."""
+    min_replicates: int = 8
+    """Replicates before the first look at the error; looks follow at twice as many, four times, ..."""
+    stratified: bool = True
+    """Quantiles of the density, evenly spaced with one random shift a replicate; False: independent draws."""
+    antithetic: bool = True
+    """Each noise is used with both signs, at one log-SNR."""
+    shared: bool = True
+    """One noise and one batch for all words; False: each word has its own noise, and its own prompts."""
+    fitted: bool = False
+    """Fit the density to the integrand on a pilot that is left out of the estimate."""
+    n_pilot: int = 16
+    """Noise samples of the pilot."""
+    prompts_per_word: int = 2
+    """Prompts evaluated a noise sample where nothing is shared: the 2 that are compared, or 3 as in the published code,
+    which evaluates the empty prompt as well and does not use it."""
+
+    def __post_init__(self) -> None:
+        if self.n_points < 2 or self.n_points % 2 or self.min_replicates < 2:
+            raise ValueError("n_points has to be even and at least 2, min_replicates at least 2.")
+        if self.prompts_per_word not in (2, 3):
+            raise ValueError(f"prompts_per_word is 2 or 3, not {self.prompts_per_word}.")
+
+    def density(self, trained_range: tuple[float, float]) -> "Density":
+        """The truncated logistic, inside the log-SNR range that the model was trained on."""
+        low = max(self.loc - self.scale * self.clip, trained_range[0])
+        high = min(self.loc + self.scale * self.clip, trained_range[1])
+        if low >= high:
+            raise ValueError(f"The log-SNR range of {self} does not meet the trained range {trained_range}.")
+        return Density(self.loc, self.scale, low, high, np.array([0.0, 1.0]))
+
+
+@dataclass(frozen=True, eq=False)
+class Density:
+    """A density over log-SNR: a truncated logistic, reshaped by a piecewise linear map of its quantiles."""
+
+    loc: float
+    """Location of the logistic."""
+    scale: float
+    """Its scale."""
+    low: float
+    """Smallest log-SNR."""
+    high: float
+    """Largest log-SNR."""
+    knots: Floats
+    """[K + 1], rising from 0 to 1: the density's own distribution function at K + 1 evenly spaced quantiles of the
+    logistic; (0, 1) is the logistic itself."""
+
+    def quantile(self, u: Floats) -> Floats:
+        """Log-SNR below which a share u of the density lies."""
+        v = np.interp(u, self.knots, np.linspace(0, 1, len(self.knots)))
+        below, above = self._logistic_cdf(self.low), self._logistic_cdf(self.high)
+        p = below + v * (above - below)
+        log_snr: Floats = np.clip(self.loc + self.scale * (np.log(p) - np.log1p(-p)), self.low, self.high)
+        return log_snr
+
+    def pdf(self, log_snr: Floats) -> Floats:
+        """Probability per unit of log-SNR."""
+        below, above = self._logistic_cdf(self.low), self._logistic_cdf(self.high)
+        p = self._logistic_cdf(log_snr)
+        v = (p - below) / (above - below)
+        n = len(self.knots) - 1
+        reshaped = np.diff(self.knots)[(v * n).astype(int).clip(0, n - 1)] * n
+        return reshaped * p * (1 - p) / (self.scale * (above - below))
+
+    def _logistic_cdf(self, log_snr: Floats | float) -> Floats:
+        return np.asarray(1 / (1 + np.exp(-(np.asarray(log_snr) - self.loc) / self.scale)), np.float64)
+
+
+class Draw(NamedTuple):
+    """The noise samples of one replicate: an integral of f is estimated by sum(weight * f)."""
+
+    log_snr: Tensor
+    """[n] float64."""
+    weight: Tensor
+    """[n] float64: one over n times the density."""
+    noise: Tensor
+    """[n, C, h, w] float32, standard normal."""
+
+
+def draw(sampler: Sampler, density: Density, shape: tuple[int, ...], key: tuple[int, ...]) -> Draw:
+    """One replicate. `key` (seed, replicate, ...) alone decides the randomness: not the words, nor the batch size."""
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+    n = sampler.n_points // 2 if sampler.antithetic else sampler.n_points
+    u = _shifted(n, generator) if sampler.stratified else torch.rand(n, generator=generator, dtype=torch.float64)
+    noise = torch.randn(n, *shape, generator=generator)
+    log_snr = density.quantile(u.numpy())
+    if sampler.antithetic:
+        log_snr = np.repeat(log_snr, 2)
+        noise = torch.stack([noise, -noise], dim=1).flatten(0, 1)
+    weight = 1 / (len(log_snr) * density.pdf(log_snr))
+    return Draw(torch.from_numpy(log_snr), torch.from_numpy(weight), noise)
+
+
+def _shifted(n: int, generator: torch.Generator) -> Tensor:
+    """n evenly spaced points of (0, 1) under one random shift: each is uniform, together they leave no gap."""
+    return (torch.arange(n, dtype=torch.float64) + torch.rand((), generator=generator, dtype=torch.float64)) / n

@@ -1,0 +1,119 @@
+"""Log-SNR, timestep, sampler step, normalised time and stage, each from the other. Pure functions; imports no torch.
+
+With abar the cumulative product of a trained schedule, log-SNR is a = log(abar / (1 - abar)) and the noisy latent is
+x_a = sqrt(sigmoid(a)) x + sqrt(sigmoid(-a)) eps, eps standard normal. a falls as the timestep grows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from core.spec import STAGES, Stage
+
+Floats = NDArray[np.float64]
+
+STEPS_OFFSET = 1
+"""Added to every timestep of the "leading" spacing, as Stable Diffusion does."""
+_SMALLEST = 2.0**-24
+"""Schedules rescaled to zero terminal SNR end in abar = 0; kept this far from 0 and 1 so that log-SNR stays finite."""
+
+
+def scaled_linear_betas(beta_start: float = 0.00085, beta_end: float = 0.012, n: int = 1000) -> Floats:
+    """Stable Diffusion's noise schedule: the square root of beta grows linearly."""
+    return np.linspace(beta_start**0.5, beta_end**0.5, n) ** 2
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """A trained noise schedule, and the DDIM steps through it ("leading" spacing, offset 1, eta 0)."""
+
+    alphas_cumprod: Floats
+    """abar at each trained timestep, [T], falling."""
+    final_alpha_cumprod: float
+    """abar after the last sampler step: abar[0], or 1 where a folder's scheduler says `set_alpha_to_one`."""
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: ArrayLike, set_alpha_to_one: bool = False) -> "NoiseSchedule":
+        """A schedule from its abar, [T]."""
+        abar = np.asarray(alphas_cumprod, dtype=np.float64).clip(_SMALLEST, 1 - _SMALLEST)
+        return cls(abar, 1.0 if set_alpha_to_one else float(abar[0]))
+
+    @classmethod
+    def stable_diffusion(cls) -> "NoiseSchedule":
+        """The schedule that Stable Diffusion 1.x and 2.x and `picturebook` were trained on."""
+        return cls.from_alphas_cumprod(np.cumprod(1 - scaled_linear_betas()))
+
+    @property
+    def log_snrs(self) -> Floats:
+        """Log-SNR at each trained timestep, [T], falling."""
+        return np.log(self.alphas_cumprod) - np.log1p(-self.alphas_cumprod)
+
+    @property
+    def log_snr_range(self) -> tuple[float, float]:
+        """Smallest and largest log-SNR that the model was trained on."""
+        log_snrs = self.log_snrs
+        return float(log_snrs[-1]), float(log_snrs[0])
+
+    def timestep_at(self, log_snr: ArrayLike) -> Floats:
+        """The (fractional) timestep at a log-SNR: interpolated on the trained grid, held at its ends."""
+        log_snrs = self.log_snrs
+        return np.interp(np.asarray(log_snr, np.float64), log_snrs[::-1], np.arange(len(log_snrs))[::-1])
+
+    def sampler_timesteps(self, n_steps: int) -> NDArray[np.int64]:
+        """Timesteps of the sampler from noise to picture, [S]; 50 of 1000 are 981, 961, ..., 1."""
+        n_trained = len(self.alphas_cumprod)
+        if not 1 <= n_steps < n_trained:
+            raise ValueError(f"The number of steps must be between 1 and {n_trained - 1}, not {n_steps}.")
+        return np.arange(n_steps)[::-1] * (n_trained // n_steps) + STEPS_OFFSET
+
+    def sampler_log_snrs(self, n_steps: int) -> Floats:
+        """Log-SNR at each step of the sampler, [S], rising."""
+        return self.log_snrs[self.sampler_timesteps(n_steps)]
+
+    def sampler_alphas(self, n_steps: int) -> tuple[Floats, Floats]:
+        """Abar at each step and after it, [S] each; DDIM goes from the one to the other.
+
+        "After" is a whole stride back in the timesteps, which is the next step's own abar but for the last step.
+        """
+        timesteps = self.sampler_timesteps(n_steps)
+        back = timesteps - len(self.alphas_cumprod) // n_steps
+        after = np.where(back >= 0, self.alphas_cumprod[back.clip(0)], self.final_alpha_cumprod)
+        return self.alphas_cumprod[timesteps], after
+
+    def bin_edges(self, n_steps: int, low: float, high: float) -> Floats:
+        """Edges [S + 1] of one bin of log-SNR a sampler step: half-way between steps, clipped to [low, high].
+
+        A step that lies outside the range has a bin of no width.
+        """
+        log_snrs = self.sampler_log_snrs(n_steps)
+        middles = (log_snrs[1:] + log_snrs[:-1]) / 2
+        return np.concatenate([[low], middles.clip(low, high), [high]])
+
+
+def step_times(n_steps: int) -> Floats:
+    """Normalised time of each sampler step, [S]: 1.0 the first (noise), 0.0 the last; a single step is the first."""
+    return np.linspace(1.0, 0.0, n_steps) if n_steps > 1 else np.ones(1)
+
+
+def step_at(t: float, n_steps: int) -> int:
+    """The step nearest to a normalised time, the earlier on a tie: t = 0.5 of 50 steps is step 24."""
+    if not 0 <= t <= 1:
+        raise ValueError(f"Normalised time lies between 0 (the last step) and 1 (the first), not at {t}.")
+    # Rounded first, so that a tie is a tie: 0.7 * 5 is a hair above 3.5 in binary.
+    return int(np.ceil(round((1 - t) * (n_steps - 1), 9) - 0.5))
+
+
+def stage_at(t: float, stages: Sequence[Stage] = STAGES) -> Stage:
+    """The stage that a normalised time falls into; `low <= t < high`, and t = 1 belongs to the first."""
+    for stage in stages:
+        if stage.low - 1e-9 <= t < stage.high or t == stage.high == 1:
+            return stage
+    raise ValueError(f"No stage holds t = {t}.")
+
+
+def stage_steps(stage: Stage, n_steps: int, stages: Sequence[Stage] = STAGES) -> range:
+    """The sampler steps of a stage."""
+    inside = [step for step, t in enumerate(step_times(n_steps)) if stage_at(float(t), stages) == stage]
+    return range(inside[0], inside[-1] + 1) if inside else range(0)

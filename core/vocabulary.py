@@ -1,0 +1,77 @@
+"""Which words a model knows, and the nearest known words to one that it does not.
+
+A real CLIP vocabulary has every byte as a token, so any text can be spelled and no word is unknown. A small model's
+vocabulary has whole words; a word outside it falls apart into letters, or into the end mark, and means nothing.
+"""
+
+import difflib
+from typing import Any
+
+from core.errors import EmptyPromptError, PromptTooLongError, UnknownWordError
+from core.text import split_words
+
+_END = "</w>"
+_ONE_LETTER = frozenset({"a", "i"})
+_N_BYTES = 256
+
+
+class Vocabulary:
+    """A CLIP tokenizer, asked about words."""
+
+    known_words: tuple[str, ...]
+    """Whole words of a word-level vocabulary, sorted; empty where any text can be spelled."""
+    limit: int
+    """Most tokens in a prompt, without the start and end marks."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.limit = int(tokenizer.model_max_length) - 2
+        vocabulary = tokenizer.get_vocab()
+        n_letters = sum(len(token.removesuffix(_END)) == 1 and token.endswith(_END) for token in vocabulary)
+        self.spells_anything = n_letters >= _N_BYTES
+        stems = {token.removesuffix(_END) for token in vocabulary if token.endswith(_END)}
+        words = () if self.spells_anything else sorted(stem for stem in stems if self._is_word(stem))
+        self.known_words = tuple(words)
+
+    def unknown_words(self, prompt: str, n: int = 4) -> dict[str, list[str]]:
+        """Each unknown word (or mark) of the prompt with up to `n` of the nearest known words, nearest first."""
+        if self.spells_anything:
+            return {}
+        pieces: list[str] = []
+        at = 0
+        for word in split_words(prompt):
+            pieces += [*prompt[at : word.start].split(), word.text]
+            at = word.end
+        pieces += prompt[at:].split()
+        return {piece: self._nearest(piece, n) for piece in dict.fromkeys(pieces) if not self._knows(piece)}
+
+    def check(self, prompt: str) -> None:
+        """Raise the `PromptError` that fits an empty, overlong or unknown prompt."""
+        words = split_words(prompt)
+        if not words:
+            raise EmptyPromptError
+        unknown = self.unknown_words(prompt)
+        if unknown:
+            raise UnknownWordError(unknown)
+        self.check_length(prompt)
+
+    def check_length(self, prompt: str) -> None:
+        """Raise `PromptTooLongError` where the model would not read the whole prompt."""
+        n_tokens = len(self._tokenizer.tokenize(prompt))
+        if n_tokens > self.limit:
+            raise PromptTooLongError(n_tokens, self.limit, len(split_words(prompt)))
+
+    def _knows(self, piece: str) -> bool:
+        tokens = self._tokenizer.tokenize(piece)
+        return all(token.endswith(_END) and self._is_word(token.removesuffix(_END), mark=True) for token in tokens)
+
+    @staticmethod
+    def _is_word(stem: str, mark: bool = False) -> bool:
+        """Whether a whole token is a word: the letters that longer words are built from are not."""
+        if len(stem) == 1:
+            return stem in _ONE_LETTER or stem.isdigit() or (mark and not stem.isalpha())
+        return bool(split_words(stem)) or mark
+
+    def _nearest(self, word: str, n: int) -> list[str]:
+        long_enough = [known for known in self.known_words if len(known) > 2]
+        return difflib.get_close_matches(word.lower(), long_enough, n=n, cutoff=0.6)
