@@ -1,0 +1,55 @@
+"""Serve the page: `python app.py`, then open the address it prints."""
+
+import time
+
+_STARTED = time.monotonic()
+
+import argparse  # noqa: E402 - the clock starts before the imports, which are most of the waiting
+import logging  # noqa: E402
+import os  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        "--model", default="picturebook", help="picturebook, sd-v1-4, a StableDiffusionPipeline folder, or owner/name"
+    )
+    parser.add_argument("--device", default=None, help="cpu, cuda or mps; by default the best there is")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for the whole network")
+    parser.add_argument("--port", type=int, default=None, help="port; by default the first free one from 7860")
+    parser.add_argument("--share", action="store_true", help="also make a public link through Gradio's relay")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Serve the page first, then load the model behind it: torch alone takes longer to import than the page to build."""
+    args = parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "httpcore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+    from core.ui.page import build_demo
+    from core.ui.runtime import Runtime
+    from core.ui.theme import launch_options
+
+    runtime = Runtime(name=args.model, device=args.device)
+    demo = build_demo(runtime)
+    _, url, shared = demo.launch(
+        server_name=args.host,
+        server_port=args.port,
+        share=args.share,
+        inbrowser=args.open,
+        quiet=True,
+        prevent_thread_lock=True,
+        **launch_options(),
+    )
+    logging.info("The page is at %s after %.1f s. Stop it with Ctrl+C.", shared or url, time.monotonic() - _STARTED)
+    runtime.start()
+    demo.block_thread()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The two functions of the page for programs: `/generate` and `/attribute`.
+
+Their inputs are components of their own, out of sight, because only components check files: a path that a client makes
+up never reaches a function.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from core.images import prepare_image
+from core.information.results import Attribution
+from core.ui.inputs import (
+    PICTURE,
+    NumberField,
+    PictureField,
+    draw_problems,
+    prompt_problem,
+    rel_error_problem,
+    seed_problem,
+)
+from core.ui.jobs import JobError, Waiting, draw, measure
+from core.ui.runtime import Runtime
+from core.ui.scene import Scene
+from core.ui.wiring import MODEL
+
+
+def build_api(runtime: Runtime) -> None:
+    """Put both endpoints into the surrounding `gr.Blocks`."""
+    spec = runtime.spec
+
+    def generate(prompt: str, seed: float, steps: float, guidance: float) -> Iterator[tuple[Any, Any]]:
+        """Draw a picture of `prompt`. Returns the picture and the settings that draw it again."""
+        _refuse(*draw_problems(runtime, prompt, seed, steps, guidance))
+        text = prompt.strip()
+        for item in _told(draw(runtime, None, text, int(seed), int(steps), float(guidance))):
+            if isinstance(item, Scene):
+                settings = {
+                    "model": runtime.name,
+                    "prompt": text,
+                    "seed": item.seed,
+                    "num_inference_steps": item.steps,
+                    "guidance_scale": item.guidance,
+                }
+                yield item.image, settings
+            else:
+                yield gr.skip(), gr.skip()
+
+    def attribute(
+        picture: str | None, prompt: str, words: str, given: str, rel_error: float, seed: float
+    ) -> Iterator[Any]:
+        """Bits that each of `words` (separated by commas; all if empty) of `prompt` told `picture`.
+
+        Returns everything: totals, maps, timeline, errors, settings.
+        """
+        if not picture:
+            raise gr.Error("A picture is missing: give a file (PNG, JPEG or WebP).", print_exception=False)
+        _refuse(prompt_problem(runtime, prompt), rel_error_problem(rel_error), seed_problem(seed))
+        wanted = [word.strip() for word in (words or "").split(",") if word.strip()] or None
+        for item in _told(_attribution(runtime, picture, prompt.strip(), wanted, given, float(rel_error), int(seed))):
+            yield json.loads(json.dumps(item.to_dict())) if isinstance(item, Attribution) else gr.skip()
+
+    with gr.Group(visible=False):
+        prompt = gr.Textbox(label="prompt")
+        seed = NumberField(value=0, label="seed")
+        steps = NumberField(value=spec.num_inference_steps, label="steps")
+        guidance = NumberField(value=spec.guidance_scale, label="guidance")
+        gr.Button().click(
+            generate,
+            [prompt, seed, steps, guidance],
+            [gr.Image(label="picture", format="png"), gr.JSON(label="settings")],
+            api_name="generate",
+            **MODEL,
+        )
+        picture = PictureField(label="picture", **PICTURE)
+        words = gr.Textbox(label="words")
+        given = gr.Radio(["rest", "nothing"], value="rest", label="given")
+        rel_error = NumberField(value=0.1, label="rel_error")
+        gr.Button().click(
+            attribute,
+            [picture, prompt, words, given, rel_error, seed],
+            gr.JSON(label="attribution"),
+            api_name="attribute",
+            **MODEL,
+        )
+
+
+def _attribution(
+    runtime: Runtime, picture: str, prompt: str, words: list[str] | None, given: str, rel_error: float, seed: int
+) -> Iterator[Any]:
+    while not runtime.ready.wait(0.25):
+        yield Waiting("")
+    if runtime.error:
+        raise JobError(f"The model could not be loaded: {runtime.error}")
+    model = runtime.model
+    image = prepare_image(picture, model.image_size)
+    scene = Scene(image, prompt, seed, model.spec.num_inference_steps, 1.0, own=True)
+    yield from measure(runtime, None, scene, given, rel_error, words)
+
+
+def _refuse(*problems: str | None) -> None:
+    for problem in problems:
+        if problem:
+            raise gr.Error(problem, print_exception=False)
+
+
+def _told(items: Iterator[Any]) -> Iterator[Any]:
+    """The items, with errors a user can act on as the client's error. A closed request closes the work."""
+    try:
+        yield from items
+    except (JobError, ValueError) as error:
+        raise gr.Error(str(error), print_exception=False) from error

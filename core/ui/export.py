@@ -1,0 +1,118 @@
+"""Results to take away: CSV, JSON with all settings, the Python lines that repeat them, the link that restores them."""
+
+import base64
+import csv
+import io
+import json
+from typing import Any
+from urllib.parse import urlencode
+
+from core.information.results import Attribution
+from core.spec import STAGES, Stage
+from core.ui.scene import Scene, contradicts, direct_half_width, half_width, stage_shares, target
+
+COLUMNS = ("word", "bits", "bits_95", "direct_bits", "direct_bits_95")
+
+
+def table_rows(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> list[dict[str, Any]]:
+    """All numbers of an attribution, a row a word; `_95` is half a 95 % interval, stages are parts of the bits."""
+    shares = stage_shares(a, stages)
+    rows: list[dict[str, Any]] = []
+    for i, word in enumerate(a.words):
+        values = (a.bits[i], half_width(a)[i], a.direct_bits[i], direct_half_width(a)[i])
+        row: dict[str, Any] = {"word": word}
+        row.update({name: round(float(v), 4) for name, v in zip(COLUMNS[1:], values, strict=True)})
+        row.update({s.name: round(float(v), 4) for s, v in zip(stages, shares[i], strict=True)})
+        row["contradicts_picture"] = bool(contradicts(a)[i])
+        rows.append(row)
+    return rows
+
+
+def to_csv(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> str:
+    """The table as CSV."""
+    rows = table_rows(a, stages)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, rows[0].keys() if rows else COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def settings(scene: Scene, a: Attribution, model_name: str) -> dict[str, Any]:
+    """Everything needed to make the same result again."""
+    return {
+        "model": model_name,
+        "prompt": scene.prompt,
+        "picture": "brought" if scene.own else "generated",
+        "seed": scene.seed,
+        "num_inference_steps": scene.steps,
+        "guidance_scale": scene.guidance,
+        "given": a.given,
+        "rel_error": target(a),
+        "attribution_seed": a.seed,
+    }
+
+
+def to_json(scene: Scene, a: Attribution, model_name: str, stages: tuple[Stage, ...] = STAGES) -> str:
+    """All settings and all numbers, maps and timeline included, in bits."""
+    document = {
+        "settings": settings(scene, a, model_name),
+        "n_evals": a.n_evals,
+        "n_replicates": a.n_replicates,
+        "stopped": a.stopped,
+        "words": table_rows(a, stages),
+        "stderr": _rounded(a.stderr),
+        "direct_stderr": _rounded(a.direct_stderr),
+        "maps": _rounded(a.maps),
+        "map_stderr": _rounded(a.map_stderr),
+        "timeline": {
+            "edges": _rounded(a.timeline.edges),
+            "bits": _rounded(a.timeline.bits),
+            "stderr": _rounded(a.timeline.stderr),
+        },
+    }
+    return json.dumps(document, ensure_ascii=False)
+
+
+def _rounded(values: Any) -> Any:
+    return values.round(6).tolist()
+
+
+def python_lines(scene: Scene, a: Attribution, model_name: str) -> str:
+    """Lines that repeat the result in a notebook."""
+    prompt = json.dumps(scene.prompt, ensure_ascii=False)
+    if scene.own:
+        picture = 'image = core.prepare_image("your-picture.png", model.image_size)  # the file that you brought\n'
+    else:
+        picture = (
+            f"image = model.generate(\n    {prompt}, seed={scene.seed}, num_inference_steps={scene.steps}, "
+            f"guidance_scale={scene.guidance:g}\n).image\n"
+        )
+    return (
+        "import core\n\n"
+        f"model = core.load_model({json.dumps(model_name)})\n{picture}"
+        f"a = core.attribute(\n    model, image, {prompt}, seed={a.seed}, "
+        f'given="{a.given}", rel_error={target(a):g}\n)\n'
+        "for word, bits, stderr in zip(a.words, a.bits, a.stderr):\n"
+        '    print(f"{word:12} {bits:6.2f} bits, standard error {stderr:.2f}")\n'
+    )
+
+
+def link_query(scene: Scene, a: Attribution) -> str:
+    """Query parameters that restore a drawn picture and its attribution; empty for a brought picture."""
+    if scene.own:
+        return ""
+    query: dict[str, Any] = {
+        "prompt": scene.prompt,
+        "seed": scene.seed,
+        "steps": scene.steps,
+        "guidance": f"{scene.guidance:g}",
+    }
+    if a.given != "rest":
+        query["given"] = a.given
+    return urlencode(query)
+
+
+def download_url(text: str, mime: str) -> str:
+    """A text as a data URL, so that a download needs no file on the server."""
+    return f"data:{mime};charset=utf-8;base64," + base64.b64encode(text.encode()).decode()

@@ -1,0 +1,42 @@
+"""Pictures as the page sends them: data URLs, and bits as coloured layers."""
+
+import base64
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from core.ui.colours import scale_rgb
+
+_LAYER_SIDE = 160
+"""Pixels to which a map is interpolated before it is coloured, so that no colours are mixed across the scale."""
+_FADED = 0.12
+"""What is left of a cell's opacity where nothing is sure."""
+
+
+def data_url(image: Image.Image, quality: int | None = None) -> str:
+    """A WebP data URL; lossless unless a quality is given."""
+    buffer = io.BytesIO()
+    if quality is None:
+        image.save(buffer, "WEBP", lossless=True, method=2)
+    else:
+        image.save(buffer, "WEBP", quality=quality, method=2)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def layer(bits: NDArray[np.float64], half_width: NDArray[np.float64], top: float) -> Image.Image:
+    """A map [h, w] as an RGBA picture: colour by bits up to `top`, faded where the error exceeds the value."""
+    share = _enlarge(np.clip(bits / max(top, 1e-12), 0, 1))
+    sure = np.clip(2 * (1 - half_width / np.maximum(bits, 1e-12)), 0, 1)
+    alpha = _enlarge(_FADED + (1 - _FADED) * sure)
+    rgba = np.concatenate([scale_rgb(share), alpha[..., None]], axis=-1)
+    return Image.fromarray((rgba * 255).round().astype(np.uint8), "RGBA")
+
+
+def _enlarge(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    image = Image.fromarray(values.astype(np.float32))
+    height, width = values.shape
+    scale = _LAYER_SIDE / max(height, width)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    return np.clip(np.asarray(image.resize(size, Image.Resampling.BICUBIC), dtype=np.float64), 0, 1)

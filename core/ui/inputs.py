@@ -1,0 +1,167 @@
+"""What people type and bring, checked before it costs anything, with a sentence that says what to do."""
+
+import math
+import warnings
+from abc import ABCMeta
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from core.images import check_size
+from core.ui.runtime import Runtime
+
+MAX_PROMPT = 500
+"""Characters; the model's own limit in tokens is checked by the model."""
+MAX_SEED = 2**32 - 1
+MAX_STEPS = 200
+MAX_GUIDANCE = 30.0
+PICTURE: dict[str, Any] = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"]}
+
+
+def html(value: str, **options: Any) -> Any:
+    """A piece of the page in its own style: Gradio's, made for prose, would colour what is inside buttons."""
+    return gr.HTML(value, apply_default_css=False, **options)
+
+
+class _Plain(type(gr.Number)):  # type: ignore[misc]
+    """Makes component classes without writing a stub file beside this one, as Gradio's own metaclass would."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict[str, Any]) -> Any:
+        return ABCMeta.__new__(cls, name, bases, attrs)
+
+
+class NumberField(gr.Number, metaclass=_Plain):  # type: ignore[misc]
+    """A number field that answers a word with a sentence; Gradio's own fails with a message for nobody."""
+
+    def get_block_name(self) -> str:
+        """The browser shows it as an ordinary number field."""
+        return "number"
+
+    def preprocess(self, payload: Any) -> float | None:
+        """The number, or None for an empty field; a validator judges its range."""
+        if payload is None or payload == "":
+            return None
+        try:
+            value = float(payload)
+        except (TypeError, ValueError):
+            raise gr.Error(_not_a_number(self.label, payload), print_exception=False) from None
+        if not math.isfinite(value):
+            raise gr.Error(_not_a_number(self.label, payload), print_exception=False)
+        return value
+
+
+def _not_a_number(label: Any, payload: object) -> str:
+    return f"{label or 'This'} must be a number, such as 7; “{str(payload)[:40]}” is none."
+
+
+class PictureField(gr.Image, metaclass=_Plain):  # type: ignore[misc]
+    """A picture field that hands over a path after reading no more than the header; `PICTURE` are its options."""
+
+    def get_block_name(self) -> str:
+        """The browser shows it as an ordinary picture field."""
+        return "image"
+
+    def preprocess(self, payload: Any) -> str | None:
+        """The path of a file that is a picture of a size that can be decoded."""
+        if payload is None:
+            return None
+        path = payload.path
+        if not path:
+            raise gr.Error("Upload the picture as a file (PNG, JPEG or WebP).", print_exception=False)
+        problem = picture_problem(Path(path))
+        if problem:
+            raise gr.Error(problem, print_exception=False)
+        return str(path)
+
+
+def picture_problem(path: Path) -> str | None:
+    """Why a file cannot be taken as a picture, from its header alone."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                check_size(*image.size)
+    except Image.DecompressionBombError:
+        return "The picture has far too many pixels. Make it smaller first; 1024 × 1024 is plenty."
+    except ValueError as error:
+        return str(error)
+    except (OSError, SyntaxError):
+        return "This file is not a picture that can be read. Bring a PNG, JPEG or WebP."
+    return None
+
+
+def picture_note(path: Path) -> str:
+    """What is done to an unusual picture, in a sentence; empty for an ordinary one."""
+    with Image.open(path) as image:
+        notes = []
+        if getattr(image, "n_frames", 1) > 1:
+            notes.append("Of the animation, the first frame is used.")
+        if "A" in image.getbands() or "transparency" in image.info:
+            notes.append("What is transparent is laid on white.")
+        if image.mode in ("1", "L", "LA", "I", "I;16", "F"):
+            notes.append("The picture has no colour; the model expects some.")
+        if max(image.size) > 1.02 * min(image.size):
+            notes.append("Its middle square is used.")
+    return " ".join(notes)
+
+
+def prompt_problem(runtime: Runtime, prompt: str | None) -> str | None:
+    """Why a prompt cannot be drawn, as far as can be told now."""
+    text = (prompt or "").strip()
+    if not text:
+        return "Describe the picture in a few words, for example: a cat on the grass."
+    if len(text) > MAX_PROMPT:
+        return f"The prompt has {len(text)} characters; at most {MAX_PROMPT} are read. Say it in fewer words."
+    if runtime.model is None:
+        return None
+    try:
+        runtime.model.check_prompt(text)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def seed_problem(seed: float | None) -> str | None:
+    """Why a seed cannot be used."""
+    if seed is None or seed != int(seed) or not 0 <= seed <= MAX_SEED:
+        return f"The seed must be a whole number from 0 to {MAX_SEED}, such as 7."
+    return None
+
+
+def steps_problem(steps: float | None) -> str | None:
+    """Why a number of steps cannot be used."""
+    if steps is None or steps != int(steps) or not 1 <= steps <= MAX_STEPS:
+        return f"The steps must be a whole number from 1 to {MAX_STEPS}; 25 is usual."
+    return None
+
+
+def guidance_problem(guidance: float | None) -> str | None:
+    """Why a guidance scale cannot be used."""
+    if guidance is None or not 0 <= guidance <= MAX_GUIDANCE:
+        return f"The guidance must be a number from 0 to {MAX_GUIDANCE:g}; 1 is none."
+    return None
+
+
+def rel_error_problem(rel_error: float | None) -> str | None:
+    """Why a relative error cannot be aimed for."""
+    if rel_error is None or not 0.01 <= rel_error <= 1:
+        return "The relative error must be a number from 0.01 to 1, such as 0.1."
+    return None
+
+
+def own_problems(runtime: Runtime, picture: str | None, caption: Any, seed: Any) -> list[str | None]:
+    """One entry a field of a picture that somebody brings."""
+    missing = None if picture else "Bring a picture first: drop a PNG, JPEG or WebP here."
+    return [missing, prompt_problem(runtime, caption), seed_problem(seed)]
+
+
+def draw_problems(runtime: Runtime, prompt: Any, seed: Any, steps: Any, guidance: Any) -> list[str | None]:
+    """One entry a field, in the order of the prompt bar."""
+    return [prompt_problem(runtime, prompt), seed_problem(seed), steps_problem(steps), guidance_problem(guidance)]
+
+
+def verdicts(problems: list[str | None]) -> list[Any]:
+    """Problems in the form that Gradio shows beside the fields."""
+    return [gr.validate(problem is None, problem or "") for problem in problems]

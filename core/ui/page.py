@@ -1,0 +1,153 @@
+"""The page: prompt bar on top, the picture and its film strip on the left, a tab a question on the right."""
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from core.ui.api import build_api
+from core.ui.attribution_tab import AttributionTab, build_attribution_tab
+from core.ui.examples import GIVEN, Example, load_examples
+from core.ui.inputs import PICTURE, NumberField, PictureField, html
+from core.ui.picture import stage_html, status_html
+from core.ui.runtime import Runtime
+from core.ui.wiring import wire
+from core.ui.words import badge_html
+
+_PICK = (
+    "element.addEventListener('click', (event) => { const button = event.target.closest('[data-example]');"
+    " if (button) trigger('pick', { name: button.dataset.example }); });"
+)
+
+
+@dataclass(frozen=True)
+class PromptBar:
+    """What can be asked for."""
+
+    prompt: Any
+    generate: Any
+    hints: Any
+    seed: Any
+    steps: Any
+    guidance: Any
+    picture: Any
+    caption: Any
+    read: Any
+    examples: Any
+
+
+@dataclass(frozen=True)
+class Page:
+    """Every component that an event reads or writes."""
+
+    badge: Any
+    clock: Any
+    bar: PromptBar
+    stage: Any
+    status: Any
+    cancel: Any
+    scene: Any
+    ticket: Any
+    autorun: Any
+    tab: AttributionTab
+    examples: dict[str, Example]
+    load: Any
+    unload: Any
+
+
+def build_demo(runtime: Runtime) -> Any:
+    """The whole page as `gr.Blocks`. Needs no weights: what is stored is shown, the rest waits for the model."""
+    examples = load_examples(runtime.examples_dir)
+    for example in examples:
+        for given in GIVEN:
+            runtime.keep(example.scene.key, example.attribution(given))
+    first = (examples[0].scene, examples[0].attribution("rest")) if examples else None
+    spec = runtime.spec
+    with gr.Blocks(title="Interpretable Diffusion", analytics_enabled=False, fill_width=True) as demo:
+        with gr.Row(elem_id="id-head"):
+            html(_title_html())
+            badge = html(badge_html(*runtime.badge()), elem_id="id-badge")
+        bar = _prompt_bar(runtime, examples)
+        with gr.Row(elem_id="id-main"):
+            with gr.Column(elem_id="id-left", min_width=300):
+                stage = html(stage_html(first[0] if first else None, spec.stages, spec.num_inference_steps))
+                with gr.Row(elem_id="id-progress"):
+                    status = html(status_html())
+                    cancel = gr.Button("Cancel", size="sm", elem_id="id-cancel", min_width=84)
+            with gr.Column(elem_id="id-right", min_width=300), gr.Tabs(), gr.Tab("Attribution"):
+                tab = build_attribution_tab(runtime, first)
+        page = Page(
+            badge=badge,
+            clock=gr.Timer(1.0),
+            bar=bar,
+            stage=stage,
+            status=status,
+            cancel=cancel,
+            scene=gr.State(first[0] if first else None),
+            # A ticket travels with the request that uses it; a gr.State would be read when the request is served.
+            ticket=gr.Number(visible=False, value=0),
+            autorun=gr.State(0),
+            tab=tab,
+            examples={example.name: example for example in examples},
+            load=demo.load,
+            unload=demo.unload,
+        )
+        wire(runtime, page)
+        build_api(runtime)
+    demo.queue(max_size=32, default_concurrency_limit=None)
+    return demo
+
+
+def _prompt_bar(runtime: Runtime, examples: list[Example]) -> PromptBar:
+    spec = runtime.spec
+    start = examples[0] if examples else None
+    with gr.Column(elem_id="id-bar"):
+        with gr.Row(elem_id="id-ask"):
+            prompt = gr.Textbox(
+                value=start.prompt if start else "",
+                label="Describe a picture",
+                placeholder="a cat on the grass",
+                lines=1,
+                max_lines=3,
+                scale=1,
+                elem_id="id-prompt",
+            )
+            generate = gr.Button("Generate", variant="primary", scale=0, min_width=130, elem_id="id-generate")
+        hints = html('<div class="id-hints"></div>')
+        with gr.Accordion("Seed, steps, guidance, or a picture of your own", open=False, elem_id="id-options"):
+            with gr.Row():
+                seed = NumberField(
+                    value=start.seed if start else 0, label="Seed", info="Another seed, another picture."
+                )
+                steps = NumberField(
+                    value=spec.num_inference_steps, label="Steps", info="Denoising steps; more are slower and finer."
+                )
+                guidance = NumberField(
+                    value=spec.guidance_scale,
+                    label="Guidance",
+                    info="How closely to follow the words; 1 is not at all.",
+                )
+            with gr.Row(elem_id="id-own-row"):
+                picture = PictureField(label="Your own picture", height=180, elem_id="id-own-picture", **PICTURE)
+                with gr.Column():
+                    caption = gr.Textbox(label="What it shows", placeholder="a dog on the beach", max_lines=3, lines=1)
+                    read = gr.Button("Read my picture", elem_id="id-read")
+        gallery = html(_examples_html(examples), js_on_load=_PICK, elem_id="id-examples", visible=bool(examples))
+    return PromptBar(prompt, generate, hints, seed, steps, guidance, picture, caption, read, gallery)
+
+
+def _title_html() -> str:
+    return (
+        '<div class="id-title"><h1>Interpretable Diffusion</h1>'
+        "<p>See which words, concepts and moments made this picture.</p></div>"
+    )
+
+
+def _examples_html(examples: list[Example]) -> str:
+    buttons = "".join(
+        f'<button type="button" class="id-example" data-example="{escape(e.name)}" title="{escape(e.prompt)}">'
+        f'<img src="{e.thumbnail}" alt=""><span>{escape(e.prompt)}</span></button>'
+        for e in examples
+    )
+    return f'<div class="id-examples" role="group" aria-label="Examples, answered at once">{buttons}</div>'

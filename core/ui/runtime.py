@@ -1,0 +1,152 @@
+"""The one object behind the page: the model, loaded in the background, and who may still compute."""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from core.information.results import Attribution
+from core.spec import BUILT_IN, ModelSpec
+from core.ui.scene import target
+
+log = logging.getLogger(__name__)
+
+_LOADING_SECONDS = {"picturebook": 10}
+_KEPT = 64
+
+
+class Tickets:
+    """Numbers for jobs, so that one that still waits in the queue can be cancelled like one that runs."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+        self._live: dict[str, int] = {}
+        self._claimed: dict[int, set[str]] = {}
+
+    def issue(self, session: str) -> int:
+        """A new ticket; the session's earlier one is cancelled by it."""
+        with self._lock:
+            self._last += 1
+            old = self._live.pop(session, None)
+            self._claimed.pop(old or 0, None)
+            self._live[session] = self._last
+            self._claimed[self._last] = set()
+            return self._last
+
+    def cancel(self, session: str) -> None:
+        """Stop whatever the session has asked for."""
+        with self._lock:
+            self._claimed.pop(self._live.pop(session, 0), None)
+
+    def drop(self, ticket: int) -> None:
+        """Forget a job that failed; whatever was to follow it is not wanted."""
+        with self._lock:
+            self._claimed.pop(ticket, None)
+
+    def newest(self, session: str) -> int:
+        """The session's present ticket, or 0."""
+        with self._lock:
+            return self._live.get(session, 0)
+
+    def live(self, ticket: int) -> bool:
+        """Whether the job is still wanted. A running job asks this after every U-Net call."""
+        with self._lock:
+            return ticket in self._claimed
+
+    def claim(self, ticket: int, work: str) -> bool:
+        """Take on a piece of the ticket's work; false if it is cancelled or another job has taken it."""
+        with self._lock:
+            if work in self._claimed.get(ticket, {work}):
+                return False
+            self._claimed[ticket].add(work)
+            return True
+
+
+@dataclass
+class Runtime:
+    """What every part of the page is built from. Making one imports nothing heavy; `start` does, in a thread."""
+
+    name: str = "picturebook"
+    """A built-in model, a folder or a Hub id."""
+    engine: Any = None
+    """Where `load_model` and `attribute_iter` are found: `core`, or a test's stand-in."""
+    examples_dir: Path | None = None
+    """Folder of stored examples; None: those that come with the model, if any."""
+    device: str | None = None
+    """Torch device; None: the best there is."""
+    tickets: Tickets = field(default_factory=Tickets)
+    """Jobs that are wanted."""
+    ready: threading.Event = field(default_factory=threading.Event)
+    """Set once the model is there, or has failed to load."""
+    error: str | None = None
+    """Why it failed to load."""
+
+    def __post_init__(self) -> None:
+        self._model: Any = None
+        self._kept: OrderedDict[tuple[str, str, float], Attribution] = OrderedDict()
+        self._started = 0.0
+        if self.examples_dir is None and self.name == "picturebook":
+            self.examples_dir = Path(BUILT_IN["picturebook"].source).parent / "examples"
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's settings; before it is loaded, as far as they are known."""
+        if self._model is not None:
+            spec: ModelSpec = self._model.spec
+            return spec
+        return BUILT_IN.get(self.name) or ModelSpec(name=self.name, source=self.name)
+
+    @property
+    def model(self) -> Any:
+        """The `core.Diffuser`, or None while it is being loaded."""
+        return self._model
+
+    def start(self) -> None:
+        """Load the model in a thread of its own."""
+        self._started = time.monotonic()
+        threading.Thread(target=self._load, name="load-model", daemon=True).start()
+
+    def _load(self) -> None:
+        try:
+            engine = self.engine or import_module("core")
+            options = {"device": self.device} if self.device else {}
+            self._model = engine.load_model(self.name, **options)
+            self.engine = engine
+            log.info("%s is ready after %.1f s", self.name, time.monotonic() - self._started)
+        except Exception as error:  # whatever it is, the page has to say it
+            log.exception("%s could not be loaded", self.name)
+            self.error = str(error) or type(error).__name__
+        finally:
+            self.ready.set()
+
+    def badge(self) -> tuple[str, str]:
+        """State (`loading`, `ready`, `failed`) and the words for it."""
+        if self.error:
+            return "failed", f"{self.name} could not be loaded: {self.error}"
+        if self._model is None:
+            usual = _LOADING_SECONDS.get(self.name)
+            passed = int(time.monotonic() - self._started) if self._started else 0
+            about = f", about {max(usual - passed, 1)} s" if usual else f", {passed} s so far"
+            return "loading", f"loading the model{about}"
+        device = str(getattr(self._model, "device", "cpu")).split(":")[0]
+        return "ready", f"{self.spec.name} · {'GPU' if device == 'cuda' else device.upper()} · ready"
+
+    def unknown_words(self, prompt: str) -> dict[str, list[str]]:
+        """Words the model was never taught, with the nearest it knows; none while it is still loading."""
+        unknown: dict[str, list[str]] = self._model.unknown_words(prompt) if self._model is not None else {}
+        return unknown
+
+    def stored(self, key: str, given: str, rel_error: float) -> Attribution | None:
+        """An attribution made before, of the same picture with the same settings."""
+        return self._kept.get((key, given, rel_error))
+
+    def keep(self, key: str, attribution: Attribution) -> None:
+        """Remember a finished attribution; the oldest is forgotten."""
+        self._kept[key, attribution.given, target(attribution)] = attribution
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)

@@ -1,0 +1,108 @@
+"""The chart of when a word spoke: bits per unit of log-SNR over the denoising, as a small SVG."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.spec import STAGES, Stage
+from core.ui.scene import step_stages
+
+Floats = NDArray[np.float64]
+
+_WIDTH, _HEIGHT = 640.0, 220.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 8.0, 26.0, 40.0
+
+
+def timeline_svg(
+    edges: Floats,
+    bits: Floats,
+    half_width: Floats,
+    label: str,
+    top: float | None = None,
+    stages: tuple[Stage, ...] = STAGES,
+) -> str:
+    """One word's timeline: a step a sampler step, so that areas are bits; noise on the left, the picture on the right.
+
+    `edges` [S + 1] are log-SNRs, `bits` [S] and their 95 % half-widths [S] are per unit of log-SNR; `top` is the upper
+    end of the axis, by default this word's own. Colours come from the page's CSS variables.
+    """
+    top = nice_ceiling(float((bits + half_width).max(initial=0.0)) if top is None else top)
+    xs = _LEFT + (edges - edges[0]) / max(float(edges[-1] - edges[0]), 1e-9) * (_WIDTH - _LEFT - _RIGHT)
+
+    def height(values: Floats) -> Floats:
+        return np.asarray(_HEIGHT - _BOTTOM - np.clip(values / top, 0, 1) * (_HEIGHT - _TOP - _BOTTOM))
+
+    parts = [
+        f'<svg class="id-timeline" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{label}">',
+        *_stage_bands(xs, step_stages(len(bits), stages), stages),
+        *_axis(top, height),
+        f'<path class="id-band" d="{_band(xs, height(bits + half_width), height(np.maximum(bits - half_width, 0)))}"/>',
+        f'<path class="id-area" d="{_steps(xs, height(bits))}V{_HEIGHT - _BOTTOM:g}H{xs[0]:.1f}Z"/>',
+        f'<path class="id-line" d="{_steps(xs, height(bits))}"/>',
+        *_step_marks(xs, bits, half_width),
+        f'<text class="id-axis" x="{_LEFT}" y="{_HEIGHT - 6}">log-SNR {edges[0]:.1f} (noise)</text>',
+        f'<text class="id-axis end" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}">{edges[-1]:.1f} (picture)</text>',
+        "</svg>",
+    ]
+    return "".join(parts)
+
+
+def nice_ceiling(value: float) -> float:
+    """The smallest 1, 2 or 5 times a power of ten that is not below a value."""
+    if not np.isfinite(value) or value <= 0:
+        return 1.0
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(next(m * power for m in (1, 2, 5, 10) if m * power >= value * (1 - 1e-9)))
+
+
+def _stage_bands(xs: Floats, names: list[str], stages: tuple[Stage, ...]) -> list[str]:
+    parts = []
+    for stage in stages:
+        inside = [i for i, name in enumerate(names) if name == stage.name]
+        if not inside:
+            continue
+        x0, x1 = float(xs[inside[0]]), float(xs[inside[-1] + 1])
+        parts.append(
+            f'<rect class="id-stage-band {stage.name}" x="{x0:.1f}" y="{_TOP:g}" width="{max(x1 - x0, 0):.1f}" '
+            f'height="{_HEIGHT - _TOP - _BOTTOM:g}"/>'
+            f'<rect class="id-stage-edge {stage.name}" x="{x0:.1f}" y="{_HEIGHT - _BOTTOM:g}" '
+            f'width="{max(x1 - x0, 0):.1f}" height="4"/>'
+        )
+        if x1 - x0 > 36:
+            parts.append(
+                f'<text class="id-stage-name {stage.name}" x="{(x0 + x1) / 2:.1f}" y="{_HEIGHT - _BOTTOM + 18:g}">'
+                f"{stage.name}</text>"
+            )
+    return parts
+
+
+def _axis(top: float, height: Callable[[Floats], Floats]) -> list[str]:
+    parts = []
+    for value in (0.0, top / 2, top):
+        y = float(height(np.array(value)))
+        parts.append(
+            f'<line class="id-grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text class="id-axis end" x="{_LEFT - 6}" y="{y + 4:.1f}">{value:g}</text>'
+        )
+    parts.append('<text class="id-axis" x="0" y="13">bits per unit of log-SNR</text>')
+    return parts
+
+
+def _step_marks(xs: Floats, bits: Floats, half_width: Floats) -> list[str]:
+    """Invisible columns: hovering tells the step's number, choosing one chooses the step; the chosen one is shown."""
+    return [
+        f'<rect class="id-bin" data-step="{i}" x="{xs[i]:.1f}" y="{_TOP:g}" width="{max(xs[i + 1] - xs[i], 0):.1f}" '
+        f'height="{_HEIGHT - _TOP - _BOTTOM:g}"><title>step {i + 1}: {bits[i]:.2f} ± {half_width[i]:.2f} bits per unit'
+        f"</title></rect>"
+        for i in range(len(bits))
+    ]
+
+
+def _steps(xs: Floats, ys: Floats) -> str:
+    return f"M{xs[0]:.1f},{ys[0]:.1f}" + "".join(f"V{y:.1f}H{x:.1f}" for x, y in zip(xs[1:], ys, strict=True))
+
+
+def _band(xs: Floats, upper: Floats, lower: Floats) -> str:
+    back = "".join(f"V{y:.1f}H{x:.1f}" for x, y in zip(xs[-2::-1], lower[::-1], strict=True))
+    return _steps(xs, upper) + back + "Z"
