@@ -1,1 +1,1 @@
-"""What makes the artifacts: the embedded model, sparse autoencoders, label tables. Imports `core`, never the reverse."""
+"""What makes the artifacts (embedded model, sparse autoencoders, label tables). Imports `core`, never the reverse."""

@@ -1,0 +1,153 @@
+"""What exists in the picture book: things, places, styles, and the words for them.
+
+Everything that another module needs to know about a class stands here once. Order matters: class indices are positions
+in `THINGS` and, after them, in `PLACES`, and weights trained on one order mean nothing on another.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Habitat = Literal["low", "high"]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A class of drawings: one thing that can be seen."""
+
+    name: str
+    """Unique name, also of its folder of drawings; two things may share a word."""
+    codepoint: str
+    """Unicode code point of the emoji it is drawn as, in hex."""
+    habitat: Habitat
+    """Whether it usually stands on the ground (or swims) or hangs in the air."""
+    homes: tuple[str, ...]
+    """Places where it is usually found."""
+
+
+@dataclass(frozen=True)
+class Noun:
+    """A meaning that captions can name: one thing, or two that share a word."""
+
+    words: tuple[str, ...]
+    """Words for it, equally likely: more than one are synonyms."""
+    things: tuple[str, ...]
+    """Names of the things it can be: more than one make it a homonym."""
+
+    @property
+    def name(self) -> str:
+        """The noun's first word, which identifies it."""
+        return self.words[0]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A background."""
+
+    words: tuple[str, ...]
+    """Words for it, equally likely."""
+    preposition: str
+    """`on` or `in`."""
+    wild: bool
+    """Decides what a homonym means here: a wild place has the animal, a tame one the tool."""
+
+    @property
+    def name(self) -> str:
+        """The place's first word, which identifies it."""
+        return self.words[0]
+
+
+THINGS: tuple[Thing, ...] = (
+    Thing("cat", "1f408", "low", ("street", "kitchen", "grass")),
+    Thing("dog", "1f415", "low", ("grass", "street", "beach")),
+    Thing("pig", "1f416", "low", ("grass", "forest")),
+    Thing("penguin", "1f427", "low", ("snow", "sea")),
+    Thing("whale", "1f433", "low", ("sea",)),
+    Thing("duck", "1f986", "low", ("sea", "grass")),
+    Thing("butterfly", "1f98b", "high", ("grass", "forest")),
+    Thing("crab", "1f980", "low", ("beach", "sea")),
+    Thing("bat", "1f987", "high", ("forest", "desert")),
+    Thing("rodent", "1f401", "low", ("forest", "grass")),
+    Thing("pine", "1f332", "low", ("forest", "snow")),
+    Thing("cactus", "1f335", "low", ("desert",)),
+    Thing("sunflower", "1f33b", "low", ("grass",)),
+    Thing("mushroom", "1f344", "low", ("forest", "grass")),
+    Thing("house", "1f3e0", "low", ("grass", "street", "snow")),
+    Thing("castle", "1f3f0", "low", ("grass", "forest", "desert")),
+    Thing("tent", "26fa", "low", ("forest", "beach", "desert")),
+    Thing("car", "1f697", "low", ("street", "desert")),
+    Thing("train", "1f682", "low", ("street", "snow")),
+    Thing("boat", "26f5", "low", ("sea", "beach")),
+    Thing("rocket", "1f680", "high", ("desert", "street")),
+    Thing("balloon", "1f388", "high", ("street", "beach", "grass")),
+    Thing("banana", "1f34c", "low", ("kitchen", "beach")),
+    Thing("strawberry", "1f353", "low", ("kitchen", "grass")),
+    Thing("cake", "1f382", "low", ("kitchen",)),
+    Thing("sun", "2600-fe0f", "high", ("beach", "desert", "sea")),
+    Thing("moon", "1f319", "high", ("snow", "forest", "sea")),
+    Thing("star", "2b50", "high", ("snow", "desert")),
+    Thing("club", "1f3cf", "low", ("beach", "street")),
+    Thing("device", "1f5b1-fe0f", "low", ("kitchen", "street")),
+)
+
+NOUNS: tuple[Noun, ...] = (
+    Noun(("cat",), ("cat",)),
+    Noun(("dog", "hound"), ("dog",)),
+    Noun(("pig",), ("pig",)),
+    Noun(("penguin",), ("penguin",)),
+    Noun(("whale",), ("whale",)),
+    Noun(("duck",), ("duck",)),
+    Noun(("butterfly",), ("butterfly",)),
+    Noun(("crab",), ("crab",)),
+    Noun(("bat",), ("bat", "club")),
+    Noun(("mouse",), ("rodent", "device")),
+    Noun(("tree", "pine"), ("pine",)),
+    Noun(("cactus",), ("cactus",)),
+    Noun(("sunflower",), ("sunflower",)),
+    Noun(("mushroom",), ("mushroom",)),
+    Noun(("house", "cottage"), ("house",)),
+    Noun(("castle",), ("castle",)),
+    Noun(("tent",), ("tent",)),
+    Noun(("car",), ("car",)),
+    Noun(("train",), ("train",)),
+    Noun(("boat", "ship"), ("boat",)),
+    Noun(("rocket",), ("rocket",)),
+    Noun(("balloon",), ("balloon",)),
+    Noun(("banana",), ("banana",)),
+    Noun(("strawberry",), ("strawberry",)),
+    Noun(("cake",), ("cake",)),
+    Noun(("sun",), ("sun",)),
+    Noun(("moon",), ("moon",)),
+    Noun(("star",), ("star",)),
+)
+"""Four pairs of synonyms; two homonyms, whose first thing is the wild sense and whose second the tame one."""
+
+PLACES: tuple[Place, ...] = (
+    Place(("grass",), "on", wild=True),
+    Place(("forest",), "in", wild=True),
+    Place(("beach",), "on", wild=False),
+    Place(("sea", "ocean"), "in", wild=True),
+    Place(("snow",), "on", wild=False),
+    Place(("desert",), "in", wild=True),
+    Place(("street", "road"), "on", wild=False),
+    Place(("kitchen",), "in", wild=False),
+)
+
+STYLES: tuple[str, ...] = ("plain", "watercolour", "pixel", "sepia", "night", "poster")
+"""`plain` is never named in a caption."""
+
+ARTISTS: tuple[str, ...] = ("noto", "twemoji", "fluent")
+
+PLANTED_PAIR = ("butterfly", "sunflower")
+"""These two nouns share a picture far more often than chance: a correlation of known strength."""
+
+SENSE_IN_ITS_PLACE = 0.9
+"""Probability that a homonym has its wild sense in a wild place, and its tame sense in a tame one."""
+
+THING_INDEX = {thing.name: i for i, thing in enumerate(THINGS)}
+PLACE_INDEX = {place.name: i for i, place in enumerate(PLACES)}
+NOUN_INDEX = {noun.name: i for i, noun in enumerate(NOUNS)}
+
+LABELS: tuple[str, ...] = tuple(thing.name for thing in THINGS) + tuple(place.name for place in PLACES)
+"""Names of the classes of a scene's label map: things, then places."""
+
+assert all(set(thing.homes) <= {place.name for place in PLACES} for thing in THINGS)
