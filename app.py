@@ -1,12 +1,8 @@
 """Serve the page: `python app.py`, then open the address it prints."""
 
-import time
-
-_STARTED = time.monotonic()
-
-import argparse  # noqa: E402 - the clock starts before the imports, which are most of the waiting
-import logging  # noqa: E402
-import os  # noqa: E402
+import argparse
+import logging
+import os
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,13 +20,14 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Serve the page first, then load the model behind it: torch alone takes longer to import than the page to build."""
+    """Serve the page, then load the model behind it: importing torch takes longer than building the page."""
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
+    # Imported here, so that `--help` answers at once and Gradio sees the line above.
     from core.ui.page import build_demo
     from core.ui.runtime import Runtime
     from core.ui.theme import launch_options
@@ -46,7 +43,7 @@ def main() -> None:
         prevent_thread_lock=True,
         **launch_options(),
     )
-    logging.info("The page is at %s after %.1f s. Stop it with Ctrl+C.", shared or url, time.monotonic() - _STARTED)
+    logging.info("The page is at %s (stop it with Ctrl+C).", shared or url)
     runtime.start()
     demo.block_thread()
 

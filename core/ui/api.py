@@ -6,22 +6,23 @@ up never reaches a function.
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from core.images import prepare_image
 from core.information.results import Attribution
 from core.ui.inputs import (
     PICTURE,
-    NumberField,
-    PictureField,
+    Number,
+    Picture,
     draw_problems,
+    picture_problem,
     prompt_problem,
     rel_error_problem,
     seed_problem,
 )
-from core.ui.jobs import JobError, Waiting, draw, measure
+from core.ui.jobs import JobError, Waiting, bring, draw, measure
 from core.ui.runtime import Runtime
 from core.ui.scene import Scene
 from core.ui.wiring import MODEL
@@ -48,25 +49,22 @@ def build_api(runtime: Runtime) -> None:
             else:
                 yield gr.skip(), gr.skip()
 
-    def attribute(
-        picture: str | None, prompt: str, words: str, given: str, rel_error: float, seed: float
-    ) -> Iterator[Any]:
+    def attribute(picture: str, prompt: str, words: str, given: str, rel_error: float, seed: float) -> Iterator[Any]:
         """Bits that each of `words` (separated by commas; all if empty) of `prompt` told `picture`.
 
         Returns everything: totals, maps, timeline, errors, settings.
         """
-        if not picture:
-            raise gr.Error("A picture is missing: give a file (PNG, JPEG or WebP).", print_exception=False)
-        _refuse(prompt_problem(runtime, prompt), rel_error_problem(rel_error), seed_problem(seed))
+        _refuse(picture_problem(picture), prompt_problem(runtime, prompt))
+        _refuse(rel_error_problem(rel_error), seed_problem(seed))
         wanted = [word.strip() for word in (words or "").split(",") if word.strip()] or None
         for item in _told(_attribution(runtime, picture, prompt.strip(), wanted, given, float(rel_error), int(seed))):
             yield json.loads(json.dumps(item.to_dict())) if isinstance(item, Attribution) else gr.skip()
 
     with gr.Group(visible=False):
         prompt = gr.Textbox(label="prompt")
-        seed = NumberField(value=0, label="seed")
-        steps = NumberField(value=spec.num_inference_steps, label="steps")
-        guidance = NumberField(value=spec.guidance_scale, label="guidance")
+        seed = Number(value=0, label="seed")
+        steps = Number(value=spec.num_inference_steps, label="steps")
+        guidance = Number(value=spec.guidance_scale, label="guidance")
         gr.Button().click(
             generate,
             [prompt, seed, steps, guidance],
@@ -74,10 +72,10 @@ def build_api(runtime: Runtime) -> None:
             api_name="generate",
             **MODEL,
         )
-        picture = PictureField(label="picture", **PICTURE)
-        words = gr.Textbox(label="words")
+        picture = Picture(label="picture", **PICTURE)
+        words = gr.Textbox(value="", label="words")
         given = gr.Radio(["rest", "nothing"], value="rest", label="given")
-        rel_error = NumberField(value=0.1, label="rel_error")
+        rel_error = Number(value=0.1, label="rel_error")
         gr.Button().click(
             attribute,
             [picture, prompt, words, given, rel_error, seed],
@@ -90,13 +88,11 @@ def build_api(runtime: Runtime) -> None:
 def _attribution(
     runtime: Runtime, picture: str, prompt: str, words: list[str] | None, given: str, rel_error: float, seed: int
 ) -> Iterator[Any]:
-    while not runtime.ready.wait(0.25):
-        yield Waiting("")
-    if runtime.error:
-        raise JobError(f"The model could not be loaded: {runtime.error}")
-    model = runtime.model
-    image = prepare_image(picture, model.image_size)
-    scene = Scene(image, prompt, seed, model.spec.num_inference_steps, 1.0, own=True)
+    for item in bring(runtime, None, Path(picture), prompt, seed):
+        if isinstance(item, Waiting):
+            yield item
+        else:
+            scene, _ = item
     yield from measure(runtime, None, scene, given, rel_error, words)
 
 

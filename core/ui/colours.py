@@ -65,7 +65,7 @@ def ink_on(share: float) -> str:
     rgb = scale_rgb(np.array(share))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     luminance = float(linear @ np.array([0.2126, 0.7152, 0.0722]))
-    return "#15101f" if (luminance + 0.05) / 0.0565 > 1.05 / (luminance + 0.05) else "#ffffff"
+    return "#08050c" if (luminance + 0.05) / 0.0517 > 1.05 / (luminance + 0.05) else "#ffffff"
 
 
 def scale_gradient() -> str:

@@ -32,52 +32,40 @@ class _Plain(type(gr.Number)):  # type: ignore[misc]
         return ABCMeta.__new__(cls, name, bases, attrs)
 
 
-class NumberField(gr.Number, metaclass=_Plain):  # type: ignore[misc]
-    """A number field that answers a word with a sentence; Gradio's own fails with a message for nobody."""
+class Number(gr.Number, metaclass=_Plain):  # type: ignore[misc]
+    """A number field that hands on whatever was typed, for a validator to answer.
 
-    def get_block_name(self) -> str:
-        """The browser shows it as an ordinary number field."""
-        return "number"
+    Gradio's own fails on a word before anything of ours runs, with a message for nobody.
+    """
 
-    def preprocess(self, payload: Any) -> float | None:
-        """The number, or None for an empty field; a validator judges its range."""
-        if payload is None or payload == "":
-            return None
+    def preprocess(self, payload: Any) -> Any:
+        """The number; what is no number as it came."""
         try:
             value = float(payload)
         except (TypeError, ValueError):
-            raise gr.Error(_not_a_number(self.label, payload), print_exception=False) from None
-        if not math.isfinite(value):
-            raise gr.Error(_not_a_number(self.label, payload), print_exception=False)
-        return value
+            return payload
+        return value if math.isfinite(value) else str(payload)
 
 
-def _not_a_number(label: Any, payload: object) -> str:
-    return f"{label or 'This'} must be a number, such as 7; “{str(payload)[:40]}” is none."
+class Picture(gr.Image, metaclass=_Plain):  # type: ignore[misc]
+    """A picture field that hands on the path of the uploaded file, whatever is in it; `PICTURE` are its options.
 
-
-class PictureField(gr.Image, metaclass=_Plain):  # type: ignore[misc]
-    """A picture field that hands over a path after reading no more than the header; `PICTURE` are its options."""
+    Gradio's own decodes the file first, and fails on one that is no picture.
+    """
 
     def get_block_name(self) -> str:
         """The browser shows it as an ordinary picture field."""
         return "image"
 
     def preprocess(self, payload: Any) -> str | None:
-        """The path of a file that is a picture of a size that can be decoded."""
-        if payload is None:
-            return None
-        path = payload.path
-        if not path:
-            raise gr.Error("Upload the picture as a file (PNG, JPEG or WebP).", print_exception=False)
-        problem = picture_problem(Path(path))
-        if problem:
-            raise gr.Error(problem, print_exception=False)
-        return str(path)
+        """The path of the uploaded file. Gradio has made sure by now that it is one of those."""
+        return str(payload.path) if payload is not None and payload.path else None
 
 
-def picture_problem(path: Path) -> str | None:
+def picture_problem(path: str | None) -> str | None:
     """Why a file cannot be taken as a picture, from its header alone."""
+    if not path:
+        return "Bring a picture first: a PNG, JPEG or WebP file."
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -123,38 +111,45 @@ def prompt_problem(runtime: Runtime, prompt: str | None) -> str | None:
     return None
 
 
-def seed_problem(seed: float | None) -> str | None:
+def seed_problem(seed: Any) -> str | None:
     """Why a seed cannot be used."""
-    if seed is None or seed != int(seed) or not 0 <= seed <= MAX_SEED:
-        return f"The seed must be a whole number from 0 to {MAX_SEED}, such as 7."
-    return None
+    if _whole(seed) and 0 <= seed <= MAX_SEED:
+        return None
+    return f"The seed must be a whole number from 0 to {MAX_SEED}, such as 7{_not(seed)}."
 
 
-def steps_problem(steps: float | None) -> str | None:
+def steps_problem(steps: Any) -> str | None:
     """Why a number of steps cannot be used."""
-    if steps is None or steps != int(steps) or not 1 <= steps <= MAX_STEPS:
-        return f"The steps must be a whole number from 1 to {MAX_STEPS}; 25 is usual."
-    return None
+    if _whole(steps) and 1 <= steps <= MAX_STEPS:
+        return None
+    return f"The steps must be a whole number from 1 to {MAX_STEPS}, such as 25{_not(steps)}."
 
 
-def guidance_problem(guidance: float | None) -> str | None:
+def guidance_problem(guidance: Any) -> str | None:
     """Why a guidance scale cannot be used."""
-    if guidance is None or not 0 <= guidance <= MAX_GUIDANCE:
-        return f"The guidance must be a number from 0 to {MAX_GUIDANCE:g}; 1 is none."
-    return None
+    if isinstance(guidance, int | float) and 0 <= guidance <= MAX_GUIDANCE:
+        return None
+    return f"The guidance must be a number from 0 to {MAX_GUIDANCE:g}, where 1 is none{_not(guidance)}."
 
 
-def rel_error_problem(rel_error: float | None) -> str | None:
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value == int(value)
+
+
+def _not(value: Any) -> str:
+    return "" if value is None or value == "" else f"; not “{str(value)[:40]}”"
+
+
+def rel_error_problem(rel_error: Any) -> str | None:
     """Why a relative error cannot be aimed for."""
-    if rel_error is None or not 0.01 <= rel_error <= 1:
-        return "The relative error must be a number from 0.01 to 1, such as 0.1."
-    return None
+    if isinstance(rel_error, int | float) and 0.01 <= rel_error <= 1:
+        return None
+    return f"The relative error must be a number from 0.01 to 1, such as 0.1{_not(rel_error)}."
 
 
 def own_problems(runtime: Runtime, picture: str | None, caption: Any, seed: Any) -> list[str | None]:
     """One entry a field of a picture that somebody brings."""
-    missing = None if picture else "Bring a picture first: drop a PNG, JPEG or WebP here."
-    return [missing, prompt_problem(runtime, caption), seed_problem(seed)]
+    return [picture_problem(picture), prompt_problem(runtime, caption), seed_problem(seed)]
 
 
 def draw_problems(runtime: Runtime, prompt: Any, seed: Any, steps: Any, guidance: Any) -> list[str | None]:

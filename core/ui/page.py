@@ -9,7 +9,7 @@ import gradio as gr
 from core.ui.api import build_api
 from core.ui.attribution_tab import AttributionTab, build_attribution_tab
 from core.ui.examples import GIVEN, Example, load_examples
-from core.ui.inputs import PICTURE, NumberField, PictureField, html
+from core.ui.inputs import PICTURE, Number, Picture, html
 from core.ui.picture import stage_html, status_html
 from core.ui.runtime import Runtime
 from core.ui.wiring import wire
@@ -117,19 +117,17 @@ def _prompt_bar(runtime: Runtime, examples: list[Example]) -> PromptBar:
         hints = html('<div class="id-hints"></div>')
         with gr.Accordion("Seed, steps, guidance, or a picture of your own", open=False, elem_id="id-options"):
             with gr.Row():
-                seed = NumberField(
-                    value=start.seed if start else 0, label="Seed", info="Another seed, another picture."
-                )
-                steps = NumberField(
+                seed = Number(value=start.seed if start else 0, label="Seed", info="Another seed, another picture.")
+                steps = Number(
                     value=spec.num_inference_steps, label="Steps", info="Denoising steps; more are slower and finer."
                 )
-                guidance = NumberField(
+                guidance = Number(
                     value=spec.guidance_scale,
                     label="Guidance",
                     info="How closely to follow the words; 1 is not at all.",
                 )
             with gr.Row(elem_id="id-own-row"):
-                picture = PictureField(label="Your own picture", height=180, elem_id="id-own-picture", **PICTURE)
+                picture = Picture(label="Your own picture", height=180, elem_id="id-own-picture", **PICTURE)
                 with gr.Column():
                     caption = gr.Textbox(label="What it shows", placeholder="a dog on the beach", max_lines=3, lines=1)
                     read = gr.Button("Read my picture", elem_id="id-read")

@@ -15,7 +15,9 @@ from core.schedule import NoiseSchedule, stage_at, step_times
 from core.spec import BUILT_IN
 from core.text import distinct_words, split_words
 
-KNOWN = "a an at and cat dog on in of the there is crab car tree left right picture poster grass sea snow sun small blue".split()
+KNOWN = (  # noqa: SIM905 - a sentence reads better than thirty quotes
+    "a an at and cat dog on in of the there is crab car tree left right picture poster grass sea snow sun small blue"
+).split()
 COLOURS = {"cat": "#e0913a", "dog": "#8a5a34", "sun": "#f3c53a", "blue": "#3465c0", "snow": "#e8eef5", "sea": "#2f6fa8"}
 SIZE = 64
 
@@ -71,7 +73,7 @@ class FakeEngine:
         self.delay, self.load_seconds, self.fails = delay, load_seconds, fails
         self.model: FakeModel | None = None
 
-    def load_model(self, name: str, **_: Any) -> FakeModel:
+    def load_model(self, _name: str, **_options: Any) -> FakeModel:
         time.sleep(self.load_seconds)
         if self.fails:
             raise ValueError(self.fails)
@@ -90,18 +92,18 @@ class FakeEngine:
         rel_error: float,
         num_inference_steps: int,
     ) -> Iterator[Any]:
+        assert image.size == (SIZE, SIZE)
         model.check_prompt(prompt)
         present = distinct_words(prompt)
         for word in words or []:
             if word not in present:
                 raise WordNotInPromptError(word, present)
         chosen = tuple(words or present)
-        return self._attribute(model, image.size, prompt, chosen, given, rel_error, seed, num_inference_steps)
+        return self._attribute(model, prompt, chosen, given, rel_error, seed, num_inference_steps)
 
     def _attribute(
         self,
         model: FakeModel,
-        size: Any,
         prompt: str,
         words: tuple[str, ...],
         given: str,
