@@ -39,7 +39,7 @@ class Latents(NamedTuple):
 
 
 def compute_latents(autoencoder: AutoencoderKL, n_scenes: int, folder: Path, split: Split, n_workers: int) -> None:
-    """Paint and encode `n_scenes` scenes (rounded up to whole shards); shards already there are kept."""
+    """Paint and encode `n_scenes` scenes (rounded up to a multiple of 64); shards already there are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     device = next(autoencoder.parameters()).device
     context = get_context("spawn")
@@ -48,7 +48,7 @@ def compute_latents(autoencoder: AutoencoderKL, n_scenes: int, folder: Path, spl
             target = folder / f"{split}-{shard:05d}.safetensors"
             if target.exists():
                 continue
-            starts = range(shard * SHARD, (shard + 1) * SHARD, _CHUNK)
+            starts = range(shard * SHARD, min((shard + 1) * SHARD, n_scenes), _CHUNK)
             chunks = pool.map(_paint_chunk, starts, [split] * len(starts))
             parts, tokens = [], []
             for images, ids in chunks:
@@ -117,4 +117,4 @@ def tokenize(texts: list[str]) -> Tensor:
 def _encode(autoencoder: AutoencoderKL, pixels: Tensor) -> Tensor:
     with torch.autocast(pixels.device.type, torch.bfloat16):
         mean: Tensor = autoencoder.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist.mode()
-    return mean.float()
+    return mean.float().contiguous()

@@ -1,0 +1,32 @@
+"""`python -m training COMMAND`: what makes and measures the artifacts."""
+
+import argparse
+import importlib
+import logging
+import sys
+
+COMMANDS = {
+    "picturebook": ("training.picturebook.run", "train the embedded model and put it into the package"),
+    "benchmark": ("training.benchmark.run", "measure speed, each figure beside a peer or a floor"),
+}
+"""Name, module with `add_arguments` and `main`, and help of each command."""
+
+
+def main() -> None:
+    """Parse the command line and run the command."""
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, help_text) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=help_text, description=help_text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        # Only the command that is asked for is imported: torch and diffusers take seconds.
+        if name in sys.argv[1:2]:
+            importlib.import_module(module).add_arguments(command)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    importlib.import_module(COMMANDS[arguments.command][0]).main(arguments)
+
+
+if __name__ == "__main__":
+    main()

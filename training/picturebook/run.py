@@ -1,0 +1,230 @@
+"""`python -m training picturebook`: train the embedded model and put it into the package."""
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file
+
+import core
+from training.loop import LoopConfig, train
+from training.picturebook.autoencoder import AutoencoderConfig, AutoencoderTask, build_autoencoder
+from training.picturebook.denoiser import DenoiserConfig, DenoiserLoss, DenoiserTask
+from training.picturebook.export import assemble, diffuser_of, draw_sheet, entries_under, save, set_json, standardise
+from training.picturebook.judges import JudgeConfig, JudgesLoss, JudgesTask, make_scenes
+from training.picturebook.latents import Latents, compute_latents, load_latents
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "picturebook.json"
+PACKAGE = Path(core.__file__).parent / "picturebook"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PicturebookConfig:
+    """Everything that makes the embedded model."""
+
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """Shape of the autoencoder."""
+    autoencoder_loop: LoopConfig = field(default_factory=lambda: LoopConfig(1200, 16, 2e-3))
+    """Its training."""
+    n_scenes: int = 65536
+    """Scenes that the denoiser sees, again and again, with other words and noise."""
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    """Shape of the denoiser."""
+    denoiser_loop: LoopConfig = field(default_factory=lambda: LoopConfig(4000, 32, 1.5e-3))
+    """Its training."""
+    judges: JudgeConfig = field(default_factory=JudgeConfig)
+    """Shapes of the segmenter and of the style classifier."""
+    judges_loop: LoopConfig = field(default_factory=lambda: LoopConfig(1500, 32, 1.5e-3))
+    """Their training."""
+    seed: int = 0
+    """Seed of the initial weights."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in progress."""
+
+    config: PicturebookConfig
+    folder: Path
+    """Where checkpoints and latents are."""
+    package: Path
+    """Where the finished model goes."""
+    n_workers: int
+    """Processes that paint scenes."""
+    every: float
+    """Seconds between checkpoints."""
+    warm_start: bool
+    """Whether training starts from the weights in the package."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inference runs; training is accelerate's to place."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    # --- stages -------------------------------------------------------------------------------------------------------
+
+    def train_autoencoder(self) -> None:
+        """Train the autoencoder, and standardise its latents."""
+        torch.manual_seed(self.config.seed)
+        task = AutoencoderTask(self.config.autoencoder)
+        if self.warm_start:
+            _load(task.model, self.package / "model", {"autoencoder.": "vae"})
+        train(task, self.config.autoencoder_loop, self.folder, n_workers=self.n_workers, every=self.every)
+        autoencoder = build_autoencoder(self.config.autoencoder)
+        weights = load_file(self.folder / task.name / "ema.safetensors")
+        autoencoder.load_state_dict(entries_under(weights, "autoencoder."))
+        autoencoder.to(self.device).eval()
+        with torch.no_grad():
+            scenes = [make_scenes(number, 64)["pixels"].to(self.device) for number in range(4)]
+            standardise(autoencoder, torch.cat([autoencoder.encode(pixels).latent_dist.mode() for pixels in scenes]))
+        autoencoder.save_pretrained(self.folder / "vae")
+
+    def encode_scenes(self) -> None:
+        """Paint and encode the scenes that the denoiser is trained on, and some held-out ones."""
+        autoencoder = self._autoencoder().to(self.device, memory_format=torch.channels_last)
+        folder = self.folder / "latents"
+        compute_latents(autoencoder, 512, folder, "test", self.n_workers)
+        compute_latents(autoencoder, self.config.n_scenes, folder, "train", self.n_workers)
+
+    def train_denoiser(self) -> None:
+        """Train the U-Net and the text encoder."""
+        data, held_out = (load_latents(self.folder / "latents", split) for split in ("train", "test"))
+        factor = _scaling_factor(data)
+        scaled, scaled_held_out = (Latents(part.latents * factor, part.tokens) for part in (data, held_out))
+
+        def draw(model: DenoiserLoss) -> Image.Image:
+            pipeline = assemble(self._autoencoder().to(self.device), model.unet, model.text_encoder, factor)
+            return draw_sheet(diffuser_of(pipeline))
+
+        torch.manual_seed(self.config.seed)
+        task = DenoiserTask(self.config.denoiser, scaled, scaled_held_out, draw)
+        if self.warm_start:
+            _load(task.model, self.package / "model", {"unet.": "unet", "text_encoder.": "text_encoder"})
+        train(task, self.config.denoiser_loop, self.folder, n_workers=0, every=self.every)
+
+    def train_judges(self) -> None:
+        """Train the segmenter and the style classifier."""
+        torch.manual_seed(self.config.seed + 1)
+        task = JudgesTask(self.config.judges)
+        if self.warm_start:
+            _load(task.model, self.package, {"segmenter.": "segmenter", "style_classifier.": "style_classifier"})
+        train(task, self.config.judges_loop, self.folder, n_workers=self.n_workers, every=self.every)
+
+    def export(self) -> None:
+        """Put what has been trained into the package, as fp16."""
+        data = load_latents(self.folder / "latents", "train")
+        model = DenoiserLoss(self.config.denoiser, data.latents.shape[1], data.latents.shape[-1])
+        model.load_state_dict(load_file(self.folder / "denoiser" / "ema.safetensors"))
+        pipeline = assemble(self._autoencoder(), model.unet, model.text_encoder, _scaling_factor(data))
+        save(pipeline, self.package / "model")
+        judges = JudgesLoss(self.config.judges)
+        judges.load_state_dict(load_file(self.folder / "judges" / "ema.safetensors"))
+        for name, judge in (("segmenter", judges.segmenter), ("style_classifier", judges.style_classifier)):
+            judge.half().save_pretrained(self.package / name)
+            set_json(self.package / name / "config.json", dtype="float32")
+        (self.package / "training.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        logger.info("exported to %s", self.package)
+
+    def build_examples(self) -> None:
+        """Rebuild the app's stored examples."""
+        from training.picturebook.examples import build
+
+        build(core.load_model("picturebook"), self.package / "examples")
+
+    def _autoencoder(self) -> AutoencoderKL:
+        autoencoder: AutoencoderKL = AutoencoderKL.from_pretrained(self.folder / "vae", local_files_only=True)
+        return autoencoder.eval()
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "autoencoder": Run.train_autoencoder,
+    "latents": Run.encode_scenes,
+    "denoiser": Run.train_denoiser,
+    "judges": Run.train_judges,
+    "export": Run.export,
+    "examples": Run.build_examples,
+}
+"""In this order; each needs those before it, `judges` none."""
+
+
+def _scaling_factor(data: Latents) -> float:
+    """One over the standard deviation of the latents."""
+    return 1 / float(data.latents.double().std())
+
+
+def _load(model: torch.nn.Module, folder: Path, parts: dict[str, str]) -> None:
+    """Load exported components into a training module's entries of these prefixes."""
+    state = {}
+    for prefix, component in parts.items():
+        path = next((folder / component).glob("*.safetensors"))
+        state |= {prefix + name: value.float() for name, value in load_file(path).items()}
+    model.load_state_dict(state)
+    logger.info("started from the weights in %s", folder)
+
+
+def read_config(path: Path) -> PicturebookConfig:
+    """A recipe: JSON with the fields of `PicturebookConfig`; what it leaves out has its default.
+
+    Raises:
+        ValueError: A name in it is not a field.
+    """
+    config = _fill(PicturebookConfig, json.loads(path.read_text()), path.name)
+    assert isinstance(config, PicturebookConfig)
+    return config
+
+
+def _fill(kind: type, values: dict[str, Any], where: str) -> Any:
+    known = {f.name for f in fields(kind)}
+    if unknown := set(values) - known:
+        raise ValueError(f"{where}: {sorted(unknown)} is not among {sorted(known)}")
+    hints = get_type_hints(kind)
+    filled = {}
+    for name, value in values.items():
+        if is_dataclass(hints[name]) and isinstance(hints[name], type):
+            filled[name] = _fill(hints[name], value, f"{where}: {name}")
+        else:
+            filled[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**filled)
+
+
+def default_folder() -> Path:
+    """Where runs live: outside the checkout."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return cache / "interpretable-diffusion" / "picturebook"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to do, in this order")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="JSON with the sizes and the training")
+    parser.add_argument("--run-dir", type=Path, default=default_folder(), help="folder of checkpoints; resumed")
+    parser.add_argument("--out", type=Path, default=PACKAGE, help="folder that the finished model is put into")
+    parser.add_argument("--workers", type=int, default=0, help="processes that paint scenes; 0: a thread")
+    parser.add_argument("--checkpoint-every", type=float, default=300, help="seconds between checkpoints")
+    parser.add_argument("--warm-start", action="store_true", help="start from the weights in --out")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Run the stages that were asked for, in their order."""
+    run = Run(
+        config=read_config(arguments.recipe),
+        folder=arguments.run_dir,
+        package=arguments.out,
+        n_workers=arguments.workers,
+        every=arguments.checkpoint_every,
+        warm_start=arguments.warm_start,
+    )
+    for name, stage in STAGES.items():
+        if name in arguments.stages:
+            logger.info("stage %s", name)
+            stage(run)
