@@ -9,8 +9,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from core.diffuser import Diffuser, load_model
 
-TEXT = """a the and on in of cat dog whale ship house tree sun moon apple cake grass sea sky snow desert city
-watercolour painting photo left right above below at night red blue green big small"""
+TEXT = """moon desert photo a the and on in of cat dog whale ship house tree sun apple cake grass sea sky snow city
+watercolour painting left right above below at night red blue green big small"""
 MAX_LENGTH = 24
 
 
@@ -26,7 +26,10 @@ def word_tokenizer(words: list[str]) -> CLIPTokenizer:
             pieces = [pieces[0] + pieces[1], *pieces[2:]]
             tokens.append(pieces[0])
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=MAX_LENGTH)
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=list(dict.fromkeys(merges)), model_max_length=MAX_LENGTH)
+    # A merge made for one word can fire inside another; the order of the words above is one where none does.
+    assert all(len(tokenizer.tokenize(word)) == 1 for word in words)
+    return tokenizer
 
 
 def make_pipeline(

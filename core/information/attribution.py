@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,8 +218,9 @@ def _run(model: NoisePredictor, image: "Picture | Generation", job: _Job) -> Gen
                 yield AttributionProgress(estimator.n_evals, budget, n, reached, partial, expected)
             if partial is not None and partial.rel_error <= job.rel_error:
                 break
-        converged = partial is not None and partial.rel_error <= job.rel_error
-        yield summarise(estimator.result(), edges, job, "converged" if converged else "budget", settings)
+        if partial is None:
+            raise AssertionError("the first look needs at least two replicates")
+        yield replace(partial, stopped="converged" if partial.rel_error <= job.rel_error else "budget")
 
 
 def summarise(estimate: Estimate, edges: Floats, job: _Job, stopped: Stopped, settings: dict[str, Any]) -> Attribution:

@@ -108,9 +108,11 @@ class Estimator:
         self._model, self._x, self._sampler, self._edges, self._batch_size = model, x, sampler, edges, batch_size
         self._seed = seed % 2**64
         self._groups = _groups(comparisons, sampler)
-        self._n_comparisons = len(comparisons)
         self._density = sampler.density(model.schedule.log_snr_range)
-        self._tallies: list[_Tally] = []
+        n_bins = len(edges) - 1
+        self._maps = np.zeros((0, len(comparisons), *model.latent_shape[1:]))
+        self._direct = np.zeros((0, len(comparisons)))
+        self._timeline = np.zeros((0, len(comparisons), n_bins))
         self._n_finished = 0
         self.n_evals = 0
         self.evals_per_replicate = evals_per_replicate(comparisons, sampler)
@@ -122,22 +124,22 @@ class Estimator:
 
     def result(self) -> Estimate:
         """The replicates finished so far."""
-        done = self._tallies[: self._n_finished]
-        maps, direct, timeline = (np.stack([getattr(tally, name) for tally in done]) for name in _Tally._fields)
-        return Estimate(maps, direct, timeline, self.n_evals)
+        n = self._n_finished
+        return Estimate(self._maps[:n], self._direct[:n], self._timeline[:n], self.n_evals)
 
     def run(self, n_replicates: int) -> Generator[None, None, None]:
         """Go on until there are `n_replicates` in all, pausing after every U-Net call."""
-        start = len(self._tallies)
-        n_bins = len(self._edges) - 1
-        for _ in range(start, n_replicates):
-            self._tallies.append(_Tally.empty(self._n_comparisons, self._model.latent_shape[1:], n_bins))
+        start = len(self._maps)
+        self._maps, self._direct, self._timeline = (
+            np.concatenate([old, np.zeros((n_replicates - start, *old.shape[1:]))])
+            for old in (self._maps, self._direct, self._timeline)
+        )
         for index, group in enumerate(self._groups):
             draws = [
                 draw(self._sampler, self._density, self._model.latent_shape, (self._seed, replicate, index))
                 for replicate in range(start, n_replicates)
             ]
-            owner = torch.arange(start, n_replicates).repeat_interleave(self._sampler.n_points)
+            owner = np.arange(start, n_replicates).repeat(self._sampler.n_points)
             everything = Draw(*(torch.cat(part) for part in zip(*draws, strict=True)))
             stride = max(1, self._batch_size // len(group.texts))
             for at in range(0, len(owner), stride):
@@ -166,28 +168,16 @@ class Estimator:
             self.n_evals += len(which)
         return torch.cat(parts).reshape(m, n_texts, *parts[0].shape[1:])
 
-    def _add(self, batch: Draw, eps: Tensor, owner: Tensor, group: _Group) -> None:
-        """Add m noise samples to the tallies of the replicates that own them."""
+    def _add(self, batch: Draw, eps: Tensor, owner: NDArray[np.int64], group: _Group) -> None:
+        """Add m noise samples to the replicates that own them, [m]."""
         orthogonal, direct = contributions(eps, batch.noise.to(eps.device), group.context, group.text)
+        weight = batch.weight.numpy()
         n_bins = len(self._edges) - 1
         bins = np.searchsorted(self._edges, batch.log_snr.numpy(), side="right").clip(1, n_bins) - 1
-        for i, weight in enumerate(batch.weight.tolist()):
-            tally = self._tallies[int(owner[i])]
-            tally.maps[group.columns] += weight * orthogonal[i]
-            tally.direct[group.columns] += weight * direct[i]
-            tally.timeline[group.columns, bins[i]] += weight * orthogonal[i].sum((1, 2))
-
-
-class _Tally(NamedTuple):
-    """One replicate, as it is being added up; fields as in `Estimate`."""
-
-    maps: Floats
-    direct: Floats
-    timeline: Floats
-
-    @classmethod
-    def empty(cls, n: int, cells: tuple[int, ...], n_bins: int) -> "_Tally":
-        return cls(np.zeros((n, *cells)), np.zeros(n), np.zeros((n, n_bins)))
+        where = owner[:, None], np.array(group.columns)
+        np.add.at(self._maps, where, weight[:, None, None, None] * orthogonal)
+        np.add.at(self._direct, where, weight[:, None] * direct)
+        np.add.at(self._timeline, (*where, bins[:, None]), weight[:, None] * orthogonal.sum((2, 3)))
 
 
 def noisy(x: Tensor, log_snr: Tensor, noise: Tensor) -> Tensor:

@@ -79,8 +79,8 @@ class Density:
         v = np.interp(u, self.knots, np.linspace(0, 1, len(self.knots)))
         below, above = self._logistic_cdf(self.low), self._logistic_cdf(self.high)
         p = below + v * (above - below)
-        log_snr: Floats = np.clip(self.loc + self.scale * (np.log(p) - np.log1p(-p)), self.low, self.high)
-        return log_snr
+        log_snr: Floats = self.loc + self.scale * np.log(p / (1 - p))
+        return np.clip(log_snr, self.low, self.high)
 
     def pdf(self, log_snr: Floats) -> Floats:
         """Probability per unit of log-SNR."""
@@ -89,7 +89,8 @@ class Density:
         v = (p - below) / (above - below)
         n = len(self.knots) - 1
         reshaped = np.diff(self.knots)[(v * n).astype(int).clip(0, n - 1)] * n
-        return reshaped * p * (1 - p) / (self.scale * (above - below))
+        density: Floats = reshaped * p * (1 - p) / (self.scale * (above - below))
+        return density
 
     def _logistic_cdf(self, log_snr: Floats | float) -> Floats:
         return np.asarray(1 / (1 + np.exp(-(np.asarray(log_snr) - self.loc) / self.scale)), np.float64)

@@ -12,6 +12,12 @@ Floats = NDArray[np.float64]
 Stopped = Literal["converged", "budget", "cancelled"]
 Given = Literal["rest", "nothing"]
 
+STOPPING_FACTOR = 1.08
+"""Intervals of a run that stopped because its error looked small are this much wider: an error that is looked at
+repeatedly stops the run the sooner the smaller it happens to look. Without it, normal replicates looked at after 8, 16,
+32 and 64 are covered in as few as 93.2 % (the worst over their spread); with it in 94.5 to 96.3 %. Simulated
+beforehand, so it depends on no result."""
+
 
 class Timeline(NamedTuple):
     """When in the denoising each word spoke: bits per unit of log-SNR in one bin a sampler step, noise first."""
@@ -67,14 +73,18 @@ class Attribution:
 
     def interval(self, level: float = 0.95) -> tuple[Floats, Floats]:
         """Confidence limits (low, high), [W] bits each, of `bits`."""
-        half = t_quantile((1 + level) / 2, self.n_replicates - 1) * self.stderr
+        half = self.interval_factor(level) * self.stderr
         return self.bits - half, self.bits + half
+
+    def interval_factor(self, level: float = 0.95) -> float:
+        """Half-width of a confidence interval in standard errors, for totals, cells and bins alike."""
+        widened = STOPPING_FACTOR if self.stopped == "converged" else 1.0
+        return widened * t_quantile((1 + level) / 2, self.n_replicates - 1)
 
     @property
     def contradicts(self) -> NDArray[np.bool_]:
         """[W] whether the word disagrees with the picture: it moves the prediction, but significantly the wrong way."""
-        limit = t_quantile(0.975, self.n_replicates - 1) * self.direct_stderr
-        clearly_wrong: NDArray[np.bool_] = self.direct_bits < -limit
+        clearly_wrong: NDArray[np.bool_] = self.direct_bits < -self.interval_factor() * self.direct_stderr
         return clearly_wrong
 
     def to_dict(self) -> dict[str, Any]:

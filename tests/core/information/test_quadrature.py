@@ -1,0 +1,83 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from core.information.quadrature import Density, Sampler, draw
+from core.schedule import NoiseSchedule
+
+RANGE = NoiseSchedule.stable_diffusion().log_snr_range
+FAST = Sampler()
+PLAIN = Sampler(stratified=False, antithetic=False, shared=False)
+
+
+def test_the_logistic_is_the_papers() -> None:
+    density = FAST.density(RANGE)
+    assert (density.low, density.high) == (-5.0, 7.0)
+    a = np.linspace(-4.99, 6.99, 50)
+    u = (a - 1.0) / 2.0
+    sigmoid = 1 / (1 + np.exp(-u))
+    # papers.md 2.1: weight = scale * tanh(clip / 2) / (sigmoid(u) sigmoid(-u))
+    np.testing.assert_allclose(1 / density.pdf(a), 2.0 * np.tanh(1.5) / (sigmoid * (1 - sigmoid)))
+
+
+def test_the_range_stays_inside_what_was_trained() -> None:
+    wide = Sampler(clip=4.0).density(RANGE)
+    assert (wide.low, wide.high) == (RANGE[0], RANGE[1])
+    with pytest.raises(ValueError, match="does not meet the trained range"):
+        Sampler(loc=50.0).density(RANGE)
+
+
+@pytest.mark.parametrize("knots", [[0.0, 1.0], [0.0, 0.1, 0.7, 0.9, 1.0]])
+def test_densities_add_up_to_one_and_quantiles_invert_them(knots: list[float]) -> None:
+    density = replace(FAST.density(RANGE), knots=np.array(knots))
+    assert isinstance(density, Density)
+    u = np.linspace(0, 1, 200_001)
+    a = density.quantile(u)
+    assert (a[0], a[-1]) == (-5.0, 7.0)
+    middle = (a[1:] + a[:-1]) / 2
+    np.testing.assert_allclose(np.diff(a) * density.pdf(middle) * 200_000, 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", [FAST, PLAIN, Sampler(stratified=False), Sampler(antithetic=False)])
+def test_every_way_of_drawing_is_unbiased(sampler: Sampler) -> None:
+    # Int a^2 E[(1 + sum of eps)^2] da over [-5, 7] with 4 noises a sample: 5 * (7^3 + 5^3) / 3
+    density = sampler.density(RANGE)
+    values = []
+    for replicate in range(1500):
+        log_snr, weight, noise = draw(sampler, density, (4, 1, 1), (1, replicate))
+        values.append(float((weight * log_snr**2 * (1 + noise.sum((1, 2, 3))) ** 2).sum()))
+    error = np.std(values) / np.sqrt(len(values))
+    assert abs(np.mean(values) - 780) < 4 * error
+    assert error < 30
+
+
+def test_strata_leave_no_gap() -> None:
+    density = FAST.density(RANGE)
+    log_snr = draw(Sampler(antithetic=False), density, (1, 1, 1), (0, 0)).log_snr.numpy()
+    share = np.interp(log_snr, density.quantile(np.linspace(0, 1, 10_001)), np.linspace(0, 1, 10_001))
+    np.testing.assert_allclose(np.diff(share), 1 / 12, atol=1e-3)
+
+
+def test_noise_comes_with_both_signs() -> None:
+    sample = draw(FAST, FAST.density(RANGE), (2, 3, 3), (0, 0))
+    assert sample.noise.shape == (12, 2, 3, 3)
+    assert torch.equal(sample.noise[0::2], -sample.noise[1::2])
+    assert torch.equal(sample.log_snr[0::2], sample.log_snr[1::2])
+
+
+def test_a_replicate_depends_on_its_key_alone() -> None:
+    density = FAST.density(RANGE)
+    again = [draw(FAST, density, (2, 3, 3), (5, 1)) for _ in range(2)]
+    other = draw(FAST, density, (2, 3, 3), (5, 2))
+    assert torch.equal(again[0].noise, again[1].noise)
+    assert not torch.equal(again[0].noise, other.noise)
+
+
+def test_impossible_settings_are_refused() -> None:
+    for wrong in ({"n_points": 7}, {"n_points": 0}, {"min_replicates": 1}):
+        with pytest.raises(ValueError, match="n_points"):
+            Sampler(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="2 or 3"):
+        Sampler(prompts_per_word=4)
