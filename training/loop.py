@@ -146,7 +146,10 @@ def _optimizer(model: nn.Module, config: LoopConfig) -> Muon:
     wide = [p for p in model.parameters() if p.ndim > 1 and min(p.shape[:2]) > 8 and id(p) not in embeddings]
     ids = {id(p) for p in wide}
     rest = [p for p in model.parameters() if id(p) not in ids]
-    groups = [{"params": wide, "muon": True, "weight_decay": config.weight_decay}, {"params": rest}]
+    groups: list[dict[str, Any]] = [
+        {"params": wide, "muon": True, "weight_decay": config.weight_decay},
+        {"params": rest},
+    ]
     return Muon(groups, lr=config.learning_rate)
 
 

@@ -50,28 +50,28 @@ class Muon(torch.optim.Optimizer):
                     continue
                 if group["weight_decay"]:
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
-                (self._muon if group["muon"] else self._adamw)(weight, group)
+                (self._muon if group["muon"] else self._adamw)(weight, weight.grad, group)
 
-    def _muon(self, weight: Tensor, group: dict[str, Any]) -> None:
+    def _muon(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(weight)
-        momentum = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-        update = weight.grad.lerp(momentum, group["momentum"]).flatten(1)
+        momentum = state["momentum"].lerp_(grad, 1 - group["momentum"])
+        update = grad.lerp(momentum, group["momentum"]).flatten(1)
         update = orthogonalise(update, group["n_iterations"])
         # As large an update, root mean square, as AdamW's: one learning rate then fits both (Liu et al. 2025).
         scale = 0.2 * max(update.shape) ** 0.5
         weight.add_(update.view(weight.shape), alpha=-group["lr"] * scale)
 
-    def _adamw(self, weight: Tensor, group: dict[str, Any]) -> None:
+    def _adamw(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if "step" not in state:
             state["step"] = torch.zeros(())
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
         beta1, beta2 = group["betas"]
         state["step"] += 1
-        mean, square = state["exp_avg"].lerp_(weight.grad, 1 - beta1), state["exp_avg_sq"]
-        square.mul_(beta2).addcmul_(weight.grad, weight.grad, value=1 - beta2)
+        mean, square = state["exp_avg"].lerp_(grad, 1 - beta1), state["exp_avg_sq"]
+        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
         step = float(state["step"])
         spread = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
         weight.addcdiv_(mean, spread, value=-group["lr"] / (1 - beta1**step))
@@ -85,4 +85,5 @@ def orthogonalise(matrix: Tensor, n_iterations: int) -> Tensor:
     for _ in range(n_iterations):
         gram = x @ x.T
         x = _A * x + (_B * gram + _C * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    orthogonal: Tensor = (x.T if tall else x).to(matrix.dtype)
+    return orthogonal

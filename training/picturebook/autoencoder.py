@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -55,7 +56,7 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
     return autoencoder
 
 
-def to_pixels(image: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> Tensor:
+def to_pixels(image: npt.NDArray[np.uint8]) -> Tensor:
     """Pictures [..., H, W, 3] in 0..255 as tensors [..., 3, H, W] in -1..1."""
     return torch.from_numpy(image).movedim(-1, -3).float() / 127.5 - 1
 
@@ -106,7 +107,8 @@ class AutoencoderLoss(nn.Module):
             rebuilt.diff(dim=-2), pixels.diff(dim=-2)
         )
         error = F.l1_loss(rebuilt, pixels) + F.mse_loss(rebuilt, pixels) + self.config.edge_weight * edges
-        return error + self.config.kl_weight * posterior.kl().mean()
+        loss: Tensor = error + self.config.kl_weight * posterior.kl().mean()
+        return loss
 
 
 class AutoencoderTask:
@@ -128,7 +130,7 @@ class AutoencoderTask:
         device = next(model.parameters()).device
         images = np.stack([paint(make_scene(i, "test")).image for i in range(64)])
         pixels = to_pixels(images).to(device)
-        rebuilt = torch.cat([reconstruct(model.autoencoder, part) for part in pixels.split(16)])
+        rebuilt = torch.cat([reconstruct(model.autoencoder, part) for part in torch.split(pixels, 16)])
         sheet = Image.new("RGB", (8 * SIZE, 4 * SIZE))
         for i in range(16):
             x, y = i % 8 * SIZE, i // 8 * 2 * SIZE

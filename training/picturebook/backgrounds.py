@@ -41,24 +41,26 @@ def background(place: str, variant: int) -> Background:
 def _noise(rng: np.random.Generator, rows: int, columns: int) -> Picture:
     """Smooth noise in -1..1, [SIZE, SIZE], from a grid of `rows` x `columns` random values."""
     grid = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
-    return np.asarray(Image.fromarray(grid).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(grid).resize((SIZE, SIZE), Image.Resampling.BICUBIC), dtype=np.float32)
 
 
 def _gradient(top: Colour, bottom: Colour, start: int = 0, end: int = SIZE) -> Picture:
     """Colour running from `top` at row `start` to `bottom` at row `end`, [SIZE, SIZE, 3]."""
     t = np.clip((np.arange(SIZE, dtype=np.float32) - start) / max(end - start, 1), 0, 1)[:, None, None]
     column = (1 - t) * np.array(top, dtype=np.float32) + t * np.array(bottom, dtype=np.float32)
-    return np.broadcast_to(column, (SIZE, SIZE, 3)).copy()
+    return np.broadcast_to(column, (SIZE, SIZE, 3)).astype(np.float32)
 
 
 def _below(rng: np.random.Generator, row: float, swing: float, waves: int) -> Picture:
     """Mask of what lies under a hilly line round `row`, [SIZE, SIZE, 1] in 0..1 with a soft rim of one pixel."""
     line = row + swing * _noise(rng, 1, waves)[0]
-    return np.clip(np.arange(SIZE, dtype=np.float32)[:, None] - line[None] + 0.5, 0, 1)[..., None].astype(np.float32)
+    mask: Picture = np.clip(np.arange(SIZE, dtype=np.float32)[:, None] - line[None] + 0.5, 0, 1)[..., None]
+    return mask.astype(np.float32)
 
 
 def _over(base: Picture, paint: Picture | Colour, mask: Picture) -> Picture:
-    return base + mask * (np.asarray(paint, dtype=np.float32) - base)
+    blended: Picture = base + mask * (np.asarray(paint, dtype=np.float32) - base)
+    return blended
 
 
 def _sky(rng: np.random.Generator, top: Colour, bottom: Colour, horizon: int, clouds: float = 0.35) -> Picture:

@@ -12,6 +12,7 @@ from math import log2
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from core.text import delete_words, distinct_words, only_words
 from training.picturebook.world import (
@@ -26,6 +27,7 @@ from training.picturebook.world import (
     THINGS,
 )
 
+Probabilities = npt.NDArray[np.float64]
 Relation = Literal["left", "right", "above", "below"]
 Split = Literal["train", "test", "any"]
 
@@ -122,7 +124,7 @@ class Caption:
 
 
 @cache
-def _pair_weights() -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
+def _pair_weights() -> Probabilities:
     """Joint probability of an ordered pair of nouns, [nouns, nouns]; symmetric, zero on the diagonal."""
     size = np.array([len(noun.things) for noun in NOUNS], dtype=np.float64)
     weights = np.outer(size, size)
@@ -130,30 +132,34 @@ def _pair_weights() -> "np.ndarray[tuple[int, int], np.dtype[np.float64]]":
     a, b = (NOUN_INDEX[name] for name in PLANTED_PAIR)
     # As much weight as all other partners of the first noun together: given it, the second is there every other time.
     weights[a, b] = weights[b, a] = weights[a].sum() - weights[a, b]
-    return weights / weights.sum()
+    joint: Probabilities = weights / weights.sum()
+    return joint
 
 
 @cache
-def _single_weights() -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+def _single_weights() -> Probabilities:
     size = np.array([len(noun.things) for noun in NOUNS], dtype=np.float64)
-    return size / size.sum()
+    single: Probabilities = size / size.sum()
+    return single
 
 
 @cache
-def _homes(noun: str) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+def _homes(noun: str) -> Probabilities:
     """Probability of each place when the scene is set where this noun is at home, [places]."""
     home = np.zeros(len(PLACES))
     for thing in NOUNS[NOUN_INDEX[noun]].things:
         places = THINGS[THING_INDEX[thing]].homes
         for place in places:
             home[PLACE_INDEX[place]] += 1 / len(places)
-    return home / home.sum()
+    home /= home.sum()
+    return home
 
 
-def place_probabilities(nouns: tuple[str, ...]) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+def place_probabilities(nouns: tuple[str, ...]) -> Probabilities:
     """Probability of each place given the nouns, [places]."""
-    home = np.mean([_homes(noun) for noun in nouns], axis=0)
-    return AT_HOME_P * home + (1 - AT_HOME_P) / len(PLACES)
+    home: Probabilities = np.mean([_homes(noun) for noun in nouns], axis=0)
+    mixed: Probabilities = AT_HOME_P * home + (1 - AT_HOME_P) / len(PLACES)
+    return mixed
 
 
 def nouns_probability(nouns: tuple[str, ...]) -> float:
@@ -272,7 +278,8 @@ def log2_word_given_rest(caption: Caption, word: str) -> float:
     """log2 p(word | rest of the caption): minus this is the most bits that the word can tell, on average.
 
     The rest is the caption with the word left out, and what could have stood there is every other filling of the same
-    slot that leaves the same rest. Words that no slot chose (articles, prepositions) follow from the rest: 0.0.
+    slot that leaves the same rest. Words that no slot chose follow from the rest (articles, prepositions) or
+    tell nothing of the picture (`and` against `with`): 0.0.
 
     Raises:
         ValueError: The word is not in the caption.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -34,8 +35,9 @@ class DenoiserConfig:
     """Loss weight min(snr, gamma) / snr of the noise's error (Hang et al. 2023, Min-SNR)."""
 
 
-SCHEDULE = {
-    "num_train_timesteps": 1000,
+N_TIMESTEPS = 1000
+SCHEDULE: dict[str, Any] = {
+    "num_train_timesteps": N_TIMESTEPS,
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -104,7 +106,8 @@ class DenoiserLoss(nn.Module):
         predicted = self.unet(noisy, timesteps, encoder_hidden_states=text, return_dict=False)[0]
         error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
         snr = (abar / (1 - abar)).flatten()
-        return (error * snr.clamp(max=self.config.snr_gamma) / snr).mean()
+        loss: Tensor = (error * snr.clamp(max=self.config.snr_gamma) / snr).mean()
+        return loss
 
 
 class DenoiserTask:
@@ -124,7 +127,7 @@ class DenoiserTask:
 
     def batch_maker(self, n: int) -> Callable[[int], Batch]:
         """Batches of latents, captions, noise and timesteps."""
-        return partial(draw_batch, self.data, n=n, timesteps=int(SCHEDULE["num_train_timesteps"]))
+        return partial(draw_batch, self.data, n=n, timesteps=N_TIMESTEPS)
 
     def show(self, model: nn.Module, path: Path) -> dict[str, float]:
         """Loss on held-out scenes with fixed noise; a sheet of drawn captions."""
@@ -132,7 +135,7 @@ class DenoiserTask:
         device = next(model.parameters()).device
         losses = []
         for number in range(4):
-            batch = draw_batch(self.held_out, number, 64, int(SCHEDULE["num_train_timesteps"]))
+            batch = draw_batch(self.held_out, number, 64, N_TIMESTEPS)
             losses.append(model(**{key: value.to(device) for key, value in batch.items()}).float())
         self.draw(model).save(path, quality=90)
         return {"held_out_loss": float(torch.stack(losses).mean())}

@@ -51,7 +51,8 @@ def drawing(thing: str, artist: str, size: int) -> npt.NDArray[np.float32]:
     if size != SIZE:
         # Premultiplied before resizing, so that the colour of transparent pixels does not bleed into the rim.
         planes = [Image.fromarray(rgba[..., c]).resize((size, size), Image.Resampling.LANCZOS) for c in range(4)]
-        rgba = np.stack([np.asarray(plane) for plane in planes], axis=-1).clip(0, 1)
+        rgba = np.stack([np.asarray(plane, dtype=np.float32) for plane in planes], axis=-1)
+        rgba = rgba.clip(0, 1).astype(np.float32)
     rgba.flags.writeable = False
     return rgba
 

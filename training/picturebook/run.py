@@ -164,7 +164,7 @@ def _scaling_factor(data: Latents) -> float:
 
 def _load(model: torch.nn.Module, folder: Path, parts: dict[str, str]) -> None:
     """Load exported components into a training module's entries of these prefixes."""
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for prefix, component in parts.items():
         path = next((folder / component).glob("*.safetensors"))
         state |= {prefix + name: value.float() for name, value in load_file(path).items()}
