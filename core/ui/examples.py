@@ -6,7 +6,7 @@ safetensors file for each way of counting.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +17,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from core.information.results import Attribution, Timeline
+from core.information.results import Attribution, Given, Timeline
 from core.ui.images import data_url
+from core.ui.runtime import Runtime
 from core.ui.scene import Scene
 
 log = logging.getLogger(__name__)
 
-GIVEN = ("rest", "nothing")
+GIVEN: tuple[Given, ...] = ("rest", "nothing")
 _ARRAYS = ("bits", "stderr", "direct_bits", "direct_stderr", "maps", "map_stderr")
 _QUALITY = 82
 
@@ -82,13 +83,20 @@ def load_examples(folder: Path | None) -> list[Example]:
         return []
 
 
+def keep_example(runtime: Runtime, example: Example, given: str) -> Attribution:
+    """Let the page find the example's attributions like those it made itself; returns the one wanted."""
+    for each in GIVEN:
+        runtime.keep(example.scene.key, example.attribution(each))
+    return example.attribution(given)
+
+
 def save_example(
     folder: Path,
     name: str,
     image: Image.Image,
     previews: Sequence[Image.Image],
     settings: dict[str, Any],
-    attributions: dict[str, Attribution],
+    attributions: Mapping[Given, Attribution],
 ) -> None:
     """Write one example and add it to the index. `settings` has prompt, seed, steps and guidance."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import gradio as gr
 
 from core.ui.api import build_api
 from core.ui.attribution_tab import AttributionTab, build_attribution_tab
-from core.ui.examples import GIVEN, Example, load_examples
+from core.ui.examples import Example, keep_example, load_examples
 from core.ui.inputs import PICTURE, Number, Picture, html
 from core.ui.picture import stage_html, status_html
 from core.ui.runtime import Runtime
@@ -59,10 +59,8 @@ class Page:
 def build_demo(runtime: Runtime) -> Any:
     """The whole page as `gr.Blocks`. Needs no weights: what is stored is shown, the rest waits for the model."""
     examples = load_examples(runtime.examples_dir)
-    for example in examples:
-        for given in GIVEN:
-            runtime.keep(example.scene.key, example.attribution(given))
-    first = (examples[0].scene, examples[0].attribution("rest")) if examples else None
+    # Only the first is read now; the others when they are asked for, so that the page opens sooner.
+    first = (examples[0].scene, keep_example(runtime, examples[0], "rest")) if examples else None
     spec = runtime.spec
     with gr.Blocks(title="Interpretable Diffusion", analytics_enabled=False, fill_width=True) as demo:
         with gr.Row(elem_id="id-head"):
@@ -71,10 +69,10 @@ def build_demo(runtime: Runtime) -> Any:
         bar = _prompt_bar(runtime, examples)
         with gr.Row(elem_id="id-main"):
             with gr.Column(elem_id="id-left", min_width=300):
-                stage = html(stage_html(first[0] if first else None, spec.stages, spec.num_inference_steps))
                 with gr.Row(elem_id="id-progress"):
                     status = html(status_html())
                     cancel = gr.Button("Cancel", size="sm", elem_id="id-cancel", min_width=84)
+                stage = html(stage_html(first[0] if first else None, spec.stages, spec.num_inference_steps))
             with gr.Column(elem_id="id-right", min_width=300), gr.Tabs(), gr.Tab("Attribution"):
                 tab = build_attribution_tab(runtime, first)
         page = Page(
@@ -124,7 +122,7 @@ def _prompt_bar(runtime: Runtime, examples: list[Example]) -> PromptBar:
                 guidance = Number(
                     value=spec.guidance_scale,
                     label="Guidance",
-                    info="How closely to follow the words; 1 is not at all.",
+                    info="How strongly to push towards the words; 1 is no push.",
                 )
             with gr.Row(elem_id="id-own-row"):
                 picture = Picture(label="Your own picture", height=180, elem_id="id-own-picture", **PICTURE)

@@ -17,7 +17,9 @@ def stage_html(scene: Scene | None, stages: tuple[Stage, ...] = STAGES, n_steps:
     """The picture and its film strip; without a scene, the room they will take."""
     if scene is None:
         return _stage(None, "", (), n_steps, stages)
-    return _stage(_shown(scene.image), scene.prompt, scene.frames, scene.steps, stages, own=scene.own)
+    return _stage(
+        _shown(scene.image), scene.prompt, scene.frames, scene.steps, stages, own=scene.own, about=_about(scene)
+    )
 
 
 def drawing_html(
@@ -25,6 +27,12 @@ def drawing_html(
 ) -> str:
     """The same while it is being drawn: the newest preview large, the strip as far as it is."""
     return _stage(_shown(latest, quality=85), prompt, frames, n_steps, stages, growing=True)
+
+
+def _about(scene: Scene) -> str:
+    if scene.own:
+        return f"Your picture: “{scene.prompt}”"
+    return f"“{scene.prompt}” · seed {scene.seed} · {scene.steps} steps · guidance {scene.guidance:g}"
 
 
 def _shown(image: Image.Image, quality: int | None = None) -> str:
@@ -41,6 +49,7 @@ def _stage(
     stages: tuple[Stage, ...],
     own: bool = False,
     growing: bool = False,
+    about: str = "",
 ) -> str:
     if source is None:
         picture = '<p class="id-empty">Your picture will appear here.</p>'
@@ -52,7 +61,8 @@ def _stage(
         )
     strip = _own_strip() if own else _strip(frames, n_steps, stages)
     return (
-        f'<section class="id-stage{" growing" if growing else ""}"><div class="id-canvas">{picture}'
+        f'<section class="id-stage{" growing" if growing else ""}" data-about="{escape(about)}">'
+        f'<div class="id-canvas">{picture}'
         '<span class="id-tag" aria-live="polite"></span><span class="id-old">previous picture</span></div>'
         f"{_tools()}{strip}</section>"
     )

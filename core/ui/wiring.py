@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from core.ui.attribution_tab import measure_updates, panel_html
+from core.ui.examples import keep_example
 from core.ui.inputs import draw_problems, own_problems, verdicts
 from core.ui.jobs import Drawing, JobError, Waiting, bring, draw
 from core.ui.link import Link, read_link
@@ -192,7 +193,7 @@ class _Events:
 
     def _show_example(self, name: str, given: str = "rest") -> list[Any]:
         example = self.page.examples[name]
-        a = example.attribution(given)
+        a = keep_example(self.runtime, example, given)
         stage = self._stage(example.scene)
         settings = [example.prompt, example.seed, example.steps, example.guidance, given, a.settings["rel_error"]]
         return [*settings, stage, example.scene, panel_html(self.runtime, example.scene, a), status_html()]

@@ -14,7 +14,8 @@ from core.ui.timeline import timeline_svg
 
 def number(value: float) -> str:
     """A number of bits with as many digits as matter."""
-    return f"{value:.2f}" if abs(value) < 1 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
+    digits = 2 if abs(value) < 1 else 1 if abs(value) < 100 else 0
+    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def chips(prompt: str, a: Attribution) -> str:
@@ -82,7 +83,7 @@ def cards(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> str:
 def _sentence(a: Attribution, i: int) -> str:
     word, bits, half = escape(a.words[i]), float(a.bits[i]), float(half_width(a)[i])
     direct, direct_half = float(a.direct_bits[i]), float(direct_half_width(a)[i])
-    who = f"<q>{word}</q>" + ("" if a.given == "rest" else " alone")
+    who = f"“{word}”" + ("" if a.given == "rest" else " alone")
     given = " given the rest of the prompt" if a.given == "rest" else " compared with no prompt at all"
     if unsure(a)[i]:
         meaning = "That is not more than the error: this word may have told it nothing."

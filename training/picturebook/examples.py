@@ -37,13 +37,19 @@ EXAMPLES = (
 )
 
 
-def build(model: core.Diffuser, out_dir: Path, examples: Sequence[Ask] = EXAMPLES) -> None:
-    """Draw and measure every example with the model's own steps and guidance, and store them in `out_dir`."""
+def build(
+    model: core.Diffuser,
+    out_dir: Path,
+    examples: Sequence[Ask] = EXAMPLES,
+    rel_error: float = REL_ERROR,
+    num_inference_steps: int | None = None,
+) -> None:
+    """Draw and measure every example, by default with the model's own steps, and store them in `out_dir`."""
     for old in out_dir.glob("*"):
         if old.suffix in (".webp", ".safetensors", ".json"):
             old.unlink()
     for ask in examples:
-        generation = model.generate(ask.prompt, seed=ask.seed)
+        generation = model.generate(ask.prompt, seed=ask.seed, num_inference_steps=num_inference_steps)
         attributions = {
             given: core.attribute(
                 model,
@@ -51,7 +57,7 @@ def build(model: core.Diffuser, out_dir: Path, examples: Sequence[Ask] = EXAMPLE
                 ask.prompt,
                 seed=ask.seed,
                 given=given,
-                rel_error=REL_ERROR,
+                rel_error=rel_error,
                 num_inference_steps=generation.num_inference_steps,
             )
             for given in GIVEN

@@ -39,6 +39,12 @@
     document.documentElement.classList.toggle("id-stale-picture", stale.includes("picture"));
     document.documentElement.classList.toggle("id-stale-words", stale.includes("words"));
     document.documentElement.classList.toggle("id-busy", Boolean(one(".id-status .id-bar i")));
+    // With nothing to report, the line tells what is shown.
+    const line = one(".id-status > span");
+    if (line && (!line.textContent || line.classList.contains("about"))) {
+      line.classList.add("about");
+      set(line, "textContent", one(".id-stage")?.dataset.about ?? "");
+    }
     for (const chip of all(".id-chip")) attribute(chip, "aria-pressed", String(chip.dataset.word === word));
     for (const part of all("[data-for]")) set(part, "hidden", part.dataset.for !== word);
     for (const row of all("[data-row]")) row.classList.toggle("chosen", row.dataset.row === word);

@@ -1,0 +1,92 @@
+"""`python app.py` as people start it, and a real browser that looks at it."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from core.spec import BUILT_IN
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
+FLAGS = (  # noqa: SIM905 - as one would type them
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+
+@pytest.fixture(scope="session")
+def url() -> Iterator[str]:
+    """Address of the app with the embedded model, or with the folder that PAGE_TEST_MODEL names."""
+    model = os.environ.get("PAGE_TEST_MODEL", "picturebook")
+    if model == "picturebook" and not (Path(BUILT_IN["picturebook"].source) / "model_index.json").is_file():
+        pytest.skip("the embedded model is not there yet")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "app.py", "--model", model, "--port", str(port), "--device", "cpu"]
+    app = subprocess.Popen(command, cwd=ROOT)
+    address = f"http://127.0.0.1:{port}/"
+    try:
+        wait_for(address, app)
+        yield address
+    finally:
+        app.terminate()
+        app.wait(20)
+
+
+def wait_for(address: str, app: "subprocess.Popen[bytes]", seconds: float = 90) -> None:
+    """Until the page is served."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        assert app.poll() is None, "app.py ended; its message is above"
+        try:
+            urllib.request.urlopen(address, timeout=5)
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise AssertionError(f"no page after {seconds} s")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.fail(f"There is no browser at {CHROMIUM}. Install Debian's chromium, or set CHROMIUM to one's path.")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, url: str) -> Iterator[Any]:
+    """Opens the page at a width, and fails the test for what the page asked of other machines or stumbled over."""
+    pages: list[Page] = []
+    complaints: list[str] = []
+
+    def open_at(width: int = 1400, height: int = 900, query: str = "", scheme: Any = "light") -> Page:
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        page.set_default_timeout(90_000)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: complaints.append(request.url) if elsewhere(request.url) else None)
+        page.goto(url + query)
+        page.wait_for_selector("#id-prompt textarea")
+        pages.append(page)
+        return page
+
+    def elsewhere(address: str) -> bool:
+        return not address.startswith((url, "data:", "blob:"))
+
+    yield open_at
+    for page in pages:
+        page.close()
+    assert complaints == []

@@ -1,0 +1,104 @@
+"""What a person does, with the real app, the real model and a real browser."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+Open = Callable[..., Page]
+READY = ".id-badge.ready"
+
+
+def ask(page: Page, prompt: str, steps: int = 6) -> None:
+    """Type a prompt and press Enter, with few steps."""
+    page.wait_for_selector(READY)
+    if not page.locator("#id-options input").first.is_visible():
+        page.get_by_text("Seed, steps, guidance").click()
+    page.get_by_label("Steps").fill(str(steps))
+    page.get_by_label("20 %").check()
+    page.locator("#id-prompt textarea").fill(prompt)
+    page.locator("#id-prompt textarea").press("Enter")
+
+
+def wait_until_measured(page: Page, word: str) -> None:
+    page.wait_for_function(
+        "word => document.querySelector(`.id-panel:not(.running) .id-chip[data-word='${word}']`)"
+        " && !document.querySelector('.id-status .id-bar i')",
+        arg=word,
+    )
+
+
+def test_a_prompt_becomes_a_picture_and_its_words_get_bits(open_page: Open) -> None:
+    page = open_page()
+    ask(page, "a cat on the grass")
+    expect(page.locator(".id-status")).to_contain_text(re.compile(r"left|Reading|Waiting"))
+    wait_until_measured(page, "grass")
+    assert page.locator("button.id-frame").count() == 6
+
+    page.locator(".id-chip[data-word='cat']").click()
+    expect(page.locator(".id-chip[data-word='cat']")).to_have_attribute("aria-pressed", "true")
+    lead = page.locator(".id-card:not([hidden]) .id-lead").inner_text()
+    assert re.fullmatch(r"“cat” told the picture [\d.]+ ± [\d.]+ bits given the rest of the prompt\.", lead)
+    overlay = page.locator(".id-overlay")
+    expect(overlay).to_be_visible()
+    cat = overlay.get_attribute("src")
+    page.locator(".id-chip[data-word='cat']").press("ArrowRight")
+    assert overlay.get_attribute("src") != cat
+    assert "word=on" in page.url
+
+    page.locator("button.id-frame").nth(2).click()
+    expect(page.locator(".id-preview")).to_be_visible()
+    expect(overlay).to_be_hidden()
+    expect(page.locator(".id-tag")).to_contain_text("step 3")
+    page.locator("button.id-frame").nth(2).click()
+    expect(overlay).to_be_visible()
+
+    with page.expect_download() as kept:
+        page.get_by_role("link", name="JSON").click()
+    stored = json.loads(Path(kept.value.path()).read_text())
+    assert stored["settings"]["prompt"] == "a cat on the grass"
+    with page.expect_download() as kept:
+        page.get_by_role("button", name="PNG").click()
+    with Image.open(kept.value.path()) as image:
+        assert image.size == (1024, 1024)
+
+    again = open_page(query="?" + page.url.partition("?")[2])
+    wait_until_measured(again, "grass")
+    assert again.locator(".id-picture").get_attribute("src") == page.locator(".id-picture").get_attribute("src")
+    expect(again.locator(".id-chip[data-word='on']").first).to_have_attribute("aria-pressed", "true")
+
+
+def test_cancel_stops_and_the_page_goes_on(open_page: Open) -> None:
+    page = open_page()
+    ask(page, "a cat", steps=150)
+    page.locator("#id-cancel").click()
+    expect(page.locator(".id-status")).to_contain_text("Cancelled")
+    expect(page.locator("#id-cancel")).to_be_hidden()
+    ask(page, "a dog", steps=4)
+    wait_until_measured(page, "dog")
+
+
+def test_an_unknown_word_offers_words_to_click(open_page: Open) -> None:
+    page = open_page()
+    page.wait_for_selector(READY)
+    field = page.locator("#id-prompt textarea")
+    field.fill("a catt on the grass")
+    suggestion = page.locator(".id-suggest", has_text=re.compile("^cat$"))
+    suggestion.wait_for()
+    page.locator("#id-generate").click()
+    expect(page.locator("#id-prompt")).to_contain_text("catt")
+    expect(page.locator("#id-bar")).to_contain_text("This model does not know 'catt'")
+    suggestion.click()
+    expect(field).to_have_value("a cat on the grass")
+    expect(page.locator(".id-unknown")).to_have_count(0)
+
+
+def test_a_narrow_page_does_not_scroll_sideways(open_page: Open) -> None:
+    for scheme in ("light", "dark"):
+        page = open_page(width=390, height=844, scheme=scheme)
+        page.wait_for_selector(".id-badge")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate("window.scrollTo(99, 0), window.scrollX") == 0
