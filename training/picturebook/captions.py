@@ -5,11 +5,13 @@ finite distributions whose probabilities are known, so that the information a wo
 """
 
 import zlib
+from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import accumulate
 from math import log2
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,7 @@ from training.picturebook.world import (
 )
 
 Probabilities = npt.NDArray[np.float64]
+Choice = TypeVar("Choice", bound=str)
 Relation = Literal["left", "right", "above", "below"]
 Split = Literal["train", "test", "any"]
 
@@ -218,12 +221,33 @@ def sample_story(rng: np.random.Generator, split: Split = "any") -> Story:
             return story
 
 
+@cache
+def _single_odds() -> tuple[float, ...]:
+    return tuple(_single_weights())
+
+
+@cache
+def _pair_odds() -> tuple[float, ...]:
+    return tuple(_pair_weights().ravel())
+
+
+@cache
+def _cumulated(odds: tuple[float, ...]) -> list[float]:
+    return list(accumulate(odds))
+
+
+def _choose(rng: np.random.Generator, odds: tuple[float, ...]) -> int:
+    """An index drawn with these probabilities; ten times as fast as numpy's `choice` on short lists."""
+    return min(bisect(_cumulated(odds), rng.random()), len(odds) - 1)
+
+
+def _any_of(rng: np.random.Generator, options: tuple[Choice, ...]) -> Choice:
+    return options[int(rng.integers(len(options)))]
+
+
 def _sample_story(rng: np.random.Generator) -> Story:
-    n = 1 + int(rng.choice(3, p=N_THINGS_P))
-    if n == 1:
-        index = [int(rng.choice(len(NOUNS), p=_single_weights()))]
-    else:
-        index = list(divmod(int(rng.choice(len(NOUNS) ** 2, p=_pair_weights().ravel())), len(NOUNS)))
+    n = 1 + _choose(rng, N_THINGS_P)
+    index = [_choose(rng, _single_odds())] if n == 1 else list(divmod(_choose(rng, _pair_odds()), len(NOUNS)))
     if n == 3:
         others = [i for i in range(len(NOUNS)) if i not in index]
         index.append(others[int(rng.integers(len(others)))])
@@ -231,9 +255,9 @@ def _sample_story(rng: np.random.Generator) -> Story:
     related = n == 2 and rng.random() < RELATED_P
     return Story(
         nouns=nouns,
-        relation=RELATIONS[int(rng.integers(len(RELATIONS)))] if related else None,
-        place=PLACES[int(rng.choice(len(PLACES), p=place_probabilities(nouns)))].name,
-        style=STYLES[int(rng.choice(len(STYLES), p=STYLE_P))],
+        relation=_any_of(rng, RELATIONS) if related else None,
+        place=PLACES[_choose(rng, tuple(place_probabilities(nouns)))].name,
+        style=STYLES[_choose(rng, STYLE_P)],
     )
 
 
@@ -241,12 +265,12 @@ def sample_caption(rng: np.random.Generator, story: Story) -> Caption:
     """One way of telling a story."""
     place_words = PLACES[PLACE_INDEX[story.place]].words
     style_told = story.style != "plain" and rng.random() < STYLE_TOLD_P
-    opening = OPENINGS[int(rng.choice(len(OPENINGS), p=[p for _, p in OPENINGS]))][0]
+    opening = OPENINGS[_choose(rng, tuple(p for _, p in OPENINGS))][0]
     return Caption(
         story=story,
-        words=tuple(str(rng.choice(NOUNS[NOUN_INDEX[noun]].words)) for noun in story.nouns),
-        pairing=PAIRINGS[int(rng.choice(len(PAIRINGS), p=[p for _, p in PAIRINGS]))][0],
-        place_word=str(rng.choice(place_words)) if rng.random() < PLACE_TOLD_P else None,
+        words=tuple(_any_of(rng, NOUNS[NOUN_INDEX[noun]].words) for noun in story.nouns),
+        pairing=PAIRINGS[_choose(rng, tuple(p for _, p in PAIRINGS))][0],
+        place_word=_any_of(rng, place_words) if rng.random() < PLACE_TOLD_P else None,
         place_first=bool(rng.random() < PLACE_FIRST_P),
         style_told=style_told,
         style_first=bool(rng.random() < STYLE_FIRST_P),

@@ -46,7 +46,7 @@ SOURCES: dict[str, Source] = {
 def drawing(thing: str, artist: str, size: int) -> npt.NDArray[np.float32]:
     """One drawing as premultiplied RGBA in 0..1, shape [size, size, 4]."""
     image = Image.open(FOLDER / artist / f"{thing}.webp").convert("RGBA")
-    rgba = np.asarray(image, dtype=np.float32) / 255
+    rgba: npt.NDArray[np.float32] = np.asarray(image, dtype=np.float32) / np.float32(255)
     rgba[..., :3] *= rgba[..., 3:]
     if size != SIZE:
         # Premultiplied before resizing, so that the colour of transparent pixels does not bleed into the rim.

@@ -95,7 +95,7 @@ def diffuser_of(pipeline: StableDiffusionPipeline) -> Diffuser:
     return Diffuser(copy, BUILT_IN["picturebook"])
 
 
-def draw_sheet(model: Diffuser, captions: tuple[str, ...] = SHEET_CAPTIONS, columns: int = 8) -> Image.Image:
+def draw_sheet(model: Diffuser, captions: tuple[str, ...], columns: int = 8) -> Image.Image:
     """Pictures of captions, the i-th with seed i, side by side."""
     side = model.image_size
     sheet = Image.new("RGB", (columns * side, -(-len(captions) // columns) * side))

@@ -108,7 +108,8 @@ class JudgesTask:
 
     name = "judges"
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: JudgeConfig, n_held_out: int) -> None:
+        self.n_held_out = n_held_out
         self.model: nn.Module = JudgesLoss(config)
 
     def batch_maker(self, n: int) -> Callable[[int], Batch]:
@@ -116,18 +117,19 @@ class JudgesTask:
         return partial(make_scenes, n=n)
 
     def show(self, model: nn.Module, path: Path) -> dict[str, float]:
-        """Mean IoU and style accuracy on 256 held-out scenes; a sheet of scenes with what the segmenter sees."""
+        """Mean IoU and style accuracy on held-out scenes; a sheet of scenes with what the segmenter sees."""
         assert isinstance(model, JudgesLoss)
         device = next(model.parameters()).device
         counts, correct, shown = torch.zeros(len(LABELS), 3, dtype=torch.double), 0, []
-        for number in range(8):
+        for number in range(self.n_held_out // 32):
             batch = {key: value.to(device) for key, value in make_scenes(number, 32, "test").items()}
             seen = segment_logits(model.segmenter, batch["pixels"], SIZE).argmax(1)
             counts += overlap(seen, batch["labels"]).cpu()
             correct += int((model.style_classifier(batch["pixels"]).logits.argmax(-1) == batch["styles"]).sum())
-            shown.append((batch["pixels"][:2].cpu(), seen[:2].cpu()))
+            if number < 8:
+                shown.append((batch["pixels"][:2].cpu(), seen[:2].cpu()))
         _sheet(torch.cat([p for p, _ in shown]), torch.cat([s for _, s in shown])).save(path, quality=90)
-        return {"mean_iou": mean_iou(counts), "style_accuracy": correct / 256}
+        return {"mean_iou": mean_iou(counts), "style_accuracy": correct / self.n_held_out}
 
 
 def overlap(seen: Tensor, true: Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
 import logging
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,14 +44,13 @@ def compute_latents(autoencoder: AutoencoderKL, n_scenes: int, folder: Path, spl
     """Paint and encode `n_scenes` scenes (rounded up to a multiple of 64); shards already there are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     device = next(autoencoder.parameters()).device
-    context = get_context("spawn")
-    with ProcessPoolExecutor(max(n_workers, 1), mp_context=context) as pool:
+    with _painters(n_workers) as paint_all:
         for shard in range(-(-n_scenes // SHARD)):
             target = folder / f"{split}-{shard:05d}.safetensors"
             if target.exists():
                 continue
             starts = range(shard * SHARD, min((shard + 1) * SHARD, n_scenes), _CHUNK)
-            chunks = pool.map(_paint_chunk, starts, [split] * len(starts))
+            chunks = paint_all(_paint_chunk, starts, [split] * len(starts))
             parts, tokens = [], []
             for images, ids in chunks:
                 parts.append(_encode(autoencoder, to_pixels(images).to(device)).cpu())
@@ -58,6 +59,16 @@ def compute_latents(autoencoder: AutoencoderKL, n_scenes: int, folder: Path, spl
             save_file({"latents": torch.cat(parts).half(), "tokens": torch.cat(tokens)}, part)
             os.replace(part, target)
             logger.info("latents: shard %d of %d", shard + 1, -(-n_scenes // SHARD))
+
+
+@contextmanager
+def _painters(n_workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """A `map` over processes that run ahead, or, with none, the plain one."""
+    if not n_workers:
+        yield map
+        return
+    with ProcessPoolExecutor(n_workers, mp_context=get_context("spawn")) as pool:
+        yield pool.map
 
 
 def load_latents(folder: Path, split: Split) -> Latents:

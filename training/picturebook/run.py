@@ -18,7 +18,16 @@ import core
 from training.loop import LoopConfig, train
 from training.picturebook.autoencoder import AutoencoderConfig, AutoencoderTask, build_autoencoder
 from training.picturebook.denoiser import DenoiserConfig, DenoiserLoss, DenoiserTask
-from training.picturebook.export import assemble, diffuser_of, draw_sheet, entries_under, save, set_json, standardise
+from training.picturebook.export import (
+    SHEET_CAPTIONS,
+    assemble,
+    diffuser_of,
+    draw_sheet,
+    entries_under,
+    save,
+    set_json,
+    standardise,
+)
 from training.picturebook.judges import JudgeConfig, JudgesLoss, JudgesTask, make_scenes
 from training.picturebook.latents import Latents, compute_latents, load_latents
 
@@ -38,6 +47,10 @@ class PicturebookConfig:
     """Its training."""
     n_scenes: int = 65536
     """Scenes that the denoiser sees, again and again, with other words and noise."""
+    n_held_out: int = 512
+    """Held-out scenes on which its loss, and the judges, are measured at each checkpoint."""
+    n_drawn: int = 16
+    """Captions drawn at each checkpoint."""
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     """Shape of the denoiser."""
     denoiser_loop: LoopConfig = field(default_factory=lambda: LoopConfig(4000, 32, 1.5e-3))
@@ -93,7 +106,7 @@ class Run:
         """Paint and encode the scenes that the denoiser is trained on, and some held-out ones."""
         autoencoder = self._autoencoder().to(self.device, memory_format=torch.channels_last)
         folder = self.folder / "latents"
-        compute_latents(autoencoder, 512, folder, "test", self.n_workers)
+        compute_latents(autoencoder, self.config.n_held_out, folder, "test", self.n_workers)
         compute_latents(autoencoder, self.config.n_scenes, folder, "train", self.n_workers)
 
     def train_denoiser(self) -> None:
@@ -104,7 +117,7 @@ class Run:
 
         def draw(model: DenoiserLoss) -> Image.Image:
             pipeline = assemble(self._autoencoder().to(self.device), model.unet, model.text_encoder, factor)
-            return draw_sheet(diffuser_of(pipeline))
+            return draw_sheet(diffuser_of(pipeline), SHEET_CAPTIONS[: self.config.n_drawn])
 
         torch.manual_seed(self.config.seed)
         task = DenoiserTask(self.config.denoiser, scaled, scaled_held_out, draw)
@@ -115,7 +128,7 @@ class Run:
     def train_judges(self) -> None:
         """Train the segmenter and the style classifier."""
         torch.manual_seed(self.config.seed + 1)
-        task = JudgesTask(self.config.judges)
+        task = JudgesTask(self.config.judges, self.config.n_held_out)
         if self.warm_start:
             _load(task.model, self.package, {"segmenter.": "segmenter", "style_classifier.": "style_classifier"})
         train(task, self.config.judges_loop, self.folder, n_workers=self.n_workers, every=self.every)

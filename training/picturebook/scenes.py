@@ -80,7 +80,8 @@ def lay_out(rng: np.random.Generator, story: Story, seed: tuple[int, ...] = ()) 
     things = []
     for noun in story.nouns:
         senses = sense_probabilities(noun, story.place)
-        things.append(str(rng.choice(list(senses), p=list(senses.values()))))
+        first, *others = senses
+        things.append(first if rng.random() < senses[first] else others[0])
     variant = int(rng.integers(N_VARIANTS))
     horizon = background(story.place, variant).horizon
     anywhere = rng.random() < ANYWHERE_P
@@ -106,7 +107,8 @@ def _place(
     for _ in range(tries):
         boxes: list[Box] = []
         for thing in things:
-            size = int(rng.choice(SIZES[len(things)]))
+            sizes = SIZES[len(things)]
+            size = sizes[int(rng.integers(len(sizes)))]
             low, high = (0, SIZE - size) if anywhere else _rows(thing, size, horizon)
             x = int(rng.integers((SIZE - size) // CELL + 1)) * CELL
             y = int(rng.integers(-(-low // CELL), high // CELL + 1)) * CELL
