@@ -11,6 +11,7 @@ For noisy latents x_a and predictions e_c (context) and e_y (text), in nats:
 import math
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.information.quadrature import Draw, Sampler, draw
+from core.information.quadrature import Draw, Sampler, draw, fit
 from core.schedule import NoiseSchedule
 
 Floats = NDArray[np.float64]
@@ -108,7 +109,8 @@ class Estimator:
         self._model, self._x, self._sampler, self._edges, self._batch_size = model, x, sampler, edges, batch_size
         self._seed = seed % 2**64
         self._groups = _groups(comparisons, sampler)
-        self._density = sampler.density(model.schedule.log_snr_range)
+        self._densities = [sampler.density(model.schedule.log_snr_range) for _ in self._groups]
+        self._has_pilot = not sampler.fitted
         n_bins = len(edges) - 1
         self._maps = np.zeros((0, len(comparisons), *model.latent_shape[1:]))
         self._direct = np.zeros((0, len(comparisons)))
@@ -129,6 +131,10 @@ class Estimator:
 
     def run(self, n_replicates: int) -> Generator[None, None, None]:
         """Go on until there are `n_replicates` in all, pausing after every U-Net call."""
+        if not self._has_pilot:
+            self._has_pilot = True
+            for index, group in enumerate(self._groups):
+                yield from self._pilot(index, group)
         start = len(self._maps)
         self._maps, self._direct, self._timeline = (
             np.concatenate([old, np.zeros((n_replicates - start, *old.shape[1:]))])
@@ -136,7 +142,7 @@ class Estimator:
         )
         for index, group in enumerate(self._groups):
             draws = [
-                draw(self._sampler, self._density, self._model.latent_shape, (self._seed, replicate, index))
+                draw(self._sampler, self._densities[index], self._model.latent_shape, (self._seed, replicate, index))
                 for replicate in range(start, n_replicates)
             ]
             owner = np.arange(start, n_replicates).repeat(self._sampler.n_points)
@@ -149,6 +155,21 @@ class Estimator:
                 if index == len(self._groups) - 1:
                     self._n_finished = start + (at + len(eps)) // self._sampler.n_points
                 yield
+
+    def _pilot(self, index: int, group: _Group) -> Generator[None, None, None]:
+        """Fit a group's density to its integrands, on draws that the estimate leaves out."""
+        density = self._densities[index]
+        pilot = replace(self._sampler, n_points=self._sampler.n_pilot, stratified=True, antithetic=False)
+        everything = draw(pilot, density, self._model.latent_shape, (self._seed, _PILOT, index))
+        values = []
+        stride = max(1, self._batch_size // len(group.texts))
+        for at in range(0, pilot.n_points, stride):
+            batch = Draw(*(part[at : at + stride] for part in everything))
+            eps = yield from self._predict(batch, group)
+            orthogonal, _ = contributions(eps, batch.noise.to(eps.device), group.context, group.text)
+            values.append(orthogonal.sum((2, 3)))
+            yield
+        self._densities[index] = fit(density, everything.log_snr.numpy(), np.concatenate(values).T)
 
     def _predict(self, batch: Draw, group: _Group) -> Generator[None, None, Tensor]:
         """Predictions [m, T, C, h, w] for m noise samples under the group's T texts, in one call if they fit."""
