@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from core.errors import Cancelled, ImageError, PromptError, WordNotInPromptError
-from core.information.estimator import Comparison, Estimate, Estimator, NoisePredictor, evals_per_replicate
+from core.information.estimator import Comparison, Cost, Estimate, Estimator, NoisePredictor, cost
 from core.information.quadrature import Sampler
 from core.information.results import Attribution, AttributionProgress, Floats, Given, Stopped, Timeline
 from core.text import delete_words, distinct_words, only_words
@@ -167,20 +167,25 @@ class _Job:
     sampler: Sampler
     comparisons: list[Comparison] = field(init=False)
     """One a word, and one more for the whole prompt where that is asked for."""
+    cost: Cost = field(init=False)
     max_replicates: int = field(init=False)
 
     def __post_init__(self) -> None:
         whole = [Comparison("", self.prompt)] if self.whole_prompt else []
         object.__setattr__(self, "comparisons", compare(self.prompt, self.words, self.given) + whole)
-        cost = evals_per_replicate(self.comparisons, self.sampler)
-        least = cost * self.sampler.min_replicates
+        object.__setattr__(self, "cost", cost(self.comparisons, self.sampler))
+        least = self.evals(self.sampler.min_replicates)
         if self.max_evals is not None and self.max_evals < least:
             raise ValueError(
                 f"{self.max_evals} U-Net evaluations are too few for an error: {len(self.words)} words need at least "
                 f"{least}. Raise max_evals, or ask for fewer words."
             )
-        n = MAX_REPLICATES if self.max_evals is None else self.max_evals // cost
-        object.__setattr__(self, "max_replicates", n)
+        spent = None if self.max_evals is None else (self.max_evals - self.cost.pilot) // self.cost.replicate
+        object.__setattr__(self, "max_replicates", MAX_REPLICATES if spent is None else spent)
+
+    def evals(self, n_replicates: int) -> int:
+        """Latents through the U-Net that so many replicates take."""
+        return self.cost.pilot + n_replicates * self.cost.replicate
 
     @property
     def looks(self) -> list[int]:
@@ -206,7 +211,7 @@ def _run(model: NoisePredictor, image: "Picture | Generation", job: _Job) -> Gen
             batch_size=job.batch_size,
         )
         settings = _settings(model, job, (density.low, density.high))
-        budget = job.max_replicates * estimator.evals_per_replicate
+        budget = job.evals(job.max_replicates)
         partial: Attribution | None = None
         for look in job.looks:
             for _ in estimator.run(look):
@@ -214,7 +219,7 @@ def _run(model: NoisePredictor, image: "Picture | Generation", job: _Job) -> Gen
                 if n > max(1, partial.n_replicates if partial else 0):
                     partial = summarise(estimator.result(), edges, job, "cancelled", settings)
                 reached = partial.rel_error if partial else math.inf
-                expected = _expected_evals(partial, job, estimator.evals_per_replicate)
+                expected = _expected_evals(partial, job)
                 yield AttributionProgress(estimator.n_evals, budget, n, reached, partial, expected)
             if partial is not None and partial.rel_error <= job.rel_error:
                 break
@@ -259,10 +264,10 @@ def mean_and_stderr(replicates: Floats) -> tuple[Floats, Floats]:
     return replicates.mean(0), replicates.std(0, ddof=1) / math.sqrt(len(replicates))
 
 
-def _expected_evals(partial: Attribution | None, job: _Job, cost: int) -> int:
+def _expected_evals(partial: Attribution | None, job: _Job) -> int:
     """Evaluations at the look where the error should be small enough, if the spread stays what it is."""
     needed = partial.n_replicates * (partial.rel_error / job.rel_error) ** 2 if partial else 0.0
-    return cost * next((look for look in job.looks if look >= needed), job.looks[-1])
+    return job.evals(next((look for look in job.looks if look >= needed), job.looks[-1]))
 
 
 def _settings(model: NoisePredictor, job: _Job, log_snr_range: tuple[float, float]) -> dict[str, Any]:

@@ -91,8 +91,6 @@ class Estimator:
 
     n_evals: int
     """Latents evaluated so far."""
-    evals_per_replicate: int
-    """Latents that one replicate takes."""
 
     def __init__(
         self,
@@ -117,7 +115,6 @@ class Estimator:
         self._timeline = np.zeros((0, len(comparisons), n_bins))
         self._n_finished = 0
         self.n_evals = 0
-        self.evals_per_replicate = evals_per_replicate(comparisons, sampler)
 
     @property
     def n_replicates(self) -> int:
@@ -222,9 +219,19 @@ def contributions(eps: Tensor, noise: Tensor, context: list[int], text: list[int
     return _HALF_BIT * orthogonal.double().cpu().numpy(), _HALF_BIT * direct.double().cpu().numpy()
 
 
-def evals_per_replicate(comparisons: Sequence[Comparison], sampler: Sampler) -> int:
-    """Latents that one replicate takes; W words share W + 1 texts where they are compared with one prompt."""
-    return sampler.n_points * sum(len(group.texts) for group in _groups(comparisons, sampler))
+class Cost(NamedTuple):
+    """U-Net evaluations, in latents. W words share W + 1 texts where they are compared with one prompt."""
+
+    pilot: int
+    """For fitting the density, once."""
+    replicate: int
+    """For each replicate."""
+
+
+def cost(comparisons: Sequence[Comparison], sampler: Sampler) -> Cost:
+    """What estimating these comparisons costs."""
+    n_texts = sum(len(group.texts) for group in _groups(comparisons, sampler))
+    return Cost(sampler.n_pilot * n_texts if sampler.fitted else 0, sampler.n_points * n_texts)
 
 
 def _groups(comparisons: Sequence[Comparison], sampler: Sampler) -> list[_Group]:

@@ -177,6 +177,8 @@ def test_words_share_their_evaluations_and_texts_are_encoded_once() -> None:
         Sampler(stratified=False, antithetic=False),
         Sampler(antithetic=False),
         Sampler(shared=False),
+        Sampler(fitted=True),
+        Sampler(fitted=True, shared=False),
     ],
 )
 def test_every_sampler_estimates_the_same_thing(sampler: Sampler, world: GaussianWorld, x: torch.Tensor) -> None:
@@ -195,6 +197,14 @@ def test_it_stops_when_converged_or_at_the_budget(world: GaussianWorld, x: torch
     assert hard.rel_error > 0.001
     with pytest.raises(ValueError, match="need at least 384"):
         run(world, x, max_evals=383)
+
+
+def test_the_pilot_counts_in_the_budget_and_not_in_the_estimate(world: GaussianWorld, x: torch.Tensor) -> None:
+    fitted = Sampler(fitted=True, n_pilot=16)
+    result = run(world, x, sampler=fitted, rel_error=1e-9, max_evals=11 * 48 + 16 * 4)
+    assert (result.n_replicates, result.n_evals) == (11, 11 * 48 + 16 * 4)
+    less = run(world, x, sampler=fitted, rel_error=1e-9, max_evals=11 * 48 + 16 * 4 - 1)
+    assert less.n_replicates == 10
 
 
 def test_a_small_word_is_measured_against_a_tenth_of_the_largest(world: GaussianWorld, x: torch.Tensor) -> None:

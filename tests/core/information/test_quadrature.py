@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.information.quadrature import Density, Sampler, draw
+from core.information.quadrature import Density, Sampler, draw, fit
 from core.schedule import NoiseSchedule
 
 RANGE = NoiseSchedule.stable_diffusion().log_snr_range
@@ -73,6 +73,21 @@ def test_a_replicate_depends_on_its_key_alone() -> None:
     other = draw(FAST, density, (2, 3, 3), (5, 2))
     assert torch.equal(again[0].noise, again[1].noise)
     assert not torch.equal(again[0].noise, other.noise)
+
+
+def test_a_fitted_density_follows_the_integrand_and_keeps_a_tenth() -> None:
+    logistic = FAST.density(RANGE)
+    log_snr = logistic.quantile((np.arange(16) + 0.5) / 16)
+    peak = np.exp(-((log_snr - 1.0) ** 2) / 0.5) * logistic.pdf(log_snr)
+    fitted = fit(logistic, log_snr, np.stack([peak, 100 * peak]))  # the size of a word does not matter
+    np.testing.assert_allclose(fitted.knots, fit(logistic, log_snr, peak[None]).knots)
+    a = np.linspace(-4.9, 6.9, 500)
+    ratio = fitted.pdf(a) / logistic.pdf(a)
+    assert ratio.min() == pytest.approx(0.1, rel=0.01)
+    assert abs(a[ratio.argmax()] - 1.0) < 0.5  # in the bin of 1.0 or next to it
+    assert fitted.knots[[0, -1]].tolist() == [0.0, 1.0]
+    silent = fit(logistic, log_snr, np.zeros((2, 16)))
+    np.testing.assert_allclose(silent.knots, np.linspace(0, 1, 17))
 
 
 def test_impossible_settings_are_refused() -> None:
