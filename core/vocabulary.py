@@ -42,7 +42,8 @@ class Vocabulary:
         for word in split_words(prompt):
             pieces += [*prompt[at : word.start].split(), word.text]
             at = word.end
-        pieces += prompt[at:].split()
+        if self._tokenizer.unk_token_id != self._tokenizer.pad_token_id:
+            pieces += prompt[at:].split()  # else a full stop becomes one more mark of the end, as the padding is
         return {piece: self._nearest(piece, n) for piece in dict.fromkeys(pieces) if not self._knows(piece)}
 
     def check(self, prompt: str) -> None:

@@ -1,4 +1,5 @@
 import pytest
+import torch
 from transformers import CLIPTokenizer
 
 from core.diffuser import Diffuser
@@ -26,6 +27,12 @@ def test_a_mark_that_means_nothing_to_the_model_is_told(model: Diffuser) -> None
     with pytest.raises(UnknownWordError, match=r"':' \(leave it out\)") as caught:
         model.check_prompt("a cat: a whals")
     assert caught.value.suggestions == {":": [], "whals": ["whale"]}
+
+
+def test_a_mark_at_the_end_changes_nothing(model: Diffuser) -> None:
+    model.check_prompt("a cat!")
+    assert model.vocabulary.unknown_words('"a cat"') == {'"': []}
+    assert torch.equal(model.encode_text(["a cat!"]), model.encode_text(["a cat"]))
 
 
 def test_each_bad_prompt_has_its_error(model: Diffuser) -> None:
