@@ -15,10 +15,10 @@ from core.ui.jobs import JobError, Measuring, Waiting, measure
 from core.ui.picture import seconds_left, status_html
 from core.ui.runtime import Runtime
 from core.ui.scene import Scene
-from core.ui.words import cards, chips, layers_json, number
+from core.ui.words import cards, chips, layers_json, plus_minus
 
 GIVEN = (("given the rest", "rest"), ("alone", "nothing"))
-REL_ERRORS = (("20 %", 0.2), ("10 %", 0.1), ("5 %", 0.05))
+REL_ERRORS = (("20%", 0.2), ("10%", 0.1), ("5%", 0.05))
 _STOPPED = {
     "converged": "the wanted error was reached",
     "budget": "the budget was spent before the wanted error was reached",
@@ -102,8 +102,8 @@ def measure_updates(
 
 
 def _status(item: Measuring, target: float, stale: str) -> str:
-    error = f", error {item.error:.0%}, aiming for {target:.0%}" if item.error is not None else ""
-    text = f"Reading the words: {item.n_evals:,} U-Net evaluations{error}{seconds_left(item.seconds_left)}"
+    done = f"error {item.error:.0%}, wanted {target:.0%}" if item.error is not None else f"{item.n_evals} evaluations"
+    text = f"Reading the words: {done}{seconds_left(item.seconds_left)}"
     return status_html(text, item.share, stale)
 
 
@@ -142,8 +142,8 @@ def _details(runtime: Runtime, scene: Scene, a: Attribution) -> str:
     stages = runtime.spec.stages
     rows = "".join(
         f'<tr data-row="{escape(row["word"])}"><th scope="row">{escape(row["word"])}</th>'
-        f"<td>{number(row['bits'])} ± {number(row['bits_95'])}</td>"
-        f"<td>{number(row['direct_bits'])} ± {number(row['direct_bits_95'])}</td>"
+        f"<td>{plus_minus(row['bits'], row['bits_95'])}</td>"
+        f"<td>{plus_minus(row['direct_bits'], row['direct_bits_95'])}</td>"
         + "".join(f"<td>{row[s.name]:.0%}</td>" for s in stages)
         + "</tr>"
         for row in table_rows(a, stages)

@@ -15,7 +15,7 @@ COLUMNS = ("word", "bits", "bits_95", "direct_bits", "direct_bits_95")
 
 
 def table_rows(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> list[dict[str, Any]]:
-    """All numbers of an attribution, a row a word; `_95` is half a 95 % interval, stages are parts of the bits."""
+    """All numbers of an attribution, a row a word; `_95` is half a 95% interval, stages are parts of the bits."""
     shares = stage_shares(a, stages)
     rows: list[dict[str, Any]] = []
     for i, word in enumerate(a.words):

@@ -10,8 +10,8 @@ from core.ui.scene import step_stages
 
 Floats = NDArray[np.float64]
 
-_WIDTH, _HEIGHT = 640.0, 220.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 8.0, 26.0, 40.0
+_WIDTH, _HEIGHT = 640.0, 226.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 8.0, 26.0, 46.0
 
 
 def timeline_svg(
@@ -27,25 +27,59 @@ def timeline_svg(
     `edges` [S + 1] are log-SNRs, `bits` [S] and their 95 % half-widths [S] are per unit of log-SNR; `top` is the upper
     end of the axis, by default this word's own. Colours come from the page's CSS variables.
     """
+    names = step_stages(len(bits), stages)
+    marks = _step_marks(_across(edges, edges), names)
+    bands = _stage_bands(_across(edges, edges), names, stages)
+    xs_edges, bits, half_width = merge_narrow(edges, bits, half_width, names)
+    xs = _across(xs_edges, edges)
     top = nice_ceiling(float((bits + half_width).max(initial=0.0)) if top is None else top)
-    xs = _LEFT + (edges - edges[0]) / max(float(edges[-1] - edges[0]), 1e-9) * (_WIDTH - _LEFT - _RIGHT)
 
     def height(values: Floats) -> Floats:
         return np.asarray(_HEIGHT - _BOTTOM - np.clip(values / top, 0, 1) * (_HEIGHT - _TOP - _BOTTOM))
 
     parts = [
         f'<svg class="id-timeline" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{label}">',
-        *_stage_bands(xs, step_stages(len(bits), stages), stages),
+        *bands,
         *_axis(top, height),
         f'<path class="id-band" d="{_band(xs, height(bits + half_width), height(np.maximum(bits - half_width, 0)))}"/>',
         f'<path class="id-area" d="{_steps(xs, height(bits))}V{_HEIGHT - _BOTTOM:g}H{xs[0]:.1f}Z"/>',
         f'<path class="id-line" d="{_steps(xs, height(bits))}"/>',
-        *_step_marks(xs, bits, half_width),
+        *marks,
         f'<text class="id-axis" x="{_LEFT}" y="{_HEIGHT - 6}">log-SNR {edges[0]:.1f} (noise)</text>',
         f'<text class="id-axis end" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}">{edges[-1]:.1f} (picture)</text>',
         "</svg>",
     ]
     return "".join(parts)
+
+
+def common_top(edges: Floats, bits: Floats, half_width: Floats, stages: tuple[Stage, ...] = STAGES) -> float:
+    """The upper end of an axis that all words [W, S] share."""
+    names = step_stages(bits.shape[1], stages)
+    merged = [merge_narrow(edges, b, h, names) for b, h in zip(bits, half_width, strict=True)]
+    return max((float((b + h).max(initial=0.0)) for _, b, h in merged), default=0.0)
+
+
+def merge_narrow(
+    edges: Floats, bits: Floats, half_width: Floats, names: list[str], share: float = 0.045
+) -> tuple[Floats, Floats, Floats]:
+    """Join neighbouring bins of one stage until each is at least `share` of the axis wide; areas stay what they are.
+
+    Early steps lie so close in log-SNR that few noise samples fall into each. Errors are joined as if independent.
+    """
+    least = share * float(edges[-1] - edges[0])
+    groups: list[list[int]] = []
+    for i, name in enumerate(names):
+        open_one = groups[-1] if groups and names[groups[-1][0]] == name else None
+        if open_one and edges[open_one[-1] + 1] - edges[open_one[0]] < least:
+            open_one.append(i)
+        else:
+            groups.append([i])
+    widths = np.diff(edges)
+    totals = np.array([float((bits[g] * widths[g]).sum()) for g in groups])
+    errors = np.array([float(np.sqrt(((half_width[g] * widths[g]) ** 2).sum())) for g in groups])
+    joined = np.array([edges[0], *(edges[g[-1] + 1] for g in groups)])
+    across = np.maximum(np.diff(joined), 1e-12)
+    return joined, totals / across, errors / across
 
 
 def nice_ceiling(value: float) -> float:
@@ -89,14 +123,18 @@ def _axis(top: float, height: Callable[[Floats], Floats]) -> list[str]:
     return parts
 
 
-def _step_marks(xs: Floats, bits: Floats, half_width: Floats) -> list[str]:
+def _step_marks(xs: Floats, names: list[str]) -> list[str]:
     """Invisible columns: hovering tells the step's number, choosing one chooses the step; the chosen one is shown."""
     return [
         f'<rect class="id-bin" data-step="{i}" x="{xs[i]:.1f}" y="{_TOP:g}" width="{max(xs[i + 1] - xs[i], 0):.1f}" '
-        f'height="{_HEIGHT - _TOP - _BOTTOM:g}"><title>step {i + 1}: {bits[i]:.2f} ± {half_width[i]:.2f} bits per unit'
-        f"</title></rect>"
-        for i in range(len(bits))
+        f'height="{_HEIGHT - _TOP - _BOTTOM:g}"><title>step {i + 1}, {name}</title></rect>'
+        for i, name in enumerate(names)
     ]
+
+
+def _across(edges: Floats, whole: Floats) -> Floats:
+    share = (edges - whole[0]) / max(float(whole[-1] - whole[0]), 1e-9)
+    return np.asarray(_LEFT + share * (_WIDTH - _LEFT - _RIGHT))
 
 
 def _steps(xs: Floats, ys: Floats) -> str:

@@ -9,13 +9,18 @@ from core.text import split_words
 from core.ui.colours import ink_on, scale_hex
 from core.ui.images import data_url, layer
 from core.ui.scene import contradicts, direct_half_width, half_width, stage_shares, t95, unsure
-from core.ui.timeline import timeline_svg
+from core.ui.timeline import common_top, timeline_svg
 
 
-def number(value: float) -> str:
-    """A number of bits with as many digits as matter."""
-    digits = 2 if abs(value) < 1 else 1 if abs(value) < 100 else 0
-    return f"{value:.{digits}f}".replace("-", "−")
+def pair(value: float, error: float) -> tuple[str, str]:
+    """A number and its error, with as many digits as the error leaves meaning to."""
+    digits = 2 if error < 0.095 else 1 if error < 9.95 else 0
+    return f"{value:.{digits}f}".replace("-", "−"), f"{error:.{digits}f}"
+
+
+def plus_minus(value: float, error: float) -> str:
+    """A number and its error in one."""
+    return " ± ".join(pair(value, error))
 
 
 def chips(prompt: str, a: Attribution) -> str:
@@ -41,6 +46,7 @@ def _chip(text: str, i: int, a: Attribution, top: float) -> str:
     bits, half = float(a.bits[i]), float(half_width(a)[i])
     share = bits / max(float(a.bits.max(initial=0.0)), 1e-9)
     low, high, dot = (100 * min(max(v / top, 0), 1) for v in (bits - half, bits + half, bits))
+    shown, shown_error = pair(bits, half)
     flag = ""
     if contradicts(a)[i]:
         flag = '<span class="id-flag">contradicts the picture</span>'
@@ -52,7 +58,7 @@ def _chip(text: str, i: int, a: Attribution, top: float) -> str:
         f'aria-pressed="false" '
         f'style="--c:{scale_hex(share)};--ink:{ink_on(share)};--w:{round(420 + 330 * min(share, 1))}">'
         f'<span class="id-word">{escape(text)}</span>'
-        f'<span class="id-bits"><b>{number(bits)}</b> ± {number(half)}<span class="id-sr"> bits</span></span>'
+        f'<span class="id-bits"><b>{shown}</b> ± {shown_error}<span class="id-sr"> bits</span></span>'
         f'<span class="id-whisker" aria-hidden="true"><i style="left:{low:.1f}%;right:{100 - high:.1f}%"></i>'
         f'<u style="left:{dot:.1f}%"></u></span>{flag}</button>'
     )
@@ -62,7 +68,7 @@ def cards(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> str:
     """What is said about each word, one card a word; the page shows the chosen one's."""
     shares = stage_shares(a, stages)
     half = a.timeline.stderr * t95(a.n_replicates)
-    top = float((a.timeline.bits + half).max(initial=0.0))
+    top = common_top(a.timeline.edges, a.timeline.bits, half, stages)
     parts = []
     for i, word in enumerate(a.words):
         label = escape(f"When “{word}” told the picture something")
@@ -74,7 +80,7 @@ def cards(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> str:
             f'<section class="id-card" data-for="{escape(word)}" hidden>{_sentence(a, i)}'
             f'<h4>When it spoke</h4><p class="id-hint">The picture grows out of noise from left to right; '
             f"<dfn>log-SNR</dfn> is the logarithm of how much signal there is for the noise, and the area under the "
-            f"curve is the word’s bits. The pale band is the 95 % error.</p>"
+            f"curve is the word’s bits. The pale band is the 95% error.</p>"
             f'<div class="id-own">{own}</div><div class="id-same">{same}</div>{_share_bar(shares[i], stages)}</section>'
         )
     return "".join(parts)
@@ -95,10 +101,10 @@ def _sentence(a: Attribution, i: int) -> str:
     else:
         meaning = f"One bit halves what the picture could still be; this word narrows it down {_fold(bits)}."
     return (
-        f'<p class="id-lead">{who} told the picture <strong>{number(bits)} ± {number(half)} bits</strong>{given}.</p>'
+        f'<p class="id-lead">{who} told the picture <strong>{plus_minus(bits, half)} bits</strong>{given}.</p>'
         f"<p>{meaning}</p>"
         f'<p class="id-hint">Counted a second way, which is noisier and may fall below zero where a word does not fit: '
-        f"{number(direct)} ± {number(direct_half)} bits. All errors are 95 % intervals.</p>"
+        f"{plus_minus(direct, direct_half)} bits. All errors are 95% intervals.</p>"
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from core.spec import BUILT_IN
 
@@ -62,6 +62,7 @@ def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
         pytest.fail(f"There is no browser at {CHROMIUM}. Install Debian's chromium, or set CHROMIUM to one's path.")
     with sync_playwright() as playwright:
+        expect.set_options(timeout=60_000)  # for a machine that has other things to do
         chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
         yield chromium
         chromium.close()

@@ -18,7 +18,7 @@ def ask(page: Page, prompt: str, steps: int = 6) -> None:
     if not page.locator("#id-options input").first.is_visible():
         page.get_by_text("Seed, steps, guidance").click()
     page.get_by_label("Steps").fill(str(steps))
-    page.get_by_label("20 %").check()
+    page.get_by_label("20%").check()
     page.locator("#id-prompt textarea").fill(prompt)
     page.locator("#id-prompt textarea").press("Enter")
 

@@ -24,8 +24,8 @@ from core.ui.link import Link, read_link
 from core.ui.picture import stage_html
 from core.ui.runtime import Runtime, Tickets
 from core.ui.scene import Scene, contradicts, half_width, stage_shares, step_stages, unsure
-from core.ui.timeline import nice_ceiling, timeline_svg
-from core.ui.words import chips, hints
+from core.ui.timeline import merge_narrow, nice_ceiling, timeline_svg
+from core.ui.words import chips, hints, plus_minus
 
 SPEC = BUILT_IN["picturebook"]
 PROMPT = "A small blue cat, and a dog"
@@ -84,7 +84,8 @@ def test_timeline_areas_are_the_bits(a: Attribution) -> None:
     # M x0,y0 then V y H x for each bin, then back along the axis.
     xs, ys = [points[0], *points[3:-2:2]], points[2:-2:2]
     baseline = points[-2]
-    top = nice_ceiling(float((a.timeline.bits[i] + a.timeline.stderr[i]).max()))
+    _, joined, errors = merge_narrow(a.timeline.edges, a.timeline.bits[i], a.timeline.stderr[i], step_stages(25))
+    top = nice_ceiling(float((joined + errors).max()))
     span = a.timeline.edges[-1] - a.timeline.edges[0]
     unit = (xs[-1] - xs[0]) / span * (baseline - 26) / top
     drawn = sum((x1 - x0) * (baseline - y) for x0, x1, y in zip(xs, xs[1:], ys, strict=False))
@@ -109,6 +110,24 @@ def test_every_occurrence_has_a_chip_and_nothing_is_lost(a: Attribution) -> None
     assert re.findall(r'data-word="([^"]+)"', html) == ["a", "small", "blue", "cat", "and", "a", "dog"]
     assert '<span class="id-gap">,</span>' in html
     assert f"<b>{a.bits[3]:.1f}</b> ± {half_width(a)[3]:.1f}" in html
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [(203.4, 12.3, "203 ± 12"), (4.73, 0.92, "4.7 ± 0.9"), (-0.149, 0.07, "−0.15 ± 0.07"), (0.8, 2.81, "0.8 ± 2.8")],
+)
+def test_errors_decide_how_many_digits_are_shown(value: float, error: float, text: str) -> None:
+    assert plus_minus(value, error) == text
+
+
+def test_narrow_bins_are_joined_within_their_stage_and_areas_stay(a: Attribution) -> None:
+    names = step_stages(25)
+    edges, bits, half = merge_narrow(a.timeline.edges, a.timeline.bits[3], a.timeline.stderr[3], names)
+    assert (bits * np.diff(edges)).sum() == pytest.approx(a.bits[3])
+    assert len(bits) < 25
+    assert len(half) == len(bits)
+    for first_of_stage in (names.index("middle"), names.index("late")):
+        assert a.timeline.edges[first_of_stage] in edges
 
 
 def test_contradicting_and_unsure_words_are_marked(a: Attribution) -> None:

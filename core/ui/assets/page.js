@@ -36,9 +36,13 @@
     readLayers();
     const word = chosenWord();
     const stale = (one(".id-status")?.dataset.stale ?? "").split(" ");
-    document.documentElement.classList.toggle("id-stale-picture", stale.includes("picture"));
-    document.documentElement.classList.toggle("id-stale-words", stale.includes("words"));
-    document.documentElement.classList.toggle("id-busy", Boolean(one(".id-status .id-bar i")));
+    // On a part of the page, not on its root: Gradio confines the style sheet to what is inside its container.
+    const marks = one("#id-main")?.classList;
+    if (!marks) return;
+    marks.toggle("id-stale-picture", stale.includes("picture"));
+    marks.toggle("id-stale-words", stale.includes("words"));
+    marks.toggle("id-busy", Boolean(one(".id-status .id-bar i")));
+    marks.toggle("id-common-scale", state.common);
     // With nothing to report, the line tells what is shown.
     const line = one(".id-status > span");
     if (line && (!line.textContent || line.classList.contains("about"))) {
@@ -48,7 +52,6 @@
     for (const chip of all(".id-chip")) attribute(chip, "aria-pressed", String(chip.dataset.word === word));
     for (const part of all("[data-for]")) set(part, "hidden", part.dataset.for !== word);
     for (const row of all("[data-row]")) row.classList.toggle("chosen", row.dataset.row === word);
-    document.documentElement.classList.toggle("id-common-scale", state.common);
     applyStage(word, stale);
     if (state.focus && document.activeElement === document.body) one(state.focus)?.focus({ preventScroll: true });
   }
