@@ -45,8 +45,8 @@ def timeline_svg(
         f'<path class="id-area" d="{_steps(xs, height(bits))}V{_HEIGHT - _BOTTOM:g}H{xs[0]:.1f}Z"/>',
         f'<path class="id-line" d="{_steps(xs, height(bits))}"/>',
         *marks,
-        f'<text class="id-axis" x="{_LEFT}" y="{_HEIGHT - 6}">log-SNR {edges[0]:.1f} (noise)</text>',
-        f'<text class="id-axis end" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}">{edges[-1]:.1f} (picture)</text>',
+        f'<text class="id-axis" x="{_LEFT}" y="{_HEIGHT - 6}">log-SNR {_signed(edges[0])} (noise)</text>',
+        f'<text class="id-axis end" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}">{_signed(edges[-1])} (picture)</text>',
         "</svg>",
     ]
     return "".join(parts)
@@ -135,6 +135,10 @@ def _step_marks(xs: Floats, names: list[str]) -> list[str]:
 def _across(edges: Floats, whole: Floats) -> Floats:
     share = (edges - whole[0]) / max(float(whole[-1] - whole[0]), 1e-9)
     return np.asarray(_LEFT + share * (_WIDTH - _LEFT - _RIGHT))
+
+
+def _signed(value: float) -> str:
+    return f"{value:.1f}".replace("-", "−")
 
 
 def _steps(xs: Floats, ys: Floats) -> str:
