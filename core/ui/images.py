@@ -15,6 +15,10 @@ _FADED = 0.12
 """What is left of a cell's opacity where nothing is sure."""
 
 
+_SEEN_THROUGH = 0.65
+"""Opacity of a cell without bits, as a part of that of the largest."""
+
+
 def data_url(image: Image.Image, quality: int | None = None) -> str:
     """A WebP data URL; lossless unless a quality is given."""
     buffer = io.BytesIO()
@@ -29,7 +33,8 @@ def layer(bits: NDArray[np.float64], half_width: NDArray[np.float64], top: float
     """A map [h, w] as an RGBA picture: colour by bits up to `top`, faded where the error exceeds the value."""
     share = _enlarge(np.clip(bits / max(top, 1e-12), 0, 1))
     sure = np.clip(2 * (1 - half_width / np.maximum(bits, 1e-12)), 0, 1)
-    alpha = _enlarge(_FADED + (1 - _FADED) * sure)
+    # Where a word told little, more of the picture shows through.
+    alpha = _enlarge(_FADED + (1 - _FADED) * sure) * (_SEEN_THROUGH + (1 - _SEEN_THROUGH) * share)
     rgba = np.concatenate([scale_rgb(share), alpha[..., None]], axis=-1)
     return Image.fromarray((rgba * 255).round().astype(np.uint8), "RGBA")
 
