@@ -1,0 +1,266 @@
+"""How many U-Net evaluations the published way of sampling needs for the error of ours, each factor apart.
+
+Every row of the table is core.information's own estimator with one switch of its Sampler thrown; nothing is
+reimplemented here. The published way: Kong et al. 2024, arXiv 2310.07972.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+import core
+from core.diffuser import Diffuser
+from core.information.attribution import choose_words, compare
+from core.information.estimator import Comparison, Estimator, cost
+from core.information.quadrature import Sampler
+from training.benchmark.arithmetic import Floats, Indices, Interval, needed, ratio, relative_errors, resamples, times
+from training.benchmark.prompts import Sample, held_out
+from training.benchmark.report import Cell, Table
+
+log = logging.getLogger(__name__)
+
+AIM = 5.0
+"""Evaluations of the published way over ours, at least."""
+PUBLISHED: dict[str, Any] = {
+    "loc": 1.0,
+    "scale": 2.0,
+    "clip": 3.0,
+    "stratified": False,
+    "antithetic": False,
+    "shared": False,
+    "fitted": False,
+    "prompts_per_word": 3,
+}
+"""The Sampler's switches as they were published."""
+PUBLISHED_RANGE = (-5.0, 7.0)
+"""The log-SNRs that these cover, which all methods have to share."""
+_OTHER_NOISE = 10**6
+"""Added to a prompt's seed for its reference."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured."""
+
+    lengths: tuple[int, ...] = (3, 6, 10)
+    """Different words in a prompt."""
+    n_prompts: int = 7
+    """Prompts of each length."""
+    n_runs: int = 4
+    """Independent runs of every method on every prompt; a run is one replicate of the Sampler."""
+    n_reference: int = 20
+    """Evaluations of the reference over those of one run of ours, with independent noise."""
+    batch_size: int = 64
+    """Most latents in a U-Net call; results do not depend on it."""
+
+
+QUICK = Settings(lengths=(3, 6), n_prompts=1, n_runs=2, n_reference=10)
+"""Shows that it works; its figures mean little."""
+
+
+class Method(NamedTuple):
+    """A way of sampling."""
+
+    label: str
+    """What it adds to the row above."""
+    sampler: Sampler
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method over all prompts."""
+
+    method: Method
+    n_evals: Floats
+    """[P] U-Net evaluations of a run, with its share of the pilot where there is one."""
+    errors: Floats
+    """[P] relative L2 error of a run's maps, mean over words."""
+    together: Floats
+    """[P] the same for the mean of all runs."""
+
+
+def ladder(ours: Sampler) -> list[Method]:
+    """From the published way to `ours`, one switch at a time.
+
+    Raises:
+        ValueError: `ours` integrates over another range than the published way does.
+    """
+    density = {"loc": ours.loc, "scale": ours.scale, "clip": ours.clip}
+    low, high = ours.loc - ours.scale * ours.clip, ours.loc + ours.scale * ours.clip
+    if max(abs(low - PUBLISHED_RANGE[0]), abs(high - PUBLISHED_RANGE[1])) > 1e-9:
+        raise ValueError(f"Over log-SNRs {low:g} to {high:g} and {PUBLISHED_RANGE} the integrals differ, and no error.")
+    steps: list[tuple[str, dict[str, Any]]] = [
+        ("independent draws, 3 prompts a word (published)", PUBLISHED),
+        ("2 prompts a word", {"prompts_per_word": 2}),
+        ("+ all words on shared noise, W + 1 prompts", {"shared": ours.shared}),
+        ("+ flatter log-SNR density", density),
+        ("+ stratified log-SNR", {"stratified": ours.stratified}),
+        ("+ antithetic noise", {"antithetic": ours.antithetic}),
+        ("+ fitted density", {"fitted": ours.fitted}),
+    ]
+    methods: list[Method] = []
+    sampler = ours
+    for label, switch in steps:
+        changed = replace(sampler, **switch)
+        # A part that `ours` does without is no step on the way to it.
+        if changed != sampler or not methods:
+            methods.append(Method(label, changed))
+        sampler = changed
+    last = methods.pop()
+    return [*methods, Method(f"{last.label}: ours, as core.attribute samples", last.sampler)]
+
+
+def part(model: Diffuser, settings: Settings, cache: Path) -> Table:
+    """The benchmark's part `estimator`."""
+    samples = [sample for n_words in settings.lengths for sample in held_out(n_words, settings.n_prompts)]
+    methods = ladder(Sampler())
+    results = measure(model, samples, methods, settings, cache)
+    return tabulate(results, [len(choose_words(sample.prompt, None)) for sample in samples], samples, settings)
+
+
+def measure(
+    model: Diffuser, samples: Sequence[Sample], methods: Sequence[Method], settings: Settings, cache: Path
+) -> list[Result]:
+    """Runs of every method on every prompt, and their errors against that prompt's reference.
+
+    What has been computed is kept in `cache` by a hash of what it depends on, so that a run that was killed goes on.
+    """
+    store = _Store(cache, model)
+    ours = methods[-1].sampler
+    evals, errors, together = (np.zeros((len(methods), len(samples))) for _ in range(3))
+    started = time.monotonic()
+    for p, sample in enumerate(samples):
+        comparisons = _comparisons(sample.prompt)
+        reference = store.replicates(sample, ours, _OTHER_NOISE + p, settings.n_reference, settings.batch_size)
+        for m, (_, sampler) in enumerate(methods):
+            # The published third prompt is evaluated and enters no map: it is counted, not computed.
+            lean = replace(sampler, prompts_per_word=2)
+            # A seed a prompt: noise shared between prompts would make their errors alike, and the interval too small.
+            runs = store.replicates(sample, lean, p, settings.n_runs, settings.batch_size)
+            spent = cost(comparisons, sampler)
+            # A pilot serves at least the replicates before core.attribute's first look.
+            evals[m, p] = spent.replicate + spent.pilot / sampler.min_replicates
+            errors[m, p] = relative_errors(runs, reference).mean()
+            together[m, p] = relative_errors(runs, reference, settings.n_runs).mean()
+        left = (time.monotonic() - started) / (p + 1) * (len(samples) - p - 1) / 60
+        log.info("estimator: prompt %d of %d, about %.1f minutes left", p + 1, len(samples), left)
+    return [Result(method, *row) for method, *row in zip(methods, evals, errors, together, strict=True)]
+
+
+def replicates(model: Diffuser, sample: Sample, sampler: Sampler, seed: int, n: int, batch_size: int) -> Floats:
+    """`n` replicates [n, W, h, w] of the maps of a picture's words: what core.attribute takes the mean of."""
+    density = sampler.density(model.schedule.log_snr_range)
+    estimator = Estimator(
+        model,
+        model.encode(sample.image)[0],
+        _comparisons(sample.prompt),
+        seed=seed,
+        sampler=sampler,
+        edges=np.array([density.low, density.high]),
+        batch_size=batch_size,
+    )
+    with model.busy():
+        for _ in estimator.run(n):
+            pass
+    return estimator.result().maps
+
+
+def tabulate(results: Sequence[Result], n_words: Sequence[int], samples: Sequence[Sample], settings: Settings) -> Table:
+    """The table; ours is the last result."""
+    strata = np.array(n_words)
+    drawn = resamples(strata)
+    published, ours = results[0], results[-1]
+    gain = times(published.n_evals, published.errors, ours.n_evals, ours.errors, drawn)
+    rows = list(_rows(results, strata, drawn))
+    halving = ratio(published.errors, published.together, drawn)
+    n_points = ours.method.sampler.n_points
+    notes = [
+        f"The published way needs {gain} times the evaluations of ours for the same error (aim: at least {AIM:.0f}"
+        f"{', met' if gain.value >= AIM else ', **not met**'}); in brackets 95 % bootstrap intervals over prompts.",
+        f"{len(n_words)} held-out captions ({_counted(n_words)}) on pictures of their painted scenes; those of 3 are "
+        "captions without their articles. Maps of every word given the rest of its prompt.",
+        f"Error: relative L2 of a word's map against a reference of {settings.n_reference} times the evaluations of "
+        f"ours and other noise; root mean square over {settings.n_runs} runs of {n_points} noise samples, mean over "
+        "words and prompts. The reference's own variance, known from its replicates, is subtracted in quadrature.",
+        "Evaluations for the error of ours: those of a run times (error / error of ours)^2, because Monte Carlo errors "
+        f"fall as one over the root. Checked on the published way: {settings.n_runs} times the evaluations make the "
+        f"error {halving} times smaller; {settings.n_runs**0.5:.3g} is expected.",
+    ]
+    details = {
+        "settings": asdict(settings),
+        "sampler": asdict(ours.method.sampler),
+        "prompts": [sample.prompt for sample in samples],
+        "methods": {
+            result.method.label: {"evals": result.n_evals.tolist(), "errors": result.errors.tolist()}
+            for result in results
+        },
+    }
+    return Table("estimator", "U-Net evaluations for the same error of the maps", rows, notes, details)
+
+
+def _rows(results: Sequence[Result], strata: Indices, drawn: Indices) -> Iterator[dict[str, Cell]]:
+    ours = results[-1]
+    before: Interval | None = None
+    for result in results:
+        for_ours = needed(result.n_evals, result.errors, ours.errors, drawn)
+        row: dict[str, Cell] = {
+            "sampling": result.method.label,
+            "evaluations of a run": float(result.n_evals.mean()),
+            "error of a run": float(result.errors.mean()),
+            "evaluations for the error of ours": str(for_ours),
+            "this step": None if before is None else f"{before.value / for_ours.value:.2f} times fewer",
+            "over ours": str(times(result.n_evals, result.errors, ours.n_evals, ours.errors, drawn)),
+        }
+        for n_words in np.unique(strata):
+            of = strata == n_words
+            squared = (result.errors[of].mean() / ours.errors[of].mean()) ** 2
+            row[f"{n_words} words"] = float(result.n_evals[of].mean() / ours.n_evals[of].mean() * squared)
+        yield row
+        before = for_ours
+
+
+def _counted(n_words: Sequence[int]) -> str:
+    counts = {n: list(n_words).count(n) for n in sorted(set(n_words))}
+    return ", ".join(f"{count} of {n} different words" for n, count in counts.items())
+
+
+class _Store:
+    """Replicates on disk, by a hash of the weights, the engine's code, the picture, the texts and the sampling."""
+
+    def __init__(self, folder: Path, model: Diffuser) -> None:
+        self._folder, self._model = folder, model
+        folder.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(str(model.dtype).encode())
+        # The other components are trained with the U-Net or before it: other weights of theirs mean others here.
+        for name, value in sorted(model.unet.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.float().cpu().contiguous().numpy().tobytes())
+        package = Path(core.__file__).parent
+        for name in ("information/estimator.py", "information/quadrature.py", "schedule.py"):
+            digest.update((package / name).read_bytes())
+        self._base = digest.digest()
+
+    def replicates(self, sample: Sample, sampler: Sampler, seed: int, n: int, batch_size: int) -> Floats:
+        """Those kept, or computed now and kept."""
+        digest = hashlib.sha256(self._base)
+        digest.update(sample.image.tobytes())
+        digest.update(repr((sample.prompt, sampler, seed, n)).encode())
+        path = self._folder / f"{digest.hexdigest()[:32]}.safetensors"
+        if not path.exists():
+            maps = replicates(self._model, sample, sampler, seed, n, batch_size)
+            part = path.with_suffix(".part")
+            save_file({"maps": maps.astype(np.float32)}, part)
+            part.replace(path)
+        kept: Floats = load_file(path)["maps"].astype(np.float64)
+        return kept
+
+
+def _comparisons(prompt: str) -> list[Comparison]:
+    return compare(prompt, choose_words(prompt, None), "rest")

@@ -1,0 +1,110 @@
+"""`python -m training benchmark`: how fast it is on this machine, and how few evaluations it needs."""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.benchmark import report
+from training.benchmark.report import Table
+
+if TYPE_CHECKING:
+    from core.diffuser import Diffuser
+
+
+@dataclass(frozen=True)
+class Run:
+    """A benchmark in progress."""
+
+    name: str
+    """The model, as `core.load_model` takes it."""
+    device: str | None
+    """Where it computes; None: the best there is. The part `app` starts the app with its own default."""
+    quick: bool
+    """A minute instead of half an hour; its figures mean little."""
+    folder: Path
+    """Where results, and what is kept from one run to the next, go."""
+
+    # Everything heavy is imported by the part that needs it: `app` is measured before this process holds torch.
+
+    @cached_property
+    def model(self) -> "Diffuser":
+        """Loaded when a part first asks for it."""
+        import core
+
+        return core.load_model(self.name, device=self.device)
+
+    def app(self) -> Table:
+        """Start of the app."""
+        from training.benchmark import app
+
+        return app.part(self.name, 1 if self.quick else 3)
+
+    def generation(self) -> Table:
+        """A picture."""
+        from training.benchmark import speed
+
+        return speed.generation(self.model, 2 if self.quick else 7)
+
+    def attribution(self) -> Table:
+        """The words of a picture."""
+        from training.benchmark import speed
+
+        return speed.attribution(self.model, 1 if self.quick else 7)
+
+    def estimator(self) -> Table:
+        """Evaluations for the same error."""
+        from training.benchmark import estimator
+
+        settings = estimator.QUICK if self.quick else estimator.Settings()
+        return estimator.part(self.model, settings, self.folder / "estimator")
+
+
+PARTS: dict[str, Callable[[Run], Table]] = {
+    "app": Run.app,
+    "generation": Run.generation,
+    "attribution": Run.attribution,
+    "estimator": Run.estimator,
+}
+"""In this order, whatever the order asked for."""
+
+
+def default_folder() -> Path:
+    """Outside the checkout."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return cache / "interpretable-diffusion" / "benchmark"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("names", nargs="*", type=_part, default=list(PARTS), metavar="NAME", help="parts to measure")
+    parser.add_argument("--quick", action="store_true", help="a minute's version; its figures mean little")
+    parser.add_argument("--model", default="picturebook", help="built-in name, folder, or owner/name@revision")
+    parser.add_argument("--device", default=None, help="torch device; by default the best there is")
+    parser.add_argument(
+        "--out", type=Path, default=default_folder(), help="folder of the results, as Markdown and JSON"
+    )
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure what was asked for, write it and print it."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    run = Run(arguments.model, arguments.device, arguments.quick, arguments.out)
+    tables = [part(run) for name, part in PARTS.items() if name in arguments.names]
+    device = str(run.model.device) if "model" in vars(run) else arguments.device or "the app's default"
+    whence = report.origin(" ".join(["python -m training", *sys.argv[1:]]), load, device)
+    report.write(arguments.out, whence, tables)
+    print(report.markdown(whence, tables))
+
+
+def _part(name: str) -> str:
+    if name not in PARTS:
+        near = difflib.get_close_matches(name, PARTS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise argparse.ArgumentTypeError(f"there is no part {name!r}; there are {', '.join(PARTS)}.{hint}")
+    return name

@@ -1,0 +1,127 @@
+"""How long a picture takes, beside plain diffusers, and how long its words take, beside the bare U-Net."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+import core
+from core.artifacts import is_local
+from core.diffuser import Diffuser
+from core.information.attribution import BATCH_SIZE
+from training.benchmark.prompts import held_out
+from training.benchmark.report import Figure, Table, timed
+
+PICTURE_AIM, ATTRIBUTION_AIM = 3.0, 10.0
+"""Seconds."""
+PROMPT = "a cat on the grass"
+N_STEPS = 25
+N_WORDS = 6
+"""Different words in the prompts that are attributed."""
+
+
+def generation(model: Diffuser, n: int) -> Table:
+    """The benchmark's part `generation`: the same picture by us and by plain diffusers, in turn."""
+    pipeline = _pipeline(model)
+    guidance = model.spec.guidance_scale
+    # The pipeline scales its initial noise by the scheduler's sigma, which is 1 for DDIM.
+    noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+
+    def ours(previews: bool) -> Any:
+        return model.generate(PROMPT, seed=0, num_inference_steps=N_STEPS, previews=previews).image
+
+    def theirs() -> Any:
+        size = {"height": model.image_size, "width": model.image_size}
+        given = {"latents": noise.clone(), "num_inference_steps": N_STEPS, "guidance_scale": guidance}
+        return pipeline(PROMPT, **size, **given).images[0]
+
+    difference = np.abs(np.asarray(ours(True), np.int64) - np.asarray(theirs(), np.int64)).max()  # also warms both up
+    with_previews, without, plain = [], [], []
+    for _ in range(n):
+        with_previews += timed(lambda: ours(True), 1)
+        without += timed(lambda: ours(False), 1)
+        plain += timed(theirs, 1)
+    calls = unet_seconds(model, 2, n * 5)
+    peer = Figure("diffusers", plain).median
+    floor = f"{N_STEPS} bare U-Net calls: {N_STEPS * Figure('call', calls).median:.2f} s"
+    ratio = Figure("ours", without).median / peer
+    figures = [
+        Figure("picture with a preview a step, as the page draws it, s", with_previews, PICTURE_AIM, floor),
+        Figure("picture, s", without, PICTURE_AIM, f"StableDiffusionPipeline: {peer:.2f} s, ours / theirs {ratio:.2f}"),
+        Figure("U-Net call of 2 latents (one guided step), ms", [1000 * s for s in calls]),
+    ]
+    notes = [
+        f"{N_STEPS} steps, guidance {guidance:g}, {n} repeats in turn after a warm-up. The two pictures differ by at "
+        f"most {difference} of 255 in any pixel."
+    ]
+    return Table("generation", "A picture", [figure.row() for figure in figures], notes)
+
+
+def attribution(model: Diffuser, n: int) -> Table:
+    """The benchmark's part `attribution`: every word of `n` held-out captions, on pictures drawn from them."""
+    results, seconds = [], []
+    for seed, sample in enumerate(held_out(N_WORDS, n)):
+        image = model.generate(sample.prompt, seed=seed, previews=False).image
+
+        def measure(prompt: str = sample.prompt, image: Any = image) -> None:
+            results.append(core.attribute(model, image, prompt))
+
+        if not results:  # warms up, and is then measured again
+            measure()
+            results.clear()
+        seconds += timed(measure, 1)
+    # As attribution fills its batches: whole noise samples, each with its W + 1 texts.
+    rows = BATCH_SIZE // (N_WORDS + 1) * (N_WORDS + 1)
+    pace = Figure("call", unet_seconds(model, rows, 5)).median / rows
+    evals = [float(result.n_evals) for result in results]
+    floor = f"as many latents through the bare U-Net: {pace * Figure('evals', evals).median:.1f} s"
+    figures = [
+        Figure(f"attribution of {N_WORDS} words, s", seconds, ATTRIBUTION_AIM, floor),
+        Figure("its U-Net evaluations", evals, None, f"{1 / pace:.0f} a second, bare, {rows} at a time"),
+        Figure("its relative error", [result.rel_error for result in results]),
+    ]
+    stopped = ", ".join(f"{count} {why}" for why, count in Counter(result.stopped for result in results).items())
+    notes = [
+        f"{n} held-out captions of {N_WORDS} different words at the default error, with pictures drawn from them. "
+        f"Why they stopped: {stopped}."
+    ]
+    details = {
+        "runs": [
+            {"prompt": r.prompt, "seconds": s, "n_evals": r.n_evals, "rel_error": r.rel_error, "stopped": r.stopped}
+            for r, s in zip(results, seconds, strict=True)
+        ]
+    }
+    return Table("attribution", "The words of a picture", [figure.row() for figure in figures], notes, details)
+
+
+def unet_seconds(model: Diffuser, batch_size: int, n: int) -> list[float]:
+    """Seconds of each of `n` U-Net calls, after a warm-up."""
+    x = torch.randn(batch_size, *model.latent_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    log_snr = torch.zeros(batch_size)
+    embeddings = model.encode_text([PROMPT]).expand(batch_size, -1, -1)
+
+    def call() -> None:
+        model.predict_noise(x, log_snr, embeddings).cpu()  # waits for the device
+
+    call()
+    return timed(call, n)
+
+
+def _pipeline(model: Diffuser) -> Any:
+    """The model in plain diffusers, sampling as we do."""
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        model.spec.source,
+        revision=model.spec.revision,
+        use_safetensors=True,
+        local_files_only=is_local(model.spec),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        torch_dtype=model.dtype,
+    ).to(model.device)
+    asked = {"timestep_spacing": "leading", "steps_offset": 1, "clip_sample": False}
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **asked)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
