@@ -58,20 +58,20 @@ def test_the_worlds_own_formulas_agree(world: GaussianWorld, x: torch.Tensor) ->
 
 
 def test_direct_is_the_pointwise_log_ratio_less_the_tail(world: GaussianWorld, x: torch.Tensor) -> None:
-    result = run(world, x, n_replicates=256)
+    result = run(world, x, n_replicates=512)
     inside = BITS * np.array([world.direct(x, world.without(word), PROMPT, LOW, HIGH) for word in WORDS])
     ratio = BITS * np.array([world.log_ratio(x, world.without(word), PROMPT) for word in WORDS])
     tail = ratio - inside
     assert np.abs(tail).max() < 0.4  # bits that lie outside [-5, 7], of 5 to 19
-    assert (result.direct_stderr < 0.03 * inside).all()
+    assert (result.direct_stderr < 0.04 * inside).all()
     assert (np.abs(result.direct_bits - inside) < 4 * result.direct_stderr).all()
     assert (np.abs(result.direct_bits + tail - ratio) < 4 * result.direct_stderr).all()
 
 
 def test_orthogonal_is_its_own_integral_at_that_picture(world: GaussianWorld, x: torch.Tensor) -> None:
-    result = run(world, x, n_replicates=256)
+    result = run(world, x, n_replicates=512)
     truth = true_maps(world, x)
-    assert (result.stderr < 0.01 * truth.sum((1, 2))).all()
+    assert (result.stderr < 0.012 * truth.sum((1, 2))).all()
     assert (np.abs(result.bits - truth.sum((1, 2))) < 4 * result.stderr).all()
     assert (np.abs(result.maps - truth) < 4.5 * result.map_stderr).all()
     # at one picture it differs from the direct one, by far more than its error
@@ -153,7 +153,7 @@ def test_results_do_not_depend_on_the_batch_size(world: GaussianWorld, x: torch.
 
 def test_a_word_does_not_depend_on_which_others_were_asked_for(world: GaussianWorld, x: torch.Tensor) -> None:
     together = run(world, x, n_replicates=8)
-    alone = attribute(world, x, PROMPT, words=["Sea"], rel_error=1e-9, max_evals=8 * 24, batch_size=1000)
+    alone = attribute(world, x, PROMPT, words=["Sea"], rel_error=1e-9, max_evals=8 * 16, batch_size=1000)
     assert alone.words == ("sea",)
     np.testing.assert_allclose(alone.maps[0], together.maps[2], rtol=1e-9)
 
@@ -163,18 +163,20 @@ def test_words_share_their_evaluations_and_texts_are_encoded_once() -> None:
     x = world.draw_picture(np.random.default_rng(0))
     result = attribute(world, x, PROMPT, batch_size=32, rel_error=0.5)
     assert result.n_replicates == 8
-    assert result.n_evals == 8 * 12 * (3 + 1) == sum(world.batch_sizes)
+    assert result.n_evals == 8 * 8 * (3 + 1) == sum(world.batch_sizes)
     assert max(world.batch_sizes) <= 32
     assert sorted(set(world.encoded)) == sorted([PROMPT, "cat sea", "red sea", "red cat"])
     unshared = {n: run(world, x, sampler=Sampler(shared=False, prompts_per_word=n), rel_error=0.9) for n in (2, 3)}
-    assert [unshared[n].n_evals // unshared[n].n_replicates for n in (2, 3)] == [12 * 3 * 2, 12 * 3 * 3]
+    assert [unshared[n].n_evals // unshared[n].n_replicates for n in (2, 3)] == [8 * 3 * 2, 8 * 3 * 3]
 
 
 @pytest.mark.parametrize(
     "sampler",
     [
-        Sampler(stratified=False, antithetic=False, shared=False, prompts_per_word=3),
+        Sampler.published(),
         Sampler(stratified=False, antithetic=False),
+        Sampler(stratified=False),
+        Sampler(shape="logistic"),
         Sampler(antithetic=False),
         Sampler(shared=False),
         Sampler(fitted=True),
@@ -192,18 +194,18 @@ def test_it_stops_when_converged_or_at_the_budget(world: GaussianWorld, x: torch
     easy = run(world, x, rel_error=0.5)
     assert (easy.stopped, easy.n_replicates) == ("converged", 8)
     assert easy.rel_error <= 0.5
-    hard = run(world, x, rel_error=0.001, max_evals=11 * 48 + 5)
-    assert (hard.stopped, hard.n_replicates, hard.n_evals) == ("budget", 11, 11 * 48)
+    hard = run(world, x, rel_error=0.001, max_evals=11 * 32 + 5)
+    assert (hard.stopped, hard.n_replicates, hard.n_evals) == ("budget", 11, 11 * 32)
     assert hard.rel_error > 0.001
-    with pytest.raises(ValueError, match="need at least 384"):
-        run(world, x, max_evals=383)
+    with pytest.raises(ValueError, match="need at least 256"):
+        run(world, x, max_evals=255)
 
 
 def test_the_pilot_counts_in_the_budget_and_not_in_the_estimate(world: GaussianWorld, x: torch.Tensor) -> None:
     fitted = Sampler(fitted=True, n_pilot=16)
-    result = run(world, x, sampler=fitted, rel_error=1e-9, max_evals=11 * 48 + 16 * 4)
-    assert (result.n_replicates, result.n_evals) == (11, 11 * 48 + 16 * 4)
-    less = run(world, x, sampler=fitted, rel_error=1e-9, max_evals=11 * 48 + 16 * 4 - 1)
+    result = run(world, x, sampler=fitted, rel_error=1e-9, max_evals=11 * 32 + 16 * 4)
+    assert (result.n_replicates, result.n_evals) == (11, 11 * 32 + 16 * 4)
+    less = run(world, x, sampler=fitted, rel_error=1e-9, max_evals=11 * 32 + 16 * 4 - 1)
     assert less.n_replicates == 10
 
 
@@ -238,10 +240,10 @@ def test_progress_tells_how_far_it_is(world: GaussianWorld, x: torch.Tensor) -> 
     assert all(isinstance(event, AttributionProgress) for event in progress)
     evals = [event.n_evals for event in progress if isinstance(event, AttributionProgress)]
     assert evals == sorted(evals)
-    assert evals[-1] == last.n_evals == 384
+    assert evals[-1] == last.n_evals == 256
     first = progress[0]
     assert isinstance(first, AttributionProgress)
-    assert (first.partial, first.rel_error, first.expected_evals) == (None, math.inf, 384)
+    assert (first.partial, first.rel_error, first.expected_evals) == (None, math.inf, 256)
     before = progress[-1]
     assert isinstance(before, AttributionProgress)
     assert before.partial is not None
@@ -249,10 +251,10 @@ def test_progress_tells_how_far_it_is(world: GaussianWorld, x: torch.Tensor) -> 
 
 
 def test_a_callback_can_cancel(world: GaussianWorld, x: torch.Tensor) -> None:
-    result = attribute(world, x, PROMPT, batch_size=48, callback=lambda progress: progress.n_replicates < 3)
-    assert (result.stopped, result.n_replicates, result.n_evals) == ("cancelled", 3, 144)
+    result = attribute(world, x, PROMPT, batch_size=32, callback=lambda progress: progress.n_replicates < 3)
+    assert (result.stopped, result.n_replicates, result.n_evals) == ("cancelled", 3, 96)
     with pytest.raises(Cancelled):
-        attribute(world, x, PROMPT, batch_size=48, callback=lambda _: False)
+        attribute(world, x, PROMPT, batch_size=32, callback=lambda _: False)
 
 
 def test_closing_stops_within_one_call_and_frees_the_model(model: Diffuser) -> None:

@@ -9,17 +9,17 @@ from core.schedule import NoiseSchedule
 
 RANGE = NoiseSchedule.stable_diffusion().log_snr_range
 FAST = Sampler()
-PLAIN = Sampler(stratified=False, antithetic=False, shared=False)
+PLAIN = Sampler.published()
+LOGISTIC = Sampler(shape="logistic").density(RANGE)
 
 
 def test_the_logistic_is_the_papers() -> None:
-    density = FAST.density(RANGE)
-    assert (density.low, density.high) == (-5.0, 7.0)
+    assert (LOGISTIC.low, LOGISTIC.high) == (-5.0, 7.0)
     a = np.linspace(-4.99, 6.99, 50)
     u = (a - 1.0) / 2.0
     sigmoid = 1 / (1 + np.exp(-u))
     # papers.md 2.1: weight = scale * tanh(clip / 2) / (sigmoid(u) sigmoid(-u))
-    np.testing.assert_allclose(1 / density.pdf(a), 2.0 * np.tanh(1.5) / (sigmoid * (1 - sigmoid)))
+    np.testing.assert_allclose(1 / LOGISTIC.pdf(a), 2.0 * np.tanh(1.5) / (sigmoid * (1 - sigmoid)))
 
 
 def test_the_range_stays_inside_what_was_trained() -> None:
@@ -30,8 +30,9 @@ def test_the_range_stays_inside_what_was_trained() -> None:
 
 
 @pytest.mark.parametrize("knots", [[0.0, 1.0], [0.0, 0.1, 0.7, 0.9, 1.0]])
-def test_densities_add_up_to_one_and_quantiles_invert_them(knots: list[float]) -> None:
-    density = replace(FAST.density(RANGE), knots=np.array(knots))
+@pytest.mark.parametrize("base", [LOGISTIC, FAST.density(RANGE)])
+def test_densities_add_up_to_one_and_quantiles_invert_them(base: Density, knots: list[float]) -> None:
+    density = replace(base, knots=np.array(knots))
     assert isinstance(density, Density)
     u = np.linspace(0, 1, 200_001)
     a = density.quantile(u)
@@ -40,7 +41,9 @@ def test_densities_add_up_to_one_and_quantiles_invert_them(knots: list[float]) -
     np.testing.assert_allclose(np.diff(a) * density.pdf(middle) * 200_000, 1, rtol=1e-3)
 
 
-@pytest.mark.parametrize("sampler", [FAST, PLAIN, Sampler(stratified=False), Sampler(antithetic=False)])
+@pytest.mark.parametrize(
+    "sampler", [FAST, PLAIN, Sampler(stratified=False), Sampler(antithetic=False), Sampler(shape="logistic")]
+)
 def test_every_way_of_drawing_is_unbiased(sampler: Sampler) -> None:
     # Int a^2 E[(1 + sum of eps)^2] da over [-5, 7] with 4 noises a sample: 5 * (7^3 + 5^3) / 3
     density = sampler.density(RANGE)
@@ -57,14 +60,15 @@ def test_strata_leave_no_gap() -> None:
     density = FAST.density(RANGE)
     log_snr = draw(Sampler(antithetic=False), density, (1, 1, 1), (0, 0)).log_snr.numpy()
     share = np.interp(log_snr, density.quantile(np.linspace(0, 1, 10_001)), np.linspace(0, 1, 10_001))
-    np.testing.assert_allclose(np.diff(share), 1 / 12, atol=1e-3)
+    np.testing.assert_allclose(np.diff(share), 1 / 8, atol=1e-3)
+    pairs = draw(FAST, FAST.density(RANGE), (1, 1, 1), (0, 0)).log_snr.numpy().reshape(-1, 2)
+    np.testing.assert_allclose(pairs.mean(1), [-3.5, -0.5, 2.5, 5.5])  # mirror images in the four strata
 
 
 def test_noise_comes_with_both_signs() -> None:
     sample = draw(FAST, FAST.density(RANGE), (2, 3, 3), (0, 0))
-    assert sample.noise.shape == (12, 2, 3, 3)
+    assert sample.noise.shape == (8, 2, 3, 3)
     assert torch.equal(sample.noise[0::2], -sample.noise[1::2])
-    assert torch.equal(sample.log_snr[0::2], sample.log_snr[1::2])
 
 
 def test_a_replicate_depends_on_its_key_alone() -> None:
@@ -76,7 +80,7 @@ def test_a_replicate_depends_on_its_key_alone() -> None:
 
 
 def test_a_fitted_density_follows_the_integrand_and_keeps_a_tenth() -> None:
-    logistic = FAST.density(RANGE)
+    logistic = LOGISTIC
     log_snr = logistic.quantile((np.arange(16) + 0.5) / 16)
     peak = np.exp(-((log_snr - 1.0) ** 2) / 0.5) * logistic.pdf(log_snr)
     fitted = fit(logistic, log_snr, np.stack([peak, 100 * peak]))  # the size of a word does not matter
