@@ -6,11 +6,12 @@ reimplemented here. The published way: Kong et al. 2024, arXiv 2310.07972.
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -28,19 +29,6 @@ log = logging.getLogger(__name__)
 
 AIM = 5.0
 """Evaluations of the published way over ours, at least."""
-PUBLISHED: dict[str, Any] = {
-    "loc": 1.0,
-    "scale": 2.0,
-    "clip": 3.0,
-    "stratified": False,
-    "antithetic": False,
-    "shared": False,
-    "fitted": False,
-    "prompts_per_word": 3,
-}
-"""The Sampler's switches as they were published."""
-PUBLISHED_RANGE = (-5.0, 7.0)
-"""The log-SNRs that these cover, which all methods have to share."""
 _OTHER_NOISE = 10**6
 """Added to a prompt's seed for its reference."""
 
@@ -53,7 +41,7 @@ class Settings:
     """Different words in a prompt."""
     n_prompts: int = 7
     """Prompts of each length."""
-    n_runs: int = 4
+    n_runs: int = 6
     """Independent runs of every method on every prompt; a run is one replicate of the Sampler."""
     n_reference: int = 20
     """Evaluations of the reference over those of one run of ours, with independent noise."""
@@ -92,25 +80,27 @@ def ladder(ours: Sampler) -> list[Method]:
     Raises:
         ValueError: `ours` integrates over another range than the published way does.
     """
-    density = {"loc": ours.loc, "scale": ours.scale, "clip": ours.clip}
-    low, high = ours.loc - ours.scale * ours.clip, ours.loc + ours.scale * ours.clip
-    if max(abs(low - PUBLISHED_RANGE[0]), abs(high - PUBLISHED_RANGE[1])) > 1e-9:
-        raise ValueError(f"Over log-SNRs {low:g} to {high:g} and {PUBLISHED_RANGE} the integrals differ, and no error.")
-    steps: list[tuple[str, dict[str, Any]]] = [
-        ("independent draws, 3 prompts a word (published)", PUBLISHED),
-        ("2 prompts a word", {"prompts_per_word": 2}),
-        ("+ all words on shared noise, W + 1 prompts", {"shared": ours.shared}),
-        ("+ flatter log-SNR density", density),
-        ("+ stratified log-SNR", {"stratified": ours.stratified}),
-        ("+ antithetic noise", {"antithetic": ours.antithetic}),
-        ("+ fitted density", {"fitted": ours.fitted}),
-    ]
-    methods: list[Method] = []
-    sampler = ours
-    for label, switch in steps:
-        changed = replace(sampler, **switch)
+    published, line = Sampler.published(), (-math.inf, math.inf)
+    ranges = [(round(d.low, 6), round(d.high, 6)) for d in (published.density(line), ours.density(line))]
+    if ranges[0] != ranges[1]:
+        raise ValueError(f"Over log-SNRs {ranges[0]} and {ranges[1]} the integrals differ, whatever the error.")
+    parts = {
+        "2 prompts a word": "prompts_per_word",
+        "+ all words on shared noise, W + 1 prompts": "shared",
+        "+ flat log-SNR density": None,
+        "+ stratified log-SNR": "stratified",
+        "+ antithetic noise": "antithetic",
+        "+ fitted density": "fitted",
+    }
+    # How many samples make a replicate, and where the pilot ends, are no part of a method.
+    sampler = replace(published, n_points=ours.n_points, min_replicates=ours.min_replicates, n_pilot=ours.n_pilot)
+    methods = [Method("independent draws, 3 prompts a word (published)", sampler)]
+    for label, name in parts.items():
+        # What has no switch of its own is the density.
+        names = [name] if name else [f.name for f in fields(Sampler) if f.name not in parts.values()]
+        changed = replace(sampler, **{name: getattr(ours, name) for name in names})
         # A part that `ours` does without is no step on the way to it.
-        if changed != sampler or not methods:
+        if changed != sampler:
             methods.append(Method(label, changed))
         sampler = changed
     last = methods.pop()
