@@ -1,4 +1,4 @@
-"""Take the README's picture of the page: `python tests/browser/take_screenshot.py space_config/screenshot.webp`."""
+"""Take the README's picture of the page: `PYTHONPATH=. python tests/browser/take_screenshot.py FILE`."""
 
 import io
 import subprocess

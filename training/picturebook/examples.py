@@ -26,14 +26,14 @@ class Ask(NamedTuple):
 
 
 EXAMPLES = (
-    Ask("crab", "a crab left of a castle on the beach", 3),
+    Ask("penguin", "a penguin and a tree on the snow", 1),
+    Ask("balloon", "a balloon above a house", 1),
+    Ask("strawberry", "a strawberry and a cake in the kitchen", 1),
+    Ask("butterfly", "a butterfly and a sunflower on the grass", 3),
+    Ask("cat", "a watercolour picture of a cat on the grass", 2),
+    Ask("mushroom", "a pixel picture of a mushroom in the forest", 4),
     Ask("whale", "a night picture of a whale in the sea", 1),
-    Ask("balloon", "there is a balloon above a house", 2),
-    Ask("cat", "a watercolour picture of a cat on the grass", 0),
-    Ask("penguin", "a penguin and a tree on the snow", 4),
-    Ask("cactus", "a pixel picture of a cactus in the desert", 1),
-    Ask("butterfly", "a butterfly and a sunflower, sepia style", 2),
-    Ask("cake", "in the kitchen, a cake and a mouse", 5),
+    Ask("crab", "a crab left of a castle on the beach", 1),
 )
 
 

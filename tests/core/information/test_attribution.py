@@ -176,7 +176,7 @@ def test_words_share_their_evaluations_and_texts_are_encoded_once() -> None:
         Sampler.published(),
         Sampler(stratified=False, antithetic=False),
         Sampler(stratified=False),
-        Sampler(shape="logistic"),
+        Sampler(scale=2.0, clip=3.0),
         Sampler(antithetic=False),
         Sampler(shared=False),
         Sampler(fitted=True),
