@@ -5,7 +5,7 @@ estimate of it from `n_points` noise samples; replicates are independent, so the
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,17 +19,14 @@ Floats = NDArray[np.float64]
 class Sampler:
     """How noise samples are drawn. The defaults are the fast way; each switch turns one part of it off."""
 
-    shape: Literal["uniform", "logistic"] = "uniform"
-    """Density over log-SNR: uniform, or the truncated logistic of Kong et al. (2024, arXiv 2310.07972). The logistic
-    hardly looks where places and other large things are told, below -3: measured on `picturebook`, independent draws
-    from it need 2 to 3 times as many samples as uniform ones, and a density fitted to the very picture saves no more
-    than another tenth to fifth."""
     loc: float = 1.0
-    """Centre of the range, and location of the logistic."""
-    scale: float = 2.0
-    """Scale of the logistic."""
-    clip: float = 3.0
-    """The range ends this many scales on either side of `loc`: -5 to 7. What lies outside is left out."""
+    """Location of the truncated logistic over log-SNR, and centre of its range."""
+    scale: float = 12.0
+    """Its scale. 12 is as good as flat. The published 2 (Kong et al. 2024, arXiv 2310.07972) hardly looks below -3,
+    where places and other large things are told: on `picturebook`, independent draws from it need about twice as many
+    samples. A density fitted to the very picture would save no more than its pilot costs."""
+    clip: float = 0.5
+    """The range ends this many scales on either side of `loc`: -5 to 7, as published. What lies outside is left out."""
     n_points: int = 8
     """Noise samples in a replicate."""
     min_replicates: int = 8
@@ -53,14 +50,12 @@ class Sampler:
             raise ValueError("n_points has to be even and at least 2, min_replicates at least 2.")
         if self.prompts_per_word not in (2, 3):
             raise ValueError(f"prompts_per_word is 2 or 3, not {self.prompts_per_word}.")
-        if self.shape not in ("uniform", "logistic"):
-            raise ValueError(f"shape is 'uniform' or 'logistic', not {self.shape!r}.")
 
     @classmethod
     def published(cls, prompts_per_word: int = 3) -> "Sampler":
         """Plain importance sampling as in Kong et al.'s code: independent logistic draws, each word by itself."""
         return cls(
-            shape="logistic", stratified=False, antithetic=False, shared=False, prompts_per_word=prompts_per_word
+            scale=2.0, clip=3.0, stratified=False, antithetic=False, shared=False, prompts_per_word=prompts_per_word
         )
 
     def density(self, trained_range: tuple[float, float]) -> "Density":
@@ -69,79 +64,44 @@ class Sampler:
         high = min(self.loc + self.scale * self.clip, trained_range[1])
         if low >= high:
             raise ValueError(f"The log-SNR range of {self} does not meet the trained range {trained_range}.")
-        return Density(Uniform() if self.shape == "uniform" else Logistic(self.loc, self.scale), low, high)
-
-
-class Uniform(NamedTuple):
-    """The same everywhere."""
-
-    def cdf(self, log_snr: Floats) -> Floats:
-        """Distribution function, up to its ends."""
-        return log_snr
-
-    def inverse(self, p: Floats) -> Floats:
-        """The log-SNR at a value of `cdf`."""
-        return p
-
-    def pdf(self, log_snr: Floats) -> Floats:
-        """Derivative of `cdf`."""
-        return np.ones_like(log_snr)
-
-
-class Logistic(NamedTuple):
-    """A logistic distribution."""
-
-    loc: float
-    """Its mean."""
-    scale: float
-    """Its scale."""
-
-    def cdf(self, log_snr: Floats) -> Floats:
-        """Distribution function."""
-        return np.asarray(1 / (1 + np.exp((self.loc - log_snr) / self.scale)), np.float64)
-
-    def inverse(self, p: Floats) -> Floats:
-        """The log-SNR at a value of `cdf`."""
-        return self.loc + self.scale * np.asarray(np.log(p / (1 - p)), np.float64)
-
-    def pdf(self, log_snr: Floats) -> Floats:
-        """Derivative of `cdf`."""
-        p = self.cdf(log_snr)
-        return p * (1 - p) / self.scale
+        return Density(self.loc, self.scale, low, high)
 
 
 @dataclass(frozen=True, eq=False)
 class Density:
-    """A density over log-SNR: a truncated distribution, reshaped by a piecewise linear map of its quantiles."""
+    """A density over log-SNR: a truncated logistic, reshaped by a piecewise linear map of its quantiles."""
 
-    base: Uniform | Logistic
-    """The distribution that is cut off."""
+    loc: float
+    """Location of the logistic."""
+    scale: float
+    """Its scale."""
     low: float
     """Smallest log-SNR."""
     high: float
     """Largest log-SNR."""
     knots: Floats = field(default_factory=lambda: np.array([0.0, 1.0]))
     """[K + 1], rising from 0 to 1: the density's own distribution function at K + 1 evenly spaced quantiles of the
-    truncated base; (0, 1) is the base itself."""
+    truncated logistic; (0, 1) is the logistic itself."""
 
     def quantile(self, u: Floats) -> Floats:
         """Log-SNR below which a share u of the density lies."""
         v = np.interp(u, self.knots, np.linspace(0, 1, len(self.knots)))
-        below, above = self._ends()
-        log_snr = self.base.inverse(below + v * (above - below))
+        below, above = self._logistic_cdf(np.array([self.low, self.high]))
+        p = below + v * (above - below)
+        log_snr: Floats = self.loc + self.scale * np.log(p / (1 - p))
         return np.clip(log_snr, self.low, self.high)
 
     def pdf(self, log_snr: Floats) -> Floats:
         """Probability per unit of log-SNR."""
-        below, above = self._ends()
-        v = (self.base.cdf(log_snr) - below) / (above - below)
+        below, above = self._logistic_cdf(np.array([self.low, self.high]))
+        p = self._logistic_cdf(log_snr)
         n = len(self.knots) - 1
-        reshaped: Floats = np.diff(self.knots)[(v * n).astype(int).clip(0, n - 1)] * n
-        return reshaped * self.base.pdf(log_snr) / (above - below)
+        piece = ((p - below) / (above - below) * n).astype(int).clip(0, n - 1)
+        density: Floats = np.diff(self.knots)[piece] * n * p * (1 - p) / (self.scale * (above - below))
+        return density
 
-    def _ends(self) -> tuple[float, float]:
-        below, above = self.base.cdf(np.array([self.low, self.high]))
-        return float(below), float(above)
+    def _logistic_cdf(self, log_snr: Floats) -> Floats:
+        return np.asarray(1 / (1 + np.exp((self.loc - log_snr) / self.scale)), np.float64)
 
 
 class Draw(NamedTuple):
