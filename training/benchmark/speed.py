@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.utils import logging as of_diffusers
+from transformers.utils import logging as of_transformers
 
 import core
 from core.artifacts import is_local
@@ -111,6 +113,8 @@ def unet_seconds(model: Diffuser, batch_size: int, n: int) -> list[float]:
 
 def _pipeline(model: Diffuser) -> Any:
     """The model in plain diffusers, sampling as we do."""
+    for library in (of_diffusers, of_transformers):
+        library.disable_progress_bar()
     pipeline = StableDiffusionPipeline.from_pretrained(
         model.spec.source,
         revision=model.spec.revision,
@@ -119,8 +123,9 @@ def _pipeline(model: Diffuser) -> Any:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-        torch_dtype=model.dtype,
-    ).to(model.device)
+    )
+    for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        torch.nn.Module.to(module, model.device, model.dtype)
     asked = {"timestep_spacing": "leading", "steps_offset": 1, "clip_sample": False}
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **asked)
     pipeline.set_progress_bar_config(disable=True)
