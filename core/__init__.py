@@ -8,8 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from core.diffuser import Diffuser, Generation, Preview, load_model
+    from core.diffuser import Diffuser, load_model
     from core.errors import (
+        ArtifactError,
         Cancelled,
         ImageError,
         ModelError,
@@ -22,31 +23,39 @@ if TYPE_CHECKING:
     from core.information.attribution import attribute, attribute_iter
     from core.information.quadrature import Sampler
     from core.information.results import Attribution, AttributionProgress, Timeline
+    from core.sae import SaeId, SparseAutoencoder
+    from core.sae_source import load_sae
+    from core.sampling import Generation, Preview
     from core.spec import ModelSpec
 
 _HOME = {
+    "ArtifactError": "core.errors",
     "Attribution": "core.information.results",
     "AttributionProgress": "core.information.results",
     "Cancelled": "core.errors",
     "Diffuser": "core.diffuser",
-    "Generation": "core.diffuser",
+    "Generation": "core.sampling",
     "ImageError": "core.errors",
     "ModelError": "core.errors",
     "ModelSpec": "core.spec",
-    "Preview": "core.diffuser",
+    "Preview": "core.sampling",
     "PromptError": "core.errors",
     "PromptTooLongError": "core.errors",
+    "SaeId": "core.sae",
     "Sampler": "core.information.quadrature",
+    "SparseAutoencoder": "core.sae",
     "Timeline": "core.information.results",
     "UnknownWordError": "core.errors",
     "WordNotInPromptError": "core.errors",
     "attribute": "core.information.attribution",
     "attribute_iter": "core.information.attribution",
     "load_model": "core.diffuser",
+    "load_sae": "core.sae_source",
     "prepare_image": "core.images",
 }
 
 __all__ = [  # the same names again: a type checker has to read them literally
+    "ArtifactError",
     "Attribution",
     "AttributionProgress",
     "Cancelled",
@@ -58,13 +67,16 @@ __all__ = [  # the same names again: a type checker has to read them literally
     "Preview",
     "PromptError",
     "PromptTooLongError",
+    "SaeId",
     "Sampler",
+    "SparseAutoencoder",
     "Timeline",
     "UnknownWordError",
     "WordNotInPromptError",
     "attribute",
     "attribute_iter",
     "load_model",
+    "load_sae",
     "prepare_image",
 ]
 

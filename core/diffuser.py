@@ -5,9 +5,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from core.artifacts import find_model, is_local
 from core.errors import Cancelled, ModelError
+from core.hookpoints import check_hookpoints, nearest_hookpoints
 from core.images import prepare_image
+from core.sampling import Branch, Generation, Moment, Preview, SamplerState, ddim_step
 from core.schedule import NoiseSchedule, stage_at, step_times
 from core.spec import ModelSpec
 from core.vocabulary import Vocabulary
@@ -25,41 +27,6 @@ log = logging.getLogger(__name__)
 
 _TEXTS_KEPT = 1024
 """Text embeddings kept: 236 kB each on SD v1.4 in float32, a quarter of a gigabyte in all."""
-
-
-class Preview(NamedTuple):
-    """What the sampler expects the picture to become, after one of its steps."""
-
-    step: int
-    """Sampler step, from 0."""
-    n_steps: int
-    """Sampler steps in all."""
-    t: float
-    """Normalised time of the step: 1.0 the first, 0.0 the last."""
-    stage: str
-    """`early`, `middle` or `late`."""
-    image: Image.Image | None
-    """The predicted clean picture, RGB; None where previews were not asked for."""
-
-
-@dataclass(frozen=True, eq=False)
-class Generation:
-    """A generated picture and all that it takes to make it again."""
-
-    image: Image.Image
-    """The picture, RGB, `image_size` pixels square."""
-    latents: Tensor
-    """Its latents [1, C, h, w] as the sampler left them, on the CPU."""
-    prompt: str
-    """The prompt as typed."""
-    seed: int
-    """Seed of the initial noise."""
-    num_inference_steps: int
-    """Sampler steps, one U-Net evaluation each."""
-    guidance_scale: float
-    """Scale of classifier-free guidance."""
-    previews: tuple[Preview, ...]
-    """One a step, first to last; empty where previews were not asked for."""
 
 
 def load_model(
@@ -139,6 +106,8 @@ class Diffuser:
     """Forward calls of the U-Net so far."""
     n_unet_rows: int
     """Latents that went through the U-Net so far: the sum of the calls' batch sizes."""
+    moment: Moment | None
+    """Set while the sampler calls the U-Net; None for any other call."""
 
     def __init__(self, pipeline: Any, spec: ModelSpec) -> None:
         self._unet, self._vae = pipeline.unet.eval(), pipeline.vae.eval()
@@ -161,6 +130,7 @@ class Diffuser:
         for module in (self._unet, self._vae):  # a CPU convolves a batch of 28 a fifth faster this way
             module.to(memory_format=self._memory_format)
         self.n_unet_calls = self.n_unet_rows = 0
+        self.moment = None
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
         # Not an RLock: each next() of a job may run in another thread, and any of them has to be able to free it.
         self._lock = threading.Lock()
@@ -307,22 +277,68 @@ class Diffuser:
         self, prompt: str, seed: int, n_steps: int, scale: float, previews: bool
     ) -> Generator[Preview | Generation, None, None]:
         with self.busy():
-            embeddings = self.encode_text(["", prompt] if scale != 1 else [prompt])
-            x = self._initial_noise(seed)
-            times = step_times(n_steps)
-            alphas, alphas_after = self.schedule.sampler_alphas(n_steps)
             shown: list[Preview] = []
-            for step, timestep in enumerate(self.schedule.sampler_timesteps(n_steps)):
-                eps = self._guided(x, int(timestep), float(alphas[step]), embeddings, scale)
-                x0, x = ddim_step(x, eps, float(alphas[step]), float(alphas_after[step]))
-                image = self._preview(x0) if previews else None
-                t = float(times[step])
+            for state in self._sample([prompt], [seed], n_steps, scale, n_steps - 1):
+                step, _, t, _ = state.moment
+                image = self.decode(state.x0)[0] if previews else None
                 preview = Preview(step, n_steps, t, stage_at(t, self.spec.stages).name, image)
                 shown.append(preview)
                 yield preview
-            latents = x.cpu()
             kept = tuple(shown) if previews else ()
-            yield Generation(self.decode(x)[0], latents, prompt, seed, n_steps, scale, kept)
+            yield Generation(self.decode(state.x)[0], state.x.cpu(), prompt, seed, n_steps, scale, kept)
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        seeds: Sequence[int],
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        last_step: int | None = None,
+    ) -> Generator[SamplerState, None, None]:
+        """Denoise a batch of prompts together: a `SamplerState` after each step, up to `last_step`.
+
+        Prompts may be empty. Closing the generator frees the model, as does its end.
+
+        Raises:
+            ValueError: Not one seed a prompt, or a last step that the sampler does not have.
+        """
+        n_steps = self.spec.num_inference_steps if num_inference_steps is None else num_inference_steps
+        scale = self.spec.guidance_scale if guidance_scale is None else guidance_scale
+        last = n_steps - 1 if last_step is None else last_step
+        self.schedule.sampler_timesteps(n_steps)
+        if len(prompts) != len(seeds) or not prompts:
+            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds were given; there must be one seed each.")
+        if not 0 <= last < n_steps:
+            raise ValueError(f"The last step must be between 0 and {n_steps - 1}, not {last}.")
+        for prompt in prompts:
+            if prompt:
+                self.check_prompt(prompt)
+        return self._sample_alone(list(prompts), list(seeds), n_steps, float(scale), last)
+
+    def _sample_alone(
+        self, prompts: list[str], seeds: list[int], n_steps: int, scale: float, last: int
+    ) -> Generator[SamplerState, None, None]:
+        with self.busy():
+            yield from self._sample(prompts, seeds, n_steps, scale, last)
+
+    def _sample(
+        self, prompts: list[str], seeds: list[int], n_steps: int, scale: float, last: int
+    ) -> Generator[SamplerState, None, None]:
+        branches: tuple[Branch, ...] = ("uncond", "cond") if scale != 1 else ("cond",)
+        embeddings = self.encode_text([""] * len(prompts) * (len(branches) - 1) + prompts)
+        x = torch.cat([self._initial_noise(seed) for seed in seeds])
+        times, timesteps = step_times(n_steps), self.schedule.sampler_timesteps(n_steps)
+        alphas, alphas_after = self.schedule.sampler_alphas(n_steps)
+        for step in range(last + 1):
+            moment = Moment(step, n_steps, float(times[step]), branches)
+            self.moment = moment
+            try:
+                eps = self._guided(x, int(timesteps[step]), float(alphas[step]), embeddings, scale)
+            finally:
+                self.moment = None
+            x0, x = ddim_step(x, eps, float(alphas[step]), float(alphas_after[step]))
+            yield SamplerState(moment, x, x0)
 
     def _initial_noise(self, seed: int) -> Tensor:
         # Drawn on the CPU, so that a seed means the same picture on every device.
@@ -331,49 +347,12 @@ class Diffuser:
 
     def _guided(self, x: Tensor, timestep: int, abar: float, embeddings: Tensor, scale: float) -> Tensor:
         n = len(embeddings)
-        rows = x.expand(n, -1, -1, -1)
+        rows = x.repeat(n // len(x), 1, 1, 1)
         eps = self._predict(rows, torch.full((n,), timestep), torch.full((n,), abar), embeddings)
-        return eps if n == 1 else eps[:1] + scale * (eps[1:] - eps[:1])
-
-    def _preview(self, x0: Tensor) -> Image.Image:
-        return self.decode(x0)[0]
-
-
-def ddim_step(x: Tensor, eps: Tensor, abar: float, abar_after: float) -> tuple[Tensor, Tensor]:
-    """The predicted clean latents, and the latents one deterministic step on (Song et al. 2021, eq. 12, eta 0)."""
-    x0 = (x - (1 - abar) ** 0.5 * eps) / abar**0.5
-    return x0, abar_after**0.5 * x0 + (1 - abar_after) ** 0.5 * eps
-
-
-def cross_attention_blocks(unet: torch.nn.Module) -> list[str]:
-    """Dotted names of the U-Net's cross-attention transformer blocks, first to last."""
-    names = [name for name, module in unet.named_modules() if _has_cross_attention(module)]
-    # Registration puts the middle after the up blocks; a picture meets it before them.
-    order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
-    return sorted(names, key=lambda name: order.get(name.split(".")[0], 3))
-
-
-def nearest_hookpoints(unet: torch.nn.Module) -> tuple[str, ...]:
-    """The bottleneck's cross-attention block and the nearest on either side of it."""
-    blocks = cross_attention_blocks(unet)
-    down = [name for name in blocks if name.startswith("down_blocks.")]
-    middle = [name for name in blocks if name.startswith("mid_block.")]
-    up = [name for name in blocks if name.startswith("up_blocks.")]
-    return (*down[-1:], *middle[:1], *up[:1])
-
-
-def check_hookpoints(unet: torch.nn.Module, hookpoints: Sequence[str]) -> None:
-    """Refuse hookpoints that are no cross-attention block of this U-Net."""
-    blocks = cross_attention_blocks(unet)
-    wrong = [name for name in hookpoints if name not in blocks]
-    if wrong or not hookpoints:
-        what = f"{wrong[0]!r} is no cross-attention block of this U-Net" if wrong else "no hookpoint is named"
-        raise ModelError(f"{what}. Its blocks are: {', '.join(blocks) or 'none'}. Name some with hookpoints=.")
-
-
-def _has_cross_attention(module: torch.nn.Module) -> bool:
-    blocks = getattr(module, "transformer_blocks", None)
-    return isinstance(blocks, torch.nn.ModuleList) and any(getattr(b, "attn2", None) is not None for b in blocks)
+        if n == len(x):
+            return eps
+        uncond, cond = eps.chunk(2)
+        return uncond + scale * (cond - uncond)
 
 
 def _read_scheduler(scheduler: Any) -> tuple[NoiseSchedule, str]:

@@ -7,6 +7,10 @@ class ModelError(ValueError):
     """A model that cannot be found or used; the message says what to do."""
 
 
+class ArtifactError(ValueError):
+    """A trained artifact, such as an SAE, that cannot be found or read; the message says what to do."""
+
+
 class ImageError(ValueError):
     """A picture that cannot be used; the message says what to do."""
 

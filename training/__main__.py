@@ -7,6 +7,8 @@ import sys
 
 COMMANDS = {
     "picturebook": ("training.picturebook.run", "train the embedded model and put it into the package"),
+    "sae": ("training.sae", "train sparse autoencoders while the sampler runs"),
+    "evaluate": ("training.evaluate.run", "measure whether the claims are true"),
     "benchmark": ("training.benchmark.run", "measure speed, each figure beside a peer or a floor"),
 }
 """Name, module with `add_arguments` and `main`, and help of each command."""

@@ -7,7 +7,6 @@ step alone, so that a run that was killed and resumed sees the batches that it w
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -19,9 +18,10 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from training.checkpoint import Checkpoint, load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
 from training.muon import Muon
 
 Batch = dict[str, Tensor]
@@ -111,7 +111,8 @@ def train(task: Task, config: LoopConfig, folder: Path, *, n_workers: int, every
             _log(folder, step, total.item() / log_every, pace, config)
             total.zero_()
         if accelerator.is_main_process and (time.monotonic() - since > every or step == config.n_steps):
-            _save(folder, step, model, ema, optimizer)
+            tensors = {"model": model.state_dict(), "ema": ema.weights, "optimizer": optimizer_tensors(optimizer)}
+            save_checkpoint(folder, Checkpoint(step, {}, tensors))
             _show(task, ema, model, folder, step)
             since = time.monotonic()
     accelerator.wait_for_everyone()
@@ -176,43 +177,18 @@ def _prefetch(maker: Callable[[int], Batch], numbers: Iterator[int], n_workers: 
             yield batch
 
 
-def _save(folder: Path, step: int, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
-    """Write a checkpoint beside the last one, then put it in its place: a kill leaves one of the two whole."""
-    part, whole, old = folder / "checkpoint.part", folder / "checkpoint", folder / "checkpoint.old"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, part / "model.safetensors")
-    save_file(ema.weights, part / "ema.safetensors")
-    moments = {
-        f"{index}.{key}": value.contiguous()
-        for index, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
-    }
-    save_file(moments, part / "optimizer.safetensors")
-    (part / "step.json").write_text(json.dumps({"step": step}))
-    shutil.rmtree(old, ignore_errors=True)
-    if whole.exists():
-        whole.rename(old)
-    part.rename(whole)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _resume(folder: Path, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
     """Load the newest whole checkpoint into the three; the step to go on from, 0 without one."""
-    found = next((path for name in ("checkpoint", "checkpoint.old") if (path := folder / name).exists()), None)
+    # Of any recipe: a run may be made longer, or its rate changed, while it goes on.
+    found = load_checkpoint(folder, {})
     if found is None:
         return 0
-    model.load_state_dict(load_file(found / "model.safetensors"))
-    for name, value in load_file(found / "ema.safetensors").items():
+    model.load_state_dict(found.tensors["model"])
+    for name, value in found.tensors["ema"].items():
         ema.weights[name].copy_(value)
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in load_file(found / "optimizer.safetensors").items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    step = int(json.loads((found / "step.json").read_text())["step"])
-    logger.info("%s: resumed at step %d", folder.name, step)
-    return step
+    load_optimizer(optimizer, found.tensors["optimizer"])
+    logger.info("%s: resumed at step %d", folder.name, found.step)
+    return found.step
 
 
 def _log(folder: Path, step: int, loss: float, pace: float, config: LoopConfig) -> None:

@@ -18,7 +18,7 @@ from core.information.results import Attribution, AttributionProgress, Floats, G
 from core.text import delete_words, distinct_words, only_words
 
 if TYPE_CHECKING:
-    from core.diffuser import Generation
+    from core.sampling import Generation
 
 BATCH_SIZE = 32
 """Latents in a U-Net call unless told otherwise. More gains little on a CPU, and makes a cancel wait longer."""

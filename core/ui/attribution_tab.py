@@ -170,5 +170,5 @@ def _notes(scene: Scene, a: Attribution, running: bool) -> str:
     ended = "still measuring" if running else _STOPPED.get(a.stopped, a.stopped)
     return (
         f'<p class="id-hint id-notes">{a.n_evals:,} U-Net evaluations in {a.n_replicates} independent repeats; '
-        f"{ended}. Maps have {width} × {height} cells and fade where the error is larger than the value.{guided}</p>"
+        f"{ended}. Maps have {width} × {height} cells, dark also where the error is larger than the value.{guided}</p>"
     )

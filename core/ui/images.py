@@ -11,10 +11,6 @@ from core.ui.colours import scale_rgb
 
 _LAYER_SIDE = 160
 """Pixels to which a map is interpolated before it is coloured, so that no colours are mixed across the scale."""
-_FADED = 0.12
-"""What is left of a cell's opacity where nothing is sure."""
-
-
 _SEEN_THROUGH = 0.65
 """Opacity of a cell without bits, as a part of that of the largest."""
 
@@ -30,11 +26,12 @@ def data_url(image: Image.Image, quality: int | None = None) -> str:
 
 
 def layer(bits: NDArray[np.float64], half_width: NDArray[np.float64], top: float) -> Image.Image:
-    """A map [h, w] as an RGBA picture: colour by bits up to `top`, faded where the error exceeds the value."""
-    share = _enlarge(np.clip(bits / max(top, 1e-12), 0, 1))
+    """A map [h, w] as an RGBA picture: colour by bits up to `top`; where the error exceeds the value, that of none."""
     sure = np.clip(2 * (1 - half_width / np.maximum(bits, 1e-12)), 0, 1)
+    # Not see-through where unsure: a bright picture behind would look like many bits.
+    share = _enlarge(np.clip(bits / max(top, 1e-12), 0, 1) * sure)
     # Where a word told little, more of the picture shows through.
-    alpha = _enlarge(_FADED + (1 - _FADED) * sure) * (_SEEN_THROUGH + (1 - _SEEN_THROUGH) * share)
+    alpha = _SEEN_THROUGH + (1 - _SEEN_THROUGH) * share
     rgba = np.concatenate([scale_rgb(share), alpha[..., None]], axis=-1)
     return Image.fromarray((rgba * 255).round().astype(np.uint8), "RGBA")
 

@@ -133,10 +133,21 @@ def _prompt_bar(runtime: Runtime, examples: list[Example]) -> PromptBar:
     return PromptBar(prompt, generate, hints, seed, steps, guidance, picture, caption, read, gallery)
 
 
+_PAPERS = (
+    ("Bits a word: Kong et al. 2024", "2310.07972"),
+    ("Redundancy and synergy: Dewan et al. 2024", "2406.05191"),
+    ("Concepts and stages: Tinaz et al. 2025", "2504.15473"),
+)
+"""What the page builds on: title, arXiv number."""
+
+
 def _title_html() -> str:
+    papers = "".join(f'<a href="https://arxiv.org/abs/{n}" target="_blank">{title}</a>' for title, n in _PAPERS)
     return (
         '<div class="id-title"><h1>Interpretable Diffusion</h1>'
-        "<p>See which words, concepts and moments made this picture.</p></div>"
+        "<p>See which words, concepts and moments made this picture.</p>"
+        f'<nav class="id-links"><details><summary>Papers</summary><div>{papers}</div></details>'
+        '<a href="?view=api" target="_blank">API</a></nav></div>'
     )
 
 

@@ -46,6 +46,7 @@ def timeline_svg(
         f'<path class="id-line" d="{_steps(xs, height(bits))}"/>',
         *marks,
         f'<text class="id-axis" x="{_LEFT}" y="{_HEIGHT - 6}">log-SNR {_signed(edges[0])} (noise)</text>',
+        f'<text class="id-axis end" x="{_WIDTH - _RIGHT}" y="13">{_joined_note(len(bits), len(names))}</text>',
         f'<text class="id-axis end" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}">{_signed(edges[-1])} (picture)</text>',
         "</svg>",
     ]
@@ -130,6 +131,10 @@ def _step_marks(xs: Floats, names: list[str]) -> list[str]:
         f'height="{_HEIGHT - _TOP - _BOTTOM:g}"><title>step {i + 1}, {name}</title></rect>'
         for i, name in enumerate(names)
     ]
+
+
+def _joined_note(n_drawn: int, n_steps: int) -> str:
+    return "" if n_drawn == n_steps else f"{n_steps} steps, close ones drawn as one"
 
 
 def _across(edges: Floats, whole: Floats) -> Floats:

@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import CHROMIUM, FLAGS, ROOT, wait_for
 from PIL import Image
 from playwright.sync_api import sync_playwright
+
+from tests.browser.conftest import CHROMIUM, FLAGS, ROOT, wait_for
 
 PORT = 7877
 

@@ -17,9 +17,16 @@ def ask(page: Page, prompt: str, steps: int = 6) -> None:
     page.wait_for_selector(READY)
     if not page.locator("#id-options input").first.is_visible():
         page.get_by_text("Seed, steps, guidance").click()
-    page.get_by_label("Steps").fill(str(steps))
+    field = page.get_by_label("Steps")
+    expect(field).not_to_have_value("")
+    field.fill(str(steps))
     page.get_by_label("20%").check()
     page.locator("#id-prompt textarea").fill(prompt)
+    # No person types within a moment of unfolding a control for the first time, while the page still sets it up.
+    page.wait_for_timeout(500)
+    if field.input_value() != str(steps):
+        field.fill(str(steps))
+    expect(field).to_have_value(str(steps))
     page.locator("#id-prompt textarea").press("Enter")
 
 

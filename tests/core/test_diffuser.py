@@ -3,6 +3,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 import core
-from core.diffuser import Diffuser, Generation, Preview, ddim_step, load_model, nearest_hookpoints
+from core.diffuser import Diffuser, load_model
 from core.errors import Cancelled, ModelError, PromptError, UnknownWordError
+from core.hookpoints import nearest_hookpoints
+from core.sampling import Generation, Preview, ddim_step
 from tests.conftest import make_pipeline
 
 PROMPT = "a cat on the grass"
@@ -239,3 +242,35 @@ def test_hookpoints_are_found_nearest_the_bottleneck(model: Diffuser) -> None:
     modules = dict(model.unet.named_modules())
     assert all(name in modules for name in model.hookpoints)
     assert all(a != b for a, b in pairwise(model.hookpoints))
+
+
+def test_a_batch_is_sampled_as_each_of_its_prompts_is_alone(model: Diffuser) -> None:
+    prompts, seeds = ["a cat on the grass", "a ship in the sea"], [3, 4]
+    *_, last = model.sample(prompts, seeds=seeds, num_inference_steps=3)
+    assert last.moment[:2] == (2, 3)
+    assert last.moment.branches == ("uncond", "cond")
+    for prompt, seed, x in zip(prompts, seeds, last.x, strict=True):
+        alone = model.generate(prompt, seed=seed, num_inference_steps=3, previews=False)
+        torch.testing.assert_close(x[None].cpu(), alone.latents, atol=1e-4, rtol=1e-4)
+
+
+def test_sampling_ends_at_the_last_step_asked_for_and_tells_the_moment_only_meanwhile(model: Diffuser) -> None:
+    seen: list[object] = []
+    hook = model.unet.register_forward_hook(lambda *_: seen.append(model.moment))
+    before = model.n_unet_calls
+    states = list(model.sample([""], seeds=[0], num_inference_steps=5, guidance_scale=1.0, last_step=1))
+    hook.remove()
+    assert [state.moment for state in states] == seen
+    assert [state.moment.t for state in states] == [1.0, 0.75]
+    assert {state.moment.branches for state in states} == {("cond",)}
+    assert model.n_unet_calls - before == 2
+    assert model.moment is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"seeds": [0, 1]}, "one seed each"), ({"seeds": [0], "last_step": 50}, "between 0 and 49")],
+)
+def test_a_batch_that_cannot_be_sampled_says_why(model: Diffuser, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.sample(["a cat"], **settings)

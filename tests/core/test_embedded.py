@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from transformers import ResNetForImageClassification, SegformerForSemanticSegmentation
+from PIL import Image
 
 import core
 from core.diffuser import Diffuser
+from training.evaluate.picturebook import QUESTIONS, Settings, bits, held_out_scenes, outcomes
+from training.evaluate.pictures import Judges, draw, load_judges, look
 from training.picturebook.autoencoder import psnr, reconstruct, to_pixels
-from training.picturebook.judges import make_scenes, mean_iou, overlap, segment_logits
-from training.picturebook.run import PACKAGE, RECIPE, read_config
-from training.picturebook.world import LABELS, PLACES, STYLES
+from training.picturebook.judges import make_scenes, mean_iou, overlap
+from training.picturebook.run import JUDGES, PACKAGE, RECIPE, read_config
+from training.picturebook.scenes import caption_of, paint
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +26,8 @@ def model() -> Diffuser:
 
 
 @pytest.fixture(scope="module")
-def segmenter() -> SegformerForSemanticSegmentation:
-    return SegformerForSemanticSegmentation.from_pretrained(PACKAGE / "segmenter").eval()
-
-
-@pytest.fixture(scope="module")
-def style_classifier() -> ResNetForImageClassification:
-    return ResNetForImageClassification.from_pretrained(PACKAGE / "style_classifier").eval()
+def judges() -> Judges:
+    return load_judges(PACKAGE)
 
 
 def megabytes(*folders: str) -> float:
@@ -39,7 +36,7 @@ def megabytes(*folders: str) -> float:
 
 def test_weights_are_small_and_are_what_the_committed_recipe_makes() -> None:
     assert megabytes("model") <= 32
-    assert megabytes("segmenter", "style_classifier") <= 8
+    assert megabytes(*JUDGES) <= 8
     made_with = json.loads((PACKAGE / "training.json").read_text())
     assert made_with == json.loads(json.dumps(dataclasses.asdict(read_config(RECIPE))))
     assert not [path for path in PACKAGE.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
@@ -61,38 +58,35 @@ def test_the_autoencoder_keeps_held_out_scenes(model: Diffuser) -> None:
     assert psnr(pixels, reconstruct(model._vae, pixels)) > 25
 
 
-def test_the_judges_know_held_out_scenes(
-    segmenter: SegformerForSemanticSegmentation, style_classifier: ResNetForImageClassification
-) -> None:
-    batch = make_scenes(1, 64, "test")
-    with torch.no_grad():
-        seen = segment_logits(segmenter, batch["pixels"], 128).argmax(1)
-        styles = style_classifier(batch["pixels"]).logits.argmax(-1)
-    assert mean_iou(overlap(seen, batch["labels"])) > 0.2  # one of 38 labels everywhere: 0.003
-    assert (styles == batch["styles"]).double().mean() > 0.9
+def test_the_judges_know_held_out_scenes(judges: Judges) -> None:
+    paintings = [paint(scene) for scene in held_out_scenes(64)]
+    images = [Image.fromarray(painting.image) for painting in paintings]
+    labels = torch.from_numpy(np.stack([painting.labels for painting in paintings])).long()
+    assert len(judges.segmenters) == 2
+    for segmenter in judges.segmenters.values():
+        assert mean_iou(overlap(segmenter.segment(images).label_map(), labels)) > 0.7  # one label everywhere: 0.003
 
 
-def test_places_and_styles_come_out_right(
-    model: Diffuser,
-    segmenter: SegformerForSemanticSegmentation,
-    style_classifier: ResNetForImageClassification,
-) -> None:
-    places = styles = 0
-    for index, place in enumerate(PLACES):
-        style = STYLES[1 + index % (len(STYLES) - 1)]
-        prompt = f"a {style} picture of a cat {place.preposition} the {place.name}"
-        image = model.generate(prompt, seed=index, previews=False).image
-        pixels = to_pixels(np.asarray(image))[None]
-        with torch.no_grad():
-            seen = segment_logits(segmenter, pixels, 128).argmax(1).flatten()
-            styles += STYLES[int(style_classifier(pixels).logits.argmax())] == style
-        of_places = torch.bincount(seen, minlength=len(LABELS))[-len(PLACES) :]
-        places += int(of_places.argmax()) == index
-    # By chance one of eight places and 1.3 of eight styles would be right.
-    assert places >= 6
-    assert styles >= 6
+def test_held_out_captions_are_drawn_right(model: Diffuser, judges: Judges) -> None:
+    captions = [caption_of(scene) for scene in held_out_scenes(48)]
+    sights = look(judges, list(draw(model, [caption.text for caption in captions], range(48))))
+    least = {"one thing there": 0.5, "place right": 0.9, "style right": 0.9}
+    for question in QUESTIONS:
+        if question.name in least:
+            for seen in sights.values():
+                right = outcomes(question, captions, seen)
+                assert np.mean(right) >= least[question.name], question.name
+
+
+def test_bits_of_words_stand_beside_their_ceiling(model: Diffuser, judges: Judges) -> None:
+    table = bits(model, judges, Settings(n_bits=2))
+    assert {"thing"} <= {row["word"] for row in table.rows}
+    for row in table.rows:
+        direct, ceiling = (float(str(row[name]).split(" ")[0]) for name in ("direct", "ceiling"))
+        assert 0 < ceiling < 10
+        assert direct < 100
 
 
 def test_the_embedded_folder_has_nothing_else() -> None:
-    known = {"model", "segmenter", "style_classifier", "examples", "training.json"}
+    known = {"model", *JUDGES, "examples", "training.json"}
     assert {path.name for path in Path(PACKAGE).iterdir()} <= known

@@ -12,11 +12,12 @@ import core
 from core.diffuser import Diffuser
 from core.information.quadrature import Sampler
 from core.text import distinct_words
-from training.benchmark import prompts, report, run
+from training import report
+from training.benchmark import prompts, run
 from training.benchmark.arithmetic import equal_error_evals, needed, ratio, relative_errors, resamples, times
 from training.benchmark.estimator import Method, Settings, ladder, measure, replicates, tabulate
 from training.benchmark.prompts import Sample, held_out
-from training.benchmark.report import Figure, Table
+from training.report import Figure, Table
 
 # Maps of two words, and noise of known size on them: the relative error of one replicate is 8 * spread / |map|.
 SIDE = 8

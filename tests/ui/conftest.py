@@ -9,13 +9,13 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_engine import FakeEngine, FakeModel, attribution, paint
 from PIL import Image
 
-from core.ui.examples import save_example
+from core.stored import save_example
 from core.ui.page import build_demo
 from core.ui.runtime import Runtime
 from core.ui.theme import launch_options
+from tests.ui.fake_engine import FakeEngine, FakeModel, attribution, paint
 
 EXAMPLE = {"prompt": "a cat on the grass", "seed": 3, "steps": 6, "guidance": 4.0}
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import App, Visitor
-from fake_engine import FakeEngine, paint
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 from core.ui.page import build_demo
 from core.ui.runtime import Runtime
+from tests.ui.conftest import App, Visitor
+from tests.ui.fake_engine import FakeEngine, paint
 
 CAT = ("a cat", 0, 5, 4)
 

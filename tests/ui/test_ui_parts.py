@@ -11,13 +11,13 @@ from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
-from fake_engine import attribution, paint
 
 from core.information.results import Attribution
 from core.spec import BUILT_IN
+from core.stored import load_attribution, save_attribution
 from core.ui.attribution_tab import panel_html
 from core.ui.colours import SCALE, ink_on, scale_hex, scale_in_oklab
-from core.ui.examples import load_attribution, load_examples, save_attribution
+from core.ui.examples import load_examples
 from core.ui.export import link_query, python_lines, to_csv, to_json
 from core.ui.images import layer
 from core.ui.link import Link, read_link
@@ -26,6 +26,7 @@ from core.ui.runtime import Runtime, Tickets
 from core.ui.scene import Scene, contradicts, half_width, stage_shares, step_stages, unsure
 from core.ui.timeline import merge_narrow, nice_ceiling, timeline_svg
 from core.ui.words import chips, hints, plus_minus
+from tests.ui.fake_engine import attribution, paint
 
 SPEC = BUILT_IN["picturebook"]
 PROMPT = "A small blue cat, and a dog"
@@ -67,13 +68,13 @@ def test_text_on_chips_can_be_read(share: float) -> None:
     assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
-def test_overlay_fades_where_the_error_exceeds_the_value() -> None:
+def test_an_unsure_cell_looks_like_one_without_bits() -> None:
     bits = np.array([[1.0, 1.0], [0.5, 0.0]])
     half = np.array([[0.0, 2.0], [0.0, 0.1]])
-    alpha = np.asarray(layer(bits, half, 1.0))[..., 3] / 255
-    assert alpha[0, 0] > 0.95
-    assert alpha[0, -1] < 0.2
-    assert alpha[-1, -1] < 0.2
+    seen = np.asarray(layer(bits, half, 1.0)).astype(float)
+    assert seen[0, 0, 3] > 0.95 * 255
+    np.testing.assert_allclose(seen[0, -1], seen[-1, -1], atol=12)
+    assert np.abs(seen[0, 0] - seen[0, -1]).max() > 80
 
 
 def test_timeline_areas_are_the_bits(a: Attribution) -> None:

@@ -7,7 +7,8 @@ import pytest
 
 import core
 from core.spec import BUILT_IN
-from core.ui.examples import GIVEN, Example, load_examples
+from core.stored import GIVEN
+from core.ui.examples import Example, load_examples
 from training.picturebook.examples import EXAMPLES, Ask, build
 
 EMBEDDED = Path(BUILT_IN["picturebook"].source)

@@ -19,7 +19,7 @@ from urllib.request import urlopen
 
 from PIL import Image
 
-from training.benchmark.report import ROOT, Figure, Table, timed
+from training.report import ROOT, Figure, Table, timed
 
 log = logging.getLogger(__name__)
 

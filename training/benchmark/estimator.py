@@ -23,7 +23,7 @@ from core.information.estimator import Comparison, Estimator, cost
 from core.information.quadrature import Sampler
 from training.benchmark.arithmetic import Floats, Indices, Interval, needed, ratio, relative_errors, resamples, times
 from training.benchmark.prompts import Sample, held_out
-from training.benchmark.report import Cell, Table
+from training.report import Cell, Table
 
 log = logging.getLogger(__name__)
 

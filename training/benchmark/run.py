@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.benchmark import report
-from training.benchmark.report import Table
+from training import report
+from training.report import Table
 
 if TYPE_CHECKING:
     from core.diffuser import Diffuser
@@ -98,8 +98,8 @@ def main(arguments: argparse.Namespace) -> None:
     tables = [part(run) for name, part in PARTS.items() if name in arguments.names]
     device = str(run.model.device) if "model" in vars(run) else arguments.device or "the app's default"
     whence = report.origin(" ".join(["python -m training", *sys.argv[1:]]), load, device)
-    report.write(arguments.out, whence, tables)
-    print(report.markdown(whence, tables))
+    report.write(arguments.out, "Benchmark", whence, tables)
+    print(report.markdown("Benchmark", whence, tables))
 
 
 def _part(name: str) -> str:

@@ -14,7 +14,7 @@ from core.artifacts import is_local
 from core.diffuser import Diffuser
 from core.information.attribution import BATCH_SIZE
 from training.benchmark.prompts import held_out
-from training.benchmark.report import Figure, Table, timed
+from training.report import Figure, Table, timed
 
 PICTURE_AIM, ATTRIBUTION_AIM = 3.0, 10.0
 """Seconds."""

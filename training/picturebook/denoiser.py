@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -123,7 +124,11 @@ class DenoiserTask:
         draw: Callable[["DenoiserLoss"], Image.Image],
     ) -> None:
         self.data, self.held_out, self.draw = data, held_out, draw
-        self.model: nn.Module = DenoiserLoss(config, data.latents.shape[1], data.latents.shape[-1])
+        model = DenoiserLoss(config, data.latents.shape[1], data.latents.shape[-1])
+        if not torch.cuda.is_available():
+            # On a CPU, the backward pass of torch's fused attention is slower than that of plain matrix products.
+            model.unet.set_attn_processor(AttnProcessor())
+        self.model: nn.Module = model
 
     def batch_maker(self, n: int) -> Callable[[int], Batch]:
         """Batches of latents, captions, noise and timesteps."""

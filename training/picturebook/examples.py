@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import core
-from core.ui.examples import GIVEN, save_example
+from core.stored import GIVEN, save_example
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,14 @@
-"""Judges of pictures: a segmenter of things and places, and a classifier of styles, trained on painted scenes."""
+"""Judges of pictures, trained on painted scenes: two segmenters of things and places, and a classifier of styles.
+
+The second segmenter is of another architecture: where labels come from one and scores from the other, no claim rests on
+the taste of a single network.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -15,28 +20,45 @@ from transformers import (
     ResNetForImageClassification,
     SegformerConfig,
     SegformerForSemanticSegmentation,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
 )
 
 from training.loop import Batch
 from training.picturebook.autoencoder import to_pixels
 from training.picturebook.backgrounds import SIZE
 from training.picturebook.captions import Split
-from training.picturebook.scenes import make_scene, paint
+from training.picturebook.scenes import Scene, crowd, make_scene, paint
 from training.picturebook.world import LABELS, STYLES
+
+Segmenter: TypeAlias = SegformerForSemanticSegmentation | UperNetForSemanticSegmentation
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Shapes of the two judges."""
+    """Shapes of the three judges."""
 
-    hidden_sizes: tuple[int, ...] = (32, 64, 112, 160)
-    """Channels of the segmenter at 32, 16, 8 and 4 cells."""
-    depths: tuple[int, ...] = (1, 1, 1, 1)
+    hidden_sizes: tuple[int, ...] = (32, 64, 128, 192)
+    """Channels of the segmenter, a transformer, at 32, 16, 8 and 4 cells."""
+    depths: tuple[int, ...] = (1, 2, 2, 2)
     """Its layers at each."""
     decoder_size: int = 96
     """Channels in which it joins the four."""
+    second_sizes: tuple[int, ...] = (24, 48, 96, 160)
+    """Channels of the second segmenter, a convolutional network, at 32, 16, 8 and 4 cells."""
+    second_depths: tuple[int, ...] = (1, 1, 2, 1)
+    """Its layers at each."""
+    second_decoder_size: int = 48
+    """Channels of its feature pyramid."""
     style_sizes: tuple[int, ...] = (24, 48, 96)
     """Channels of the style classifier at 32, 16 and 8 cells."""
+
+
+_LABELS = {
+    "num_labels": len(LABELS),
+    "id2label": dict(enumerate(LABELS)),
+    "label2id": {label: i for i, label in enumerate(LABELS)},
+}
 
 
 def build_segmenter(config: JudgeConfig) -> SegformerForSemanticSegmentation:
@@ -47,9 +69,30 @@ def build_segmenter(config: JudgeConfig) -> SegformerForSemanticSegmentation:
             depths=list(config.depths),
             num_attention_heads=[1, 2, 4, 4],
             decoder_hidden_size=config.decoder_size,
-            num_labels=len(LABELS),
-            id2label=dict(enumerate(LABELS)),
-            label2id={label: i for i, label in enumerate(LABELS)},
+            # Scenes are made without end: there is nothing to overfit.
+            classifier_dropout_prob=0.0,
+            # Its fused form has the slower backward pass on a CPU.
+            attn_implementation="eager",
+            **_LABELS,
+        )
+    )
+
+
+def build_second_segmenter(config: JudgeConfig) -> UperNetForSemanticSegmentation:
+    """An untrained segmenter: pictures [B, 3, 128, 128] in -1..1 to logits [B, labels, 128, 128]."""
+    return UperNetForSemanticSegmentation(
+        UperNetConfig(
+            backbone_config=ResNetConfig(
+                embedding_size=config.second_sizes[0],
+                hidden_sizes=list(config.second_sizes),
+                depths=list(config.second_depths),
+                layer_type="basic",
+                out_features=[f"stage{i + 1}" for i in range(len(config.second_sizes))],
+            ),
+            hidden_size=config.second_decoder_size,
+            pool_scales=[1, 2],
+            use_auxiliary_head=False,
+            **_LABELS,
         )
     )
 
@@ -71,7 +114,23 @@ def build_style_classifier(config: JudgeConfig) -> ResNetForImageClassification:
 
 def make_scenes(number: int, n: int, split: Split = "train") -> Batch:
     """Batch `number` of `n` scenes: pixels, label maps and styles."""
-    scenes = [make_scene(number * n + i, split) for i in range(n)]
+    return _paint([make_scene(number * n + i, split) for i in range(n)])
+
+
+def make_training_scenes(number: int, n: int) -> Batch:
+    """Batch `number` of `n` scenes to learn from: with more things than captions tell of, and half of them softened,
+    because what is to be judged has gone through an autoencoder.
+    """
+    batch = _paint([crowd(make_scene(number * n + i), n=i % 5) for i in range(n)])
+    generator = torch.Generator().manual_seed(number)
+    softness = (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1).clamp(min=0)
+    pixels = batch["pixels"]
+    padded = F.pad(pixels, (2, 2, 2, 2), mode="reflect")
+    blurred = F.avg_pool2d(F.avg_pool2d(padded, 3, stride=1), 3, stride=1)
+    return {**batch, "pixels": torch.lerp(pixels, blurred, softness)}
+
+
+def _paint(scenes: list[Scene]) -> Batch:
     paintings = [paint(scene) for scene in scenes]
     return {
         "pixels": to_pixels(np.stack([painting.image for painting in paintings])),
@@ -81,30 +140,33 @@ def make_scenes(number: int, n: int, split: Split = "train") -> Batch:
 
 
 class JudgesLoss(nn.Module):
-    """Cross-entropies of the segmenter and of the style classifier, which share their scenes and nothing else."""
+    """Sum of the three judges' cross-entropies; they share their scenes and nothing else."""
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
         self.segmenter = build_segmenter(config)
+        self.second_segmenter = build_second_segmenter(config)
         self.style_classifier = build_style_classifier(config)
 
     def forward(self, pixels: Tensor, labels: Tensor, styles: Tensor) -> Tensor:
         """Loss of pictures [B, 3, H, W], label maps [B, H, W] and styles [B]."""
-        logits = segment_logits(self.segmenter, pixels, labels.shape[-1] // 2)
-        halves = labels[:, ::2, ::2]
-        segmentation = F.cross_entropy(logits.float(), halves)
-        style = F.cross_entropy(self.style_classifier(pixels).logits.float(), styles)
-        return segmentation + style
+        centres = labels[:, 2::4, 2::4]
+        loss = F.cross_entropy(self.style_classifier(pixels).logits.float(), styles)
+        for segmenter in (self.segmenter, self.second_segmenter):
+            loss = loss + F.cross_entropy(segment_logits(segmenter, pixels, centres.shape[-1]).float(), centres)
+        return loss
 
 
-def segment_logits(segmenter: SegformerForSemanticSegmentation, pixels: Tensor, size: int) -> Tensor:
+def segment_logits(segmenter: Segmenter, pixels: Tensor, size: int) -> Tensor:
     """Logits [B, labels, size, size] of pictures [B, 3, H, W]."""
     logits: Tensor = segmenter(pixels).logits
+    if logits.shape[-1] == size:
+        return logits
     return F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
 
 
 class JudgesTask:
-    """Training of the two judges."""
+    """Training of the three judges."""
 
     name = "judges"
 
@@ -114,22 +176,26 @@ class JudgesTask:
 
     def batch_maker(self, n: int) -> Callable[[int], Batch]:
         """Batches of scenes."""
-        return partial(make_scenes, n=n)
+        return partial(make_training_scenes, n=n)
 
     def show(self, model: nn.Module, path: Path) -> dict[str, float]:
-        """Mean IoU and style accuracy on held-out scenes; a sheet of scenes with what the segmenter sees."""
+        """Mean IoUs and style accuracy on held-out scenes; a sheet of scenes with what the two segmenters see."""
         assert isinstance(model, JudgesLoss)
         device = next(model.parameters()).device
-        counts, correct, shown = torch.zeros(len(LABELS), 3, dtype=torch.double), 0, []
+        segmenters: tuple[Segmenter, ...] = (model.segmenter, model.second_segmenter)
+        counts = [torch.zeros(len(LABELS), 3, dtype=torch.double) for _ in segmenters]
+        correct, shown = 0, []
         for number in range(self.n_held_out // 32):
             batch = {key: value.to(device) for key, value in make_scenes(number, 32, "test").items()}
-            seen = segment_logits(model.segmenter, batch["pixels"], SIZE).argmax(1)
-            counts += overlap(seen, batch["labels"]).cpu()
+            seen = [segment_logits(segmenter, batch["pixels"], SIZE).argmax(1) for segmenter in segmenters]
+            for count, labels in zip(counts, seen, strict=True):
+                count += overlap(labels, batch["labels"]).cpu()
             correct += int((model.style_classifier(batch["pixels"]).logits.argmax(-1) == batch["styles"]).sum())
             if number < 8:
-                shown.append((batch["pixels"][:2].cpu(), seen[:2].cpu()))
-        _sheet(torch.cat([p for p, _ in shown]), torch.cat([s for _, s in shown])).save(path, quality=90)
-        return {"mean_iou": mean_iou(counts), "style_accuracy": correct / self.n_held_out}
+                shown.append([batch["pixels"][:2].cpu(), *(labels[:2].cpu() for labels in seen)])
+        _sheet(*(torch.cat(parts) for parts in zip(*shown, strict=True))).save(path, quality=90)
+        first, second = (mean_iou(count) for count in counts)
+        return {"mean_iou": first, "second_mean_iou": second, "style_accuracy": correct / self.n_held_out}
 
 
 def overlap(seen: Tensor, true: Tensor) -> Tensor:
@@ -145,9 +211,9 @@ def mean_iou(counts: Tensor) -> float:
     return float((counts[:, 0] / union)[union > 0].mean())
 
 
-def _sheet(pixels: Tensor, seen: Tensor) -> Image.Image:
+def _sheet(pixels: Tensor, *seen: Tensor) -> Image.Image:
     """Scenes above their label maps, one colour a label."""
     colours = (np.random.default_rng(0).uniform(40, 255, (len(LABELS), 3))).astype(np.uint8)
     top = ((pixels.clamp(-1, 1) + 1) * 127.5).to(torch.uint8).movedim(1, -1).numpy()
-    rows = [np.concatenate(list(part), axis=1) for part in (top, colours[seen.numpy()])]
+    rows = [np.concatenate(list(part), axis=1) for part in (top, *(colours[labels.numpy()] for labels in seen))]
     return Image.fromarray(np.concatenate(rows, axis=0))

@@ -5,16 +5,17 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 import core
+from core.diffuser import Diffuser
 from training.loop import LoopConfig, train
 from training.picturebook.autoencoder import AutoencoderConfig, AutoencoderTask, build_autoencoder
 from training.picturebook.denoiser import DenoiserConfig, DenoiserLoss, DenoiserTask
@@ -30,9 +31,14 @@ from training.picturebook.export import (
 )
 from training.picturebook.judges import JudgeConfig, JudgesLoss, JudgesTask, make_scenes
 from training.picturebook.latents import Latents, compute_latents, load_latents
+from training.recipe import read_recipe
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "picturebook.json"
 PACKAGE = Path(core.__file__).parent / "picturebook"
+BY_EYE = Path(__file__).parent / "data" / "by_eye.md"
+"""What a person counted in drawn pictures, for the card."""
+JUDGES = ("segmenter", "second_segmenter", "style_classifier")
+"""Folders of the judges in the package, and their names in `JudgesLoss`."""
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +62,7 @@ class PicturebookConfig:
     denoiser_loop: LoopConfig = field(default_factory=lambda: LoopConfig(4000, 32, 1.5e-3))
     """Its training."""
     judges: JudgeConfig = field(default_factory=JudgeConfig)
-    """Shapes of the segmenter and of the style classifier."""
+    """Shapes of the segmenters and of the style classifier."""
     judges_loop: LoopConfig = field(default_factory=lambda: LoopConfig(1500, 32, 1.5e-3))
     """Their training."""
     seed: int = 0
@@ -126,11 +132,11 @@ class Run:
         train(task, self.config.denoiser_loop, self.folder, n_workers=0, every=self.every)
 
     def train_judges(self) -> None:
-        """Train the segmenter and the style classifier."""
+        """Train the segmenters and the style classifier."""
         torch.manual_seed(self.config.seed + 1)
         task = JudgesTask(self.config.judges, self.config.n_held_out)
         if self.warm_start:
-            _load(task.model, self.package, {"segmenter.": "segmenter", "style_classifier.": "style_classifier"})
+            _load(task.model, self.package, {f"{name}.": name for name in JUDGES})
         train(task, self.config.judges_loop, self.folder, n_workers=self.n_workers, every=self.every)
 
     def export(self) -> None:
@@ -142,7 +148,9 @@ class Run:
         save(pipeline, self.package / "model")
         judges = JudgesLoss(self.config.judges)
         judges.load_state_dict(load_file(self.folder / "judges" / "ema.safetensors"))
-        for name, judge in (("segmenter", judges.segmenter), ("style_classifier", judges.style_classifier)):
+        for name in JUDGES:
+            judge = judges.get_submodule(name)
+            assert isinstance(judge, PreTrainedModel)
             judge.half().save_pretrained(self.package / name)
             set_json(self.package / name / "config.json", dtype="float32")
         (self.package / "training.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
@@ -152,7 +160,24 @@ class Run:
         """Rebuild the app's stored examples."""
         from training.picturebook.examples import build
 
-        build(core.load_model("picturebook"), self.package / "examples")
+        build(self._finished(), self.package / "examples")
+
+    def write_card(self) -> None:
+        """Evaluate the model in the package, and write its card; what was measured before is not measured again."""
+        from training.evaluate.run import Asked, default_folder, evaluate_picturebook
+        from training.picturebook.card import read_curve, write_card
+
+        model = self._finished()
+        tables = evaluate_picturebook(model, Asked([], False, default_folder()), self.package)
+        by_eye = BY_EYE.read_text() if BY_EYE.exists() else ""
+        write_card(model, self.package, tables, read_curve(self.folder), by_eye)
+
+    def _finished(self) -> Diffuser:
+        """The model in the package, with the embedded model's settings."""
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            self.package / "model", safety_checker=None, requires_safety_checker=False, local_files_only=True
+        )
+        return diffuser_of(pipeline.to(self.device))
 
     def _autoencoder(self) -> AutoencoderKL:
         autoencoder: AutoencoderKL = AutoencoderKL.from_pretrained(self.folder / "vae", local_files_only=True)
@@ -166,6 +191,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "judges": Run.train_judges,
     "export": Run.export,
     "examples": Run.build_examples,
+    "card": Run.write_card,
 }
 """In this order; each needs those before it, `judges` none."""
 
@@ -191,23 +217,7 @@ def read_config(path: Path) -> PicturebookConfig:
     Raises:
         ValueError: A name in it is not a field.
     """
-    config = _fill(PicturebookConfig, json.loads(path.read_text()), path.name)
-    assert isinstance(config, PicturebookConfig)
-    return config
-
-
-def _fill(kind: type, values: dict[str, Any], where: str) -> Any:
-    known = {f.name for f in fields(kind)}
-    if unknown := set(values) - known:
-        raise ValueError(f"{where}: {sorted(unknown)} is not among {sorted(known)}")
-    hints = get_type_hints(kind)
-    filled = {}
-    for name, value in values.items():
-        if is_dataclass(hints[name]) and isinstance(hints[name], type):
-            filled[name] = _fill(hints[name], value, f"{where}: {name}")
-        else:
-            filled[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**filled)
+    return read_recipe(PicturebookConfig, path)
 
 
 def default_folder() -> Path:

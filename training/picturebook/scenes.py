@@ -4,7 +4,7 @@ Things stand on a grid of the autoencoder's cells and come in few sizes, so that
 wherever it stands: what a small denoiser must learn is what goes where, not every sub-pixel shift of every drawing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -131,6 +131,21 @@ def _apart(boxes: list[Box]) -> bool:
         for i, a in enumerate(boxes)
         for b in boxes[i + 1 :]
     )
+
+
+def crowd(scene: Scene, n: int, tries: int = 12) -> Scene:
+    """The scene with up to `n` more things, of any class, where there is room: more to see for who learns to see."""
+    rng = np.random.default_rng([*scene.seed, 4])
+    boxes = list(scene.boxes)
+    for _ in range(tries):
+        if len(boxes) == len(scene.boxes) + n:
+            break
+        size = SIZES[3][int(rng.integers(len(SIZES[3])))]
+        x, y = (int(rng.integers((SIZE - size) // CELL + 1)) * CELL for _ in "xy")
+        box = Box(THINGS[int(rng.integers(len(THINGS)))].name, x, y, size)
+        if _apart([*boxes, box]):
+            boxes.append(box)
+    return replace(scene, boxes=tuple(boxes))
 
 
 def relation_holds(relation: Relation, first: Box, second: Box) -> bool:

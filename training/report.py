@@ -1,4 +1,4 @@
-"""What a benchmark hands over: tables that say on what machine, by what command and from what commit they came."""
+"""What a benchmark or an evaluation hands over: tables that say on what machine and by what they were made."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 """The checkout, or where the packages are installed."""
 
 Cell = str | float | bool | None
@@ -51,7 +51,7 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """One part of the benchmark."""
+    """One part of a report."""
 
     name: str
     """The part's name on the command line."""
@@ -120,17 +120,18 @@ def origin(command: str, load: float, device: str) -> Origin:
     )
 
 
-def markdown(whence: Origin, tables: Sequence[Table]) -> str:
+def markdown(title: str, whence: Origin, tables: Sequence[Table]) -> str:
     """The whole report."""
-    return "\n".join(["# Benchmark", "", whence.markdown(), "", *[table.markdown() for table in tables]])
+    return "\n".join([f"# {title}", "", whence.markdown(), "", *[table.markdown() for table in tables]])
 
 
-def write(folder: Path, whence: Origin, tables: Sequence[Table]) -> None:
-    """Put `benchmark.md` and `benchmark.json` into `folder`."""
+def write(folder: Path, title: str, whence: Origin, tables: Sequence[Table]) -> None:
+    """Put the report into `folder`, as Markdown and JSON named after its title."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "benchmark.md").write_text(markdown(whence, tables))
+    stem = title.lower().replace(" ", "-")
+    (folder / f"{stem}.md").write_text(markdown(title, whence, tables))
     content = {"origin": asdict(whence), "tables": [asdict(table) for table in tables]}
-    (folder / "benchmark.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / f"{stem}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 def timed(work: Callable[[], object], n: int) -> list[float]:

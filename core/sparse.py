@@ -1,0 +1,137 @@
+"""Products of sparse codes with weights: time and memory go with the active latents, never with all of them.
+
+A batch of codes is a sparse matrix Z [N, d_sae]. Z W and its transpose's product Z^T X are both sums of weighted rows,
+which `embedding_bag` computes on every device and in every precision without a tensor of [active, d_in]. (A product
+of transposed CSR does the same, but its kernels are missing on some platforms.)
+"""
+
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+
+class _ByLatent(NamedTuple):
+    """A pattern read column by column."""
+
+    order: Tensor
+    """[n] permutation of the active entries that sorts them by latent, and by row within one."""
+    rows: Tensor
+    """[n] row of each."""
+    starts: Tensor
+    """[d_sae] where each latent's entries start."""
+
+
+class Pattern:
+    """Where a sparse matrix [N, d_sae] has its entries."""
+
+    def __init__(self, rows: Tensor, latents: Tensor, n_rows: int, d_sae: int) -> None:
+        """rows [n] in ascending order, and latents [n] are the entries' places."""
+        self.rows, self.latents, self.n_rows, self.d_sae = rows, latents, n_rows, d_sae
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """[N] where each row's entries start."""
+        return torch.searchsorted(self.rows, torch.arange(self.n_rows, device=self.rows.device))
+
+    @cached_property
+    def by_latent(self) -> _ByLatent:
+        """Column by column; the encoder's gradient and the decoder's share it."""
+        latents, order = self.latents.sort(stable=True)
+        starts = torch.searchsorted(latents, torch.arange(self.d_sae, device=latents.device))
+        return _ByLatent(order, self.rows[order], starts)
+
+
+def top_k(pre: Tensor, k: int) -> tuple[Tensor, Pattern]:
+    """The k largest of every row of pre [N, d_sae], negative ones as zero: values [N * k] and where they are."""
+    values, latents = pre.topk(k)
+    n_rows, d_sae = pre.shape
+    rows = torch.arange(n_rows, device=pre.device).repeat_interleave(k)
+    return values.relu().flatten(), Pattern(rows, latents.flatten(), n_rows, d_sae)
+
+
+def batch_top_k(pre: Tensor, k: int) -> tuple[Tensor, Pattern]:
+    """The N * k largest of pre [N, d_sae] as a whole (Bussmann et al. 2024): values [N * k] and where they are."""
+    n_rows, d_sae = pre.shape
+    values, places = pre.flatten().topk(n_rows * k, sorted=False)
+    places, order = places.sort()
+    rows = places.div(d_sae, rounding_mode="floor")
+    return values[order].relu(), Pattern(rows, places - rows * d_sae, n_rows, d_sae)
+
+
+def decode(values: Tensor, pattern: Pattern, weight: Tensor) -> Tensor:
+    """Z W, [N, d_in], of the sparse matrix with these values [n] and weight [d_sae, d_in]."""
+    product = F.embedding_bag(
+        pattern.latents, weight.detach(), pattern.starts, mode="sum", per_sample_weights=values.to(weight.dtype)
+    )
+    result: Tensor = _DecoderGradient.apply(product, weight, values, pattern)  # type: ignore[no-untyped-call]
+    return result
+
+
+def with_encoder_gradient(
+    values: Tensor, pattern: Pattern, x: Tensor, weight: Tensor, bias: Tensor, centre: Tensor
+) -> Tensor:
+    """Values [n] that `relu((x - centre) weight^T + bias)` takes at the pattern's places, with their gradients.
+
+    The values are computed by the caller without autograd, which would keep the dense product [N, d_sae].
+    """
+    arguments = values, pattern, x, weight, bias, centre
+    result: Tensor = _EncoderGradient.apply(*arguments)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _transposed_product(values: Tensor, pattern: Pattern, dense: Tensor) -> Tensor:
+    """Z^T X, [d_sae, d], of values [n] and dense [N, d]."""
+    order, rows, starts = pattern.by_latent
+    weights = values[order].to(dense.dtype)
+    return F.embedding_bag(rows, dense.contiguous(), starts, mode="sum", per_sample_weights=weights)
+
+
+class _DecoderGradient(Function):
+    """Adds the weight's gradient to a product whose own backward pass gives that of the values."""
+
+    @staticmethod
+    def forward(ctx: Any, product: Tensor, weight: Tensor, values: Tensor, pattern: Pattern) -> Tensor:  # noqa: ARG004
+        ctx.pattern = pattern
+        ctx.save_for_backward(values)
+        return product.view_as(product)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (values,) = gradients, ctx.saved_tensors
+        of_weight = _transposed_product(values, ctx.pattern, grad) if ctx.needs_input_grad[1] else None
+        return grad, of_weight, None, None
+
+
+class _EncoderGradient(Function):
+    """Adds the gradients of what made the values; the forward pass hands the values through."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, pattern: Pattern, x: Tensor, weight: Tensor, bias: Tensor, centre: Tensor
+    ) -> Tensor:
+        ctx.pattern, ctx.bias_dtype = pattern, bias.dtype
+        ctx.save_for_backward(values, x, weight, centre)
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), pattern = gradients, ctx.pattern
+        values, x, weight, centre = ctx.saved_tensors
+        _, _, of_x, of_weight, of_bias, of_centre = ctx.needs_input_grad
+        # Autocast would round the sums, where it is still on.
+        with torch.autocast(x.device.type, enabled=False):
+            through = grad.to(weight.dtype) * (values > 0)
+            sums = torch.zeros(pattern.d_sae, dtype=weight.dtype, device=x.device)
+            sums.index_add_(0, pattern.latents, through)
+            return (
+                None,
+                None,
+                decode(through, pattern, weight.detach()).to(x.dtype) if of_x else None,
+                _transposed_product(through, pattern, (x - centre).to(weight.dtype)) if of_weight else None,
+                sums if of_bias else None,
+                -(sums @ weight) if of_centre else None,
+            )

@@ -1,0 +1,101 @@
+"""Stored examples: pictures with their attributions, made once and read without the model. One format for both sides.
+
+A folder holds `index.json` (a list of settings), and for each example its picture and film strip as WebP and one
+safetensors file for each way of counting.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from core.information.results import Attribution, Given, Timeline
+
+GIVEN: tuple[Given, ...] = ("rest", "nothing")
+QUALITY = 82
+"""Of pictures that are only looked at, not measured."""
+
+_ARRAYS = ("bits", "stderr", "direct_bits", "direct_stderr", "maps", "map_stderr")
+
+
+@dataclass(frozen=True)
+class StoredExample:
+    """One stored picture with its attributions."""
+
+    name: str
+    """Stem of its files."""
+    folder: Path
+    """Where they are."""
+    prompt: str
+    """What the picture was drawn from."""
+    seed: int
+    """Seed of its noise."""
+    steps: int
+    """Sampler steps."""
+    guidance: float
+    """Scale of classifier-free guidance."""
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture, RGB."""
+        with Image.open(self.folder / f"{self.name}.webp") as stored:
+            return stored.convert("RGB")
+
+    @property
+    def previews(self) -> list[Image.Image]:
+        """Its film strip, one frame a step."""
+        with Image.open(self.folder / f"{self.name}-strip.webp") as stored:
+            strip = stored.convert("RGB")
+        side = strip.width // self.steps
+        return [strip.crop((i * side, 0, (i + 1) * side, side)) for i in range(self.steps)]
+
+    def attribution(self, given: str) -> Attribution:
+        """What each word told it, counted `given` the rest or nothing."""
+        return load_attribution(self.folder / f"{self.name}-{given}.safetensors")
+
+
+def save_example(
+    folder: Path,
+    name: str,
+    image: Image.Image,
+    previews: Sequence[Image.Image],
+    settings: dict[str, Any],
+    attributions: Mapping[Given, Attribution],
+) -> None:
+    """Write one example and add it to the index. `settings` has prompt, seed, steps and guidance."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image.convert("RGB").save(folder / f"{name}.webp", lossless=True, method=6)
+    side = min(image.width, 128)
+    strip = Image.new("RGB", (side * len(previews), side))
+    for i, preview in enumerate(previews):
+        strip.paste(preview.convert("RGB").resize((side, side)), (i * side, 0))
+    strip.save(folder / f"{name}-strip.webp", quality=QUALITY, method=6)
+    for given, attribution in attributions.items():
+        save_attribution(attribution, folder / f"{name}-{given}.safetensors")
+    index = folder / "index.json"
+    entries = [e for e in (json.loads(index.read_text()) if index.is_file() else []) if e["name"] != name]
+    index.write_text(json.dumps([*entries, {"name": name, **settings}], indent=1, ensure_ascii=False) + "\n")
+
+
+def save_attribution(a: Attribution, path: Path) -> None:
+    """An attribution as safetensors: arrays in float32, everything else as JSON in the file's metadata."""
+    arrays = {name: getattr(a, name) for name in _ARRAYS}
+    arrays.update({f"timeline.{name}": values for name, values in a.timeline._asdict().items()})
+    stored = {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in arrays.items()}
+    rest = {f.name: getattr(a, f.name) for f in fields(a) if f.name not in (*_ARRAYS, "timeline")}
+    save_file(stored, path, metadata={"attribution": json.dumps({**rest, "settings": dict(a.settings)})})
+
+
+def load_attribution(path: Path) -> Attribution:
+    """The attribution that `save_attribution` wrote."""
+    with safe_open(path, framework="np") as file:
+        rest = json.loads(file.metadata()["attribution"])
+        arrays = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118 - no mapping
+    timeline = Timeline(*(arrays.pop(f"timeline.{name}") for name in Timeline._fields))
+    return Attribution(**{**rest, **arrays, "words": tuple(rest["words"]), "timeline": timeline})

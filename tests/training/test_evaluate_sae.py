@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from core.diffuser import Diffuser
+from core.sae import SaeConfig, SaeId, SparseAutoencoder
+from training.evaluate.sae import Moments, Settings, Tally, reconstruction, replacement, steps_of, tally
+
+TINY = Settings(n_pictures=3, n_fit=2, n_steps_each=2, n_replaced=2, batch_size=2, n_bootstrap=20)
+
+
+def autoencoder(d_in: int, d_sae: int, k: int, seed: int = 0) -> SparseAutoencoder:
+    sae = SparseAutoencoder(SaeConfig(d_in, d_sae, k), generator=torch.Generator().manual_seed(seed))
+    return sae.requires_grad_(False)
+
+
+def signs(d: int) -> SparseAutoencoder:
+    """Rebuilds everything: a latent for each direction and its opposite."""
+    sae = autoencoder(d, 2 * d, d)
+    rows = torch.cat([torch.eye(d), -torch.eye(d)])
+    with torch.no_grad():
+        sae.W_dec.copy_(rows)
+        sae.encoder.weight.copy_(rows)
+    return sae
+
+
+def test_principal_components_are_those_of_the_whole_data() -> None:
+    x = np.random.default_rng(0).normal(size=(500, 5)) * [5, 1, 3, 0.1, 0.2] + 7
+    moments = Moments()
+    moments.add(x[:200])
+    moments.add(x[200:])
+    mean, components = moments.components(2)
+    np.testing.assert_allclose(mean, x.mean(0))
+    _, _, rows = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(components @ rows[:2].T), np.eye(2), atol=1e-6)
+
+
+def test_explained_variance_in_one_pass_is_that_of_all_positions_together() -> None:
+    x = torch.randn(6, 40, 4, generator=torch.Generator().manual_seed(1)) * torch.tensor([4.0, 1, 1, 1]) + 10
+    sae = autoencoder(4, 16, 2)
+    moments = Moments()
+    moments.add(x.flatten(0, 1).double().numpy())
+    mean, components = moments.components(2)
+    result = Tally()
+    for picture in x:
+        tally(result, sae, picture, mean, components)
+    flat = x.flatten(0, 1)
+    rebuilt = sae.decode(sae.encode(flat))
+    variance = (flat - flat.mean(0)).square().sum()
+    assert result.explained() == pytest.approx(float(1 - (flat - rebuilt).square().sum() / variance), rel=1e-4)
+    eigenvalues = np.linalg.eigvalsh(np.cov(flat.numpy().T))
+    assert result.explained(pca=True) == pytest.approx(eigenvalues[-2:].sum() / eigenvalues.sum(), rel=1e-4)
+    # The mean of the pictures' own explained variances would be another number.
+    assert result.explained(np.array([0])) != pytest.approx(result.explained(), rel=1e-3)
+    assert result.n_active == int((sae.encode(flat).values > 0).sum())
+    assert result.fired.sum() == result.n_active
+
+
+def test_steps_are_the_nearest_or_spread_evenly() -> None:
+    assert steps_of(SaeId("x", "cond", 0.5), 50, 3) == [24]
+    assert steps_of(SaeId("x", "cond", "all"), 25, 3) == [0, 12, 24]
+    assert steps_of(SaeId("x", "cond", "all"), 2, 5) == [0, 1]
+
+
+def test_perfect_autoencoders_explain_everything_and_cost_nothing(model: Diffuser) -> None:
+    hookpoint = model.hookpoints[1]
+    channels = 32
+    saes = {
+        SaeId(hookpoint, "cond", "all"): signs(channels),
+        SaeId(hookpoint, "uncond", "all"): signs(channels),
+        SaeId(hookpoint, "cond", 0.5): autoencoder(channels, 64, 2),
+    }
+    prompts = ["a cat on the grass", "a ship in the sea", "a dog", "a whale", "a house"]
+    table = reconstruction(model, saes, prompts, TINY)
+    assert len(table.rows) == 2 + 2 + 1
+    for row in table.rows[:4]:
+        assert str(row["explained variance"]).startswith("1.000")
+        assert row["L0"] == pytest.approx(channels, abs=0.1)
+    assert not str(table.rows[4]["explained variance"]).startswith("1.000")
+    costs = {row["hookpoint"]: row for row in replacement(model, saes, prompts, TINY).rows}
+    assert str(costs[hookpoint]["replaced by its reconstruction"]).startswith("0.000")
+    assert not str(costs[hookpoint]["replaced by nothing"]).startswith("0.000")

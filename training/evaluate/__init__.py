@@ -1,0 +1,1 @@
+"""Evaluations: how true the claims are, each figure beside a baseline, with its interval."""

@@ -1,0 +1,115 @@
+"""`python -m training evaluate NAME`: whether the claims are true."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import core
+from core.diffuser import Diffuser
+from core.sae_source import list_saes
+from training import report
+from training.evaluate import picturebook, sae
+from training.evaluate.pictures import load_judges
+from training.evaluate.store import fingerprint, kept
+from training.prompts import GRAMMAR, open_prompts
+from training.report import Table
+
+PACKAGE = Path(core.__file__).parent / "picturebook"
+
+Part = TypeVar("Part")
+
+log = logging.getLogger(__name__)
+
+
+class Asked(NamedTuple):
+    """What the command line asks for."""
+
+    parts: Sequence[str]
+    """Tables; none for all."""
+    quick: bool
+    """A minute's version."""
+    folder: Path
+    """Where results are kept."""
+    saes: Path = PACKAGE / "saes"
+    """Collection of SAEs."""
+    prompts: str = GRAMMAR
+    """Where prompts come from."""
+
+
+def default_folder() -> Path:
+    """Outside the checkout."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return cache / "interpretable-diffusion" / "evaluate"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("name", choices=list(EVALUATIONS), help="what to evaluate")
+    parser.add_argument("--parts", nargs="+", default=[], help="which of its tables to make; all by default")
+    parser.add_argument("--quick", action="store_true", help="a minute's version; its figures mean little")
+    parser.add_argument("--model", default="picturebook", help="built-in name, folder, or owner/name@revision")
+    parser.add_argument("--device", default=None, help="torch device; by default the best there is")
+    defaults = Asked._field_defaults
+    parser.add_argument("--saes", type=Path, default=defaults["saes"], help="folder of the SAEs that `sae` evaluates")
+    parser.add_argument(
+        "--prompts", default=defaults["prompts"], help="grammar, a text file, or a Hub dataset; its held-out part"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=default_folder(), help="folder of the results, as Markdown and JSON"
+    )
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Evaluate, write the tables and print them. What was measured before of the same weights is not measured again."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    model = core.load_model(arguments.model, device=arguments.device)
+    asked = Asked(arguments.parts, arguments.quick, arguments.out, arguments.saes, arguments.prompts)
+    tables = EVALUATIONS[arguments.name](model, asked)
+    whence = report.origin(" ".join(["python -m training", *sys.argv[1:]]), load, str(model.device))
+    title = f"Evaluation {arguments.name}"
+    report.write(arguments.out, title, whence, tables)
+    print(report.markdown(title, whence, tables))
+
+
+def evaluate_picturebook(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> list[Table]:
+    """How good the embedded model in `package` is."""
+    settings = picturebook.QUICK if asked.quick else picturebook.Settings()
+    judges = load_judges(package)
+    parts = {part.__name__: part for part in picturebook.PARTS}
+    return _tables(parts, asked, fingerprint([package], settings), lambda part: part(model, judges, settings))
+
+
+def evaluate_sae(model: Diffuser, asked: Asked) -> list[Table]:
+    """How good the SAEs of a folder are."""
+    settings = sae.QUICK if asked.quick else sae.Settings()
+    saes = {i: core.load_sae(asked.saes, i.hookpoint, i.branch, i.t) for i in list_saes(asked.saes)}
+    if not saes:
+        raise SystemExit(f"There is no SAE in {asked.saes}. Train some with `python -m training sae`.")
+    source = open_prompts(asked.prompts, model.check_prompt, split="test")
+    prompts = [source.prompt(number) for number in range(settings.n_fit + settings.n_pictures)]
+    parts = {part.__name__: part for part in sae.PARTS}
+    weights = [asked.saes, *([Path(model.spec.source)] if Path(model.spec.source).is_dir() else [])]
+    key = fingerprint(weights, settings, [model.spec.source, model.spec.revision, prompts])
+    return _tables(parts, asked, key, lambda part: part(model, saes, prompts, settings))
+
+
+EVALUATIONS: dict[str, Callable[[Diffuser, Asked], list[Table]]] = {
+    "picturebook": evaluate_picturebook,
+    "sae": evaluate_sae,
+}
+
+
+def _tables(parts: dict[str, Part], asked: Asked, key: str, measure: Callable[[Part], Table]) -> list[Table]:
+    """The tables asked for, measured or, from the folder, remembered."""
+    if wrong := [name for name in asked.parts if name not in parts]:
+        raise SystemExit(f"There is no part {wrong[0]!r}: there are {', '.join(parts)}.")
+    tables = []
+    for name, part in parts.items():
+        if not asked.parts or name in asked.parts:
+            log.info("%s", name)
+            tables.append(kept(asked.folder, name, key, lambda part=part: measure(part)))  # type: ignore[misc]
+    return tables

@@ -1,0 +1,117 @@
+"""The embedded model's card: what it is made of, how good it is, what it cannot do. Every figure in it was measured."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from core.diffuser import Diffuser
+from training.evaluate.picturebook import held_out_scenes
+from training.evaluate.pictures import draw
+from training.picturebook.captions import vocabulary
+from training.picturebook.scenes import caption_of
+from training.picturebook.world import ARTISTS, NOUNS, PLACES, STYLES, THINGS
+from training.report import Table
+
+GRID = "samples.webp"
+"""File of the grid beside the card."""
+N_SAMPLES = 40
+COLUMNS = 10
+
+_FRONT = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [stable-diffusion, interpretability]
+---
+"""
+
+
+def write_card(
+    model: Diffuser, package: Path, tables: Sequence[Table], curve: Sequence[tuple[int, float]], by_eye: str
+) -> None:
+    """Write `README.md` and the grid of samples into the model's folder.
+
+    curve: held-out loss of the denoiser by samples seen.
+    by_eye: what a person counted in drawn pictures; Markdown, may be empty.
+    """
+    captions = [caption_of(scene).text for scene in held_out_scenes(N_SAMPLES)]
+    sheet(list(draw(model, captions, range(N_SAMPLES)))).save(package / "model" / GRID, quality=85)
+    numbered = "\n".join(f"{i + 1}. {caption}" for i, caption in enumerate(captions))
+    training = json.loads((package / "training.json").read_text())
+    rows = "\n".join(f"| {samples:,} | {loss:.4f} |" for samples, loss in curve)
+    text = f"""{_FRONT}
+# picturebook
+
+A Stable Diffusion pipeline in miniature: {len(THINGS)} kinds of things, {len(PLACES)} places and {len(STYLES)} styles,
+pictures of {model.image_size} x {model.image_size} pixels. It is made to be looked into: everything that its captions
+say, and everything that its training scenes hold, is known exactly, so that each claim about what a word or a concept
+does can be checked against the truth. It runs on two cores of any computer.
+
+```python
+from diffusers import StableDiffusionPipeline
+
+pipeline = StableDiffusionPipeline.from_pretrained("core/picturebook/model")
+image = pipeline("a penguin and a tree on the snow", num_inference_steps=25, guidance_scale=4.0).images[0]
+```
+
+Forty held-out captions, one picture of each, in order, none chosen:
+
+![Forty drawn pictures]({GRID})
+
+{numbered}
+
+## Data
+
+Scenes are composed by a program, without end: one to three things, each drawn by one of {len(ARTISTS)} artists (Noto
+Emoji by Google, Apache-2.0; Twemoji by Twitter and contributors, CC-BY-4.0; Fluent Emoji 3D by Microsoft, MIT; credits
+in `training/picturebook/data/CREDITS.md`), on a painted place, in a style. A grammar tells them in
+{len(vocabulary())} words ({len(NOUNS)} nouns, some with synonyms, two with two meanings). One in ten combinations of
+things, place and style is never met in training; all figures below are about those.
+
+## Training
+
+All weights were trained from scratch on CPUs by `python -m training picturebook`, with the settings in
+`training.json` beside this folder: the autoencoder on {training["autoencoder_loop"]["n_steps"]:,} batches of
+{training["autoencoder_loop"]["batch_size"]} crops, then the denoiser and its text encoder on
+{training["denoiser_loop"]["n_steps"]:,} batches of {training["denoiser_loop"]["batch_size"]} from
+{training["n_scenes"]:,} scenes with 16 captions each, by noise prediction with weights min(snr, 5) / snr. The training
+was taken up again several times, with the learning rate brought down before each stop and raised again after it.
+
+| samples seen | held-out loss |
+|---|---|
+{rows}
+
+## How good it is
+
+{chr(10).join(table.markdown().replace("## ", "### ", 1) for table in tables)}
+{by_eye}
+## What it cannot do
+
+It knows no word outside its vocabulary and no thing outside its {len(THINGS)}. It draws flat scenes of emoji: nothing
+that was measured on it is thereby true of a model of photographs. Two of the same thing often appear where the caption
+names one, three things in a caption are more than it keeps apart, and where it puts them says nothing of "left of" or
+"above". Words tell true scenes more bits than they could (the table above): without a word, the model knows less of a
+picture than a perfect one would. Its bits compare words and places; they are no absolute truth. Its own pictures are
+drawn with guidance and are no samples of the distribution that it learned, which adds to that.
+"""
+    (package / "model" / "README.md").write_text(text)
+
+
+def sheet(images: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one size in rows."""
+    side = images[0].width
+    grid = Image.new("RGB", (COLUMNS * side, -(-len(images) // COLUMNS) * side))
+    for i, image in enumerate(images):
+        grid.paste(image, (i % COLUMNS * side, i // COLUMNS * side))
+    return grid
+
+
+def read_curve(folder: Path) -> list[tuple[int, float]]:
+    """Held-out loss by samples seen, from the denoiser's log."""
+    lines = [json.loads(line) for line in (folder / "denoiser" / "log.jsonl").read_text().splitlines()]
+    batch = next(line["samples"] // line["step"] for line in lines if "samples" in line)
+    # A run that was taken up again may have measured a step twice: the last time counts.
+    by_step = {line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line}
+    return [(step * batch, loss) for step, loss in sorted(by_step.items())]
