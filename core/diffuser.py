@@ -30,13 +30,13 @@ _TEXTS_KEPT = 1024
 
 
 def load_model(
-    name: str | Path = "picturebook",
+    name: str | Path | ModelSpec = "picturebook",
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     hookpoints: Sequence[str] | None = None,
 ) -> "Diffuser":
-    """Load a built-in model, a StableDiffusionPipeline folder, or `owner/name@revision` from the Hub.
+    """Load a built-in model, a StableDiffusionPipeline folder, `owner/name@revision` from the Hub, or what a spec says.
 
     `device` defaults to CUDA where there is one. `dtype` defaults to float32, also over fp16 files: attribution takes
     differences of predictions, which half precision rounds away. `hookpoints` names the cross-attention blocks to look
@@ -44,7 +44,7 @@ def load_model(
     """
     from diffusers import StableDiffusionPipeline
 
-    spec = find_model(name)
+    spec = name if isinstance(name, ModelSpec) else find_model(name)
     if hookpoints is not None:
         spec = replace(spec, hookpoints=tuple(hookpoints))
     try:

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +23,7 @@ from core.sae import AllTimes, SaeId, SparseAutoencoder
 from core.sae_files import save_sae
 from core.sae_source import write_index
 from core.sampling import Branch
+from core.spec import ModelSpec
 from training.bank import TrainerConfig
 from training.prompts import GRAMMAR, open_prompts
 from training.recipe import read_recipe
@@ -83,28 +84,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Train the recipe's SAEs and write them to the folder."""
     recipe = read_recipe(SaeRecipe, arguments.recipe)
+    run = Run(arguments.run_dir, every=arguments.checkpoint_every, trackers=tuple(arguments.trackers))
+    train_collection(recipe, find_model(recipe.model), run, arguments.out)
+
+
+def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: Run, out: Path) -> None:
+    """Train the recipe's SAEs on the model of a spec, and write them to the folder `out`."""
     told = json.loads(json.dumps(asdict(recipe)))
-    spec = find_model(recipe.model)
-    run = Run(
-        arguments.run_dir,
-        every=arguments.checkpoint_every,
-        trackers=tuple(arguments.trackers),
-        recipe={
-            **{name: value for name, value in told.items() if name not in ("training", "half")},
-            # A model that was trained anew, or prompts that were edited, under the same name are others.
-            "weights": _digest(Path(spec.source).rglob("*.safetensors")) or spec.revision,
-            "prompts_digest": _digest([Path(recipe.prompts)]),
-        },
-    )
+    depends = {
+        **{name: value for name, value in told.items() if name not in ("training", "half")},
+        # A model that was trained anew, or prompts that were edited, under the same name are others.
+        "weights": _digest(Path(spec.source).rglob("*.safetensors")) or spec.revision,
+        "prompts_digest": _digest([Path(recipe.prompts)]),
+    }
+    run = replace(run, recipe=depends)
     accelerator = make_accelerator(recipe.training, run)
-    model = core.load_model(recipe.model, device=accelerator.device)
+    model = core.load_model(spec, device=accelerator.device)
     ids = recipe.sae_ids(model)
     prompts = open_prompts(recipe.prompts, model.check_prompt, column=recipe.caption_column)
     rank, world = accelerator.process_index, accelerator.num_processes
     stream = ActivationStream(model, prompts, ids, recipe.stream, rank=rank, world=world)
     saes = train_saes(stream, ids, recipe.training, run, accelerator)
     if accelerator.is_main_process:
-        write_collection(saes, arguments.out, told, run.folder, torch.float16 if recipe.half else torch.float32)
+        write_collection(saes, out, told, run.folder, torch.float16 if recipe.half else torch.float32)
     accelerator.end_training()
 
 

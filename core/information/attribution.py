@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,11 +190,13 @@ class _Job:
 
     @property
     def looks(self) -> list[int]:
-        """Numbers of replicates at which the error is looked at: doubling, and last the budget."""
-        looks = [self.sampler.min_replicates]
-        while looks[-1] < self.max_replicates:
-            looks.append(min(2 * looks[-1], self.max_replicates))
-        return looks
+        """Numbers of replicates at which the error is looked at: two to a doubling, and last the budget.
+
+        More looks would stop runs a little earlier, and more of them at a moment when the error happens to look small.
+        """
+        least = self.sampler.min_replicates
+        grid = (least * 2**power * half // 2 for power in count() for half in (2, 3))
+        return [*takewhile(lambda look: look < self.max_replicates, grid), self.max_replicates]
 
 
 def _run(model: NoisePredictor, image: "Picture | Generation", job: _Job) -> Generator[Event, None, None]:

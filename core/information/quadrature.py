@@ -30,7 +30,7 @@ class Sampler:
     n_points: int = 8
     """Noise samples in a replicate."""
     min_replicates: int = 8
-    """Replicates before the first look at the error; looks follow at twice as many, four times, ..."""
+    """Replicates before the first look at the error; looks follow at 1.5, 2, 3, 4, 6... times as many."""
     stratified: bool = True
     """Quantiles of the density, evenly spaced with one random shift a replicate; False: independent draws."""
     antithetic: bool = True

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import core
@@ -13,7 +14,7 @@ from core.diffuser import Diffuser
 from core.information.quadrature import Sampler
 from core.text import distinct_words
 from training import report
-from training.benchmark import prompts, run
+from training.benchmark import prompts, run, saes
 from training.benchmark.arithmetic import equal_error_evals, needed, ratio, relative_errors, resamples, times
 from training.benchmark.estimator import Method, Settings, ladder, measure, replicates, tabulate
 from training.benchmark.prompts import Sample, held_out
@@ -188,7 +189,7 @@ def test_the_command_writes_what_it_prints(
 def test_every_part_is_measured_unless_some_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     run.add_arguments(parser)
-    assert parser.parse_args([]).names == ["app", "generation", "attribution", "estimator"]
+    assert parser.parse_args([]).names == ["app", "generation", "attribution", "estimator", "sae"]
     with pytest.raises(SystemExit):
         parser.parse_args(["estimater"])
     assert "Did you mean 'estimator'" in capsys.readouterr().err
@@ -198,3 +199,36 @@ def test_numbers_are_shown_with_three_digits_and_absent_ones_as_nothing() -> Non
     cells: list[report.Cell] = [1234.56, 0.012345, 3.0, None, False]
     text = Table("t", "T", [dict(zip("abcde", cells, strict=True))]).markdown()
     assert "| 1235 | 0.0123 | 3 |  | **no** |" in text
+
+
+def test_sae_trainers_race_on_the_same_batches(tmp_path: Path) -> None:
+    table = saes.part(saes.QUICK, tmp_path)
+    rows = {(row["trainer"], row["precision"]): row for row in table.rows}
+    assert list(rows) == [("product", "bf16"), ("ours", "bf16"), ("ours", "fp32")]
+    assert rows["product", "bf16"]["times the product"] == 1
+    low, full = rows["ours", "bf16"]["FVU"], rows["ours", "fp32"]["FVU"]
+    assert isinstance(full, float)
+    assert 0 < full < 1  # it learned something in eight steps
+    assert low == pytest.approx(full, abs=0.02)
+    assert not list(tmp_path.iterdir())  # no peer was asked for, none was installed
+
+
+def test_planted_activations_are_sparse_sums_of_the_same_directions() -> None:
+    settings = saes.Settings(d_in=64, k=3, batch_size=300, n_batches=2)
+    data = saes.planted(settings)
+    assert data["train"].shape == (2, 300, 64)
+    assert torch.equal(data["held_out"], saes.planted(settings)["held_out"])
+    assert not torch.equal(data["train"][0], data["train"][1])
+
+
+def test_an_aim_counts_only_at_no_higher_loss() -> None:
+    def result(name: str, precision: str, seconds: float, fvu: float) -> saes.Result:
+        return saes.Result(name, precision, [[seconds] * 2] * 3, fvu, 100)
+
+    def met(peer: saes.Result) -> object:
+        entrants = [result("product", "bf16", 1, 0), result("ours", "bf16", 1.8, 0.30), peer]
+        return next(row["met"] for row in saes.tabulate(entrants, saes.Settings()).rows if row["trainer"] == "ours")
+
+    assert met(result("sae_lens", "fp32", 3.6, 0.31)) is True
+    assert met(result("sae_lens", "fp32", 3.6, 0.29)) is False
+    assert met(result("sae_lens", "fp32", 2.0, 0.31)) is False

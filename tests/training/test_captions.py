@@ -116,8 +116,8 @@ def test_dropped_words_make_the_texts_that_attribution_compares() -> None:
     rng = np.random.default_rng(0)
     text = "a cat and a dog on the grass"
     seen = Counter(drop_words(rng, text) for _ in range(20000))
-    assert seen[""] / seen.total() == pytest.approx(0.1, abs=0.01)
-    assert seen[text] / seen.total() == pytest.approx(0.7, abs=0.02)
+    assert seen[""] / seen.total() == pytest.approx(1 / 3, abs=0.02)
+    assert text not in seen
     for word in distinct_words(text):
         assert seen[delete_words(text, [word])] > 0
         assert seen[only_words(text, [word])] > 0

@@ -1,10 +1,18 @@
+import hashlib
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from core.diffuser import Diffuser
 from core.sae import SaeConfig, SaeId, SparseAutoencoder
+from core.sae_files import save_sae
+from core.sae_source import write_index
 from training.evaluate.sae import Moments, Settings, Tally, reconstruction, replacement, steps_of, tally
+from training.report import Table
+from training.sae_card import write_sae_card
 
 TINY = Settings(n_pictures=3, n_fit=2, n_steps_each=2, n_replaced=2, batch_size=2, n_bootstrap=20)
 
@@ -40,10 +48,10 @@ def test_explained_variance_in_one_pass_is_that_of_all_positions_together() -> N
     sae = autoencoder(4, 16, 2)
     moments = Moments()
     moments.add(x.flatten(0, 1).double().numpy())
-    mean, components = moments.components(2)
+    basis = moments.components(2)
     result = Tally()
     for picture in x:
-        tally(result, sae, picture, mean, components)
+        tally(result, sae, picture, basis, basis)
     flat = x.flatten(0, 1)
     rebuilt = sae.decode(sae.encode(flat))
     variance = (flat - flat.mean(0)).square().sum()
@@ -56,13 +64,54 @@ def test_explained_variance_in_one_pass_is_that_of_all_positions_together() -> N
     assert result.fired.sum() == result.n_active
 
 
+def test_steps_pooled_are_one_larger_step() -> None:
+    x = torch.randn(4, 30, 4, generator=torch.Generator().manual_seed(2)) * torch.tensor([4.0, 1, 1, 1])
+    steps, sae = (x, 3 * x + 5), autoencoder(4, 16, 2)
+    parts = [Moments() for _ in steps]
+    for part, positions in zip(parts, steps, strict=True):
+        part.add(positions.flatten(0, 1).double().numpy())
+    pooled = (parts[0] + parts[1]).components(2)
+    each, both = [Tally(), Tally()], Tally()
+    for positions, part, result in zip(steps, parts, each, strict=True):
+        for picture in positions:
+            tally(result, sae, picture, part.components(2), pooled)
+    for pictures in zip(*steps, strict=True):
+        tally(both, sae, torch.cat(pictures), pooled, pooled)
+    together = Tally.pooled(each)
+    assert together.explained() == pytest.approx(both.explained())
+    assert together.explained(pca=True) == pytest.approx(both.explained(pca=True))
+    assert together.explained(np.array([1, 1])) == pytest.approx(both.explained(np.array([1, 1])))
+    assert (together.fired == both.fired).all()
+    assert (together.n_positions, together.n_active) == (both.n_positions, both.n_active)
+
+
 def test_steps_are_the_nearest_or_spread_evenly() -> None:
     assert steps_of(SaeId("x", "cond", 0.5), 50, 3) == [24]
     assert steps_of(SaeId("x", "cond", "all"), 25, 3) == [0, 12, 24]
     assert steps_of(SaeId("x", "cond", "all"), 2, 5) == [0, 1]
 
 
-def test_perfect_autoencoders_explain_everything_and_cost_nothing(model: Diffuser) -> None:
+def check_card(root: Path, saes: dict[SaeId, SparseAutoencoder], tables: list[Table]) -> None:
+    for sae_id, sae in saes.items():
+        save_sae(sae, root / sae_id.path, {"n_samples": 7, "seed": 0}, torch.float16)
+    recipe = {"model": "picturebook", "prompts": "grammar", "stream": {"batch_size": 4}}
+    training = {"n_steps": 5, "n_accumulated": 2, "architecture": "topk", "expansion": 2}
+    write_index(root, tuple(saes), recipe={**recipe, "training": training})
+    write_sae_card(root, "picturebook", tables)
+    lines = [json.loads(line) for line in (root / "manifest.jsonl").read_text().splitlines()]
+    assert [line["path"] for line in lines] == [sae_id.path for sae_id in saes]
+    weights = (root / lines[0]["path"] / "sae_weights.safetensors").read_bytes()
+    assert lines[0]["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert lines[0]["metrics"]["explained_variance"] == pytest.approx(1, abs=1e-4)
+    card = (root / "README.md").read_text()
+    assert "40\nsamples" in card
+    snippet = card.split("```python\n")[1].split("```")[0].replace('"picturebook"', "root")
+    scope = {"root": root, "x": torch.zeros(3, 32)}
+    exec(snippet, scope)
+    assert scope["code"].indices.shape[0] == 3
+
+
+def test_perfect_autoencoders_explain_everything_and_cost_nothing(model: Diffuser, tmp_path: Path) -> None:
     hookpoint = model.hookpoints[1]
     channels = 32
     saes = {
@@ -72,11 +121,13 @@ def test_perfect_autoencoders_explain_everything_and_cost_nothing(model: Diffuse
     }
     prompts = ["a cat on the grass", "a ship in the sea", "a dog", "a whale", "a house"]
     table = reconstruction(model, saes, prompts, TINY)
-    assert len(table.rows) == 2 + 2 + 1
-    for row in table.rows[:4]:
+    assert len(table.rows) == 3 + 3 + 1  # two steps each, and both together
+    assert table.details["figures"][f"{hookpoint}/cond/tall"]["explained_variance"] == pytest.approx(1, abs=1e-4)
+    for row in table.rows[:6]:
         assert str(row["explained variance"]).startswith("1.000")
         assert row["L0"] == pytest.approx(channels, abs=0.1)
-    assert not str(table.rows[4]["explained variance"]).startswith("1.000")
+    assert not str(table.rows[6]["explained variance"]).startswith("1.000")
+    check_card(tmp_path, saes, [table])
     costs = {row["hookpoint"]: row for row in replacement(model, saes, prompts, TINY).rows}
     assert str(costs[hookpoint]["replaced by its reconstruction"]).startswith("0.000")
     assert not str(costs[hookpoint]["replaced by nothing"]).startswith("0.000")

@@ -20,11 +20,12 @@ TINY = {
     "n_held_out": 64,
     "n_drawn": 1,
     "denoiser": {"block_out_channels": [16, 32], "text_width": 16, "text_layers": 1, "n_heads": [1, 1]},
+    "text_loop": {"n_steps": 1, "batch_size": 2, "learning_rate": 0.001},
     "denoiser_loop": {"n_steps": 1, "batch_size": 2, "learning_rate": 0.001},
     "judges": {"hidden_sizes": [8, 8, 16, 16], "decoder_size": 16, "style_sizes": [8, 8]},
     "judges_loop": {"n_steps": 1, "batch_size": 2, "learning_rate": 0.001},
 }
-STAGES = ["autoencoder", "latents", "denoiser", "judges", "export"]
+STAGES = ["autoencoder", "latents", "text", "denoiser", "judges", "export"]
 
 
 @pytest.fixture(scope="module")

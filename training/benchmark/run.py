@@ -64,12 +64,19 @@ class Run:
         settings = estimator.QUICK if self.quick else estimator.Settings()
         return estimator.part(self.model, settings, self.folder / "estimator")
 
+    def sae(self) -> Table:
+        """Steps of SAE training."""
+        from training.benchmark import saes
+
+        return saes.part(saes.QUICK if self.quick else saes.Settings(), self.folder)
+
 
 PARTS: dict[str, Callable[[Run], Table]] = {
     "app": Run.app,
     "generation": Run.generation,
     "attribution": Run.attribution,
     "estimator": Run.estimator,
+    "sae": Run.sae,
 }
 """In this order, whatever the order asked for."""
 

@@ -10,6 +10,7 @@ from diffusers.utils import logging as of_diffusers
 from transformers.utils import logging as of_transformers
 
 import core
+from core.activations import record
 from core.artifacts import is_local
 from core.diffuser import Diffuser
 from core.information.attribution import BATCH_SIZE
@@ -18,6 +19,8 @@ from training.report import Figure, Table, timed
 
 PICTURE_AIM, ATTRIBUTION_AIM = 3.0, 10.0
 """Seconds."""
+RECORDING_AIM = 5.0
+"""Percent."""
 PROMPT = "a cat on the grass"
 N_STEPS = 25
 N_WORDS = 6
@@ -34,24 +37,32 @@ def generation(model: Diffuser, n: int) -> Table:
     def ours(previews: bool) -> Any:
         return model.generate(PROMPT, seed=0, num_inference_steps=N_STEPS, previews=previews).image
 
+    def recorded() -> Any:
+        with record(model):
+            return ours(False)
+
     def theirs() -> Any:
         size = {"height": model.image_size, "width": model.image_size}
         given = {"latents": noise.clone(), "num_inference_steps": N_STEPS, "guidance_scale": guidance}
         return pipeline(PROMPT, **size, **given).images[0]
 
     difference = np.abs(np.asarray(ours(True), np.int64) - np.asarray(theirs(), np.int64)).max()  # also warms both up
-    with_previews, without, plain = [], [], []
+    with_previews, without, plain, watched = [], [], [], []
     for _ in range(n):
         with_previews += timed(lambda: ours(True), 1)
         without += timed(lambda: ours(False), 1)
+        watched += timed(recorded, 1)
         plain += timed(theirs, 1)
+    overhead = [100 * (b / a - 1) for a, b in zip(without, watched, strict=True)]
     calls = unet_seconds(model, 2, n * 5)
     peer = Figure("diffusers", plain).median
     floor = f"{N_STEPS} bare U-Net calls: {N_STEPS * Figure('call', calls).median:.2f} s"
+    beside = f"median of {n} pairs in turn, all hookpoints, steps and branches"
     ratio = Figure("ours", without).median / peer
     figures = [
         Figure("picture with a preview a step, as the page draws it, s", with_previews, PICTURE_AIM, floor),
         Figure("picture, s", without, PICTURE_AIM, f"StableDiffusionPipeline: {peer:.2f} s, ours / theirs {ratio:.2f}"),
+        Figure("recording every residual update, % more time", [Figure("", overhead).median], RECORDING_AIM, beside),
         Figure("U-Net call of 2 latents (one guided step), ms", [1000 * s for s in calls]),
     ]
     notes = [

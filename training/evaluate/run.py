@@ -34,8 +34,8 @@ class Asked(NamedTuple):
     """A minute's version."""
     folder: Path
     """Where results are kept."""
-    saes: Path = PACKAGE / "saes"
-    """Collection of SAEs."""
+    saes: Sequence[Path] = (PACKAGE / "saes",)
+    """Collections of SAEs."""
     prompts: str = GRAMMAR
     """Where prompts come from."""
 
@@ -54,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="picturebook", help="built-in name, folder, or owner/name@revision")
     parser.add_argument("--device", default=None, help="torch device; by default the best there is")
     defaults = Asked._field_defaults
-    parser.add_argument("--saes", type=Path, default=defaults["saes"], help="folder of the SAEs that `sae` evaluates")
+    parser.add_argument(
+        "--saes", nargs="+", type=Path, default=defaults["saes"], help="collections of SAEs that `sae` evaluates"
+    )
     parser.add_argument(
         "--prompts", default=defaults["prompts"], help="grammar, a text file, or a Hub dataset; its held-out part"
     )
@@ -84,17 +86,20 @@ def evaluate_picturebook(model: Diffuser, asked: Asked, package: Path = PACKAGE)
 
 
 def evaluate_sae(model: Diffuser, asked: Asked) -> list[Table]:
-    """How good the SAEs of a folder are."""
+    """How good the SAEs of some collections are: for each, the same tables."""
     settings = sae.QUICK if asked.quick else sae.Settings()
-    saes = {i: core.load_sae(asked.saes, i.hookpoint, i.branch, i.t) for i in list_saes(asked.saes)}
-    if not saes:
-        raise SystemExit(f"There is no SAE in {asked.saes}. Train some with `python -m training sae`.")
     source = open_prompts(asked.prompts, model.check_prompt, split="test")
     prompts = [source.prompt(number) for number in range(settings.n_fit + settings.n_pictures)]
     parts = {part.__name__: part for part in sae.PARTS}
-    weights = [asked.saes, *([Path(model.spec.source)] if Path(model.spec.source).is_dir() else [])]
-    key = fingerprint(weights, settings, [model.spec.source, model.spec.revision, prompts])
-    return _tables(parts, asked, key, lambda part: part(model, saes, prompts, settings))
+    local = [Path(model.spec.source)] if Path(model.spec.source).is_dir() else []
+    tables = []
+    for root in asked.saes:
+        saes = {i: core.load_sae(root, i.hookpoint, i.branch, i.t) for i in list_saes(root)}
+        if not saes:
+            raise SystemExit(f"There is no SAE in {root}. Train some with `python -m training sae`.")
+        key = fingerprint([root, *local], settings, [model.spec.name, model.spec.revision, prompts])
+        tables += _tables(parts, asked, key, lambda part, saes=saes: part(model, saes, prompts, settings))  # type: ignore[misc]
+    return tables
 
 
 EVALUATIONS: dict[str, Callable[[Diffuser, Asked], list[Table]]] = {

@@ -6,9 +6,9 @@ of all pictures.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +79,9 @@ class Moments:
         self.total += x.sum(0)
         self.outer += x.T @ x
 
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.n + other.n, self.total + other.total, self.outer + other.outer) if self.n else other
+
     def components(self, k: int) -> tuple[Floats, Floats]:
         """The mean [d_in], and the k directions of most variance [k, d_in]."""
         mean = self.total / self.n
@@ -89,7 +92,7 @@ class Moments:
 
 @dataclass
 class Tally:
-    """What one SAE does at one slot, picture by picture."""
+    """What one SAE does at one slot, picture by picture, in the order of the pictures."""
 
     errors: list[float] = field(default_factory=list)
     """Squared error of each picture's positions."""
@@ -107,6 +110,26 @@ class Tally:
     """Entries of all codes that are not 0."""
     fired: Floats = field(default_factory=lambda: np.zeros(0))
     """[d_sae] positions at which each latent was active."""
+    pooled_pca_errors: list[float] = field(default_factory=list)
+    """Squared error of each picture's positions by PCA over all steps together."""
+
+    @classmethod
+    def pooled(cls, tallies: "Sequence[Tally]") -> "Tally":
+        """All steps of the same pictures together."""
+
+        def add(parts: Iterable[Sequence[Any]]) -> list[Any]:
+            return [sum(values[1:], start=values[0]) for values in zip(*parts, strict=True)]
+
+        return cls(
+            errors=add(t.errors for t in tallies),
+            pca_errors=add(t.pooled_pca_errors for t in tallies),
+            sums=add(t.sums for t in tallies),
+            squares=add(t.squares for t in tallies),
+            cosines=[total / len(tallies) for total in add(t.cosines for t in tallies)],
+            n_positions=sum(t.n_positions for t in tallies),
+            n_active=sum(t.n_active for t in tallies),
+            fired=np.sum([t.fired for t in tallies], axis=0),
+        )
 
     def explained(self, rows: npt.NDArray[np.int64] | None = None, pca: bool = False) -> float:
         """Explained variance over some pictures (all by default), between minus infinity and 1."""
@@ -118,16 +141,20 @@ class Tally:
         return float(1 - errors / variance)
 
 
+Basis = tuple[Floats, Floats]
+"""A mean [d_in] and directions [k, d_in]."""
+
+
 @torch.no_grad()
-def tally(tally_: Tally, sae: SparseAutoencoder, x: Tensor, mean: Floats, components: Floats) -> None:
-    """Take in one picture's positions x [n, d_in]."""
+def tally(tally_: Tally, sae: SparseAutoencoder, x: Tensor, basis: Basis, pooled: Basis) -> None:
+    """Take in one picture's positions x [n, d_in]; `basis` is PCA's at this step, `pooled` that over all steps."""
     code = sae.encode(x)
     rebuilt = sae.decode(code).double().numpy()
     flat = x.double().numpy()
-    centred = flat - mean
-    projected = centred @ components.T @ components
     tally_.errors.append(float(((flat - rebuilt) ** 2).sum()))
-    tally_.pca_errors.append(float(((centred - projected) ** 2).sum()))
+    for errors, (mean, components) in ((tally_.pca_errors, basis), (tally_.pooled_pca_errors, pooled)):
+        centred = flat - mean
+        errors.append(float(((centred - centred @ components.T @ components) ** 2).sum()))
     tally_.sums.append(flat.sum(0))
     tally_.squares.append(float((flat**2).sum()))
     norms = np.linalg.norm(flat, axis=1) * np.linalg.norm(rebuilt, axis=1)
@@ -163,33 +190,38 @@ def reconstruction(model: Diffuser, saes: Saes, prompts: Sequence[str], settings
 
     _visit(model, fit, 0, slots, settings.batch_size, learn)
     tallies = {sae_id: {step: Tally() for step in steps} for sae_id, steps in wanted.items()}
-    bases = {
-        (slot, sae.cfg.k): moments[slot].components(sae.cfg.k)
-        for sae_id, sae in saes.items()
-        for slot in slots
-        if slot[:2] == sae_id[:2] and slot.step in wanted[sae_id]
-    }
+    bases: dict[tuple[SaeId, int], Basis] = {}
+    pooled: dict[SaeId, Basis] = {}
+    for sae_id, sae in saes.items():
+        own = [moments[Slot(sae_id.hookpoint, sae_id.branch, step)] for step in wanted[sae_id]]
+        pooled[sae_id] = sum(own[1:], start=own[0]).components(sae.cfg.k)
+        bases |= {(sae_id, step): m.components(sae.cfg.k) for step, m in zip(wanted[sae_id], own, strict=True)}
 
     def measure(slot: Slot, x: Tensor) -> None:
         for sae_id, by_step in tallies.items():
             if slot[:2] == sae_id[:2] and slot.step in by_step:
                 for picture in x:
-                    tally(by_step[slot.step], saes[sae_id], picture, *bases[slot, saes[sae_id].cfg.k])
+                    tally(by_step[slot.step], saes[sae_id], picture, bases[sae_id, slot.step], pooled[sae_id])
 
     _visit(model, measured, len(fit), slots, settings.batch_size, measure)
-    rows = [
-        _row(sae_id, saes[sae_id], step, n_steps, result, settings.n_bootstrap)
-        for sae_id, by_step in tallies.items()
-        for step, result in by_step.items()
-    ]
-    dead = [_dead_row(sae_id, by_step) for sae_id, by_step in tallies.items()]
+    together = {sae_id: Tally.pooled(list(by_step.values())) for sae_id, by_step in tallies.items()}
+    rows, figures = [], {}
+    for sae_id, by_step in tallies.items():
+        told = {f"{step + 1} of {n_steps}": result for step, result in by_step.items()}
+        if len(by_step) > 1:
+            told["together"] = together[sae_id]
+        rows += [_row(sae_id, saes[sae_id], step, result, settings.n_bootstrap) for step, result in told.items()]
+        figures[sae_id.path] = summary(saes[sae_id], together[sae_id], settings.n_bootstrap)
+    dead = [f"{path} {100 * of['dead_share']:.1f} % of {of['d_sae']}" for path, of in figures.items()]
     notes = (
         f"{len(measured)} held-out pictures; in brackets 95 % intervals over pictures. PCA: as many components as a "
         f"code has entries, fitted at the same step on {len(fit)} other held-out pictures. Dense: latents that fire on "
         f"over {100 * DENSE:.0f} % of the positions.",
-        "Dead, over all the steps measured: " + "; ".join(dead) + ".",
+        "Dead, that is silent at all the positions measured: "
+        + "; ".join(f"{text} over {of['n_positions']:,}" for text, of in zip(dead, figures.values(), strict=True))
+        + ".",
     )
-    return Table("reconstruction", "Sparse autoencoders on held-out pictures", rows, notes)
+    return Table("reconstruction", "Sparse autoencoders on held-out pictures", rows, notes, {"figures": figures})
 
 
 def replacement(model: Diffuser, saes: Saes, prompts: Sequence[str], settings: Settings) -> Table:
@@ -280,28 +312,37 @@ def _distances(a: Tensor, b: Tensor) -> Floats:
     return distances
 
 
-def _row(
-    sae_id: SaeId, sae: SparseAutoencoder, step: int, n_steps: int, result: Tally, n_bootstrap: int
-) -> dict[str, Cell]:
+def summary(sae: SparseAutoencoder, result: Tally, n_bootstrap: int) -> dict[str, float]:
+    """An SAE's figures over all that was measured of it."""
     n = len(result.errors)
     draws = np.random.default_rng(0).integers(n, size=(n_bootstrap, n))
     low, high = np.quantile([result.explained(draw) for draw in draws], (0.025, 0.975))
-    rates = result.fired / result.n_positions
+    return {
+        "explained_variance": result.explained(),
+        "explained_variance_low": float(low),
+        "explained_variance_high": float(high),
+        "explained_variance_of_pca": result.explained(pca=True),
+        "cosine": float(np.mean(result.cosines)),
+        "l0": result.n_active / result.n_positions,
+        "dense_share": float((result.fired / result.n_positions > DENSE).mean()),
+        "dead_share": float((result.fired == 0).mean()),
+        "n_positions": result.n_positions,
+        "d_sae": sae.cfg.d_sae,
+    }
+
+
+def _row(sae_id: SaeId, sae: SparseAutoencoder, step: str, result: Tally, n_bootstrap: int) -> dict[str, Cell]:
+    of = summary(sae, result, n_bootstrap)
+    low, high = of["explained_variance_low"], of["explained_variance_high"]
     return {
         "hookpoint": sae_id.hookpoint,
         "branch": sae_id.branch,
         "SAE for t": str(sae_id.t),
         "k of d_in": f"{sae.cfg.k} of {sae.cfg.d_in}",
-        "step": f"{step + 1} of {n_steps}",
-        "explained variance": f"{result.explained():.3f} ({low:.3f} to {high:.3f})",
-        "of PCA": round(result.explained(pca=True), 3),
-        "cosine": round(float(np.mean(result.cosines)), 3),
-        "L0": round(result.n_active / result.n_positions, 2),
-        "dense": f"{100 * float((rates > DENSE).mean()):.1f} %",
+        "step": step,
+        "explained variance": f"{of['explained_variance']:.3f} ({low:.3f} to {high:.3f})",
+        "of PCA": round(of["explained_variance_of_pca"], 3),
+        "cosine": round(of["cosine"], 3),
+        "L0": round(of["l0"], 2),
+        "dense": f"{100 * of['dense_share']:.1f} %",
     }
-
-
-def _dead_row(sae_id: SaeId, by_step: dict[int, Tally]) -> str:
-    fired = np.sum([result.fired for result in by_step.values()], axis=0)
-    n = sum(result.n_positions for result in by_step.values())
-    return f"{sae_id.path} {100 * float((fired == 0).mean()):.1f} % of {len(fired)} silent over {n:,} positions"

@@ -37,7 +37,7 @@ Split = Literal["train", "test", "any"]
 RELATIONS: tuple[Relation, ...] = ("left", "right", "above", "below")
 N_THINGS_P = (0.35, 0.5, 0.15)
 """Probability of one, two and three nouns."""
-RELATED_P = 0.6
+RELATED_P = 0.8
 """Probability that a pair stands in a relation that its caption tells."""
 AT_HOME_P = 0.5
 """Probability that the place is one where one of the nouns is at home; otherwise any place is equally likely."""
@@ -49,10 +49,8 @@ STYLE_FIRST_P = 0.5
 OPENINGS: tuple[tuple[str, float], ...] = (("", 0.7), ("a picture of ", 0.15), ("there is ", 0.15))
 """What an untold style puts before the nouns."""
 PAIRINGS: tuple[tuple[str, float], ...] = (("and", 0.7), ("with", 0.3))
-EMPTY_P = 0.1
-"""Probability that training sees no caption at all."""
-PARTIAL_P = 0.2
-"""Probability that training sees a caption with a random subset of its words left out."""
+EMPTY_P = 1 / 3
+"""Probability that a caption from which words are left out loses all of them."""
 HELD_OUT = 10
 """One in so many combinations of nouns, place and style is kept from training."""
 
@@ -279,17 +277,14 @@ def sample_caption(rng: np.random.Generator, story: Story) -> Caption:
 
 
 def drop_words(rng: np.random.Generator, text: str) -> str:
-    """What training sees of a caption: usually all, at times nothing, or some of its words.
+    """What is left of a caption when words are left out: nothing, or some of its words.
 
     The partial texts are made by the functions that attribution uses, and are of the kinds that it compares: one or two
     words left out (CMI, conditional PID), or all but one or two (MI, PID). Without them the denoiser would be asked
     about texts it never saw, and the bits it reports would measure its surprise.
     """
-    u = rng.random()
-    if u < EMPTY_P:
+    if rng.random() < EMPTY_P:
         return ""
-    if u >= EMPTY_P + PARTIAL_P:
-        return text
     words = distinct_words(text)
     chosen = [words[i] for i in rng.permutation(len(words))[: 1 + int(rng.integers(2))]]
     return only_words(text, chosen) if rng.random() < 0.5 else delete_words(text, chosen)

@@ -19,13 +19,19 @@ from torch import Tensor
 from training.loop import Batch
 from training.picturebook.autoencoder import to_pixels
 from training.picturebook.captions import Split, drop_words
-from training.picturebook.scenes import caption_of, make_scene, paint
+from training.picturebook.scenes import Scene, caption_of, layout_of, make_scene, paint
 from training.picturebook.tokens import MAX_TOKENS, build_tokenizer
 
 SHARD = 2048
 """Scenes in a shard."""
 TELLINGS = 16
-"""Captions kept for each scene, words dropped as training wants them."""
+"""Texts kept for each scene: captions in the first half, captions with words left out in the second."""
+DROPPED_P = (0.7, 0.3)
+"""Probability that training sees a text of the second half, at the last timestep of denoising and at the first.
+
+Once a thing can be seen, a good denoiser has no use for its name. A small one leans on the name all the same, and bits
+are then counted where a word told nothing: so names are kept from it most where the picture shows the most.
+"""
 _CHUNK = 64
 
 logger = logging.getLogger(__name__)
@@ -38,6 +44,8 @@ class Latents(NamedTuple):
     """[N, C, h, w] float16, standardised a channel."""
     tokens: Tensor
     """[N, TELLINGS, MAX_TOKENS] int16."""
+    layout: Tensor
+    """[N, h, w] uint8: class of the thing whose square covers a cell; `len(THINGS)` where there is none."""
 
 
 def compute_latents(autoencoder: AutoencoderKL, n_scenes: int, folder: Path, split: Split, n_workers: int) -> None:
@@ -51,12 +59,13 @@ def compute_latents(autoencoder: AutoencoderKL, n_scenes: int, folder: Path, spl
                 continue
             starts = range(shard * SHARD, min((shard + 1) * SHARD, n_scenes), _CHUNK)
             chunks = paint_all(_paint_chunk, starts, [split] * len(starts))
-            parts, tokens = [], []
-            for images, ids in chunks:
-                parts.append(_encode(autoencoder, to_pixels(images).to(device)).cpu())
-                tokens.append(torch.from_numpy(ids))
+            parts: dict[str, list[Tensor]] = {name: [] for name in Latents._fields}
+            for images, ids, layout in chunks:
+                parts["latents"].append(_encode(autoencoder, to_pixels(images).to(device)).half().cpu())
+                parts["tokens"].append(torch.from_numpy(ids))
+                parts["layout"].append(torch.from_numpy(layout))
             part = target.with_suffix(".part")
-            save_file({"latents": torch.cat(parts).half(), "tokens": torch.cat(tokens)}, part)
+            save_file({name: torch.cat(tensors) for name, tensors in parts.items()}, part)
             os.replace(part, target)
             logger.info("latents: shard %d of %d", shard + 1, -(-n_scenes // SHARD))
 
@@ -74,35 +83,65 @@ def _painters(n_workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
 def load_latents(folder: Path, split: Split) -> Latents:
     """All shards of a split."""
     shards = [load_file(path) for path in sorted(folder.glob(f"{split}-*.safetensors"))]
-    return Latents(torch.cat([s["latents"] for s in shards]), torch.cat([s["tokens"] for s in shards]))
+    return Latents(*(torch.cat([shard[name] for shard in shards]) for name in Latents._fields))
 
 
-def draw_batch(data: Latents, number: int, n: int, timesteps: int) -> Batch:
-    """Batch `number`: latents, one of each scene's captions, noise, and timesteps stratified over the batch."""
+def draw_batch(data: Latents, number: int, n: int, timesteps: int, noisy: float = 0.0) -> Batch:
+    """Batch `number`: latents, one text of each scene, noise, and timesteps stratified over the batch.
+
+    noisy: share of the samples that is moved to the noisiest third of the timesteps, where things find their places.
+    """
     generator = torch.Generator().manual_seed(number)
     rows = torch.randint(len(data.latents), (n,), generator=generator)
-    tellings = torch.randint(TELLINGS, (n,), generator=generator)
     latents = data.latents[rows].float()
-    strata = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+    u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+    times = torch.where(u < noisy, 2 / 3 + u / max(noisy, 1e-9) / 3, (u - noisy) / (1 - noisy))
+    dropped = torch.rand(n, generator=generator) < DROPPED_P[0] + (DROPPED_P[1] - DROPPED_P[0]) * times
+    half = TELLINGS // 2
+    tellings = torch.randint(half, (n,), generator=generator) + half * dropped
     return {
         "latents": latents,
         "tokens": data.tokens[rows, tellings].long(),
         "noise": torch.randn(latents.shape, generator=generator),
-        "timesteps": (strata * timesteps).long(),
+        "timesteps": (times * timesteps).long().clamp(max=timesteps - 1),
+        "layout": data.layout[rows].long(),
     }
 
 
-def _paint_chunk(start: int, split: Split) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int16]]:
-    """Pictures [_CHUNK, H, W, 3] and captions [_CHUNK, TELLINGS, MAX_TOKENS] of the scenes from `start` on."""
+def draw_captions(data: Latents, number: int, n: int) -> Batch:
+    """Batch `number` of whole captions with the layouts of their scenes."""
+    generator = torch.Generator().manual_seed(number)
+    rows = torch.randint(len(data.latents), (n,), generator=generator)
+    tellings = torch.randint(TELLINGS // 2, (n,), generator=generator)
+    return {"tokens": data.tokens[rows, tellings].long(), "layout": data.layout[rows].long()}
+
+
+class _Chunk(NamedTuple):
+    images: npt.NDArray[np.uint8]
+    """[_CHUNK, H, W, 3]"""
+    tokens: npt.NDArray[np.int16]
+    """[_CHUNK, TELLINGS, MAX_TOKENS]"""
+    layout: npt.NDArray[np.uint8]
+    """[_CHUNK, h, w]"""
+
+
+def _paint_chunk(start: int, split: Split) -> _Chunk:
+    """The scenes from `start` on."""
     scenes = [make_scene(start + i, split) for i in range(_CHUNK)]
-    images = np.stack([paint(scene).image for scene in scenes])
-    texts = [
-        drop_words(np.random.default_rng([*scene.seed, 3, telling]), caption_of(scene, telling).text)
-        for scene in scenes
-        for telling in range(TELLINGS)
-    ]
+    texts = [_text(scene, telling) for scene in scenes for telling in range(TELLINGS)]
     ids = tokenize(texts).numpy().astype(np.int16)
-    return images, ids.reshape(_CHUNK, TELLINGS, MAX_TOKENS)
+    return _Chunk(
+        np.stack([paint(scene).image for scene in scenes]),
+        ids.reshape(_CHUNK, TELLINGS, MAX_TOKENS),
+        np.stack([layout_of(scene) for scene in scenes]),
+    )
+
+
+def _text(scene: Scene, telling: int) -> str:
+    text = caption_of(scene, telling).text
+    if telling < TELLINGS // 2:
+        return text
+    return drop_words(np.random.default_rng([*scene.seed, 3, telling]), text)
 
 
 _tokenizer = None

@@ -5,20 +5,21 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 import core
 from core.diffuser import Diffuser
+from core.spec import BUILT_IN, ModelSpec
 from training.loop import LoopConfig, train
 from training.picturebook.autoencoder import AutoencoderConfig, AutoencoderTask, build_autoencoder
-from training.picturebook.denoiser import DenoiserConfig, DenoiserLoss, DenoiserTask
+from training.picturebook.denoiser import DenoiserConfig, DenoiserLoss, DenoiserTask, TextTask
 from training.picturebook.export import (
     SHEET_CAPTIONS,
     assemble,
@@ -32,6 +33,9 @@ from training.picturebook.export import (
 from training.picturebook.judges import JudgeConfig, JudgesLoss, JudgesTask, make_scenes
 from training.picturebook.latents import Latents, compute_latents, load_latents
 from training.recipe import read_recipe
+from training.sae import RECIPE as SAE_RECIPE
+from training.sae import SaeRecipe, train_collection
+from training.trainer import Run as SaeRun
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "picturebook.json"
 PACKAGE = Path(core.__file__).parent / "picturebook"
@@ -59,12 +63,16 @@ class PicturebookConfig:
     """Captions drawn at each checkpoint."""
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     """Shape of the denoiser."""
+    text_loop: LoopConfig = field(default_factory=lambda: LoopConfig(700, 512, 2e-3))
+    """Training of the text encoder alone, before."""
     denoiser_loop: LoopConfig = field(default_factory=lambda: LoopConfig(4000, 32, 1.5e-3))
     """Its training."""
     judges: JudgeConfig = field(default_factory=JudgeConfig)
     """Shapes of the segmenters and of the style classifier."""
     judges_loop: LoopConfig = field(default_factory=lambda: LoopConfig(1500, 32, 1.5e-3))
     """Their training."""
+    saes: SaeRecipe = field(default_factory=lambda: read_recipe(SaeRecipe, SAE_RECIPE))
+    """The sparse autoencoders that come with it; those of `python -m training sae` unless told otherwise."""
     seed: int = 0
     """Seed of the initial weights."""
 
@@ -115,11 +123,20 @@ class Run:
         compute_latents(autoencoder, self.config.n_held_out, folder, "test", self.n_workers)
         compute_latents(autoencoder, self.config.n_scenes, folder, "train", self.n_workers)
 
+    def train_text(self) -> None:
+        """Teach the text encoder what captions say of where things stand."""
+        data, held_out = (load_latents(self.folder / "latents", split) for split in ("train", "test"))
+        torch.manual_seed(self.config.seed)
+        task = TextTask(self.config.denoiser, data, held_out)
+        if self.warm_start:
+            _load(task.model, self.package / "model", {"text_encoder.": "text_encoder"})
+        train(task, self.config.text_loop, self.folder, n_workers=0, every=self.every)
+
     def train_denoiser(self) -> None:
-        """Train the U-Net and the text encoder."""
+        """Train the U-Net, and the text encoder along with it."""
         data, held_out = (load_latents(self.folder / "latents", split) for split in ("train", "test"))
         factor = _scaling_factor(data)
-        scaled, scaled_held_out = (Latents(part.latents * factor, part.tokens) for part in (data, held_out))
+        scaled, scaled_held_out = (part._replace(latents=part.latents * factor) for part in (data, held_out))
 
         def draw(model: DenoiserLoss) -> Image.Image:
             pipeline = assemble(self._autoencoder().to(self.device), model.unet, model.text_encoder, factor)
@@ -129,6 +146,9 @@ class Run:
         task = DenoiserTask(self.config.denoiser, scaled, scaled_held_out, draw)
         if self.warm_start:
             _load(task.model, self.package / "model", {"unet.": "unet", "text_encoder.": "text_encoder"})
+        taught = self.folder / "text" / "ema.safetensors"
+        if taught.exists():
+            task.model.load_state_dict({**task.model.state_dict(), **load_file(taught)})
         train(task, self.config.denoiser_loop, self.folder, n_workers=0, every=self.every)
 
     def train_judges(self) -> None:
@@ -156,6 +176,11 @@ class Run:
         (self.package / "training.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         logger.info("exported to %s", self.package)
 
+    def train_saes(self) -> None:
+        """Train sparse autoencoders on the finished model."""
+        run = SaeRun(self.folder / "saes", every=self.every)
+        train_collection(self.config.saes, self._spec, run, self.package / "saes")
+
     def build_examples(self) -> None:
         """Rebuild the app's stored examples."""
         from training.picturebook.examples import build
@@ -163,21 +188,26 @@ class Run:
         build(self._finished(), self.package / "examples")
 
     def write_card(self) -> None:
-        """Evaluate the model in the package, and write its card; what was measured before is not measured again."""
-        from training.evaluate.run import Asked, default_folder, evaluate_picturebook
+        """Evaluate what is in the package, and write the cards; what was measured before is not measured again."""
+        from training.evaluate.run import Asked, default_folder, evaluate_picturebook, evaluate_sae
         from training.picturebook.card import read_curve, write_card
+        from training.sae_card import write_sae_card
 
         model = self._finished()
-        tables = evaluate_picturebook(model, Asked([], False, default_folder()), self.package)
+        asked = Asked([], False, default_folder(), (self.package / "saes",))
+        tables = evaluate_picturebook(model, asked, self.package)
         by_eye = BY_EYE.read_text() if BY_EYE.exists() else ""
         write_card(model, self.package, tables, read_curve(self.folder), by_eye)
+        write_sae_card(self.package / "saes", "picturebook", evaluate_sae(model, asked))
+
+    @property
+    def _spec(self) -> ModelSpec:
+        """The embedded model's, in the package."""
+        return replace(BUILT_IN["picturebook"], source=str(self.package / "model"))
 
     def _finished(self) -> Diffuser:
         """The model in the package, with the embedded model's settings."""
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            self.package / "model", safety_checker=None, requires_safety_checker=False, local_files_only=True
-        )
-        return diffuser_of(pipeline.to(self.device))
+        return core.load_model(self._spec, device=self.device)
 
     def _autoencoder(self) -> AutoencoderKL:
         autoencoder: AutoencoderKL = AutoencoderKL.from_pretrained(self.folder / "vae", local_files_only=True)
@@ -187,9 +217,11 @@ class Run:
 STAGES: dict[str, Callable[[Run], None]] = {
     "autoencoder": Run.train_autoencoder,
     "latents": Run.encode_scenes,
+    "text": Run.train_text,
     "denoiser": Run.train_denoiser,
     "judges": Run.train_judges,
     "export": Run.export,
+    "saes": Run.train_saes,
     "examples": Run.build_examples,
     "card": Run.write_card,
 }
@@ -202,8 +234,8 @@ def _scaling_factor(data: Latents) -> float:
 
 
 def _load(model: torch.nn.Module, folder: Path, parts: dict[str, str]) -> None:
-    """Load exported components into a training module's entries of these prefixes."""
-    state: dict[str, torch.Tensor] = {}
+    """Load exported components into a training module's entries of these prefixes; what only training has stays."""
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith(tuple(parts))}
     for prefix, component in parts.items():
         path = next((folder / component).glob("*.safetensors"))
         state |= {prefix + name: value.float() for name, value in load_file(path).items()}

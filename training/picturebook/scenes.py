@@ -171,6 +171,15 @@ def paint(scene: Scene) -> Painting:
     return Painting(apply_style(scene.story.style, image, rng), labels)
 
 
+def layout_of(scene: Scene) -> npt.NDArray[np.uint8]:
+    """[SIZE / CELL, SIZE / CELL]: class of the thing whose square covers a cell; `len(THINGS)` where there is none."""
+    layout = np.full((SIZE // CELL, SIZE // CELL), len(THINGS), dtype=np.uint8)
+    for box in scene.boxes:
+        rows, columns = (slice(start // CELL, (start + box.size) // CELL) for start in (box.y, box.x))
+        layout[rows, columns] = THING_INDEX[box.thing]
+    return layout
+
+
 def caption_of(scene: Scene, telling: int = 0) -> Caption:
     """One way of telling a scene; another `telling`, another way."""
     return sample_caption(np.random.default_rng([*scene.seed, 2, telling]), scene.story)
