@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.sampling import Branch
-from core.sparse import batch_top_k, decode, top_k, with_encoder_gradient
+from core.sparse import batch_top_k, encoder_values, squared_error, top_k
 
 _BRANCHES: dict[str, Branch] = {branch: branch for branch in get_args(Branch)}
 
@@ -165,18 +165,19 @@ class SparseAutoencoder(nn.Module):
             aux_weight: Weight of AuxK in the loss.
         """
         self._check(x)
+        # The functions below know what depends on the centre: through here flows the gradient of x alone.
+        centred = x.to(self.b_dec.dtype) - self.b_dec.detach()
         with torch.no_grad():  # autograd would keep the dense pre-activations for the backward pass
             select = top_k if self.threshold is None else batch_top_k
-            values, pattern = select(self._pre(x), self.cfg.k)
-            values = values.to(self.W_dec.dtype)
+            values, pattern = select(self.encoder(centred), self.cfg.k)
         self._follow_threshold(values)
-        values = with_encoder_gradient(values, pattern, x, self.encoder.weight, self.encoder.bias, self.b_dec)
-        residual = x - decode(values, pattern, self.W_dec) - self.b_dec
+        values = encoder_values(values, pattern, centred, self.encoder.weight, self.encoder.bias, self.b_dec)
+        error, residual = squared_error(values, pattern, centred, self.W_dec, self.b_dec)
         scale = len(x) * total_variance
-        fvu = residual.square().sum() / scale
+        fvu = error / scale
         auxk = torch.zeros_like(fvu)
         if dead is not None and len(dead):
-            auxk = (residual.detach() - self._from_dead(x, dead)).square().sum() / scale
+            auxk = (residual - self._from_dead(x, dead)).square().sum() / scale
         n_fired = torch.zeros(self.cfg.d_sae, device=x.device).index_add_(0, pattern.latents, (values > 0).float())
         return SaeLoss(fvu + aux_weight * auxk, fvu, auxk, n_fired)
 
@@ -185,7 +186,8 @@ class SparseAutoencoder(nn.Module):
         """Take out of W_dec's gradient what would only change its rows' norms, which stay 1."""
         grad = self.W_dec.grad
         if grad is not None:
-            grad.addcmul_((grad * self.W_dec).sum(1, keepdim=True), self.W_dec, value=-1)
+            along = torch.linalg.vecdot(grad, self.W_dec)
+            grad.addcmul_(along[:, None], self.W_dec, value=-1)
 
     @torch.no_grad()
     def normalize_decoder(self) -> None:

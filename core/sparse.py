@@ -63,75 +63,110 @@ def batch_top_k(pre: Tensor, k: int) -> tuple[Tensor, Pattern]:
 
 
 def decode(values: Tensor, pattern: Pattern, weight: Tensor) -> Tensor:
-    """Z W, [N, d_in], of the sparse matrix with these values [n] and weight [d_sae, d_in]."""
-    product = F.embedding_bag(
-        pattern.latents, weight.detach(), pattern.starts, mode="sum", per_sample_weights=values.to(weight.dtype)
-    )
-    result: Tensor = _DecoderGradient.apply(product, weight, values, pattern)  # type: ignore[no-untyped-call]
-    return result
+    """Z W, [N, d_in], of the sparse matrix with these values [n] and weight [d_sae, d_in], in the values' precision.
 
-
-def with_encoder_gradient(
-    values: Tensor, pattern: Pattern, x: Tensor, weight: Tensor, bias: Tensor, centre: Tensor
-) -> Tensor:
-    """Values [n] that `relu((x - centre) weight^T + bias)` takes at the pattern's places, with their gradients.
-
-    The values are computed by the caller without autograd, which would keep the dense product [N, d_sae].
+    Gathering rows is a matter of bytes: under autocast the rows are gathered in its precision. No gradient.
     """
-    arguments = values, pattern, x, weight, bias, centre
-    result: Tensor = _EncoderGradient.apply(*arguments)  # type: ignore[no-untyped-call]
+    rows = weight.detach().to(values.dtype)
+    return F.embedding_bag(pattern.latents, rows, pattern.starts, mode="sum", per_sample_weights=values.detach())
+
+
+def encoder_values(
+    values: Tensor, pattern: Pattern, centred: Tensor, weight: Tensor, bias: Tensor, centre: Tensor
+) -> Tensor:
+    """Values [n] that `relu(centred weight^T + bias)` takes at the pattern's places, with their gradients.
+
+    `centred` is x - centre; the gradient for x goes through it, that for the centre is added here. The values are
+    computed by the caller without autograd, which would keep the dense product [N, d_sae].
+    """
+    arguments = values, pattern, centred, weight, bias, centre
+    result: Tensor = _EncoderValues.apply(*arguments)  # type: ignore[no-untyped-call]
     return result
+
+
+def squared_error(
+    values: Tensor, pattern: Pattern, centred: Tensor, weight: Tensor, centre: Tensor
+) -> tuple[Tensor, Tensor]:
+    """||centred - Z weight||^2, a scalar, with its gradients, and centred - Z weight [N, d_in] without."""
+    arguments = values, pattern, centred, weight, centre
+    error, residual = _SquaredError.apply(*arguments)  # type: ignore[no-untyped-call]
+    return error, residual
 
 
 def _transposed_product(values: Tensor, pattern: Pattern, dense: Tensor) -> Tensor:
-    """Z^T X, [d_sae, d], of values [n] and dense [N, d]."""
+    """Z^T X, [d_sae, d], of values [n] and dense [N, d] in one precision."""
     order, rows, starts = pattern.by_latent
-    weights = values[order].to(dense.dtype)
-    return F.embedding_bag(rows, dense.contiguous(), starts, mode="sum", per_sample_weights=weights)
+    return F.embedding_bag(rows, dense, starts, mode="sum", per_sample_weights=values[order])
 
 
-class _DecoderGradient(Function):
-    """Adds the weight's gradient to a product whose own backward pass gives that of the values."""
-
-    @staticmethod
-    def forward(ctx: Any, product: Tensor, weight: Tensor, values: Tensor, pattern: Pattern) -> Tensor:  # noqa: ARG004
-        ctx.pattern = pattern
-        ctx.save_for_backward(values)
-        return product.view_as(product)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,), (values,) = gradients, ctx.saved_tensors
-        of_weight = _transposed_product(values, ctx.pattern, grad) if ctx.needs_input_grad[1] else None
-        return grad, of_weight, None, None
-
-
-class _EncoderGradient(Function):
+class _EncoderValues(Function):
     """Adds the gradients of what made the values; the forward pass hands the values through."""
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, pattern: Pattern, x: Tensor, weight: Tensor, bias: Tensor, centre: Tensor
+        ctx: Any,
+        values: Tensor,
+        pattern: Pattern,
+        centred: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        centre: Tensor,  # noqa: ARG004
     ) -> Tensor:
         ctx.pattern, ctx.bias_dtype = pattern, bias.dtype
-        ctx.save_for_backward(values, x, weight, centre)
+        ctx.save_for_backward(values, centred.to(values.dtype), weight)
         return values.view_as(values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), pattern = gradients, ctx.pattern
-        values, x, weight, centre = ctx.saved_tensors
+        values, centred, weight = ctx.saved_tensors
         _, _, of_x, of_weight, of_bias, of_centre = ctx.needs_input_grad
         # Autocast would round the sums, where it is still on.
-        with torch.autocast(x.device.type, enabled=False):
-            through = grad.to(weight.dtype) * (values > 0)
-            sums = torch.zeros(pattern.d_sae, dtype=weight.dtype, device=x.device)
-            sums.index_add_(0, pattern.latents, through)
+        with torch.autocast(centred.device.type, enabled=False):
+            through = grad * (values > 0)
+            sums = torch.zeros(pattern.d_sae, dtype=weight.dtype, device=weight.device)
+            sums.index_add_(0, pattern.latents, through.to(weight.dtype))
             return (
                 None,
                 None,
-                decode(through, pattern, weight.detach()).to(x.dtype) if of_x else None,
-                _transposed_product(through, pattern, (x - centre).to(weight.dtype)) if of_weight else None,
+                decode(through, pattern, weight).to(weight.dtype) if of_x else None,
+                _transposed_product(through, pattern, centred).to(weight.dtype) if of_weight else None,
                 sums if of_bias else None,
                 -(sums @ weight) if of_centre else None,
+            )
+
+
+class _SquaredError(Function):
+    """The squared error of the reconstruction, with no more passes over [N, d_in] than it takes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, pattern: Pattern, centred: Tensor, weight: Tensor, centre: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        rows = weight.to(values.dtype)
+        residual = centred - F.embedding_bag(
+            pattern.latents, rows, pattern.starts, mode="sum", per_sample_weights=values
+        )
+        ctx.pattern, ctx.dtypes = pattern, (weight.dtype, centre.dtype)
+        ctx.save_for_backward(values, rows, residual)
+        ctx.mark_non_differentiable(residual)
+        ctx.set_materialize_grads(False)
+        return torch.linalg.vector_norm(residual).square(), residual
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        pattern, (values, rows, residual) = ctx.pattern, ctx.saved_tensors
+        _, _, of_x, of_weight, of_centre = ctx.needs_input_grad
+        factor = -2 * gradients[0]
+        with torch.autocast(residual.device.type, enabled=False):
+            low = residual.to(values.dtype)
+            of_values = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                low, rows, pattern.latents, pattern.starts, pattern.rows, 0
+            )
+            return (
+                of_values * factor.to(values.dtype),
+                None,
+                residual * -factor if of_x else None,
+                _transposed_product(values, pattern, low).to(ctx.dtypes[0]).mul_(factor) if of_weight else None,
+                residual.sum(0) * factor if of_centre else None,
             )

@@ -24,6 +24,7 @@ from core.sae_files import save_sae
 from core.sae_source import write_index
 from core.sampling import Branch
 from core.spec import ModelSpec
+from training.allocator import keep_freed_memory
 from training.bank import TrainerConfig
 from training.prompts import GRAMMAR, open_prompts
 from training.recipe import read_recipe
@@ -83,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Train the recipe's SAEs and write them to the folder."""
+    keep_freed_memory()
     recipe = read_recipe(SaeRecipe, arguments.recipe)
     run = Run(arguments.run_dir, every=arguments.checkpoint_every, trackers=tuple(arguments.trackers))
     train_collection(recipe, find_model(recipe.model), run, arguments.out)

@@ -34,6 +34,15 @@ def test_noisy_timesteps_get_their_share_and_the_rest_is_even() -> None:
         assert abs(float((times < 333).double().mean()) - (1 - noisy) / 3) < 0.01
 
 
+def test_samples_that_are_moved_to_noise_come_from_the_rows_named() -> None:
+    data = latents(10)
+    data.layout[3] = 7
+    batch = draw_batch(data, 0, 30_000, 1000, 0.4, placed=torch.tensor([3]))
+    of_three, late = batch["layout"][:, 0, 0] == 7, batch["timesteps"] >= 667
+    assert abs(float(of_three[late].double().mean()) - (0.4 + 0.2 / 10) / 0.6) < 0.02
+    assert abs(float(of_three[~late].double().mean()) - 0.1) < 0.02
+
+
 def test_turning_relations_twice_changes_nothing() -> None:
     texts = ["a cat left of a dog", "a boat above a house on the grass", "a cat and a dog"]
     tokens = tokenize(texts)

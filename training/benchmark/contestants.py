@@ -66,10 +66,12 @@ def ours(asked: Namespace, batches: Batches) -> Rebuild:
     import tempfile
 
     from core.sae import SaeId
+    from training.allocator import keep_freed_memory
     from training.bank import TrainerConfig
     from training.stream import StreamBatch
     from training.trainer import Run, make_accelerator, train_saes
 
+    keep_freed_memory()
     sae_id = SaeId("mid_block.attentions.0", "cond", "all")
     config = TrainerConfig(
         n_steps=asked.steps,

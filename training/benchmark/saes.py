@@ -47,10 +47,10 @@ class Settings:
     d_sae: int = 5120
     k: int = 20
     batch_size: int = 4096
-    n_batches: int = 24
+    n_batches: int = 12
     """Different batches, gone through again and again."""
-    n_steps: int = 72
-    turn: int = 6
+    n_steps: int = 30
+    turn: int = 5
     """Steps that a contestant takes before it is the next one's turn."""
     learning_rate: float = 1e-3
     peers: tuple[str, ...] = tuple(PEERS)

@@ -36,7 +36,8 @@ class DenoiserConfig:
     snr_gamma: float = 5.0
     """Loss weight min(snr, gamma) / snr of the noise's error (Hang et al. 2023, Min-SNR)."""
     noisy: float = 0.4
-    """Share of the samples that is moved to the noisiest third of the timesteps, where things find their places."""
+    """Share of the samples that is moved to the noisiest third of the timesteps, where things find their places; they
+    are scenes whose captions say which."""
     layout_weight: float = 0.1
     """Weight of what the text encoder is asked beside, before the U-Net learns and while it does: to tell from the
     caption alone what stands where.
@@ -211,7 +212,9 @@ class DenoiserTask:
 
     def batch_maker(self, n: int) -> Callable[[int], Batch]:
         """Batches of latents, captions, noise, timesteps and layouts."""
-        return partial(draw_batch, self.data, n=n, timesteps=N_TIMESTEPS, noisy=self.config.noisy)
+        whole = self.data.tokens[:, 0].long()
+        placed = (whole != turn_relations(whole)).any(1).nonzero().flatten()
+        return partial(draw_batch, self.data, n=n, timesteps=N_TIMESTEPS, noisy=self.config.noisy, placed=placed)
 
     def show(self, model: nn.Module, path: Path) -> dict[str, float]:
         """Loss on held-out scenes with fixed noise, and how often they tell their relation; a sheet of captions."""

@@ -86,15 +86,20 @@ def load_latents(folder: Path, split: Split) -> Latents:
     return Latents(*(torch.cat([shard[name] for shard in shards]) for name in Latents._fields))
 
 
-def draw_batch(data: Latents, number: int, n: int, timesteps: int, noisy: float = 0.0) -> Batch:
+def draw_batch(
+    data: Latents, number: int, n: int, timesteps: int, noisy: float = 0.0, placed: Tensor | None = None
+) -> Batch:
     """Batch `number`: latents, one text of each scene, noise, and timesteps stratified over the batch.
 
     noisy: share of the samples that is moved to the noisiest third of the timesteps, where things find their places.
+    placed: rows of `data` from which these samples come; None: from all, like the others.
     """
     generator = torch.Generator().manual_seed(number)
     rows = torch.randint(len(data.latents), (n,), generator=generator)
-    latents = data.latents[rows].float()
     u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
+    if placed is not None and len(placed):
+        rows = torch.where(u < noisy, placed[torch.randint(len(placed), (n,), generator=generator)], rows)
+    latents = data.latents[rows].float()
     times = torch.where(u < noisy, 2 / 3 + u / max(noisy, 1e-9) / 3, (u - noisy) / (1 - noisy))
     dropped = torch.rand(n, generator=generator) < DROPPED_P[0] + (DROPPED_P[1] - DROPPED_P[0]) * times
     half = TELLINGS // 2

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 import core
 from core.diffuser import Diffuser
 from core.spec import BUILT_IN, ModelSpec
+from training.allocator import keep_freed_memory
 from training.loop import LoopConfig, train
 from training.picturebook.autoencoder import AutoencoderConfig, AutoencoderTask, build_autoencoder
 from training.picturebook.denoiser import DenoiserConfig, DenoiserLoss, DenoiserTask, TextTask
@@ -271,6 +272,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Run the stages that were asked for, in their order."""
+    keep_freed_memory()
     run = Run(
         config=read_config(arguments.recipe),
         folder=arguments.run_dir,
