@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from core.concepts import ConceptTable, load_concepts
     from core.diffuser import Diffuser, load_model
     from core.errors import (
         ArtifactError,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from core.information.attribution import attribute, attribute_iter
     from core.information.quadrature import Sampler
     from core.information.results import Attribution, AttributionProgress, Timeline
+    from core.layout import Layout, predict_layout
     from core.sae import SaeId, SparseAutoencoder
     from core.sae_source import load_sae
     from core.sampling import Generation, Preview
@@ -33,9 +35,11 @@ _HOME = {
     "Attribution": "core.information.results",
     "AttributionProgress": "core.information.results",
     "Cancelled": "core.errors",
+    "ConceptTable": "core.concepts",
     "Diffuser": "core.diffuser",
     "Generation": "core.sampling",
     "ImageError": "core.errors",
+    "Layout": "core.layout",
     "ModelError": "core.errors",
     "ModelSpec": "core.spec",
     "Preview": "core.sampling",
@@ -49,8 +53,10 @@ _HOME = {
     "WordNotInPromptError": "core.errors",
     "attribute": "core.information.attribution",
     "attribute_iter": "core.information.attribution",
+    "load_concepts": "core.concepts",
     "load_model": "core.diffuser",
     "load_sae": "core.sae_source",
+    "predict_layout": "core.layout",
     "prepare_image": "core.images",
 }
 
@@ -59,9 +65,11 @@ __all__ = [  # the same names again: a type checker has to read them literally
     "Attribution",
     "AttributionProgress",
     "Cancelled",
+    "ConceptTable",
     "Diffuser",
     "Generation",
     "ImageError",
+    "Layout",
     "ModelError",
     "ModelSpec",
     "Preview",
@@ -75,8 +83,10 @@ __all__ = [  # the same names again: a type checker has to read them literally
     "WordNotInPromptError",
     "attribute",
     "attribute_iter",
+    "load_concepts",
     "load_model",
     "load_sae",
+    "predict_layout",
     "prepare_image",
 ]
 

@@ -8,6 +8,7 @@ import sys
 COMMANDS = {
     "picturebook": ("training.picturebook.run", "train the embedded model and put it into the package"),
     "sae": ("training.sae", "train sparse autoencoders while the sampler runs"),
+    "labels": ("training.labels", "name the concepts of sparse autoencoders"),
     "evaluate": ("training.evaluate.run", "measure whether the claims are true"),
     "benchmark": ("training.benchmark.run", "measure speed, each figure beside a peer or a floor"),
 }

@@ -1,6 +1,7 @@
 """`python -m training evaluate NAME`: whether the claims are true."""
 
 import argparse
+import inspect
 import logging
 import os
 import sys
@@ -9,12 +10,16 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import core
+import core.attention
+import core.layout
 from core.diffuser import Diffuser
 from core.sae_source import list_saes
 from training import report
-from training.evaluate import picturebook, sae
+from training.evaluate import layout, picturebook, sae
+from training.evaluate.picturebook import held_out_scenes
 from training.evaluate.pictures import load_judges
 from training.evaluate.store import fingerprint, kept
+from training.picturebook.scenes import caption_of
 from training.prompts import GRAMMAR, open_prompts
 from training.report import Table
 
@@ -55,7 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="torch device; by default the best there is")
     defaults = Asked._field_defaults
     parser.add_argument(
-        "--saes", nargs="+", type=Path, default=defaults["saes"], help="collections of SAEs that `sae` evaluates"
+        "--saes",
+        nargs="+",
+        type=Path,
+        default=defaults["saes"],
+        help="collections of SAEs that `sae` and `layout` evaluate",
     )
     parser.add_argument(
         "--prompts", default=defaults["prompts"], help="grammar, a text file, or a Hub dataset; its held-out part"
@@ -102,7 +111,28 @@ def evaluate_sae(model: Diffuser, asked: Asked) -> list[Table]:
     return tables
 
 
+def evaluate_layout(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> list[Table]:
+    """How well the concepts of some collections foretell the layout of picturebook's captions; judges in `package`."""
+    settings = layout.QUICK if asked.quick else layout.Settings()
+    captions = [caption_of(scene) for scene in held_out_scenes(settings.n_fit + settings.n_pictures)]
+    parts = {part.__name__: part for part in layout.PARTS}
+    local = [Path(model.spec.source)] if Path(model.spec.source).is_dir() else []
+    code = [inspect.getsource(module) for module in (core.attention, core.layout)]
+    tables = []
+    for root in asked.saes:
+        shared = [i for i in list_saes(root) if i.t == "all"]
+        if not shared:
+            raise SystemExit(f"There is no SAE for all times in {root}. Train some with `python -m training sae`.")
+        read = {(i.hookpoint, i.branch): (core.load_sae(root, *i), core.load_concepts(root, *i)) for i in shared}
+        segmenters = tuple(load_judges(package).segmenters.values())
+        bench = layout.Bench(model, segmenters, captions, read, settings)
+        key = fingerprint([root, package, *local], settings, [model.spec.name, model.spec.revision, *code])
+        tables += _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
+    return tables
+
+
 EVALUATIONS: dict[str, Callable[[Diffuser, Asked], list[Table]]] = {
+    "layout": evaluate_layout,
     "picturebook": evaluate_picturebook,
     "sae": evaluate_sae,
 }

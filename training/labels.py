@@ -1,0 +1,116 @@
+"""`python -m training labels`: name the concepts of a collection of SAEs from pictures that are drawn for it.
+
+One pass over the pictures counts which latents are active where which class is (`training.tally`); then every latent
+gets its name or none (`training.naming`), and some of the pictures are drawn again to show them (`training.pool`).
+
+Several processes share the pictures with `--rank R --world W` and one `--run-dir`; the last to end adds up what all
+have counted and writes the tables.
+"""
+
+import argparse
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import core
+from core.concept_files import file_sha256
+from core.diffuser import Diffuser
+from core.segmentation import Segmenter, load_segmenter
+from training.labelling import LabelConfig, Labeller, Run, State
+from training.prompts import GRAMMAR, Prompts, open_prompts
+
+PACKAGE = Path(core.__file__).parent / "picturebook"
+
+log = logging.getLogger(__name__)
+
+
+def default_folder() -> Path:
+    """Where checkpoints are: outside the checkout."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return cache / "interpretable-diffusion" / "labels"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    config = LabelConfig()
+    parser.add_argument("--model", default="picturebook", help="built-in name, folder, or owner/name@revision")
+    parser.add_argument("--device", default=None, help="torch device; by default the best there is")
+    parser.add_argument("--saes", type=Path, default=PACKAGE / "saes", help="collection of SAEs; tables go into it")
+    parser.add_argument("--prompts", default=GRAMMAR, help="grammar, a text file, or a Hub dataset")
+    parser.add_argument("--segmenter", default="picturebook", help="picturebook, or the folder of a transformers model")
+    parser.add_argument("--pictures", type=int, default=config.pictures, help="pictures drawn")
+    parser.add_argument("--batch", type=int, default=config.batch, help="pictures drawn together; even")
+    parser.add_argument("--permutations", type=int, default=config.permutations, help="of masks, for the chance level")
+    parser.add_argument(
+        "--shared-steps", type=int, default=config.shared_steps, help="steps read of SAEs for all times"
+    )
+    parser.add_argument("--gallery", type=int, default=config.gallery, help="pictures in the shared pool of examples")
+    parser.add_argument("--seed", type=int, default=config.seed, help="of the pictures' noise")
+    parser.add_argument("--places", nargs="*", default=config.places, help="classes that are places, not objects")
+    parser.add_argument("--styles", nargs="*", default=config.styles, help="words that tell a picture's style")
+    parser.add_argument("--run-dir", type=Path, default=default_folder(), help="folder of the checkpoints; resumed")
+    parser.add_argument("--checkpoint-every", type=float, default=120, help="least seconds between checkpoints")
+    parser.add_argument("--rank", type=int, default=0, help="which of the processes this is, from 0")
+    parser.add_argument("--world", type=int, default=1, help="processes that share the pictures")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Label the collection."""
+    config = LabelConfig(
+        pictures=arguments.pictures,
+        batch=arguments.batch,
+        permutations=arguments.permutations,
+        shared_steps=arguments.shared_steps,
+        gallery=arguments.gallery,
+        seed=arguments.seed,
+        places=tuple(arguments.places),
+        styles=tuple(arguments.styles),
+    )
+    model = core.load_model(arguments.model, device=arguments.device)
+    prompts = open_prompts(arguments.prompts, model.check_prompt)
+    segmenter = load_segmenter(arguments.segmenter, device=arguments.device)
+    folders = [Path(model.spec.source), PACKAGE / "segmenter", Path(arguments.segmenter)]
+    depends = {
+        "model": [model.spec.name, model.spec.revision],
+        "prompts": arguments.prompts,
+        "segmenter": arguments.segmenter,
+        "weights": [file_sha256(path) for folder in folders for path in sorted(folder.rglob("*.safetensors"))],
+    }
+    run = Run(arguments.run_dir, arguments.checkpoint_every, arguments.rank, arguments.world)
+    label_collection(config, arguments.saes, model, segmenter, prompts, run, depends)
+
+
+def label_collection(
+    config: LabelConfig,
+    root: Path,
+    model: Diffuser,
+    segmenter: Segmenter,
+    prompts: Prompts,
+    run: Run,
+    depends: Mapping[str, Any] | None = None,
+) -> None:
+    """Write concept tables, counts and examples into a collection of SAEs.
+
+    Args:
+        config: How.
+        root: The collection.
+        model: Draws the pictures.
+        segmenter: Says what is where in them.
+        prompts: Of the pictures.
+        run: Where checkpoints are, and which part of the pictures is this process's.
+        depends: JSON: what else the numbers depend on; a checkpoint of another is refused.
+
+    Raises:
+        ValueError: No SAEs, settings that do not fit, or a checkpoint of another recipe.
+    """
+    labeller = Labeller(config, root, model, segmenter, prompts)
+    recipe = labeller.recipe(depends or {})
+    labeller.count(run, recipe)
+    counted = [labeller.counted(run, rank, recipe) for rank in range(run.world)]
+    whole = [state for state in counted if state is not None]
+    if len(whole) < run.world:
+        log.info("%d of %d processes have counted their pictures; the last of them writes", len(whole), run.world)
+        return
+    labeller.write(State.together(whole), recipe)

@@ -1,0 +1,215 @@
+"""What the latents of an SAE do over a stream of pictures, as sums: tallies of different pictures add up.
+
+Only active entries are touched. Each has a level: how many half-octaves its value lies below the largest value that
+its latent has had so far, at most `N_LEVELS - 1`. When a larger one comes, the levels move and the lowest takes what
+falls off, so that the levels always fit the latent's own scale, whatever the order of the pictures.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+N_LEVELS = 8
+"""Thresholds of a latent: active at all, and from each of the seven upper levels on."""
+_BINS = 8
+"""Bins an octave of the histogram of values."""
+_OCTAVES = 16
+"""Octaves on either side of 1 that the histogram covers."""
+
+
+class Entries(NamedTuple):
+    """The active entries of the codes of B pictures at one step."""
+
+    latents: Tensor
+    """[n] int64 which latent."""
+    values: Tensor
+    """[n] float32 its value, above 0."""
+    pictures: Tensor
+    """[n] int64 which of the B pictures."""
+    positions: Tensor
+    """[n] int64 which of the picture's h x w positions."""
+
+
+class Moment(NamedTuple):
+    """The codes of a batch at one step."""
+
+    step: int
+    """Which of the tally's S steps, from 0."""
+    t: float
+    """Normalised time."""
+    entries: Entries
+    """What is active."""
+
+
+class Shape(NamedTuple):
+    """Of a tally."""
+
+    d_sae: int
+    """Latents."""
+    n_classes: int
+    """Classes of the masks."""
+    n_permutations: int
+    """Pairings of pictures with other pictures' masks."""
+    n_steps: int
+    """Steps of a picture that are read."""
+    height: int
+    """Positions down."""
+    width: int
+    """Positions across."""
+
+
+class Tally:
+    """Sums over pictures for the latents of one SAE. Every picture belongs to one of two splits.
+
+    Pairings: row 0 pairs each picture with its own masks, the others with masks of other pictures of its split.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        latents, n_positions = shape.d_sae, shape.height * shape.width
+        self.size = torch.tensor((shape.height, shape.width))
+        """[2] positions down and across."""
+        self.top = torch.full((latents,), torch.iinfo(torch.int32).min // 2, dtype=torch.int32)
+        """[d_sae] half-octave of the largest value: floor of twice its binary logarithm."""
+        self.hits = torch.zeros((N_LEVELS, latents, 2, shape.n_permutations + 1, shape.n_classes), dtype=torch.int32)
+        """[levels, d_sae, splits, pairings, K] active cells at this level where the class is."""
+        self.area = torch.zeros((N_LEVELS, latents, 2), dtype=torch.int64)
+        """[levels, d_sae, splits] active cells at this level."""
+        self.cells = torch.zeros((2, shape.n_classes), dtype=torch.int64)
+        """[splits, K] cells of each class."""
+        self.n_cells = torch.zeros(2, dtype=torch.int64)
+        """[splits] cells in all."""
+        self.value_sum, self.time_sum = (torch.zeros(latents, dtype=torch.float64) for _ in range(2))
+        """[d_sae] of the values, and of the values times t."""
+        self.spread_sum = torch.zeros(latents, dtype=torch.float64)
+        """[d_sae] of squared distances from the centre of activation in a picture and step, times the values."""
+        self.histogram = torch.zeros((latents, 2 * _OCTAVES * _BINS), dtype=torch.int64)
+        """[d_sae, bins] active values by logarithm."""
+        self.position_sum = torch.zeros((shape.n_steps, latents, n_positions), dtype=torch.float64)
+        """[S, d_sae, positions] of the values."""
+        self.square_sum = torch.zeros(latents, dtype=torch.float64)
+        """[d_sae] of the squared values."""
+        self.means = torch.zeros((0, latents))
+        """[pictures, d_sae] mean value over a picture's cells, in the order in which the pictures came."""
+
+    def add(self, moments: Sequence[Moment], labels: Tensor, splits: Tensor) -> None:
+        """Take in a batch of B pictures.
+
+        Args:
+            moments: Their codes, one a step.
+            labels: [pairings, B, positions] class of each position, -1 for none.
+            splits: [B] 0 or 1.
+        """
+        n_pictures, n_positions = labels.shape[1:]
+        totals = torch.zeros(n_pictures * len(self.top), dtype=torch.float64)
+        for moment in moments:
+            self._count(moment.entries, labels, splits)
+            self._measure(moment)
+            totals += self._spread(moment.entries, n_pictures)
+            self.n_cells += n_positions * torch.bincount(splits, minlength=2)
+            there = labels[0] >= 0
+            flat = splits[:, None].expand_as(there)[there] * self.cells.shape[1] + labels[0][there]
+            self.cells += torch.bincount(flat, minlength=self.cells.numel()).view(2, -1)
+        means = totals.view(n_pictures, -1) / (len(moments) * n_positions)
+        self.means = torch.cat([self.means, means.float()])
+
+    def merge(self, other: "Tally") -> None:
+        """Take in what another tally counted; its pictures come after this one's."""
+        tops = torch.maximum(self.top, other.top)
+        self._raise(tops)
+        other._raise(tops)  # it still says the same
+        for name, value in self.tensors().items():
+            if name not in ("size", "top", "means"):
+                value += getattr(other, name)
+        self.means = torch.cat([self.means, other.means])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything, for a file."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Tally":
+        """The tally whose `tensors` these are."""
+        tally = cls.__new__(cls)
+        vars(tally).update(tensors)
+        return tally
+
+    def quantile(self, share: float) -> Tensor:
+        """[d_sae] value below which this share of a latent's active values lie, by the histogram; 0 without any."""
+        below = self.histogram.cumsum(1).double()
+        wanted = share * below[:, -1:]
+        at = (below < wanted).sum(1, keepdim=True).clamp(max=self.histogram.shape[1] - 1)
+        inside = self.histogram.gather(1, at).double()
+        part = (wanted - (below.gather(1, at) - inside)) / inside.clamp(min=1)
+        values = torch.exp2((at + part) / _BINS - _OCTAVES)
+        return torch.where(below[:, -1] > 0, values[:, 0], 0)
+
+    def threshold(self, level: Tensor) -> Tensor:
+        """[d_sae] smallest value at or above a level [d_sae]; 0 for the lowest, which has no end."""
+        lowest = torch.exp2((self.top.double() + level + 1 - N_LEVELS) / 2)
+        return torch.where(level > 0, lowest, 0.0)
+
+    def position_share(self) -> Tensor:
+        """[d_sae] share of a latent's variance within a step that its mean at each position explains; 0 without any."""
+        n_steps, _, n_positions = self.position_sum.shape
+        n_pictures = float(self.n_cells.sum()) / (n_steps * n_positions)
+        means = self.position_sum / n_pictures
+        squared_means = (means.mean(2) ** 2).sum(0)
+        total = self.square_sum / (n_pictures * n_positions) - squared_means
+        between = (means**2).mean(2).sum(0) - squared_means
+        return torch.where(total > 0, between / total.clamp(min=1e-30), 0).clamp(0, 1)
+
+    def _count(self, entries: Entries, labels: Tensor, splits: Tensor) -> None:
+        """Intersections and areas by level."""
+        octave = (2 * entries.values.log2()).floor().to(torch.int32)
+        self._raise(self.top.scatter_reduce(0, entries.latents, octave, "amax"))
+        level = (octave - self.top[entries.latents] + N_LEVELS - 1).clamp(min=0).long()
+        row = (level * len(self.top) + entries.latents) * 2 + splits[entries.pictures]
+        self.area.view(-1).index_add_(0, row, torch.ones_like(row))
+        classes = labels[:, entries.pictures, entries.positions]
+        pairing = torch.arange(len(labels))[:, None]
+        flat = (row * len(labels) + pairing) * self.cells.shape[1] + classes
+        flat = flat[classes >= 0]
+        self.hits.view(-1).index_add_(0, flat, torch.ones(len(flat), dtype=torch.int32))
+
+    def _measure(self, moment: Moment) -> None:
+        """Sums of values, times, squares, positions, and the histogram."""
+        latents, values, _, positions = moment.entries
+        exact = values.double()
+        self.value_sum.index_add_(0, latents, exact)
+        self.time_sum.index_add_(0, latents, exact * moment.t)
+        self.square_sum.index_add_(0, latents, exact**2)
+        by_position = self.position_sum[moment.step]
+        by_position.view(-1).index_add_(0, latents * by_position.shape[1] + positions, exact)
+        n_bins = self.histogram.shape[1]
+        bins = ((values.log2() + _OCTAVES) * _BINS).floor().long().clamp(0, n_bins - 1)
+        self.histogram.view(-1).index_add_(0, latents * n_bins + bins, torch.ones_like(bins))
+
+    def _spread(self, entries: Entries, n_pictures: int) -> Tensor:
+        """Take in squared distances from the centre of activation; the sum of values, [B x d_sae]."""
+        latents, values, pictures, positions = entries
+        height, width = self.size.tolist()
+        y = (positions // width + 0.5).double() / height
+        x = (positions % width + 0.5).double() / width
+        weighted = values.double() * torch.stack([torch.ones_like(y), y, x, y**2 + x**2])
+        sums = torch.zeros((4, n_pictures * len(self.top)), dtype=torch.float64)
+        sums.index_add_(1, pictures * len(self.top) + latents, weighted)
+        total, down, across, squares = sums.unbind()
+        scatter = squares - (down**2 + across**2) / total.clamp(min=1e-30)
+        self.spread_sum += scatter.clamp(min=0).view(n_pictures, -1).sum(0)
+        return sums[0]
+
+    def _raise(self, tops: Tensor) -> None:
+        """Move the levels of every latent to end at `tops`, which are no lower than they were."""
+        shift = (tops - self.top).clamp(max=N_LEVELS - 1)
+        shift[self.area.sum((0, 2)) == 0] = 0
+        for by in sorted(set(shift[shift > 0].tolist())):
+            rows = (shift == by).nonzero()[:, 0]
+            for counts in (self.hits, self.area):
+                old = counts[:, rows]
+                new = torch.zeros_like(old)
+                new[: N_LEVELS - by] = old[by:]
+                new[0] += old[:by].sum(0)
+                counts[:, rows] = new
+        self.top = tops
