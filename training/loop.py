@@ -113,7 +113,7 @@ def train(task: Task, config: LoopConfig, folder: Path, *, n_workers: int, every
         if accelerator.is_main_process and (time.monotonic() - since > every or step == config.n_steps):
             tensors = {"model": model.state_dict(), "ema": ema.weights, "optimizer": optimizer_tensors(optimizer)}
             save_checkpoint(folder, Checkpoint(step, {}, tensors))
-            _show(task, ema, model, folder, step)
+            _show(task, ema, model, folder, step, config)
             since = time.monotonic()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -201,7 +201,7 @@ def _log(folder: Path, step: int, loss: float, pace: float, config: LoopConfig) 
         file.write(json.dumps({"step": step, "loss": loss, "samples": step * config.batch_size}) + "\n")
 
 
-def _show(task: Task, ema: Ema, model: nn.Module, folder: Path, step: int) -> None:
+def _show(task: Task, ema: Ema, model: nn.Module, folder: Path, step: int, config: LoopConfig) -> None:
     """Let the task measure and draw with the averaged weights, and put the trained ones back."""
     trained = {name: value.detach().clone() for name, value in model.state_dict().items()}
     model.load_state_dict(ema.weights)
@@ -214,4 +214,4 @@ def _show(task: Task, ema: Ema, model: nn.Module, folder: Path, step: int) -> No
         model.train()
     logger.info("%s: %s", folder.name, ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
     with (folder / "log.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, **figures}) + "\n")
+        file.write(json.dumps({"step": step, "samples": step * config.batch_size, **figures}) + "\n")

@@ -1,5 +1,6 @@
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -16,7 +17,7 @@ from training.evaluate.shares import Share, share
 from training.evaluate.store import fingerprint, kept
 from training.picturebook.captions import RELATIONS, Caption
 from training.picturebook.card import N_SAMPLES, read_curve, write_card
-from training.picturebook.run import RECIPE
+from training.picturebook.run import RECIPE, read_config
 from training.picturebook.scenes import Scene, caption_of, paint
 from training.picturebook.world import LABELS, PLACES, THING_INDEX, THINGS
 from training.report import Table
@@ -130,16 +131,25 @@ def test_what_was_measured_is_kept_until_what_it_depends_on_changes(tmp_path: Pa
 
 def test_the_card_shows_tables_curve_and_grid(model: Diffuser, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "training.json").write_text(RECIPE.read_text())
+    (tmp_path / "training.json").write_text(json.dumps(asdict(read_config(RECIPE))))
     (tmp_path / "denoiser").mkdir()
-    lines = ['{"step": 20, "loss": 1.0, "samples": 960}', '{"step": 20, "held_out_loss": 0.5}']
-    (tmp_path / "denoiser" / "log.jsonl").write_text("\n".join([*lines, '{"step": 20, "held_out_loss": 0.25}']))
+    lines = [{"step": 20, "loss": 1.0, "samples": 960}]
+    measured = {"step": 20, "samples": 960, "relations_told_apart": 0.75}
+    lines += [{**measured, "held_out_loss": loss} for loss in (0.5, 0.25)]
+    (tmp_path / "denoiser" / "log.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     curve = read_curve(tmp_path)
-    assert curve == [(960, 0.25)]
+    assert curve == [(960, 0.25, 0.75)]
     table = Table("t", "A table", [{"what": "cats", "share": 0.5}])
     with patch("training.picturebook.card.draw", lambda *_: [Image.new("RGB", (8, 8))] * N_SAMPLES):
         write_card(model, tmp_path, [table], curve, "Counted by eye.\n")
     card = (tmp_path / "model" / "README.md").read_text()
-    for shown in ("### A table", "| cats | 0.5 |", "| 960 | 0.2500 |", "Counted by eye.", "CC-BY-4.0", "![Forty"):
+    for shown in (
+        "### A table",
+        "| cats | 0.5 |",
+        "| 960 | 0.2500 | 75 % |",
+        "Counted by eye.",
+        "CC-BY-4.0",
+        "![Forty",
+    ):
         assert shown in card
     assert Image.open(tmp_path / "model" / "samples.webp").size == (80, 32)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -18,6 +19,20 @@ GRID = "samples.webp"
 """File of the grid beside the card."""
 N_SAMPLES = 40
 COLUMNS = 10
+HISTORY = Path(__file__).parent / "data" / "history.md"
+"""How the weights in the package came about, where the recipe alone does not tell."""
+
+
+class Point(NamedTuple):
+    """What was measured of the denoiser on the way."""
+
+    samples: int
+    """Seen so far."""
+    loss: float
+    """On held-out scenes."""
+    told_apart: float
+    """Share of held-out relations that it tells from their opposite."""
+
 
 _FRONT = """---
 license: apache-2.0
@@ -28,19 +43,18 @@ tags: [stable-diffusion, interpretability]
 """
 
 
-def write_card(
-    model: Diffuser, package: Path, tables: Sequence[Table], curve: Sequence[tuple[int, float]], by_eye: str
-) -> None:
+def write_card(model: Diffuser, package: Path, tables: Sequence[Table], curve: Sequence[Point], by_eye: str) -> None:
     """Write `README.md` and the grid of samples into the model's folder.
 
-    curve: held-out loss of the denoiser by samples seen.
+    curve: how the denoiser came along.
     by_eye: what a person counted in drawn pictures; Markdown, may be empty.
     """
     captions = [caption_of(scene).text for scene in held_out_scenes(N_SAMPLES)]
     sheet(list(draw(model, captions, range(N_SAMPLES)))).save(package / "model" / GRID, quality=85)
     numbered = "\n".join(f"{i + 1}. {caption}" for i, caption in enumerate(captions))
     training = json.loads((package / "training.json").read_text())
-    rows = "\n".join(f"| {samples:,} | {loss:.4f} |" for samples, loss in curve)
+    rows = "\n".join(f"| {p.samples:,} | {p.loss:.4f} | {100 * p.told_apart:.0f} % |" for p in curve)
+    text_loop, loop = training["text_loop"], training["denoiser_loop"]
     text = f"""{_FRONT}
 # picturebook
 
@@ -74,14 +88,19 @@ things, place and style is never met in training; all figures below are about th
 
 All weights were trained from scratch on CPUs by `python -m training picturebook`, with the settings in
 `training.json` beside this folder: the autoencoder on {training["autoencoder_loop"]["n_steps"]:,} batches of
-{training["autoencoder_loop"]["batch_size"]} crops, then the denoiser and its text encoder on
-{training["denoiser_loop"]["n_steps"]:,} batches of {training["denoiser_loop"]["batch_size"]} from
-{training["n_scenes"]:,} scenes with 16 captions each, by noise prediction with weights min(snr, 5) / snr. The training
-was taken up again several times, with the learning rate brought down before each stop and raised again after it.
+{training["autoencoder_loop"]["batch_size"]} crops; the text encoder on {text_loop["n_steps"]:,} batches of
+{text_loop["batch_size"]} captions, from which a small reader, thrown away afterwards, tells what stands where; then the
+denoiser, the text encoder along with it, on {loop["n_steps"]:,} batches of {loop["batch_size"]} from
+{training["n_scenes"]:,} scenes with 16 texts each, by noise prediction with weights min(snr, 5) / snr. Half of the
+texts lack words, most of them where there is little noise: what can be seen need not be told.
 
-| samples seen | held-out loss |
-|---|---|
+{HISTORY.read_text() if HISTORY.exists() else ""}
+| samples seen | held-out loss | relations told apart |
+|---|---|---|
 {rows}
+
+Told apart: held-out scenes whose noise is predicted better with their caption than with its relation turned round
+(chance 50 %).
 
 ## How good it is
 
@@ -108,10 +127,13 @@ def sheet(images: Sequence[Image.Image]) -> Image.Image:
     return grid
 
 
-def read_curve(folder: Path) -> list[tuple[int, float]]:
-    """Held-out loss by samples seen, from the denoiser's log."""
+def read_curve(folder: Path) -> list[Point]:
+    """The measurements in the denoiser's log."""
     lines = [json.loads(line) for line in (folder / "denoiser" / "log.jsonl").read_text().splitlines()]
-    batch = next(line["samples"] // line["step"] for line in lines if "samples" in line)
+    points = [
+        Point(line["samples"], line["held_out_loss"], line["relations_told_apart"])
+        for line in lines
+        if "held_out_loss" in line
+    ]
     # A run that was taken up again may have measured a step twice: the last time counts.
-    by_step = {line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line}
-    return [(step * batch, loss) for step, loss in sorted(by_step.items())]
+    return [point for _, point in sorted({point.samples: point for point in points}.items())]

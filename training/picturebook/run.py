@@ -161,19 +161,21 @@ class Run:
         train(task, self.config.judges_loop, self.folder, n_workers=self.n_workers, every=self.every)
 
     def export(self) -> None:
-        """Put what has been trained into the package, as fp16."""
+        """Put what has been trained into the package, as fp16; judges that were not trained stay as they are."""
         data = load_latents(self.folder / "latents", "train")
         model = DenoiserLoss(self.config.denoiser, data.latents.shape[1], data.latents.shape[-1])
         model.load_state_dict(load_file(self.folder / "denoiser" / "ema.safetensors"))
         pipeline = assemble(self._autoencoder(), model.unet, model.text_encoder, _scaling_factor(data))
         save(pipeline, self.package / "model")
-        judges = JudgesLoss(self.config.judges)
-        judges.load_state_dict(load_file(self.folder / "judges" / "ema.safetensors"))
-        for name in JUDGES:
-            judge = judges.get_submodule(name)
-            assert isinstance(judge, PreTrainedModel)
-            judge.half().save_pretrained(self.package / name)
-            set_json(self.package / name / "config.json", dtype="float32")
+        trained = self.folder / "judges" / "ema.safetensors"
+        if trained.exists():
+            judges = JudgesLoss(self.config.judges)
+            judges.load_state_dict(load_file(trained))
+            for name in JUDGES:
+                judge = judges.get_submodule(name)
+                assert isinstance(judge, PreTrainedModel)
+                judge.half().save_pretrained(self.package / name)
+                set_json(self.package / name / "config.json", dtype="float32")
         (self.package / "training.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         logger.info("exported to %s", self.package)
 
