@@ -91,7 +91,9 @@ def evaluate_picturebook(model: Diffuser, asked: Asked, package: Path = PACKAGE)
     settings = picturebook.QUICK if asked.quick else picturebook.Settings()
     judges = load_judges(package)
     parts = {part.__name__: part for part in picturebook.PARTS}
-    return _tables(parts, asked, fingerprint([package], settings), lambda part: part(model, judges, settings))
+    return _tables(
+        parts, asked, fingerprint(_model_and_judges(package), settings), lambda part: part(model, judges, settings)
+    )
 
 
 def evaluate_sae(model: Diffuser, asked: Asked) -> list[Table]:
@@ -126,9 +128,16 @@ def evaluate_layout(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> l
         read = {(i.hookpoint, i.branch): (core.load_sae(root, *i), core.load_concepts(root, *i)) for i in shared}
         segmenters = tuple(load_judges(package).segmenters.values())
         bench = layout.Bench(model, segmenters, captions, read, settings)
-        key = fingerprint([root, package, *local], settings, [model.spec.name, model.spec.revision, *code])
+        key = fingerprint(
+            [root, *_model_and_judges(package), *local], settings, [model.spec.name, model.spec.revision, *code]
+        )
         tables += _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
     return tables
+
+
+def _model_and_judges(package: Path) -> list[Path]:
+    """Not all of the package: what is made from the model later changes nothing that was measured of it."""
+    return [package / name for name in ("model", "segmenter", "second_segmenter", "style_classifier")]
 
 
 EVALUATIONS: dict[str, Callable[[Diffuser, Asked], list[Table]]] = {
