@@ -34,7 +34,7 @@ def write_sae_card(root: Path, source: str, tables: Sequence[Table]) -> None:
             "seed": config["metadata"]["seed"],
         }
         lines.append(line)
-    shown = lines[len(lines) // 2]
+    shown = lines[(len(lines) - 1) // 2]
     (root / MANIFEST).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (root / CARD).write_text(_card(shown["path"], shown["d_in"], source, index["recipe"], tables))
 
