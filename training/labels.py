@@ -9,7 +9,6 @@ have counted and writes the tables.
 
 import argparse
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,13 @@ import core
 from core.concept_files import file_sha256
 from core.diffuser import Diffuser
 from core.segmentation import Segmenter, load_segmenter
+from training.folders import cache_folder
 from training.labelling import LabelConfig, Labeller, Run, State
 from training.prompts import GRAMMAR, Prompts, open_prompts
 
 PACKAGE = Path(core.__file__).parent / "picturebook"
 
 log = logging.getLogger(__name__)
-
-
-def default_folder() -> Path:
-    """Where checkpoints are: outside the checkout."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return cache / "interpretable-diffusion" / "labels"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=config.seed, help="of the pictures' noise")
     parser.add_argument("--places", nargs="*", default=config.places, help="classes that are places, not objects")
     parser.add_argument("--styles", nargs="*", default=config.styles, help="words that tell a picture's style")
-    parser.add_argument("--run-dir", type=Path, default=default_folder(), help="folder of the checkpoints; resumed")
+    parser.add_argument(
+        "--run-dir", type=Path, default=cache_folder("labels"), help="folder of the checkpoints; resumed"
+    )
     parser.add_argument("--checkpoint-every", type=float, default=120, help="least seconds between checkpoints")
     parser.add_argument("--rank", type=int, default=0, help="which of the processes this is, from 0")
     parser.add_argument("--world", type=int, default=1, help="processes that share the pictures")

@@ -7,7 +7,6 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
@@ -26,6 +25,7 @@ from core.sampling import Branch
 from core.spec import ModelSpec
 from training.allocator import keep_freed_memory
 from training.bank import TrainerConfig
+from training.folders import cache_folder
 from training.prompts import GRAMMAR, open_prompts
 from training.recipe import read_recipe
 from training.stream import ActivationStream, StreamConfig
@@ -65,16 +65,10 @@ class SaeRecipe:
         return tuple(SaeId(hookpoint, branch, t) for hookpoint, branch, t in every)
 
 
-def default_folder() -> Path:
-    """Where a run's checkpoint is: outside the checkout."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return cache / "interpretable-diffusion" / "saes"
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="JSON with the model, the SAEs and the training")
-    parser.add_argument("--run-dir", type=Path, default=default_folder(), help="folder of the checkpoint; resumed")
+    parser.add_argument("--run-dir", type=Path, default=cache_folder("saes"), help="folder of the checkpoint; resumed")
     parser.add_argument(
         "--out", type=Path, default=Path(core.__file__).parent / "picturebook" / "saes", help="folder of the collection"
     )

@@ -1,13 +1,13 @@
 """The card and the manifest of a collection of SAEs: what they are, how good, and how to load them."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core.concept_files import weights_sha256
 from core.sae import SaeId
-from core.sae_files import CONFIG, WEIGHTS
+from core.sae_files import CONFIG
 from core.sae_source import INDEX, list_saes
 from training.report import Table
 
@@ -28,7 +28,7 @@ def write_sae_card(root: Path, source: str, tables: Sequence[Table]) -> None:
         line = {
             "path": sae_id.path,
             **{key: config[key] for key in ("architecture", "d_in", "d_sae", "k") if key in config},
-            "sha256": hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
+            "sha256": weights_sha256(folder),
             "metrics": figures.get(sae_id.path),
             "n_samples": config["metadata"]["n_samples"],
             "seed": config["metadata"]["seed"],

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from core.sae import Architecture, SaeConfig, SparseAutoencoder
 from core.sae_files import read_sae, save_sae
-from training.benchmark.run import default_folder
 from training.benchmark.saes import environment
+from training.folders import cache_folder
 
 THEIRS = """
 import sys
@@ -39,7 +39,7 @@ def test_sae_lens_reads_ours_to_the_same_codes(tmp_path: Path, architecture: Arc
     save_sae(sae, tmp_path / "sae", {"model": "picturebook"}, dtype)
     x = 3 * torch.randn(64, 48, generator=generator)
     save_file({"x": x}, tmp_path / "x.safetensors")
-    python = environment("sae_lens", default_folder() / "peers")
+    python = environment("sae_lens", cache_folder("benchmark") / "peers")
     files = [str(tmp_path / name) for name in ("sae", "x.safetensors", "out.safetensors")]
     subprocess.run([str(python), "-c", THEIRS, *files], check=True, cwd=tmp_path)
     theirs = load_file(files[-1])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training import report
+from training.folders import cache_folder
 from training.report import Table
 
 if TYPE_CHECKING:
@@ -81,12 +82,6 @@ PARTS: dict[str, Callable[[Run], Table]] = {
 """In this order, whatever the order asked for."""
 
 
-def default_folder() -> Path:
-    """Outside the checkout."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return cache / "interpretable-diffusion" / "benchmark"
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("names", nargs="*", type=_part, default=list(PARTS), metavar="NAME", help="parts to measure")
@@ -94,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="picturebook", help="built-in name, folder, or owner/name@revision")
     parser.add_argument("--device", default=None, help="torch device; by default the best there is")
     parser.add_argument(
-        "--out", type=Path, default=default_folder(), help="folder of the results, as Markdown and JSON"
+        "--out", type=Path, default=cache_folder("benchmark"), help="folder of the results, as Markdown and JSON"
     )
 
 

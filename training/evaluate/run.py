@@ -19,6 +19,7 @@ from training.evaluate import layout, picturebook, sae
 from training.evaluate.picturebook import held_out_scenes
 from training.evaluate.pictures import load_judges
 from training.evaluate.store import fingerprint, kept
+from training.folders import cache_folder
 from training.picturebook.scenes import caption_of
 from training.prompts import GRAMMAR, open_prompts
 from training.report import Table
@@ -45,12 +46,6 @@ class Asked(NamedTuple):
     """Where prompts come from."""
 
 
-def default_folder() -> Path:
-    """Outside the checkout."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return cache / "interpretable-diffusion" / "evaluate"
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("name", choices=list(EVALUATIONS), help="what to evaluate")
@@ -70,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts", default=defaults["prompts"], help="grammar, a text file, or a Hub dataset; its held-out part"
     )
     parser.add_argument(
-        "--out", type=Path, default=default_folder(), help="folder of the results, as Markdown and JSON"
+        "--out", type=Path, default=cache_folder("evaluate"), help="folder of the results, as Markdown and JSON"
     )
 
 

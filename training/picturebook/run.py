@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import core
 from core.diffuser import Diffuser
 from core.spec import BUILT_IN, ModelSpec
 from training.allocator import keep_freed_memory
+from training.folders import cache_folder
 from training.loop import LoopConfig, train
 from training.picturebook.autoencoder import AutoencoderConfig, AutoencoderTask, build_autoencoder
 from training.picturebook.denoiser import DenoiserConfig, DenoiserLoss, DenoiserTask, TextTask
@@ -192,12 +192,12 @@ class Run:
 
     def write_card(self) -> None:
         """Evaluate what is in the package, and write the cards; what was measured before is not measured again."""
-        from training.evaluate.run import Asked, default_folder, evaluate_picturebook, evaluate_sae
+        from training.evaluate.run import Asked, evaluate_picturebook, evaluate_sae
         from training.picturebook.card import read_curve, write_card
         from training.sae_card import write_sae_card
 
         model = self._finished()
-        asked = Asked([], False, default_folder(), (self.package / "saes",))
+        asked = Asked([], False, cache_folder("evaluate"), (self.package / "saes",))
         tables = evaluate_picturebook(model, asked, self.package)
         by_eye = BY_EYE.read_text() if BY_EYE.exists() else ""
         write_card(model, self.package, tables, read_curve(self.folder), by_eye)
@@ -255,17 +255,13 @@ def read_config(path: Path) -> PicturebookConfig:
     return read_recipe(PicturebookConfig, path)
 
 
-def default_folder() -> Path:
-    """Where runs live: outside the checkout."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return cache / "interpretable-diffusion" / "picturebook"
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to do, in this order")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="JSON with the sizes and the training")
-    parser.add_argument("--run-dir", type=Path, default=default_folder(), help="folder of checkpoints; resumed")
+    parser.add_argument(
+        "--run-dir", type=Path, default=cache_folder("picturebook"), help="folder of checkpoints; resumed"
+    )
     parser.add_argument("--out", type=Path, default=PACKAGE, help="folder that the finished model is put into")
     parser.add_argument("--workers", type=int, default=0, help="processes that paint scenes; 0: a thread")
     parser.add_argument("--checkpoint-every", type=float, default=300, help="seconds between checkpoints")
