@@ -7,7 +7,7 @@ recorded and edited where no steps are named.
 
 Hooks act in the order in which their contexts were entered: a recording inside an edit sees the edited update, one
 outside it the update before. They see every call of the model, whichever job makes it; where several jobs share a
-model, enter them in the job that holds it.
+model, hand them to `model.sample` or `model.generate` as `contexts`, which enter them once the model is theirs.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

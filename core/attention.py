@@ -61,10 +61,9 @@ def word_maps(model: Diffuser, prompt: str, maps: Tensor) -> WordMaps:
         raise ValueError(f"Maps [..., {n_tokens}, h, w] of this model's tokens are needed, not {list(maps.shape)}.")
     words = distinct_words(prompt)
     belongs = torch.zeros(len(words), n_tokens, dtype=maps.dtype, device=maps.device)
-    spans = model._tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
     for word in split_words(prompt):
-        for token, (start, end) in enumerate(spans):
-            if start < word.end and end > word.start:  # the marks of start and end have the span (0, 0)
+        for token, (start, end) in enumerate(model.vocabulary.token_spans(prompt)):
+            if start < word.end and end > word.start:
                 belongs[words.index(word.text), token] = 1
     return WordMaps(tuple(words), torch.einsum("wt,...tyx->...wyx", belongs, maps))
 

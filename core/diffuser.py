@@ -4,7 +4,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -236,15 +236,20 @@ class Diffuser:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         previews: bool = True,
+        contexts: Sequence[AbstractContextManager[Any]] = (),
         callback: Callable[[Preview], bool | None] | None = None,
     ) -> Generation:
-        """A picture of the prompt. `callback` sees every preview; if it returns False, `Cancelled` is raised."""
+        """A picture of the prompt. `callback` sees every preview; if it returns False, `Cancelled` is raised.
+
+        `contexts` are as for `sample`.
+        """
         run = self.generate_iter(
             prompt,
             seed=seed,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             previews=previews,
+            contexts=contexts,
         )
         for item in run:
             if isinstance(item, Generation):
@@ -262,21 +267,31 @@ class Diffuser:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         previews: bool = True,
+        contexts: Sequence[AbstractContextManager[Any]] = (),
     ) -> Generator[Preview | Generation, None, None]:
         """A `Preview` after every U-Net call, and last the `Generation`. Closing it stops the work and frees the model.
 
-        The prompt and the settings are checked here, before the first `next()`.
+        The prompt and the settings are checked here, before the first `next()`. `contexts` are as for `sample`; a
+        recording among them must not stop, for the picture is wanted.
         """
         self.check_prompt(prompt)
         n_steps = self.spec.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.spec.guidance_scale if guidance_scale is None else guidance_scale
         self.schedule.sampler_timesteps(n_steps)
-        return self._generate(prompt, int(seed), n_steps, float(scale), previews)
+        return self._generate(prompt, int(seed), n_steps, float(scale), previews, contexts)
 
     def _generate(
-        self, prompt: str, seed: int, n_steps: int, scale: float, previews: bool
+        self,
+        prompt: str,
+        seed: int,
+        n_steps: int,
+        scale: float,
+        previews: bool,
+        contexts: Sequence[AbstractContextManager[Any]],
     ) -> Generator[Preview | Generation, None, None]:
-        with self.busy():
+        with self.busy(), ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context)
             shown: list[Preview] = []
             for state in self._sample([prompt], [seed], n_steps, scale, n_steps - 1):
                 step, _, t, _ = state.moment
@@ -295,10 +310,12 @@ class Diffuser:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         last_step: int | None = None,
+        contexts: Sequence[AbstractContextManager[Any]] = (),
     ) -> Generator[SamplerState, None, None]:
         """Denoise a batch of prompts together: a `SamplerState` after each step, up to `last_step`.
 
-        Prompts may be empty. Closing the generator frees the model, as does its end.
+        Prompts may be empty. Closing the generator frees the model, as does its end. `contexts`, such as recordings and
+        edits, are entered in their order once the model is this job's, and left before it is another's.
 
         Raises:
             ValueError: Not one seed a prompt, or a last step that the sampler does not have.
@@ -314,12 +331,20 @@ class Diffuser:
         for prompt in prompts:
             if prompt:
                 self.check_prompt(prompt)
-        return self._sample_alone(list(prompts), list(seeds), n_steps, float(scale), last)
+        return self._sample_alone(list(prompts), list(seeds), n_steps, float(scale), last, contexts)
 
     def _sample_alone(
-        self, prompts: list[str], seeds: list[int], n_steps: int, scale: float, last: int
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        n_steps: int,
+        scale: float,
+        last: int,
+        contexts: Sequence[AbstractContextManager[Any]],
     ) -> Generator[SamplerState, None, None]:
-        with self.busy():
+        with self.busy(), ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context)
             yield from self._sample(prompts, seeds, n_steps, scale, last)
 
     def _sample(

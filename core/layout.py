@@ -241,16 +241,16 @@ def predict_layout(
     hookpoint = model.hookpoints[: HOOKPOINT + 1][-1] if hookpoint is None else hookpoint
     sae = load_sae(source, hookpoint, branch, t)
     reader = make_reader(load_concepts(source, hookpoint=hookpoint, branch=branch, t=t), method, embed=embed)
-    run = model.sample(
+    updates = record(model, [hookpoint], branches=[branch], steps=[step], stop=True)
+    for _ in model.sample(
         [prompt],
         seeds=[seed],
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         last_step=step,
-    )
-    with record(model, [hookpoint], branches=[branch], steps=[step], stop=True) as updates:
-        for _ in run:
-            pass
+        contexts=[updates],
+    ):
+        pass
     return read_layout(updates[Key(hookpoint, branch, step)][0], sae, reader, among=among)
 
 

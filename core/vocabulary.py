@@ -62,6 +62,10 @@ class Vocabulary:
         if n_tokens > self.limit:
             raise PromptTooLongError(n_tokens, self.limit, len(split_words(prompt)))
 
+    def token_spans(self, prompt: str) -> list[tuple[int, int]]:
+        """Where each token of a prompt begins and ends in it, marks of start and end, which have (0, 0), included."""
+        return [(start, end) for start, end in self._tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]]
+
     def _knows(self, piece: str) -> bool:
         tokens = self._tokenizer.tokenize(piece)
         return all(token.endswith(_END) and self._is_word(token.removesuffix(_END), mark=True) for token in tokens)

@@ -103,6 +103,7 @@ def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: Run, out: Path) ->
     saes = train_saes(stream, ids, recipe.training, run, accelerator)
     if accelerator.is_main_process:
         write_collection(saes, out, told, run.folder, torch.float16 if recipe.half else torch.float32)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 

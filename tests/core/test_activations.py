@@ -225,6 +225,28 @@ def test_stopping_ends_the_block_that_asked_for_it(model: Diffuser) -> None:
     assert {key.step for key in outer} == {0, 1, 2, None}
 
 
+def test_contexts_act_on_the_job_that_they_were_handed_to_alone(model: Diffuser) -> None:
+    theirs = model.generate_iter(PROMPTS[0], num_inference_steps=2)
+    next(theirs)
+    updates = record(model, [MIDDLE], steps=[0], stop=True)
+    ours = model.sample(PROMPTS[1:], seeds=[0, 1], num_inference_steps=2, contexts=[updates])
+    next(theirs)
+    assert not updates
+    assert n_hooks(model) == 0
+    theirs.close()
+    assert list(ours) == []  # it stopped within the first call
+    assert updates[Key(MIDDLE, "cond", 0)].shape[0] == 2
+
+    with record(model, [MIDDLE]) as whole:
+        plain = model.generate(PROMPTS[0], num_inference_steps=2)
+    double = edit(model, lambda _, update: 2 * update, [MIDDLE])
+    beside = record(model, [MIDDLE])  # entered after the edit: it sees what the edit made
+    edited = model.generate(PROMPTS[0], num_inference_steps=2, contexts=[double, beside])
+    first = Key(MIDDLE, "cond", 0)
+    assert torch.allclose(beside[first], 2 * whole[first], atol=1e-5)
+    assert not torch.equal(plain.latents, edited.latents)
+
+
 def test_everything_is_unhooked_after_an_error(model: Diffuser) -> None:
     def fail(*_: object) -> None:
         raise OSError("the disk is full")

@@ -415,6 +415,9 @@ def train_a_share(folder: Path) -> None:
     weights = {f"{i.path}.{name}": value for i, sae in saes.items() for name, value in sae.state_dict().items()}
     weights["n_processes"] = torch.tensor(torch.distributed.get_world_size())
     save_file(weights, folder / f"rank-{accelerator.process_index}.safetensors")
+    # A process that ends with its group alive is now and then aborted on the way out.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(tmp_path: Path) -> None:

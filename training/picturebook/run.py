@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file
@@ -283,3 +284,4 @@ def main(arguments: argparse.Namespace) -> None:
         if name in arguments.stages:
             logger.info("stage %s", name)
             stage(run)
+    PartialState().destroy_process_group()
