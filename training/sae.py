@@ -90,8 +90,8 @@ def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: Run, out: Path) ->
     depends = {
         **{name: value for name, value in told.items() if name not in ("training", "half")},
         # A model that was trained anew, or prompts that were edited, under the same name are others.
-        "weights": _digest(Path(spec.source).rglob("*.safetensors")) or spec.revision,
-        "prompts_digest": _digest([Path(recipe.prompts)]),
+        "weights": digest(Path(spec.source).rglob("*.safetensors")) or spec.revision,
+        "prompts_digest": digest([Path(recipe.prompts)]),
     }
     run = replace(run, recipe=depends)
     accelerator = make_accelerator(recipe.training, run)
@@ -107,13 +107,13 @@ def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: Run, out: Path) ->
     accelerator.end_training()
 
 
-def _digest(paths: Iterable[Path]) -> str | None:
+def digest(paths: Iterable[Path]) -> str | None:
     """Hash of the contents of those that are files; None without any."""
-    digest, files = hashlib.sha256(), sorted(path for path in paths if path.is_file())
+    whole, files = hashlib.sha256(), sorted(path for path in paths if path.is_file())
     for path in files:
         with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16] if files else None
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()[:16] if files else None
 
 
 def write_collection(

@@ -7,6 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import core
+from core.sae_source import list_saes
 from training.picturebook import run as command
 from training.picturebook.autoencoder import AutoencoderConfig, build_autoencoder, make_crops, psnr, reconstruct
 from training.picturebook.export import standardise
@@ -24,8 +25,14 @@ TINY = {
     "denoiser_loop": {"n_steps": 1, "batch_size": 2, "learning_rate": 0.001},
     "judges": {"hidden_sizes": [8, 8, 16, 16], "decoder_size": 16, "style_sizes": [8, 8]},
     "judges_loop": {"n_steps": 1, "batch_size": 2, "learning_rate": 0.001},
+    "saes": {
+        "times": ["all"],
+        "stream": {"batch_size": 32, "pictures": 4, "batches_per_round": 1, "pictures_at_once": 4},
+        "training": {"n_steps": 2, "k": 2, "expansion": 2, "k_aux": 4, "n_measured": 1},
+    },
+    "labels": {"pictures": 4, "batch": 4, "permutations": 3, "shared_steps": 1, "gallery": 2, "gallery_side": 16},
 }
-STAGES = ["autoencoder", "latents", "text", "denoiser", "judges", "export"]
+STAGES = ["autoencoder", "latents", "text", "denoiser", "judges", "export", "saes", "labels"]
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +61,17 @@ def test_the_command_makes_a_folder_that_the_engine_and_plain_diffusers_load(tra
     image = pipeline("a cat on the grass", num_inference_steps=1, height=128, width=128).images[0]
     assert image.size == (128, 128)
     assert all(path.suffix != ".bin" for path in trained.rglob("*"))
+
+
+def test_the_model_comes_with_autoencoders_and_names_of_their_latents(trained: Path) -> None:
+    root = trained / "out" / "saes"
+    assert len(list_saes(root)) == 6
+    for sae_id in list_saes(root):
+        table = core.load_concepts(root, *sae_id)
+        assert len(table) == core.load_sae(root, *sae_id).cfg.d_sae
+        assert table.info.made_with["pictures"] == 4
+    command.main(options(trained))  # what is done is found, not done again
+    assert len(list((trained / "run" / "saes").iterdir())) == len(list((trained / "run" / "labels").iterdir())) == 1
 
 
 def test_every_word_of_the_captions_is_known_to_the_loaded_model(trained: Path) -> None:

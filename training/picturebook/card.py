@@ -95,7 +95,7 @@ denoiser, the text encoder along with it, on {loop["n_steps"]:,} batches of {loo
 texts lack words, most of them where there is little noise: what can be seen need not be told.
 
 {HISTORY.read_text() if HISTORY.exists() else ""}
-| samples seen | held-out loss | relations told apart |
+| samples seen, last stretch | held-out loss | relations told apart |
 |---|---|---|
 {rows}
 

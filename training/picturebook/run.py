@@ -16,9 +16,14 @@ from transformers import PreTrainedModel
 
 import core
 from core.diffuser import Diffuser
+from core.sae_files import WEIGHTS
+from core.segmentation import load_segmenter
 from core.spec import BUILT_IN, ModelSpec
 from training.allocator import keep_freed_memory
 from training.folders import cache_folder
+from training.labelling import LabelConfig
+from training.labelling import Run as LabelRun
+from training.labels import label_collection
 from training.loop import LoopConfig, train
 from training.picturebook.autoencoder import AutoencoderConfig, AutoencoderTask, build_autoencoder
 from training.picturebook.denoiser import DenoiserConfig, DenoiserLoss, DenoiserTask, TextTask
@@ -34,9 +39,10 @@ from training.picturebook.export import (
 )
 from training.picturebook.judges import JudgeConfig, JudgesLoss, JudgesTask, make_scenes
 from training.picturebook.latents import Latents, compute_latents, load_latents
+from training.prompts import GRAMMAR, open_prompts
 from training.recipe import read_recipe
 from training.sae import RECIPE as SAE_RECIPE
-from training.sae import SaeRecipe, train_collection
+from training.sae import SaeRecipe, digest, train_collection
 from training.trainer import Run as SaeRun
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "picturebook.json"
@@ -75,6 +81,8 @@ class PicturebookConfig:
     """Their training."""
     saes: SaeRecipe = field(default_factory=lambda: read_recipe(SaeRecipe, SAE_RECIPE))
     """The sparse autoencoders that come with it; those of `python -m training sae` unless told otherwise."""
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    """How their latents get names."""
     seed: int = 0
     """Seed of the initial weights."""
 
@@ -182,8 +190,17 @@ class Run:
 
     def train_saes(self) -> None:
         """Train sparse autoencoders on the finished model."""
-        run = SaeRun(self.folder / "saes", every=self.every)
+        # A folder a model: what was trained on another is neither taken up nor lost.
+        run = SaeRun(self.folder / "saes" / self._digest("model"), every=self.every)
         train_collection(self.config.saes, self._spec, run, self.package / "saes")
+
+    def name_concepts(self) -> None:
+        """Name the latents of the sparse autoencoders."""
+        model = self._finished()
+        segmenter = load_segmenter(self.package / "segmenter", device=self.device)
+        run = LabelRun(self.folder / "labels" / self._digest("model", "saes", "segmenter"), every=self.every)
+        prompts = open_prompts(GRAMMAR, model.check_prompt)
+        label_collection(self.config.labels, self.package / "saes", model, segmenter, prompts, run)
 
     def build_examples(self) -> None:
         """Rebuild the app's stored examples."""
@@ -203,6 +220,12 @@ class Run:
         by_eye = BY_EYE.read_text() if BY_EYE.exists() else ""
         write_card(model, self.package, tables, read_curve(self.folder), by_eye)
         write_sae_card(self.package / "saes", "picturebook", evaluate_sae(model, asked))
+
+    def _digest(self, *names: str) -> str:
+        """Hash of the weights in these folders of the package."""
+        found = [path for name in names for path in (self.package / name).rglob("*.safetensors")]
+        # Beside an SAE's weights lies what was counted of it.
+        return str(digest(path for path in found if "saes" not in path.parts or path.name == WEIGHTS))
 
     @property
     def _spec(self) -> ModelSpec:
@@ -226,6 +249,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "judges": Run.train_judges,
     "export": Run.export,
     "saes": Run.train_saes,
+    "labels": Run.name_concepts,
     "examples": Run.build_examples,
     "card": Run.write_card,
 }
