@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     )
     from core.images import prepare_image
     from core.information.attribution import attribute, attribute_iter
+    from core.information.captions import rank_captions, rank_captions_iter
+    from core.information.decomposition import Decomposition
+    from core.information.partial import decompose, decompose_iter
     from core.information.quadrature import Sampler
+    from core.information.ranking import Ranking
     from core.information.results import Attribution, AttributionProgress, Timeline
+    from core.inversion import Inversion, WordChange, change_word, change_word_iter, invert
     from core.layout import Layout, predict_layout
     from core.sae import SaeId, SparseAutoencoder
     from core.sae_source import load_sae
@@ -36,28 +41,39 @@ _HOME = {
     "AttributionProgress": "core.information.results",
     "Cancelled": "core.errors",
     "ConceptTable": "core.concepts",
+    "Decomposition": "core.information.decomposition",
     "Diffuser": "core.diffuser",
     "Generation": "core.sampling",
     "ImageError": "core.errors",
+    "Inversion": "core.inversion",
     "Layout": "core.layout",
     "ModelError": "core.errors",
     "ModelSpec": "core.spec",
     "Preview": "core.sampling",
     "PromptError": "core.errors",
     "PromptTooLongError": "core.errors",
+    "Ranking": "core.information.ranking",
     "SaeId": "core.sae",
     "Sampler": "core.information.quadrature",
     "SparseAutoencoder": "core.sae",
     "Timeline": "core.information.results",
     "UnknownWordError": "core.errors",
+    "WordChange": "core.inversion",
     "WordNotInPromptError": "core.errors",
     "attribute": "core.information.attribution",
     "attribute_iter": "core.information.attribution",
+    "change_word": "core.inversion",
+    "change_word_iter": "core.inversion",
+    "decompose": "core.information.partial",
+    "decompose_iter": "core.information.partial",
+    "invert": "core.inversion",
     "load_concepts": "core.concepts",
     "load_model": "core.diffuser",
     "load_sae": "core.sae_source",
     "predict_layout": "core.layout",
     "prepare_image": "core.images",
+    "rank_captions": "core.information.captions",
+    "rank_captions_iter": "core.information.captions",
 }
 
 __all__ = [  # the same names again: a type checker has to read them literally
@@ -66,28 +82,39 @@ __all__ = [  # the same names again: a type checker has to read them literally
     "AttributionProgress",
     "Cancelled",
     "ConceptTable",
+    "Decomposition",
     "Diffuser",
     "Generation",
     "ImageError",
+    "Inversion",
     "Layout",
     "ModelError",
     "ModelSpec",
     "Preview",
     "PromptError",
     "PromptTooLongError",
+    "Ranking",
     "SaeId",
     "Sampler",
     "SparseAutoencoder",
     "Timeline",
     "UnknownWordError",
+    "WordChange",
     "WordNotInPromptError",
     "attribute",
     "attribute_iter",
+    "change_word",
+    "change_word_iter",
+    "decompose",
+    "decompose_iter",
+    "invert",
     "load_concepts",
     "load_model",
     "load_sae",
     "predict_layout",
     "prepare_image",
+    "rank_captions",
+    "rank_captions_iter",
 ]
 
 

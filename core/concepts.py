@@ -300,7 +300,7 @@ def load_concepts(
     Raises:
         ArtifactError: There is no such SAE, or no table of it, or the table was made for another SAE.
     """
-    fetch = _files_of(source)
+    fetch = collection_files(source)
     sae_id = SaeId(_middle_hookpoint(fetch) if hookpoint is None else hookpoint, branch, t)
     sae = load_sae(source, *sae_id)
     frame, info = read_table(fetch(f"{sae_id.path}/{TABLE}"))
@@ -338,8 +338,8 @@ def _best_first(hit: Hit) -> tuple[float, float, int]:
     return -hit.similarity, -hit.score, hit.number
 
 
-def _files_of(source: str | Path) -> Fetch:
-    """A function that finds a collection's files; that the collection is there is for `load_sae` to check."""
+def collection_files(source: str | Path) -> Fetch:
+    """A function that finds the files of a collection, wherever it is; that it is there, `load_sae` checks."""
     text = str(source)
     root = EMBEDDED.get(text, Path(text).expanduser())
     if text in EMBEDDED or root.is_dir() or "/" not in text or text.startswith((".", "~", "/")):

@@ -61,22 +61,18 @@ class Counts(Protocol):
     @property
     def intersections(self) -> Any:
         """[d_sae, K] cells at which the latent is active and the class is there."""
-        ...
 
     @property
     def active(self) -> Any:
         """[d_sae] cells at which the latent is active."""
-        ...
 
     @property
     def cells(self) -> Any:
         """[K] cells at which the class is there."""
-        ...
 
     @property
     def n_cells(self) -> Any:
         """Cells in all."""
-        ...
 
 
 class Concepts(Protocol):
@@ -85,18 +81,15 @@ class Concepts(Protocol):
     @property
     def counts(self) -> Counts:
         """Of its latents and classes."""
-        ...
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the K classes."""
-        ...
 
     @property
     def frame(self) -> Any:
         """A pandas frame, a row a latent: latent, label, kind, the label's iou, and `further`, records of the next best
         classes with their label and iou."""
-        ...
 
 
 class Reader(NamedTuple):
@@ -175,14 +168,19 @@ def read_layout(
     Raises:
         ValueError: A class that the table does not have.
     """
-    chosen = list(range(len(reader.classes))) if among is None else _indices(reader.classes, among)
     code = sae.encode(update.flatten(1).T.to(sae.b_dec.device, torch.float32))
+    return read_code(code, (update.shape[1], update.shape[2]), reader, among=among)
+
+
+def read_code(code: Code, grid: tuple[int, int], reader: Reader, *, among: Collection[str] | None = None) -> Layout:
+    """The layout that the codes of h x w positions, row by row, foretell; else as `read_layout`."""
+    chosen = list(range(len(reader.classes))) if among is None else _indices(reader.classes, among)
     scores = reader.scores(Code(*(part.to(reader.testimony.device) for part in code)))
-    labels = best_classes(scores[:, [*chosen, -1]]).view(update.shape[1:])
+    labels = best_classes(scores[:, [*chosen, -1]]).view(grid)
     return Layout(
         labels=labels.cpu().numpy(),
         classes=tuple(reader.classes[i] for i in chosen),
-        scores=scores[:, chosen].T.reshape(-1, *update.shape[1:]).cpu().numpy(),
+        scores=scores[:, chosen].T.reshape(-1, *grid).cpu().numpy(),
         method=reader.method,
         told=among is not None,
     )

@@ -30,13 +30,13 @@ from core.concept_files import (
 )
 from core.diffuser import Diffuser
 from core.gallery import Drawn, write_gallery
+from core.grids import cell_counts, majority
 from core.sae import SaeId
 from core.sae_source import list_saes, load_sae
 from core.segmentation import Segmenter
 from core.text import distinct_words
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.drawn import Batch, class_areas, draw, label_maps
-from training.evaluate.grids import cell_counts, majority
 from training.evaluate.sae import steps_of
 from training.naming import Facts, Names, name_latents
 from training.picturebook.world import NOUNS, PLACES, STYLES

@@ -1,9 +1,12 @@
-"""What attribution returns. Numbers only: no torch is imported, so that stored results can be shown without it."""
+"""What measuring information returns. Numbers only: imports no torch, so that stored results can be shown without it.
+
+`Attribution` is here; what `decompose` and `rank_captions` return stands beside them, built on the same `Measurement`.
+"""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +14,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Stopped = Literal["converged", "budget", "cancelled"]
 Given = Literal["rest", "nothing"]
+Result = TypeVar("Result")
 
 STOPPING_FACTOR = 1.08
 """Intervals of a run that stopped because its error looked small are this much wider: an error that is looked at
@@ -30,9 +34,39 @@ class Timeline(NamedTuple):
     """[W, S] standard errors of `bits`."""
 
 
-@dataclass(frozen=True, eq=False)
-class Attribution:
-    """How many bits each word told the picture, where and when. All arrays are float64."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Measurement:
+    """How an estimate of information came about, whatever was estimated."""
+
+    n_evals: int
+    """Latents that went through the U-Net, pilot included."""
+    n_replicates: int
+    """Independent replicates behind every mean and error: Student's t with one degree of freedom less."""
+    stopped: Stopped
+    """`converged`, `budget`, or `cancelled` (what was known when the work was stopped)."""
+    rel_error: float
+    """Reached relative error of the worst figure that the stopping rule looks at."""
+    seed: int
+    """Seed of the noise."""
+    settings: Mapping[str, Any]
+    """Everything else that it takes to repeat the result; JSON-able."""
+
+    def interval_factor(self, level: float = 0.95) -> float:
+        """Half-width of a confidence interval in standard errors, for totals, cells and bins alike."""
+        widened = STOPPING_FACTOR if self.stopped == "converged" else 1.0
+        return widened * t_quantile((1 + level) / 2, self.n_replicates - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able form."""
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Attribution(Measurement):
+    """How many bits each word told the picture, where and when. All arrays are float64.
+
+    `rel_error` is that of the worst word: standard error over max(its bits, a tenth of the largest word's).
+    """
 
     words: tuple[str, ...]
     """The words asked for, lower case, in the prompt's order."""
@@ -54,42 +88,21 @@ class Attribution:
     """Orthogonal estimate for the whole prompt against the empty text, in bits; None where it was not asked for."""
     prompt_stderr: float | None
     """Its standard error."""
-    n_evals: int
-    """Latents that went through the U-Net, pilot included."""
-    n_replicates: int
-    """Independent replicates behind every mean and error: Student's t with one degree of freedom less."""
-    stopped: Stopped
-    """`converged`, `budget`, or `cancelled` (what was known when the work was stopped)."""
-    rel_error: float
-    """Reached relative error of the worst word: standard error over max(its bits, a tenth of the largest word's)."""
     prompt: str
     """The prompt as typed."""
     given: Given
     """What each word's bits are given: the `rest` of the prompt (CMI), or `nothing` (MI)."""
-    seed: int
-    """Seed of the noise."""
-    settings: Mapping[str, Any]
-    """Everything else that it takes to repeat the result; JSON-able."""
 
     def interval(self, level: float = 0.95) -> tuple[Floats, Floats]:
         """Confidence limits (low, high), [W] bits each, of `bits`."""
         half = self.interval_factor(level) * self.stderr
         return self.bits - half, self.bits + half
 
-    def interval_factor(self, level: float = 0.95) -> float:
-        """Half-width of a confidence interval in standard errors, for totals, cells and bins alike."""
-        widened = STOPPING_FACTOR if self.stopped == "converged" else 1.0
-        return widened * t_quantile((1 + level) / 2, self.n_replicates - 1)
-
     @property
     def contradicts(self) -> NDArray[np.bool_]:
         """[W] whether the word disagrees with the picture: it moves the prediction, but significantly the wrong way."""
         clearly_wrong: NDArray[np.bool_] = self.direct_bits < -self.interval_factor() * self.direct_stderr
         return clearly_wrong
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-able form; `from_dict` reads it."""
-        return {name: _plain(value) for name, value in vars(self).items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Attribution":
@@ -105,21 +118,30 @@ class Attribution:
         )
 
 
-class AttributionProgress(NamedTuple):
-    """How far an attribution is, after a U-Net call."""
+class Progress(NamedTuple, Generic[Result]):
+    """How far a measurement is, after a U-Net call."""
 
     n_evals: int
     """Latents that went through the U-Net so far."""
     max_evals: int
-    """The budget; most runs converge long before it."""
+    """The budget; most runs end long before it."""
     n_replicates: int
     """Replicates finished so far."""
     rel_error: float
-    """Relative error of the worst word so far; infinite until two replicates are finished."""
-    partial: Attribution | None
+    """The result's `rel_error` so far; infinite until two replicates are finished."""
+    partial: Result | None
     """The result as it stands, from the replicates finished so far; None until there are two."""
     expected_evals: int
     """U-Net latents at which the run is expected to stop, at the present spread; what remaining time is told from."""
+
+
+class AttributionProgress(Progress[Attribution]):
+    """How far an attribution is, after a U-Net call."""
+
+
+def mean_and_stderr(replicates: Floats) -> tuple[Floats, Floats]:
+    """Mean over the first axis, and its standard error from the spread."""
+    return replicates.mean(0), replicates.std(0, ddof=1) / math.sqrt(len(replicates))
 
 
 def t_quantile(p: float, df: int) -> float:
@@ -148,10 +170,10 @@ def t_cdf(t: float, df: int) -> float:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Timeline):
-        return {name: part.tolist() for name, part in value._asdict().items()}
     if isinstance(value, np.ndarray):
         return value.tolist()
+    if hasattr(value, "_asdict"):
+        return {name: _plain(part) for name, part in value._asdict().items()}
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(part) for part in value]
     return dict(value) if isinstance(value, Mapping) else value

@@ -13,7 +13,7 @@ import core
 from core import layout
 from core.diffuser import Diffuser
 from core.errors import ArtifactError, PromptError
-from core.layout import Reader, best_classes, make_reader, predict_layout, read_layout
+from core.layout import Reader, best_classes, make_reader, predict_layout, read_code, read_layout
 from core.sae import Code, SaeConfig, SaeId, SparseAutoencoder
 from core.sae_files import save_sae
 
@@ -146,6 +146,8 @@ def test_a_layout_keeps_its_shape_and_says_what_it_was_told() -> None:
     np.testing.assert_array_equal(free.labels, TRUTH)
     assert (free.classes, free.told, free.method) == (CLASSES, False, "readout")
     assert free.scores.shape == (3, 4, 6)
+    of_code = read_code(code, (TRUTH.shape[0], TRUTH.shape[1]), reader)
+    np.testing.assert_array_equal(of_code.labels, TRUTH)
     told = read_layout(update, sae, reader, among=["sea", "dog"])
     assert (told.classes, told.told) == (("dog", "sea"), True)
     np.testing.assert_array_equal(told.labels[TRUTH == 1], 0)
@@ -175,9 +177,9 @@ def load(*_: Any, **__: Any) -> Any:
 
 def test_a_prediction_at_the_first_step_costs_one_evaluation(model: Diffuser, collection: Path) -> None:
     with patch("core.concepts.load_concepts", load):
-        before = model.n_unet_calls
+        before, rows = model.n_unet_calls, model.n_unet_rows
         first = core.predict_layout(model, "a cat on the sea", source=collection, among=["cat", "sea"])
-        assert model.n_unet_calls == before + 1
+        assert (model.n_unet_calls, model.n_unet_rows) == (before + 1, rows + 2)  # one, guided
         up_block = model.unet.up_blocks[1]
         with patch.object(up_block, "forward", side_effect=AssertionError("computed in vain")):
             predict_layout(model, "a cat on the sea", source=collection)

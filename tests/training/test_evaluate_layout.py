@@ -15,6 +15,7 @@ from torch import Tensor
 from core.activations import Key, record
 from core.attention import record_attention, word_maps
 from core.diffuser import Diffuser
+from core.grids import cell_counts, class_masks, majority
 from core.sae import SaeConfig, SaeId, SparseAutoencoder
 from core.sae_files import save_sae
 from core.segmentation import Segmentation
@@ -22,10 +23,7 @@ from training.evaluate import layout, run
 from training.evaluate.grids import (
     Truth,
     best_threshold,
-    cell_counts,
-    class_masks,
     grid_iou,
-    majority,
     pixel_iou,
     resampled,
     score_masks,

@@ -13,7 +13,7 @@ import core
 from core.activations import record
 from core.artifacts import is_local
 from core.diffuser import Diffuser
-from core.information.attribution import BATCH_SIZE
+from core.information.measuring import BATCH_SIZE
 from training.benchmark.prompts import held_out
 from training.report import Figure, Table, timed
 

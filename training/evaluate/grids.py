@@ -1,4 +1,4 @@
-"""Label maps on coarse grids: reduced by majority, turned into masks of a caption's things, and scored against them."""
+"""How well masks on coarse grids agree with a caption's things, and how sure a mean over pictures is."""
 
 from typing import NamedTuple
 
@@ -7,32 +7,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from core.grids import class_masks, majority, mask_iou
+
 Floats = npt.NDArray[np.float64]
 
 N_THRESHOLDS = 32
 """Thresholds that are tried, at evenly spread quantiles of the scores."""
-
-
-def cell_counts(labels: Tensor, n_classes: int, height: int, width: int) -> Tensor:
-    """Pixels of each class in each cell, [N, n_classes + 1, height, width], the last of no class (-1).
-
-    Raises:
-        ValueError: The label maps [N, H, W] do not divide into so many cells.
-    """
-    n, rows, columns = labels.shape
-    if rows % height or columns % width:
-        raise ValueError(f"Pictures of {rows} x {columns} pixels do not divide into {height} x {width} cells.")
-    known = torch.where(labels < 0, n_classes, labels)
-    cells = known.view(n, height, rows // height, width, columns // width).transpose(2, 3).reshape(n, height, width, -1)
-    counts = torch.zeros(n, height, width, n_classes + 1)
-    counts.scatter_add_(3, cells, torch.ones(()).expand(cells.shape))
-    return counts.movedim(3, 1)
-
-
-def majority(counts: Tensor) -> Tensor:
-    """[N, h, w] class of most pixels in each cell of `cell_counts`; -1 where that is none."""
-    best = counts.argmax(1)
-    return torch.where(best == counts.shape[1] - 1, -1, best)
 
 
 class Truth(NamedTuple):
@@ -59,11 +39,6 @@ def truth_of(counts: Tensor, targets: Tensor) -> Truth:
     return Truth(masks, counts.gather(1, index) * known, int(counts[0, :, 0, 0].sum()))
 
 
-def class_masks(labels: Tensor, targets: Tensor) -> Tensor:
-    """[N, M, h, w] where label maps [N, h, w] show the targets [N, M]; nowhere where a target is -1."""
-    return (labels[:, None] == targets[..., None, None]) & (targets >= 0)[..., None, None]
-
-
 def score_masks(scores: Tensor, threshold: float) -> Tensor:
     """Masks of a caption's things from their scores [N, M, h, w]: a cell is the best one's, if above a threshold."""
     return (scores == scores.amax(1, keepdim=True)) & (scores >= threshold) & scores.isfinite()
@@ -71,9 +46,7 @@ def score_masks(scores: Tensor, threshold: float) -> Tensor:
 
 def grid_iou(masks: Tensor, truth: Truth) -> Tensor:
     """[N, M] intersection over union on the grid; not a number where there is nothing to foretell."""
-    both, either = ((masks & truth.masks), (masks | truth.masks))
-    ious = both.sum((2, 3)).double() / either.sum((2, 3))
-    return ious.masked_fill(~truth.there, torch.nan)
+    return mask_iou(masks, truth.masks)
 
 
 def pixel_iou(masks: Tensor, truth: Truth) -> Tensor:

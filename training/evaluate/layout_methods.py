@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.activations import Key
+from core.grids import class_masks, majority
 from core.layout import PRIOR_WEIGHT, Concepts, Method, Reader, make_reader
 from core.sae import SparseAutoencoder
 from core.sampling import Branch
-from training.evaluate.grids import best_threshold, class_masks, majority, score_masks
+from training.evaluate.grids import best_threshold, score_masks
 from training.evaluate.layout_pictures import M, Pictures, senses_of
 from training.evaluate.probe import fit_probe
 from training.picturebook.captions import Caption

@@ -9,8 +9,9 @@ from torch import Tensor
 from core.activations import Key, record
 from core.attention import record_attention, word_maps
 from core.diffuser import Diffuser
+from core.grids import cell_counts, majority
 from core.segmentation import Segmenter
-from training.evaluate.grids import Truth, cell_counts, majority, truth_of
+from training.evaluate.grids import Truth, truth_of
 from training.evaluate.pictures import MIN_AREA
 from training.picturebook.captions import N_THINGS_P, Caption
 from training.picturebook.world import LABELS, NOUN_INDEX, NOUNS, THING_INDEX

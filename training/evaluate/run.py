@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple, TypeVar
 
 import core
@@ -15,7 +16,8 @@ import core.layout
 from core.diffuser import Diffuser
 from core.sae_source import list_saes
 from training import report
-from training.evaluate import layout, picturebook, sae
+from training.evaluate import captions as caption_ranking
+from training.evaluate import layout, localisation, picturebook, pid, sae
 from training.evaluate.picturebook import held_out_scenes
 from training.evaluate.pictures import load_judges
 from training.evaluate.store import fingerprint, kept
@@ -97,7 +99,7 @@ def evaluate_sae(model: Diffuser, asked: Asked) -> list[Table]:
     source = open_prompts(asked.prompts, model.check_prompt, split="test")
     prompts = [source.prompt(number) for number in range(settings.n_fit + settings.n_pictures)]
     parts = {part.__name__: part for part in sae.PARTS}
-    local = [Path(model.spec.source)] if Path(model.spec.source).is_dir() else []
+    local = _own_weights(model)
     tables = []
     for root in asked.saes:
         saes = {i: core.load_sae(root, i.hookpoint, i.branch, i.t) for i in list_saes(root)}
@@ -113,7 +115,7 @@ def evaluate_layout(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> l
     settings = layout.QUICK if asked.quick else layout.Settings()
     captions = [caption_of(scene) for scene in held_out_scenes(settings.n_fit + settings.n_pictures)]
     parts = {part.__name__: part for part in layout.PARTS}
-    local = [Path(model.spec.source)] if Path(model.spec.source).is_dir() else []
+    local = _own_weights(model)
     code = [inspect.getsource(module) for module in (core.attention, core.layout)]
     tables = []
     for root in asked.saes:
@@ -130,14 +132,38 @@ def evaluate_layout(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> l
     return tables
 
 
+def evaluate_information(module: ModuleType) -> Callable[[Diffuser, Asked], list[Table]]:
+    """An evaluation of what words tell true scenes, by a module with `Settings`, `QUICK`, a `Bench` and `PARTS`."""
+
+    def evaluate(model: Diffuser, asked: Asked) -> list[Table]:
+        settings = module.QUICK if asked.quick else module.Settings()
+        bench = module.Bench(model, settings)
+        engine = Path(core.__file__).parent
+        files = [*sorted((engine / "information").glob("*.py")), engine / "inversion.py", engine / "attention.py"]
+        code = [path.read_text() for path in files]
+        key = fingerprint(_own_weights(model), settings, [model.spec.name, model.spec.revision, *code])
+        return _tables({part.__name__: part for part in module.PARTS}, asked, key, lambda part: part(bench))
+
+    return evaluate
+
+
+def _own_weights(model: Diffuser) -> list[Path]:
+    """The model's folder, where it is on this disk."""
+    folder = Path(model.spec.source)
+    return [folder] if folder.is_dir() else []
+
+
 def _model_and_judges(package: Path) -> list[Path]:
     """Not all of the package: what is made from the model later changes nothing that was measured of it."""
     return [package / name for name in ("model", "segmenter", "second_segmenter", "style_classifier")]
 
 
 EVALUATIONS: dict[str, Callable[[Diffuser, Asked], list[Table]]] = {
+    "captions": evaluate_information(caption_ranking),
     "layout": evaluate_layout,
+    "localisation": evaluate_information(localisation),
     "picturebook": evaluate_picturebook,
+    "pid": evaluate_information(pid),
     "sae": evaluate_sae,
 }
 

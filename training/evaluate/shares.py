@@ -1,4 +1,4 @@
-"""Shares of successes with confidence intervals."""
+"""Shares of successes with confidence intervals, and how a figure is shown with its interval."""
 
 import math
 from collections.abc import Iterable
@@ -38,3 +38,9 @@ def share(outcomes: Iterable[bool]) -> Share:
     """Of a list of successes and failures."""
     listed = [bool(outcome) for outcome in outcomes]
     return Share(sum(listed), len(listed))
+
+
+def with_interval(figure: tuple[float, float, float], form: str = ".2f") -> str:
+    """A figure with the low and the high end of its interval, each in a form such as `.2f`."""
+    value, low, high = (format(number, form) for number in figure)
+    return f"{value} ({low} to {high})"

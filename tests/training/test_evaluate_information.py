@@ -1,0 +1,307 @@
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from core.diffuser import Diffuser
+from core.information.ranking import Ranking
+from core.spec import ModelSpec
+from core.text import split_words
+from tests.conftest import make_pipeline
+from training.evaluate import captions, localisation, pid, run
+from training.evaluate.captions import OPPOSITE, others_of, outcome_of, shuffled
+from training.evaluate.localisation import (
+    AT_FLAT,
+    AT_LOGISTIC,
+    BOTH,
+    CMI,
+    CMI_PUBLISHED,
+    METHODS,
+    WHOLE,
+    Scored,
+    as_published,
+    best_threshold,
+    in_its_range,
+    targets_of,
+    word_ious,
+)
+from training.evaluate.pid import Found
+from training.evaluate.pid_pairs import (
+    HOMONYM,
+    KINDS,
+    PLANTED,
+    SYNONYMS,
+    THING_AND_PLACE,
+    THINGS,
+    joint_of,
+    log2_together,
+    scenes_with,
+)
+from training.picturebook.captions import Caption, Story, log2_word_given_rest
+from training.picturebook.scenes import caption_of, make_scene, paint
+from training.picturebook.tokens import MAX_TOKENS, build_tokenizer
+from training.picturebook.world import LABELS, PLACES, PLANTED_PAIR
+from training.picturebook.world import THINGS as ALL_THINGS
+
+CAPTIONS = [caption_of(make_scene(seed, "test")) for seed in range(120)]
+
+
+@pytest.fixture(scope="module")
+def reader() -> Diffuser:
+    """The small pipeline, untrained, with the embedded model's vocabulary."""
+    pipeline = make_pipeline()
+    pipeline.tokenizer = build_tokenizer()
+    end = pipeline.tokenizer.eos_token_id
+    pipeline.text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(pipeline.tokenizer.get_vocab()),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=pipeline.tokenizer.bos_token_id,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+    )
+    return Diffuser(pipeline, ModelSpec("small", "nowhere"))
+
+
+def caption(*nouns: str, place: str = "sea", style: str = "plain") -> Caption:
+    return Caption(Story(nouns, None, place, style), nouns, "and", place, False, style != "plain", False, "")
+
+
+# --- pid --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_picks_the_pairs_that_it_is_named_after() -> None:
+    picked = {kind: [(c, kind.pick(c)) for c in CAPTIONS if c.place_word is not None] for kind in KINDS}
+    found = {kind: [(c, pair) for c, pair in pairs if pair] for kind, pairs in picked.items()}
+    assert all(len(pairs) > 2 for pairs in found.values())
+    for told, pair in found[SYNONYMS]:
+        assert pair[0] in (*told.words, told.place_word)
+        assert pair[1] not in split_words(told.text)
+    assert {pair for _, pair in found[SYNONYMS]} >= {("sea", "ocean"), ("ocean", "sea")}
+    assert all({*pair} == {*PLANTED_PAIR} for _, pair in found[PLANTED])
+    assert all(pair[0] in ("bat", "mouse") and pair[1] == told.place_word for told, pair in found[HOMONYM])
+    assert all(pair[0] not in ("bat", "mouse") for _, pair in found[THING_AND_PLACE])
+    assert not any({"bat", "mouse"} & {*told.story.nouns} or {*pair} == {*PLANTED_PAIR} for told, pair in found[THINGS])
+    first = list(islice(scenes_with(PLANTED), 2))
+    assert all({*PLANTED_PAIR} <= {*scene.story.nouns} for scene in first)
+
+
+@pytest.mark.parametrize("told", [c for c in CAPTIONS if c.place_word is not None and len(c.words) > 1][:6])
+def test_words_together_agree_with_each_given_the_other(told: Caption) -> None:
+    """p(one | other, rest), from the joint, is what the grammar says of one slot."""
+    for first, second in ((told.words[0], told.words[1]), (told.words[1], str(told.place_word))):
+        joint = joint_of(told, first, second)
+        given_second = sum(p for (_, word), p in joint.items() if word == second)
+        assert np.log2(joint[first, second] / given_second) == pytest.approx(log2_word_given_rest(told, first))
+        assert all(p == 0 for (one, other), p in joint.items() if one == other)
+
+
+def test_the_planted_pair_tells_of_each_other_and_others_do_not() -> None:
+    planted = log2_together(caption(*PLANTED_PAIR, place="grass"), *PLANTED_PAIR)
+    assert planted > 2
+    assert log2_together(caption("butterfly", "cat", place="grass"), "butterfly", "cat") < 0  # it has its partner
+    assert abs(log2_together(caption("cat", "pig", place="kitchen"), "cat", "pig")) < 0.7
+    assert log2_together(caption("whale"), "whale", "sea") > 1  # at home
+
+
+def test_tables_of_what_two_words_tell_are_right_by_hand(reader: Diffuser) -> None:
+    bench = pid.Bench(reader, pid.Settings(n_bootstrap=20))
+    parts = np.array([[1.0, 2.0, 3.0, 0.5], [3.0, 2.0, 1.0, 1.5]])
+    found = Found(parts, np.array([8.0, 8.0]), np.array([[1.0, 4.0], [1.0, 4.0]]), np.full(2, 2.0), np.full(2, 0.5))
+    for kind in KINDS:
+        for given in ("nothing", "rest"):
+            bench._found[kind, given] = found  # type: ignore[index]
+    row = pid.shares(bench).rows[0]
+    assert str(row["redundancy"]).startswith("2.00 (")
+    assert str(row["shared"]).startswith("0.500 (")  # 2 of (8 / 2)
+    (planted, *_) = pid.planted(bench).rows
+    assert planted["measured less grammar"] == "1.50 (1.50 to 1.50)"
+    assert pid.homonyms(bench).rows[0]["share of synergy"] == "0.250 (0.250 to 0.250)"
+
+
+def test_scenes_are_measured_where_their_things_are(reader: Diffuser) -> None:
+    bench = pid.Bench(reader, pid.Settings(n_scenes=1, n_points=2, n_replicates=2, n_bootstrap=20))
+    rows = reader.n_unet_rows
+    for kind in (SYNONYMS, HOMONYM):
+        found = bench.found(kind, "nothing")
+        assert found.parts.shape == (1, 4)
+        assert np.isnan(found.grammar).all() == (kind is SYNONYMS)
+        redundancy, first, second, _ = found.parts[0]
+        assert found.alone[0] == pytest.approx(2 * redundancy + first + second)
+    assert reader.n_unet_rows - rows == 2 * 2 * 2 * 4
+    assert bench.found(HOMONYM, "nothing") is found
+    assert found.there[0, 1] < found.parts[0].sum()  # the thing does not fill the picture
+    scene = next(scenes_with(HOMONYM))
+    shares = pid._share_of_cells(paint(scene).labels, caption_of(scene), HOMONYM.of(caption_of(scene))[0])
+    assert shares.shape == (16, 16)
+    senses = [LABELS.index(name) for name in ("bat", "club", "rodent", "device")]
+    assert shares.mean() == pytest.approx(np.isin(paint(scene).labels, senses).mean())
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("told", CAPTIONS[:30])
+def test_other_captions_differ_in_one_respect(told: Caption) -> None:
+    others = others_of(told, np.random.default_rng(0))
+    story = told.story
+    assert set(others) >= {"thing"}
+    assert ("relation" in others) == (story.relation is not None)
+    assert ("place" in others) == (told.place_word is not None)
+    assert ("style" in others) == told.style_told
+    own = [word.text for word in split_words(told.text)]
+    for kind in {"thing", "relation", "style"} & set(others):
+        words = [word.text for word in split_words(others[kind][0])]
+        changed = [(a, b) for a, b in zip(own, words, strict=False) if a != b]
+        if kind == "thing":
+            assert len(changed) == 1
+            assert changed[0][0] in told.words
+        if kind == "style":
+            assert [a for a, _ in changed] == [story.style]
+        if kind == "relation" and story.relation is not None:
+            assert (story.relation, OPPOSITE[story.relation]) in changed
+    if "place" in others:
+        assert not {story.place, told.place_word} & {word.text for word in split_words(others["place"][0])}
+    for order in others.get("order of the words", []):
+        assert sorted(order.split()) == sorted(own)
+        assert order.split() != own
+    texts = [text for listed in others.values() for text in listed]
+    assert len({told.text, *texts}) == len(texts) + 1
+
+
+def test_too_few_words_have_no_other_orders() -> None:
+    assert shuffled("a cat", np.random.default_rng(0)) == []
+    assert len(set(shuffled("a cat and a dog", np.random.default_rng(0)))) == captions.N_SHUFFLES
+
+
+def test_an_outcome_is_that_of_its_own_comparisons() -> None:
+    bits = np.array([5.0, 1.0, 6.0, 4.9])
+    ranking = Ranking(
+        captions=("a", "b", "c", "d"),
+        bits=bits,
+        stderr=np.ones(4),
+        ahead=bits[:, None] - bits,
+        ahead_stderr=np.full((4, 4), 0.2),
+        orthogonal_bits=np.array([3.0, 4.0, 2.0, 2.0]),
+        orthogonal_stderr=np.ones(4),
+        n_evals=1,
+        n_replicates=8,
+        stopped="budget",
+        rel_error=1.0,
+        seed=0,
+        settings={},
+    )
+    assert outcome_of(ranking, [1]) == (True, False, True, 4.0)
+    assert outcome_of(ranking, [2]) == (False, True, True, -1.0)
+    direct, orthogonal, sure, margin = outcome_of(ranking, [1, 3])
+    assert (direct, orthogonal, sure) == (True, False, False)
+    assert margin == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="empty text"):
+        outcome_of(replace(ranking, orthogonal_bits=None), [1])
+
+
+# --- localisation -----------------------------------------------------------------------------------------------------
+
+
+def square(kind: str = "thing") -> Scored:
+    """Two words on 8 x 8 pixels: a map that is high on its own quarter, and one that is high elsewhere too."""
+    truth = torch.zeros(2, 8, 8, dtype=torch.bool)
+    truth[:, :4, :4] = True
+    right = torch.zeros(8, 8)
+    right[:4, :4] = 10
+    spread = right.clone()
+    spread[:4, 4:] = 6
+    return Scored((kind, "place"), truth, {"m": torch.stack([right, spread]) - 3, WHOLE: torch.ones(2, 8, 8)}, {"m": 1})
+
+
+def test_words_are_scored_one_by_one_at_a_share_of_their_maps_range() -> None:
+    scene = square()
+    assert word_ious(scene, "m", "thing", 0.5).tolist() == [1.0]
+    assert word_ious(scene, "m", "place", 0.5).tolist() == [0.5]
+    assert word_ious(scene, "m", "place", 0.7).tolist() == [1.0]
+    assert word_ious(scene, WHOLE, "thing", 0.95).tolist() == [0.25]
+    assert 0.6 < best_threshold([scene], "m", "place") <= 0.95
+    assert len(word_ious(square("place"), "m", "thing", 0.5)) == 0
+    hidden = scene._replace(truth=torch.zeros(2, 8, 8, dtype=torch.bool))
+    assert len(word_ious(hidden, "m", "thing", 0.5)) == 0
+    ranged = in_its_range(scene.maps["m"])
+    assert (ranged.amin().item(), ranged.amax().item()) == (0.0, 1.0)
+
+
+def test_words_know_what_they_can_name() -> None:
+    targets = targets_of(caption("bat", "cat"))
+    names = {word: [LABELS[i] for i in classes] for word, classes in targets.items()}
+    assert names == {"bat": ["bat", "club"], "cat": ["cat"], "sea": ["sea"]}
+    assert len(LABELS) == len(ALL_THINGS) + len(PLACES)
+
+
+@pytest.mark.parametrize(("n_evals", "n_words"), [(256, 3), (192, 2), (64, 1)])
+def test_the_published_way_spends_as_much(n_evals: int, n_words: int) -> None:
+    sampler = as_published(n_evals, n_words)
+    spent = 3 * n_words * sampler.n_points * sampler.min_replicates
+    assert abs(spent - n_evals) <= 6 * n_words
+    assert (sampler.scale, sampler.stratified, sampler.antithetic, sampler.shared) == (2.0, False, False, False)
+
+
+def test_every_method_makes_a_map_of_every_word_for_what_it_says_it_costs(reader: Diffuser) -> None:
+    settings = localisation.Settings(n_points=2, n_replicates=2, num_inference_steps=2, batch_size=3)
+    scene = make_scene(1, "test")
+    rows = reader.n_unet_rows
+    scored = localisation.measure(reader, scene, settings)
+    n_words = len(targets_of(caption_of(scene)))
+    assert set(scored.maps) == set(scored.evals) == set(METHODS)
+    for maps in scored.maps.values():
+        assert maps.shape == (n_words, 16, 16)
+        assert bool(maps.isfinite().all())
+    computed = sum(n for name, n in scored.evals.items() if name != BOTH)
+    assert reader.n_unet_rows - rows == computed - scored.evals[CMI_PUBLISHED] // 3
+    attention = scored.maps[AT_FLAT]
+    assert not torch.allclose(attention[0], attention[1])
+    assert not torch.allclose(attention, scored.maps[AT_LOGISTIC])
+    root = (in_its_range(scored.maps[CMI]) * in_its_range(attention)).sqrt()
+    torch.testing.assert_close(scored.maps[BOTH], root)
+    whole = word_ious(scored, WHOLE, "thing", 0.5)
+    labels = torch.from_numpy(paint(scene).labels).long()
+    areas = [torch.isin(labels, torch.tensor(c)).float().mean() for c in targets_of(caption_of(scene)).values()]
+    assert whole == pytest.approx([float(area) for area in areas[: len(whole)]])
+
+
+# --- from the command line --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "settings"),
+    [
+        ("captions", captions, captions.Settings(n_scenes=2, n_points=2, n_replicates=2, n_bootstrap=20)),
+        ("pid", pid, pid.Settings(n_scenes=1, n_points=2, n_replicates=2, n_bootstrap=20)),
+        (
+            "localisation",
+            localisation,
+            localisation.Settings(
+                n_scenes=2, n_fit=1, n_points=2, n_replicates=2, num_inference_steps=2, n_bootstrap=20
+            ),
+        ),
+    ],
+)
+def test_each_makes_its_tables_once(
+    reader: Diffuser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: object, settings: object
+) -> None:
+    monkeypatch.setattr(module, "QUICK", settings)
+    asked = run.Asked(parts=[], quick=True, folder=tmp_path)
+    tables = run.EVALUATIONS[name](reader, asked)
+    rows = reader.n_unet_rows
+    again = run.EVALUATIONS[name](reader, asked)
+    assert reader.n_unet_rows == rows
+    for table, other in zip(tables, again, strict=True):
+        assert table.markdown() == other.markdown()
+        assert table.rows
+        assert all(set(row) == set(table.rows[0]) for row in table.rows)
