@@ -11,6 +11,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--model", default="picturebook", help="picturebook, sd-v1-4, a StableDiffusionPipeline folder, or owner/name"
     )
+    parser.add_argument(
+        "--saes",
+        default=None,
+        help="autoencoders with concept tables: a folder or owner/name; by default the model's own",
+    )
     parser.add_argument("--device", default=None, help="cpu, cuda or mps; by default the best there is")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for the whole network")
     parser.add_argument("--port", type=int, default=None, help="port; by default the first free one from 7860")
@@ -32,7 +37,7 @@ def main() -> None:
     from core.ui.runtime import Runtime
     from core.ui.theme import launch_options
 
-    runtime = Runtime(name=args.model, device=args.device)
+    runtime = Runtime(name=args.model, device=args.device, saes=args.saes)
     demo = build_demo(runtime)
     _, url, shared = demo.launch(
         server_name=args.host,

@@ -1,4 +1,4 @@
-"""The two functions of the page for programs: `/generate` and `/attribute`.
+"""The functions of the page for programs: `/generate`, `/attribute` and `/layout`.
 
 Their inputs are components of their own, out of sight, because only components check files: a path that a client makes
 up never reaches a function.
@@ -21,8 +21,9 @@ from core.ui.inputs import (
     prompt_problem,
     rel_error_problem,
     seed_problem,
+    step_problem,
 )
-from core.ui.jobs import JobError, Waiting, bring, draw, measure
+from core.ui.jobs import JobError, Waiting, bring, draw, foretell, measure
 from core.ui.runtime import Runtime
 from core.ui.scene import Scene
 from core.ui.wiring import MODEL
@@ -60,6 +61,32 @@ def build_api(runtime: Runtime) -> None:
         for item in _told(_attribution(runtime, picture, prompt.strip(), wanted, given, float(rel_error), int(seed))):
             yield json.loads(json.dumps(item.to_dict())) if isinstance(item, Attribution) else gr.skip()
 
+    def layout(
+        prompt: str,
+        seed: float,
+        steps: float,
+        guidance: float,
+        step: float,
+        hookpoint: str,
+        branch: str,
+        method: str,
+    ) -> Iterator[Any]:
+        """Foretell what will be where in the picture of `prompt`, from one step (from 0) of its making.
+
+        An empty `hookpoint` is the model's second. Returns labels [h][w] (index into classes, -1 for none), the
+        classes, and their scores [class][h][w].
+        """
+        _refuse(*draw_problems(runtime, prompt, seed, steps, guidance))
+        _refuse(step_problem(step, steps))
+        options = {"step": int(step), "hookpoint": hookpoint.strip() or None, "branch": branch, "method": method}
+        run = {"num_inference_steps": int(steps), "guidance_scale": float(guidance)}
+        for item in _told(foretell(runtime, None, prompt.strip(), int(seed), **options, **run)):
+            if isinstance(item, Waiting):
+                yield gr.skip()
+            else:
+                scores = item.scores.astype(float).round(4).tolist()
+                yield {"labels": item.labels.tolist(), "classes": list(item.classes), "scores": scores}
+
     with gr.Group(visible=False):
         prompt = gr.Textbox(label="prompt")
         seed = Number(value=0, label="seed")
@@ -70,6 +97,17 @@ def build_api(runtime: Runtime) -> None:
             [prompt, seed, steps, guidance],
             [gr.Image(label="picture", format="png"), gr.JSON(label="settings")],
             api_name="generate",
+            **MODEL,
+        )
+        step = Number(value=0, label="step")
+        hookpoint = gr.Textbox(value="", label="hookpoint")
+        branch = gr.Radio(["cond", "uncond"], value="cond", label="branch")
+        method = gr.Radio(["readout", "dictionary"], value="readout", label="method")
+        gr.Button().click(
+            layout,
+            [prompt, seed, steps, guidance, step, hookpoint, branch, method],
+            gr.JSON(label="layout"),
+            api_name="layout",
             **MODEL,
         )
         picture = Picture(label="picture", **PICTURE)

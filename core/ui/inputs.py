@@ -125,6 +125,13 @@ def steps_problem(steps: Any) -> str | None:
     return f"The steps must be a whole number from 1 to {MAX_STEPS}, such as 25{_not(steps)}."
 
 
+def step_problem(step: Any, steps: Any) -> str | None:
+    """Why a step cannot be read in a run of so many; it counts from 0."""
+    if _whole(step) and 0 <= step < steps:
+        return None
+    return f"The step must be a whole number from 0 to {int(steps) - 1}, where 0 is the first{_not(step)}."
+
+
 def guidance_problem(guidance: Any) -> str | None:
     """Why a guidance scale cannot be used."""
     if isinstance(guidance, int | float) and 0 <= guidance <= MAX_GUIDANCE:

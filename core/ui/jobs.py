@@ -1,4 +1,4 @@
-"""The two long jobs, drawing and measuring, as generators that say how far they are and stop when nobody wants them.
+"""The long jobs, drawing, reading, measuring, as generators that say how far they are and stop when nobody wants them.
 
 A job yields after every U-Net call. It is stopped by its ticket (Cancel, a newer job, a closed page) or by closing
 the generator (a client that cancels); either way the engine's generator is closed, which frees the model.
@@ -8,16 +8,21 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
 from core.images import prepare_image
 from core.information.results import Attribution
+from core.ui.dictionary import no_concepts
 from core.ui.images import data_url
 from core.ui.inputs import picture_note
 from core.ui.runtime import Runtime
 from core.ui.scene import Scene
+
+if TYPE_CHECKING:
+    from core.layout import Layout
+    from core.trace import Trace, Tracer
 
 _FRAME_SIDE = 160
 """Largest side of a preview on the film strip, in pixels."""
@@ -70,13 +75,18 @@ def draw(
         return
     frames: list[str] = []
     started = time.monotonic()
-    work = runtime.model.generate_iter(prompt, seed=seed, num_inference_steps=steps, guidance_scale=guidance)
+    tracer = _tracer(runtime)
+    watched = {"contexts": [tracer.context]} if tracer else {}
+    work = runtime.model.generate_iter(prompt, seed=seed, num_inference_steps=steps, guidance_scale=guidance, **watched)
     with closing(work) as items:
         for item in items:
             if not _wanted(runtime, ticket):
                 return
             if hasattr(item, "latents"):
-                yield Scene(item.image, prompt, seed, steps, guidance, tuple(frames))
+                scene = Scene(item.image, prompt, seed, steps, guidance, tuple(frames))
+                if tracer:
+                    runtime.keep_trace(scene.key, tracer.trace())
+                yield scene
                 return
             frames.append(_frame(item.image))
             pace = (time.monotonic() - started) / len(frames)
@@ -124,6 +134,57 @@ def measure(
             error = item.rel_error if item.partial is not None else None
             share = item.n_evals / needed
             yield Measuring(item.n_evals, error, item.partial, share, pace * (needed - item.n_evals))
+
+
+def trace(runtime: Runtime, ticket: int | None, scene: Scene) -> "Generator[Waiting | Trace, None, None]":
+    """The codes of a scene; the last item is the trace, unless the job was cancelled or there are no concepts.
+
+    A stored example is drawn once more for it; noise is added to a picture that somebody brought.
+    """
+    yield from _wait_for_model(runtime, ticket)
+    dictionary, kept = runtime.dictionary, runtime.trace(scene.key)
+    if dictionary is None or not _wanted(runtime, ticket):
+        return
+    if kept is not None:
+        yield kept
+        return
+    yield Waiting("Reading the concepts…")
+    from core.trace import Tracer, trace_image
+
+    model, saes = runtime.model, dictionary.saes
+    if scene.own:
+        found = trace_image(model, scene.image, scene.prompt, saes, seed=scene.seed, num_inference_steps=scene.steps)
+    else:
+        tracer = Tracer(model, saes)
+        settings = {"num_inference_steps": scene.steps, "guidance_scale": scene.guidance}
+        with closing(model.sample([scene.prompt], seeds=[scene.seed], contexts=[tracer.context], **settings)) as states:
+            for _ in states:
+                if not _wanted(runtime, ticket):
+                    return
+        found = tracer.trace()
+    runtime.keep_trace(scene.key, found)
+    yield found
+
+
+def foretell(
+    runtime: Runtime, ticket: int | None, prompt: str, seed: int, **options: Any
+) -> "Generator[Waiting | Layout, None, None]":
+    """Foretell a layout; the last item is it. The options are those of `core.predict_layout`."""
+    yield from _wait_for_model(runtime, ticket)
+    if runtime.dictionary is None:
+        raise JobError(no_concepts(runtime.name))
+    if _wanted(runtime, ticket):
+        source = runtime.dictionary.source
+        yield runtime.engine.predict_layout(runtime.model, prompt, seed=seed, source=source, **options)
+
+
+def _tracer(runtime: Runtime) -> "Tracer | None":
+    """What reads the concepts of a picture while it is drawn."""
+    if runtime.dictionary is None:
+        return None
+    from core.trace import Tracer
+
+    return Tracer(runtime.model, runtime.dictionary.saes)
 
 
 def _wanted(runtime: Runtime, ticket: int | None) -> bool:

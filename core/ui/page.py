@@ -8,8 +8,10 @@ import gradio as gr
 
 from core.ui.api import build_api
 from core.ui.attribution_tab import AttributionTab, build_attribution_tab
+from core.ui.concepts_tab import ConceptsTab, build_concepts_tab
 from core.ui.examples import Example, keep_example, load_examples
 from core.ui.inputs import PICTURE, Number, Picture, html
+from core.ui.layout_tab import LayoutTab, build_layout_tab
 from core.ui.picture import stage_html, status_html
 from core.ui.runtime import Runtime
 from core.ui.wiring import wire
@@ -51,6 +53,8 @@ class Page:
     ticket: Any
     autorun: Any
     tab: AttributionTab
+    concepts: ConceptsTab
+    layout: LayoutTab
     examples: dict[str, Example]
     load: Any
     unload: Any
@@ -73,8 +77,13 @@ def build_demo(runtime: Runtime) -> Any:
                     status = html(status_html())
                     cancel = gr.Button("Cancel", size="sm", elem_id="id-cancel", min_width=84)
                 stage = html(stage_html(first[0] if first else None, spec.stages, spec.num_inference_steps))
-            with gr.Column(elem_id="id-right", min_width=300), gr.Tabs(), gr.Tab("Attribution"):
-                tab = build_attribution_tab(runtime, first)
+            with gr.Column(elem_id="id-right", min_width=300), gr.Tabs():
+                with gr.Tab("Attribution"):
+                    tab = build_attribution_tab(runtime, first)
+                with gr.Tab("Concepts", render_children=True):
+                    concepts = build_concepts_tab(runtime)
+                with gr.Tab("Layout", render_children=True):
+                    layout = build_layout_tab(runtime)
         page = Page(
             badge=badge,
             clock=gr.Timer(1.0),
@@ -87,6 +96,8 @@ def build_demo(runtime: Runtime) -> Any:
             ticket=gr.Number(visible=False, value=0),
             autorun=gr.State(0),
             tab=tab,
+            concepts=concepts,
+            layout=layout,
             examples={example.name: example for example in examples},
             load=demo.load,
             unload=demo.unload,

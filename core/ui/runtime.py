@@ -7,16 +7,23 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.information.results import Attribution
 from core.spec import BUILT_IN, ModelSpec
+from core.ui.dictionary import Dictionary, load_dictionary
 from core.ui.scene import target
+
+if TYPE_CHECKING:
+    from core.segmentation import Segmenter
+    from core.trace import Trace
 
 log = logging.getLogger(__name__)
 
 _LOADING_SECONDS = {"picturebook": 10}
 _KEPT = 64
+_TRACES_KEPT = 16
+"""A trace of the embedded model is 1 MB; one of 50 steps of SD v1.4 is 8."""
 
 
 class Tickets:
@@ -79,6 +86,8 @@ class Runtime:
     """Folder of stored examples; None: those that come with the model, if any."""
     device: str | None = None
     """Torch device; None: the best there is."""
+    saes: str | None = None
+    """Sparse autoencoders with their concept tables: a built-in name, a folder or a Hub id; None: the model's own."""
     tickets: Tickets = field(default_factory=Tickets)
     """Jobs that are wanted."""
     ready: threading.Event = field(default_factory=threading.Event)
@@ -88,6 +97,9 @@ class Runtime:
 
     def __post_init__(self) -> None:
         self._model: Any = None
+        self._dictionary: Dictionary | None = None
+        self._segmenter: Segmenter | None = None
+        self._traces: OrderedDict[str, Trace] = OrderedDict()
         self._kept: OrderedDict[tuple[str, str, float], Attribution] = OrderedDict()
         self._started = 0.0
         if self.examples_dir is None and self.name == "picturebook":
@@ -106,6 +118,20 @@ class Runtime:
         """The `core.Diffuser`, or None while it is being loaded."""
         return self._model
 
+    @property
+    def dictionary(self) -> "Dictionary | None":
+        """The model's concepts; None while they are being loaded, or where there are none."""
+        return self._dictionary
+
+    @property
+    def segmenter(self) -> "Segmenter | None":
+        """What says where things are in the model's pictures; None where none comes with it."""
+        if self._segmenter is None and self.spec.name == "picturebook":
+            from core.segmentation import load_segmenter
+
+            self._segmenter = load_segmenter(device=self.device)
+        return self._segmenter
+
     def start(self) -> None:
         """Load the model in a thread of its own."""
         self._started = time.monotonic()
@@ -115,8 +141,9 @@ class Runtime:
         try:
             engine = self.engine or import_module("core")
             options = {"device": self.device} if self.device else {}
-            self._model = engine.load_model(self.name, **options)
-            self.engine = engine
+            model = engine.load_model(self.name, **options)
+            self._dictionary = load_dictionary(self.saes or self.name, model)
+            self._model, self.engine = model, engine
             log.info("%s is ready after %.1f s", self.name, time.monotonic() - self._started)
         except Exception as error:  # whatever it is, the page has to say it
             log.exception("%s could not be loaded", self.name)
@@ -140,6 +167,16 @@ class Runtime:
         """Words the model was never taught, with the nearest it knows; none while it is still loading."""
         unknown: dict[str, list[str]] = self._model.unknown_words(prompt) if self._model is not None else {}
         return unknown
+
+    def trace(self, key: str) -> "Trace | None":
+        """The codes of a picture, if they are still kept."""
+        return self._traces.get(key)
+
+    def keep_trace(self, key: str, trace: "Trace") -> None:
+        """Remember the codes of a picture; the oldest are forgotten."""
+        self._traces[key] = trace
+        while len(self._traces) > _TRACES_KEPT:
+            self._traces.popitem(last=False)
 
     def stored(self, key: str, given: str, rel_error: float) -> Attribution | None:
         """An attribution made before, of the same picture with the same settings."""

@@ -67,18 +67,23 @@ def page_css() -> str:
     """The style sheet, with the fixed colours as variables."""
     fixed = "".join(f"--id-{name}:{colour};" for name, colour in STAGE_COLOURS.items())
     scale = f"--id-scale:{scale_gradient()};--id-scale-0:{scale_hex(0)};--id-scale-1:{scale_hex(1)};"
-    return f":root{{{fixed}{scale}}}\n" + (_ASSETS / "page.css").read_text(encoding="utf-8")
+    return f":root{{{fixed}{scale}}}\n" + _assets("css")
 
 
 def launch_options() -> dict[str, Any]:
     """What `launch` needs for the page to look and behave as it should; nothing is fetched from elsewhere."""
-    script = (_ASSETS / "page.js").read_text(encoding="utf-8")
     return {
         "theme": page_theme(),
         "css": page_css(),
-        "head": f"<script>{script}</script>",
+        "head": f"<script>{_assets('js')}</script>",
         "max_file_size": "40mb",
         "show_error": True,
         "ssr_mode": False,
         "footer_links": ["api"],
     }
+
+
+def _assets(kind: str) -> str:
+    """All style sheets or scripts in one: the page's own first, then those of the tabs."""
+    paths = sorted(_ASSETS.glob(f"*.{kind}"), key=lambda path: (path.stem != "page", path.name))
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)

@@ -1,6 +1,7 @@
-"""The chart of when a word spoke: bits per unit of log-SNR over the denoising, as a small SVG."""
+"""Charts over the denoising as small SVGs: when a word spoke, and when a layout was known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +35,11 @@ def timeline_svg(
     xs = _across(xs_edges, edges)
     top = nice_ceiling(float((bits + half_width).max(initial=0.0)) if top is None else top)
 
-    def height(values: Floats) -> Floats:
-        return np.asarray(_HEIGHT - _BOTTOM - np.clip(values / top, 0, 1) * (_HEIGHT - _TOP - _BOTTOM))
-
+    height = partial(_height, top)
     parts = [
         f'<svg class="id-timeline" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{label}">',
         *bands,
-        *_axis(top, height),
+        *_axis(top, height, "bits per unit of log-SNR"),
         f'<path class="id-band" d="{_band(xs, height(bits + half_width), height(np.maximum(bits - half_width, 0)))}"/>',
         f'<path class="id-area" d="{_steps(xs, height(bits))}V{_HEIGHT - _BOTTOM:g}H{xs[0]:.1f}Z"/>',
         f'<path class="id-line" d="{_steps(xs, height(bits))}"/>',
@@ -48,6 +47,30 @@ def timeline_svg(
         f'<text class="id-axis" x="{_LEFT}" y="{_HEIGHT - 6}">log-SNR {_signed(edges[0])} (noise)</text>',
         f'<text class="id-axis end" x="{_WIDTH - _RIGHT}" y="13">{_joined_note(len(bits), len(names))}</text>',
         f'<text class="id-axis end" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}">{_signed(edges[-1])} (picture)</text>',
+        "</svg>",
+    ]
+    return "".join(parts)
+
+
+def agreement_svg(curves: Mapping[str, Floats], label: str, stages: tuple[Stage, ...] = STAGES) -> str:
+    """Mean IoU over the steps, a curve [S] a key; all but the first are hidden, and each bears its key."""
+    n_steps = len(next(iter(curves.values())))
+    edges = np.arange(n_steps + 1.0)
+    names, xs = step_stages(n_steps, stages), _across(edges, edges)
+    height = partial(_height, 1.0)
+    lines = "".join(
+        f'<path class="id-line" data-choice="{key}"{" hidden" if i else ""} '
+        f'd="{_points((xs[1:] + xs[:-1]) / 2, height(values))}"/>'
+        for i, (key, values) in enumerate(curves.items())
+    )
+    parts = [
+        f'<svg class="id-timeline" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{label}">',
+        *_stage_bands(xs, names, stages),
+        *_axis(1.0, height, "mean IoU with the final picture"),
+        lines,
+        *_step_marks(xs, names),
+        f'<text class="id-axis" x="{_LEFT}" y="{_HEIGHT - 6}">step 1 (noise)</text>',
+        f'<text class="id-axis end" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}">step {n_steps} (picture)</text>',
         "</svg>",
     ]
     return "".join(parts)
@@ -112,7 +135,7 @@ def _stage_bands(xs: Floats, names: list[str], stages: tuple[Stage, ...]) -> lis
     return parts
 
 
-def _axis(top: float, height: Callable[[Floats], Floats]) -> list[str]:
+def _axis(top: float, height: Callable[[Floats], Floats], unit: str) -> list[str]:
     parts = []
     for value in (0.0, top / 2, top):
         y = float(height(np.array(value)))
@@ -120,7 +143,7 @@ def _axis(top: float, height: Callable[[Floats], Floats]) -> list[str]:
             f'<line class="id-grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text class="id-axis end" x="{_LEFT - 6}" y="{y + 4:.1f}">{value:g}</text>'
         )
-    parts.append('<text class="id-axis" x="0" y="13">bits per unit of log-SNR</text>')
+    parts.append(f'<text class="id-axis" x="0" y="13">{unit}</text>')
     return parts
 
 
@@ -142,12 +165,20 @@ def _across(edges: Floats, whole: Floats) -> Floats:
     return np.asarray(_LEFT + share * (_WIDTH - _LEFT - _RIGHT))
 
 
+def _height(top: float, values: Floats) -> Floats:
+    return np.asarray(_HEIGHT - _BOTTOM - np.clip(values / top, 0, 1) * (_HEIGHT - _TOP - _BOTTOM))
+
+
 def _signed(value: float) -> str:
     return f"{value:.1f}".replace("-", "−")
 
 
 def _steps(xs: Floats, ys: Floats) -> str:
     return f"M{xs[0]:.1f},{ys[0]:.1f}" + "".join(f"V{y:.1f}H{x:.1f}" for x, y in zip(xs[1:], ys, strict=True))
+
+
+def _points(xs: Floats, ys: Floats) -> str:
+    return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
 
 
 def _band(xs: Floats, upper: Floats, lower: Floats) -> str:

@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from core.ui.attribution_tab import measure_updates, panel_html
+from core.ui.concepts_tab import concepts_html
 from core.ui.examples import keep_example
 from core.ui.inputs import draw_problems, own_problems, verdicts
-from core.ui.jobs import Drawing, JobError, Waiting, bring, draw
+from core.ui.jobs import Drawing, JobError, Waiting, bring, draw, trace
+from core.ui.layout_tab import layout_html
 from core.ui.link import Link, read_link
 from core.ui.picture import drawing_html, seconds_left, stage_html, status_html
 from core.ui.runtime import Runtime
@@ -50,6 +53,13 @@ def wire(runtime: Runtime, page: "Page") -> None:
         events.bring, [page.ticket, *brought], pictured, **QUIET
     )
 
+    # Before the words are measured: what was drawn here has its codes already, and they are shown at once.
+    shown = [*asked, tab.given, tab.rel_error, page.stage, page.scene, tab.panel, page.status]
+    picking = bar.examples.pick(events.pick, None, shown, queue=False, **QUIET)
+    loading = page.load(events.load, None, [*shown, page.autorun], **QUIET)
+    for ready in (drawing, bringing, picking, loading):
+        ready.success(events.read, [page.scene], [page.concepts.panel, page.layout.panel], **QUIET)
+
     recounting = gr.on([tab.given.input, tab.rel_error.input], events.begin_measure, [page.scene], begun, **QUIET)
 
     for ready in (drawing, bringing, recounting):
@@ -61,9 +71,6 @@ def wire(runtime: Runtime, page: "Page") -> None:
             **QUIET,
         )
 
-    shown = [*asked, tab.given, tab.rel_error, page.stage, page.scene, tab.panel, page.status]
-    bar.examples.pick(events.pick, None, shown, queue=False, **QUIET)
-    page.load(events.load, None, [*shown, page.autorun], **QUIET)
     page.cancel.click(events.cancel, None, page.status, queue=False, **QUIET)
     page.clock.tick(events.tick, [bar.prompt], [page.badge, page.clock, bar.hints], **QUIET)
     bar.prompt.change(
@@ -153,6 +160,18 @@ class _Events:
         except (JobError, ValueError) as error:
             runtime.tickets.drop(number)
             yield gr.skip(), gr.skip(), status_html(str(error), kind="error")
+
+    def read(self, scene: Scene | None) -> Iterator[tuple[Any, Any]]:
+        """Yields (concepts, layout)."""
+        runtime = self.runtime
+        if scene is None:
+            return
+        found = None
+        # Of a model that could not be loaded the badge tells.
+        with suppress(JobError), closing(trace(runtime, None, scene)) as items:
+            for item in items:
+                found = None if isinstance(item, Waiting) else item
+        yield concepts_html(runtime, scene, found), layout_html(runtime, scene, found)
 
     def measure(
         self, ticket: float, scene: Scene | None, given: str, rel_error: float, request: gr.Request

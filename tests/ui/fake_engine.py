@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from core.errors import EmptyPromptError, PromptTooLongError, UnknownWordError, WordNotInPromptError
+from core.errors import ArtifactError, EmptyPromptError, PromptTooLongError, UnknownWordError, WordNotInPromptError
 from core.information.results import Attribution, AttributionProgress, Timeline
 from core.schedule import NoiseSchedule, stage_at, step_times
 from core.spec import BUILT_IN
@@ -28,6 +28,7 @@ class FakeModel:
     def __init__(self, delay: float = 0.0) -> None:
         self.spec = BUILT_IN["picturebook"]
         self.device = "cpu"
+        self.hookpoints: tuple[str, ...] = ()
         self.image_size = SIZE
         self.delay = delay
         self.calls: list[tuple[str, float]] = []
@@ -100,6 +101,16 @@ class FakeEngine:
                 raise WordNotInPromptError(word, present)
         chosen = tuple(words or present)
         return self._attribute(model, prompt, chosen, given, rel_error, seed, num_inference_steps)
+
+    def predict_layout(self, model: FakeModel, prompt: str, *, seed: int, **options: Any) -> Any:
+        with model.lock:
+            model.call(f"foretell {prompt}")
+            if options["hookpoint"] not in (None, "mid"):
+                raise ArtifactError(f"There is no SAE at {options['hookpoint']}.")
+            scores = np.full((2, 2, 2), seed / 10, dtype=np.float32)
+            return SimpleNamespace(
+                labels=np.array([[0, 1], [-1, options["step"]]]), classes=("cat", "sea"), scores=scores
+            )
 
     def _attribute(
         self,

@@ -4,6 +4,10 @@
   "use strict";
   const query = new URLSearchParams(location.search);
   const state = { word: query.get("word"), step: null, opacity: 72, common: false, focus: null };
+  // What the tabs' own scripts hang their parts into, by the tab's name: what lies on the picture ({ src, tag } or null),
+  // what a click on the picture means (x and y from 0 to 1), what the address remembers, and what follows every change.
+  const page = (window.idPage = { state, query, overlays: {}, clicks: {}, parameters: {}, watchers: [] });
+  let wantedTab = query.get("tab");
   const all = (selector, root = document) => Array.from(root.querySelectorAll(selector));
   const one = (selector, root = document) => root.querySelector(selector);
   const set = (element, name, value) => { if (element[name] !== value) element[name] = value; };
@@ -23,6 +27,17 @@
     }
   }
 
+  const WORDS = "Attribution";
+  const tabs = () => all('#id-right [role="tab"]');
+  const openTab = () => tabs().find((tab) => tab.getAttribute("aria-selected") === "true")?.textContent.trim() ?? WORDS;
+
+  function openWantedTab() {
+    if (!wantedTab || !tabs().length) return;
+    const tab = tabs().find((one) => one.textContent.trim().toLowerCase() === wantedTab.toLowerCase());
+    wantedTab = null;
+    tab?.click();
+  }
+
   // The word that told most, unless a word was chosen that this prompt has as well.
   function chosenWord() {
     const chips = all(".id-chip");
@@ -34,6 +49,7 @@
 
   function apply() {
     readLayers();
+    openWantedTab();
     const word = chosenWord();
     const stale = (one(".id-status")?.dataset.stale ?? "").split(" ");
     // On a part of the page, not on its root: Gradio confines the style sheet to what is inside its container.
@@ -52,6 +68,8 @@
     for (const chip of all(".id-chip")) attribute(chip, "aria-pressed", String(chip.dataset.word === word));
     for (const part of all("[data-for]")) set(part, "hidden", part.dataset.for !== word);
     for (const row of all("[data-row]")) row.classList.toggle("chosen", row.dataset.row === word);
+    attribute(one("#id-main"), "data-tab", openTab().toLowerCase());
+    for (const watch of page.watchers) watch(openTab());
     applyStage(word, stale);
     if (state.focus && document.activeElement === document.body) one(state.focus)?.focus({ preventScroll: true });
   }
@@ -61,11 +79,14 @@
     if (!stage) return;
     const growing = stage.classList.contains("growing");
     const overlay = one(".id-overlay", stage);
-    const layer = growing || stale.includes("words") ? null : layers[word];
-    const source = layer ? layer[state.common ? "same" : "own"] : "";
+    const words = openTab() === WORDS;
+    const layer = growing || !words || stale.includes("words") ? null : layers[word];
+    const other = growing || words ? null : page.overlays[openTab()]?.() ?? null;
+    const source = other ? other.src : layer ? layer[state.common ? "same" : "own"] : "";
     if (overlay) {
       if (source && overlay.src !== source) overlay.src = source;
-      set(overlay, "hidden", !source || state.step !== null);
+      // What a word told it told to the whole picture; the other tabs look at one step.
+      set(overlay, "hidden", !source || (words && state.step !== null));
       overlay.style.opacity = state.opacity / 100;
     }
     const top = one(".id-legend-top", stage);
@@ -74,10 +95,10 @@
     if (slider && document.activeElement !== slider) slider.value = state.opacity;
     const common = one(".id-common", stage);
     if (common) set(common, "checked", state.common);
-    applyStep(stage, growing, layer && state.step === null ? word : null);
+    applyStep(stage, growing, other ? other.tag : layer && state.step === null ? `“${word}”` : "");
   }
 
-  function applyStep(stage, growing, word) {
+  function applyStep(stage, growing, about) {
     const frames = all("button.id-frame", stage);
     if (growing || !frames.length) state.step = null;
     const chosen = frames.find((frame) => Number(frame.dataset.step) === state.step);
@@ -90,7 +111,8 @@
       set(preview, "hidden", !source);
     }
     const tag = one(".id-tag", stage);
-    const said = chosen ? `step ${state.step + 1} · ${chosen.dataset.stage} · click again for the picture` : word ? `“${word}”` : "";
+    const again = page.clicks[openTab()] ? about : "click again for the picture";
+    const said = chosen ? [`step ${state.step + 1}`, chosen.dataset.stage, again].filter(Boolean).join(" · ") : about;
     if (tag) set(tag, "textContent", said);
   }
 
@@ -113,6 +135,8 @@
     const parameters = new URLSearchParams(kept);
     const word = chosenWord();
     if (word) parameters.set("word", word);
+    if (openTab() !== WORDS) parameters.set("tab", openTab().toLowerCase());
+    for (const [name, value] of Object.entries(page.parameters[openTab()]?.() ?? {})) parameters.set(name, value);
     for (const [name, value] of new URLSearchParams(location.search)) if (name.startsWith("__")) parameters.set(name, value);
     return `${location.origin}${location.pathname}?${parameters}`;
   }
@@ -178,8 +202,17 @@
     else if (hit(".id-png")) savePng();
     else if (hit(".id-link")) copy(address() ?? location.href, hit(".id-link"));
     else if (hit(".id-copy")) copy(one("pre", hit(".id-code")).textContent, hit(".id-copy"));
-    else if (hit(".id-canvas") && state.step !== null) chooseStep(state.step);
+    else if (hit(".id-canvas")) clickPicture(event, hit(".id-canvas"));
+    else if (hit('#id-right [role="tab"]')) setTimeout(() => { apply(); remember(); });
   });
+
+  function clickPicture(event, canvas) {
+    const choose = page.clicks[openTab()];
+    if (choose && one(".id-picture", canvas)) {
+      const box = canvas.getBoundingClientRect();
+      choose((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
+    } else if (state.step !== null) chooseStep(state.step);
+  }
 
   document.addEventListener("input", (event) => {
     if (event.target.matches?.(".id-opacity")) state.opacity = Number(event.target.value);
@@ -208,6 +241,8 @@
       : kept.dataset.word ? `.id-chip[data-word="${CSS.escape(kept.dataset.word)}"]`
       : `button.id-frame[data-step="${kept.dataset.step}"]`;
   });
+
+  Object.assign(page, { apply, remember, chooseStep });
 
   let shownQuery;
   let pending = false;

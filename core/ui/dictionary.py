@@ -1,0 +1,53 @@
+"""The concepts that the page shows: a model's sparse autoencoders for all times with their tables."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from core.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from core.concepts import ConceptTable
+    from core.layout import Reader
+    from core.sae import SparseAutoencoder
+    from core.trace import Place
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """What a model's blocks can be read with."""
+
+    source: str
+    """Where it is from, as `core.load_sae` takes it."""
+    saes: "Mapping[Place, SparseAutoencoder]"
+    """By block and branch, first block first."""
+    tables: "Mapping[Place, ConceptTable]"
+    """The concepts of each."""
+    readers: "Mapping[Place, Reader]"
+    """How each foretells a layout."""
+
+
+def no_concepts(name: str) -> str:
+    """Why a model has none to show, and what to do."""
+    return (
+        f"There are no labelled concepts for {name}. Make them with `python -m training sae` and then "
+        "`python -m training labels`, or name a collection that has them with `--saes`."
+    )
+
+
+def load_dictionary(source: str, model: Any) -> Dictionary | None:
+    """The concepts of a model; None, and a line in the log, where there are none that can be read."""
+    from core.concepts import load_concepts
+    from core.layout import make_reader
+    from core.trace import load_saes
+
+    try:
+        saes = load_saes(source, model)
+        tables = {place: load_concepts(source, *place) for place in saes}
+    except ArtifactError as error:
+        log.info("Concepts and layout are not shown: %s", error)
+        return None
+    return Dictionary(source, saes, tables, {place: make_reader(table) for place, table in tables.items()})
