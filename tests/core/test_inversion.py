@@ -69,7 +69,9 @@ def test_a_change_is_that_of_the_word_alone(model: Diffuser, picture: torch.Tens
     )
     np.testing.assert_allclose(found.change, (after - before).square().sum(0), rtol=1e-3, atol=1e-6)
     assert found.relative_change == pytest.approx(distance(after, before) * float(before.norm() / picture.norm()), 1e-3)
-    np.testing.assert_array_equal(np.asarray(found.before), np.asarray(model.decode(before[None])[0]))
+    # Pictures are of whole levels: rounding, which depends on the batch, moves a few by one.
+    shown, decoded = (np.asarray(image, dtype=int) for image in (found.before, model.decode(before[None])[0]))
+    assert np.abs(shown - decoded).max() <= 1
     assert not np.array_equal(np.asarray(found.before), np.asarray(found.after))
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from core.diffuser import Diffuser
+from training.evaluate import layout, picturebook
 from training.evaluate.picturebook import QUESTIONS, QUICK, Settings, held_out_scenes, kinds_of, outcomes, swapped
 from training.evaluate.pictures import MIN_AREA, Sight, measure
 from training.evaluate.shares import Share, share
@@ -113,11 +114,12 @@ def test_what_was_measured_is_kept_until_what_it_depends_on_changes(tmp_path: Pa
     weights = tmp_path / "model"
     weights.mkdir()
     save_file({"w": torch.zeros(2)}, weights / "a.safetensors")
-    key = fingerprint([weights], QUICK)
-    assert key == fingerprint([weights], QUICK)
-    assert key != fingerprint([weights], Settings())
+    key = fingerprint(picturebook, [weights], QUICK)
+    assert key == fingerprint(picturebook, [weights], QUICK)
+    assert key != fingerprint(picturebook, [weights], Settings())
+    assert key != fingerprint(layout, [weights], QUICK)
     save_file({"w": torch.ones(2)}, weights / "a.safetensors")
-    assert key != fingerprint([weights], QUICK)
+    assert key != fingerprint(picturebook, [weights], QUICK)
     made: list[int] = []
 
     def make() -> Table:
@@ -153,3 +155,4 @@ def test_the_card_shows_tables_curve_and_grid(model: Diffuser, tmp_path: Path) -
     ):
         assert shown in card
     assert Image.open(tmp_path / "model" / "samples.webp").size == (80, 32)
+    assert read_curve(tmp_path / "elsewhere") == []

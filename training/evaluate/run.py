@@ -15,9 +15,10 @@ import core.attention
 import core.layout
 from core.diffuser import Diffuser
 from core.sae_source import list_saes
+from core.segmentation import load_segmenter
 from training import report
 from training.evaluate import captions as caption_ranking
-from training.evaluate import layout, localisation, picturebook, pid, sae
+from training.evaluate import concepts, layout, localisation, picturebook, pid, sae
 from training.evaluate.picturebook import held_out_scenes
 from training.evaluate.pictures import load_judges
 from training.evaluate.store import fingerprint, kept
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         default=defaults["saes"],
-        help="collections of SAEs that `sae` and `layout` evaluate",
+        help="collections of SAEs that `sae`, `concepts` and `layout` evaluate",
     )
     parser.add_argument(
         "--prompts", default=defaults["prompts"], help="grammar, a text file, or a Hub dataset; its held-out part"
@@ -89,7 +90,10 @@ def evaluate_picturebook(model: Diffuser, asked: Asked, package: Path = PACKAGE)
     judges = load_judges(package)
     parts = {part.__name__: part for part in picturebook.PARTS}
     return _tables(
-        parts, asked, fingerprint(_model_and_judges(package), settings), lambda part: part(model, judges, settings)
+        parts,
+        asked,
+        fingerprint(picturebook, _model_and_judges(package), settings),
+        lambda part: part(model, judges, settings),
     )
 
 
@@ -105,7 +109,7 @@ def evaluate_sae(model: Diffuser, asked: Asked) -> list[Table]:
         saes = {i: core.load_sae(root, i.hookpoint, i.branch, i.t) for i in list_saes(root)}
         if not saes:
             raise SystemExit(f"There is no SAE in {root}. Train some with `python -m training sae`.")
-        key = fingerprint([root, *local], settings, [model.spec.name, model.spec.revision, prompts])
+        key = fingerprint(sae, [root, *local], settings, [model.spec.name, model.spec.revision, prompts])
         tables += _tables(parts, asked, key, lambda part, saes=saes: part(model, saes, prompts, settings))  # type: ignore[misc]
     return tables
 
@@ -126,8 +130,26 @@ def evaluate_layout(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> l
         segmenters = tuple(load_judges(package).segmenters.values())
         bench = layout.Bench(model, segmenters, captions, read, settings)
         key = fingerprint(
-            [root, *_model_and_judges(package), *local], settings, [model.spec.name, model.spec.revision, *code]
+            layout, [root, *_model_and_judges(package), *local], settings, [model.spec.name, model.spec.revision, *code]
         )
+        tables += _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
+    return tables
+
+
+def evaluate_concepts(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> list[Table]:
+    """What the concepts of some collections mean; the segmenter in `package` says what is where."""
+    settings = concepts.QUICK if asked.quick else concepts.Settings()
+    source = open_prompts(asked.prompts, model.check_prompt, split="test")
+    prompts = [source.prompt(number) for number in range(settings.n_pictures)]
+    local = _own_weights(model)
+    tables = []
+    for root in asked.saes:
+        read = {i: (core.load_sae(root, *i), core.load_concepts(root, *i)) for i in list_saes(root) if i.t == "all"}
+        if not read:
+            raise SystemExit(f"There is no SAE for all times in {root}. Train some with `python -m training sae`.")
+        bench = concepts.Bench(model, load_segmenter(package / "segmenter"), prompts, read, settings)
+        key = fingerprint(concepts, [root, *_model_and_judges(package), *local], settings, [model.spec.name, prompts])
+        parts = {part.__name__: part for part in concepts.PARTS}
         tables += _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
     return tables
 
@@ -141,7 +163,7 @@ def evaluate_information(module: ModuleType) -> Callable[[Diffuser, Asked], list
         engine = Path(core.__file__).parent
         files = [*sorted((engine / "information").glob("*.py")), engine / "inversion.py", engine / "attention.py"]
         code = [path.read_text() for path in files]
-        key = fingerprint(_own_weights(model), settings, [model.spec.name, model.spec.revision, *code])
+        key = fingerprint(module, _own_weights(model), settings, [model.spec.name, model.spec.revision, *code])
         return _tables({part.__name__: part for part in module.PARTS}, asked, key, lambda part: part(bench))
 
     return evaluate
@@ -160,6 +182,7 @@ def _model_and_judges(package: Path) -> list[Path]:
 
 EVALUATIONS: dict[str, Callable[[Diffuser, Asked], list[Table]]] = {
     "captions": evaluate_information(caption_ranking),
+    "concepts": evaluate_concepts,
     "layout": evaluate_layout,
     "localisation": evaluate_information(localisation),
     "picturebook": evaluate_picturebook,

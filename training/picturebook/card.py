@@ -34,6 +34,7 @@ class Point(NamedTuple):
     """Share of held-out relations that it tells from their opposite."""
 
 
+_CURVE = "| samples seen, last stretch | held-out loss | relations told apart |\n|---|---|---|\n"
 _FRONT = """---
 license: apache-2.0
 library_name: diffusers
@@ -46,14 +47,15 @@ tags: [stable-diffusion, interpretability]
 def write_card(model: Diffuser, package: Path, tables: Sequence[Table], curve: Sequence[Point], by_eye: str) -> None:
     """Write `README.md` and the grid of samples into the model's folder.
 
-    curve: how the denoiser came along.
+    curve: how the denoiser came along; empty where that is not known.
     by_eye: what a person counted in drawn pictures; Markdown, may be empty.
     """
     captions = [caption_of(scene).text for scene in held_out_scenes(N_SAMPLES)]
     sheet(list(draw(model, captions, range(N_SAMPLES)))).save(package / "model" / GRID, quality=85)
     numbered = "\n".join(f"{i + 1}. {caption}" for i, caption in enumerate(captions))
     training = json.loads((package / "training.json").read_text())
-    rows = "\n".join(f"| {p.samples:,} | {p.loss:.4f} | {100 * p.told_apart:.0f} % |" for p in curve)
+    rows = "".join(f"| {p.samples:,} | {p.loss:.4f} | {100 * p.told_apart:.0f} % |\n" for p in curve)
+    shown = f"{_CURVE}{rows}\n" if rows else ""
     text_loop, loop = training["text_loop"], training["denoiser_loop"]
     text = f"""{_FRONT}
 # picturebook
@@ -95,12 +97,8 @@ denoiser, the text encoder along with it, on {loop["n_steps"]:,} batches of {loo
 texts lack words, most of them where there is little noise: what can be seen need not be told.
 
 {HISTORY.read_text() if HISTORY.exists() else ""}
-| samples seen, last stretch | held-out loss | relations told apart |
-|---|---|---|
-{rows}
-
-Told apart: held-out scenes whose noise is predicted better with their caption than with its relation turned round
-(chance 50 %).
+{shown}Told apart: held-out scenes whose noise is predicted better with their caption than with its relation turned
+round (chance 50 %).
 
 ## How good it is
 
@@ -128,8 +126,9 @@ def sheet(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def read_curve(folder: Path) -> list[Point]:
-    """The measurements in the denoiser's log."""
-    lines = [json.loads(line) for line in (folder / "denoiser" / "log.jsonl").read_text().splitlines()]
+    """The measurements in the denoiser's log; none where the weights were not trained here."""
+    log = folder / "denoiser" / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     points = [
         Point(line["samples"], line["held_out_loss"], line["relations_told_apart"])
         for line in lines
