@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import core
+from core.artifacts import find_model
 from core.diffuser import Diffuser
 from core.errors import ModelError
 from core.sae import SaeId
@@ -74,6 +75,12 @@ def test_the_committed_recipes_are_recipes(tmp_path: Path) -> None:
     for path in sorted(RECIPE.parent.glob("*_saes.json")):
         recipe = read_recipe(SaeRecipe, path)
         assert recipe.stream.batch_size % recipe.stream.pictures == 0
+    paper = read_recipe(SaeRecipe, RECIPE.parent / "sd_v1_4_saes.json")
+    model = find_model(paper.model)
+    assert len(model.hookpoints) * len(paper.branches) * len(paper.times) == 24
+    # Every one of the middle block's 8 x 8 positions at a time, once, of 200,000 pictures.
+    assert paper.stream.batches_per_round * paper.stream.batch_size == 64 * paper.stream.pictures
+    assert 200_000 <= paper.training.n_steps * paper.stream.batch_size / 64 < 201_000
     embedded = read_recipe(SaeRecipe, RECIPE)
     unet = json.loads((Path(core.__file__).parent / "picturebook" / "model" / "unet" / "config.json").read_text())
     narrow, wide = unet["block_out_channels"]
