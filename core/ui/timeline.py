@@ -54,10 +54,19 @@ def timeline_svg(
 
 def agreement_svg(curves: Mapping[str, Floats], label: str, stages: tuple[Stage, ...] = STAGES) -> str:
     """Mean IoU over the steps, a curve [S] a key; all but the first are hidden, and each bears its key."""
+    return _over_steps(curves, 1.0, label, "mean IoU with the final picture", stages)
+
+
+def strength_svg(strength: Floats, label: str, stages: tuple[Stage, ...] = STAGES) -> str:
+    """A concept's mean value [S] over the steps."""
+    return _over_steps({"": strength}, nice_ceiling(float(strength.max())), label, "mean over the picture", stages)
+
+
+def _over_steps(curves: Mapping[str, Floats], top: float, label: str, unit: str, stages: tuple[Stage, ...]) -> str:
     n_steps = len(next(iter(curves.values())))
     edges = np.arange(n_steps + 1.0)
     names, xs = step_stages(n_steps, stages), _across(edges, edges)
-    height = partial(_height, 1.0)
+    height = partial(_height, top)
     lines = "".join(
         f'<path class="id-line" data-choice="{key}"{" hidden" if i else ""} '
         f'd="{_points((xs[1:] + xs[:-1]) / 2, height(values))}"/>'
@@ -66,7 +75,7 @@ def agreement_svg(curves: Mapping[str, Floats], label: str, stages: tuple[Stage,
     parts = [
         f'<svg class="id-timeline" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{label}">',
         *_stage_bands(xs, names, stages),
-        *_axis(1.0, height, "mean IoU with the final picture"),
+        *_axis(top, height, unit),
         lines,
         *_step_marks(xs, names),
         f'<text class="id-axis" x="{_LEFT}" y="{_HEIGHT - 6}">step 1 (noise)</text>',

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from core.ui.attribution_tab import measure_updates, panel_html
-from core.ui.concepts_tab import concepts_html
+from core.ui.concepts_tab import concepts_html, found_html, opened_html
 from core.ui.examples import keep_example
 from core.ui.inputs import draw_problems, own_problems, verdicts
 from core.ui.jobs import Drawing, JobError, Waiting, bring, draw, trace
@@ -58,7 +58,23 @@ def wire(runtime: Runtime, page: "Page") -> None:
     picking = bar.examples.pick(events.pick, None, shown, queue=False, **QUIET)
     loading = page.load(events.load, None, [*shown, page.autorun], **QUIET)
     for ready in (drawing, bringing, picking, loading):
-        ready.success(events.read, [page.scene], [page.concepts.panel, page.layout.panel], **QUIET)
+        ready.success(
+            events.read,
+            [page.scene, page.concepts.query],
+            [page.concepts.panel, page.concepts.found, page.layout.panel],
+            **QUIET,
+        )
+
+    concepts = page.concepts
+    concepts.card.open(events.open, [page.scene], concepts.card, queue=False, **QUIET)
+    concepts.query.change(
+        lambda query: found_html(runtime, query),
+        concepts.query,
+        concepts.found,
+        queue=False,
+        **{**QUIET, "trigger_mode": "always_last"},
+    )
+    concepts.found.find(events.find, None, [concepts.query, concepts.found], queue=False, **QUIET)
 
     recounting = gr.on([tab.given.input, tab.rel_error.input], events.begin_measure, [page.scene], begun, **QUIET)
 
@@ -161,8 +177,8 @@ class _Events:
             runtime.tickets.drop(number)
             yield gr.skip(), gr.skip(), status_html(str(error), kind="error")
 
-    def read(self, scene: Scene | None) -> Iterator[tuple[Any, Any]]:
-        """Yields (concepts, layout)."""
+    def read(self, scene: Scene | None, query: str) -> Iterator[tuple[Any, Any, Any]]:
+        """Yields (concepts, what can be browsed, layout)."""
         runtime = self.runtime
         if scene is None:
             return
@@ -171,7 +187,20 @@ class _Events:
         with suppress(JobError), closing(trace(runtime, None, scene)) as items:
             for item in items:
                 found = None if isinstance(item, Waiting) else item
-        yield concepts_html(runtime, scene, found), layout_html(runtime, scene, found)
+        browse = gr.skip() if query or runtime.dictionary is None else found_html(runtime, "")
+        yield concepts_html(runtime, scene, found), browse, layout_html(runtime, scene, found)
+
+    def open(self, scene: Scene | None, event: gr.EventData) -> str:
+        """The card of a concept."""
+        asked = event._data or {}
+        kept = None if scene is None else self.runtime.trace(scene.key)
+        return opened_html(self.runtime, str(asked.get("way", "")), asked.get("number"), kept)
+
+    def find(self, event: gr.EventData) -> tuple[Any, str]:
+        """What is chosen where a search found nothing, or to browse: (query, found)."""
+        asked = event._data or {}
+        word, kind = asked.get("word"), asked.get("kind")
+        return gr.skip() if kind else str(word or ""), found_html(self.runtime, str(word or ""), kind)
 
     def measure(
         self, ticket: float, scene: Scene | None, given: str, rel_error: float, request: gr.Request
