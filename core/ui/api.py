@@ -1,17 +1,19 @@
-"""The functions of the page for programs: `/generate`, `/attribute` and `/layout`.
+"""The functions of the page for programs: `/generate`, `/attribute`, `/concepts`, `/concept` and `/layout`.
 
 Their inputs are components of their own, out of sight, because only components check files: a path that a client makes
 up never reaches a function.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from core.information.results import Attribution
+from core.ui.dictionary import no_concepts
 from core.ui.inputs import (
     PICTURE,
     Number,
@@ -28,9 +30,13 @@ from core.ui.runtime import Runtime
 from core.ui.scene import Scene
 from core.ui.wiring import MODEL
 
+if TYPE_CHECKING:
+    from core.concepts import ConceptTable
+    from core.trace import Place
+
 
 def build_api(runtime: Runtime) -> None:
-    """Put both endpoints into the surrounding `gr.Blocks`."""
+    """Put the endpoints into the surrounding `gr.Blocks`."""
     spec = runtime.spec
 
     def generate(prompt: str, seed: float, steps: float, guidance: float) -> Iterator[tuple[Any, Any]]:
@@ -87,6 +93,34 @@ def build_api(runtime: Runtime) -> None:
                 scores = item.scores.astype(float).round(4).tolist()
                 yield {"labels": item.labels.tolist(), "classes": list(item.classes), "scores": scores}
 
+    def concepts(query: str) -> Any:
+        """The concepts of all blocks that a word finds, best first; where it finds none, the nearest labels."""
+        found = {place: table.search(query, runtime.model) for place, table in _tables(runtime).items()}
+        hits = [{**place._asdict(), **hit._asdict()} for place, of in found.items() for hit in of.hits]
+        nearest = list(dict.fromkeys(label for of in found.values() for label in of.nearest))
+        hits.sort(key=lambda hit: (-round(hit["similarity"], 3), -hit["score"]))
+        return {"hits": hits, "nearest": [] if hits else nearest}
+
+    def concept(hookpoint: str, branch: str, number: float) -> Any:
+        """Everything about one concept: label, kind, scores, the pictures that show it best, its neighbours.
+
+        An empty `hookpoint` is the model's second.
+        """
+        tables = _tables(runtime)
+        names = list(dict.fromkeys(place.hookpoint for place in tables))
+        wanted = hookpoint.strip() or names[:2][-1]
+        table = next((of for place, of in tables.items() if place == (wanted, branch)), None)
+        if table is None:
+            raise ValueError(f"There are no concepts at {wanted!r}, {branch}: there are some at {', '.join(names)}.")
+        if number != int(number):
+            raise ValueError(f"A concept's number is whole, not {number}.")
+        found = table[int(number)]
+        pictures = [{**one.drawn._asdict(), "peak": one.peak, "map": one.map.tolist()} for one in found.gallery]
+        scores = {**found.scores._asdict(), "further": [one._asdict() for one in found.scores.further]}
+        neighbours = [one._asdict() for one in table.neighbours(found.number)]
+        told = {"hookpoint": wanted, "branch": branch, "number": found.number, "label": found.label, "kind": found.kind}
+        return {**told, "scores": scores, "gallery": pictures, "neighbours": neighbours}
+
     with gr.Group(visible=False):
         prompt = gr.Textbox(label="prompt")
         seed = Number(value=0, label="seed")
@@ -110,6 +144,16 @@ def build_api(runtime: Runtime) -> None:
             api_name="layout",
             **MODEL,
         )
+        query = gr.Textbox(label="query")
+        gr.Button().click(_answering(concepts), query, gr.JSON(label="concepts"), api_name="concepts", queue=False)
+        number = Number(value=0, label="number")
+        gr.Button().click(
+            _answering(concept),
+            [hookpoint, branch, number],
+            gr.JSON(label="concept"),
+            api_name="concept",
+            queue=False,
+        )
         picture = Picture(label="picture", **PICTURE)
         words = gr.Textbox(value="", label="words")
         given = gr.Radio(["rest", "nothing"], value="rest", label="given")
@@ -121,6 +165,26 @@ def build_api(runtime: Runtime) -> None:
             api_name="attribute",
             **MODEL,
         )
+
+
+def _tables(runtime: Runtime) -> "Mapping[Place, ConceptTable]":
+    runtime.ready.wait()
+    if runtime.error or runtime.dictionary is None:
+        raise JobError(runtime.error or no_concepts(runtime.name))
+    return runtime.dictionary.tables
+
+
+def _answering(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose errors a user can act on are the client's errors."""
+
+    @wraps(function)
+    def answer(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (IndexError, TypeError, ValueError, JobError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return answer
 
 
 def _attribution(

@@ -8,7 +8,7 @@ import numpy as np
 
 from core.concept_files import KINDS, Kind
 from core.spec import STAGES, Stage
-from core.ui.concept_reading import title, way_key
+from core.ui.concept_reading import search_all, title, way_key
 from core.ui.dictionary import Dictionary
 from core.ui.export import download_url
 from core.ui.images import data_url, layer
@@ -84,16 +84,13 @@ def search_html(dictionary: Dictionary, query: str, model: "Diffuser | None") ->
     wanted = query.strip()
     if not wanted:
         return families_html(dictionary)
-    found = {place: table.search(wanted, model) for place, table in dictionary.tables.items()}
-    hits = [(place, hit) for place, of in found.items() for hit in of.hits]
+    hits, nearest = search_all(dictionary.tables, wanted, model)
     if not hits:
-        nearest = list(dict.fromkeys(label for of in found.values() for label in of.nearest))[:5]
         offered = " ".join(
             f'<button type="button" class="id-find" data-find="{escape(label)}">{escape(label)}</button>'
             for label in nearest
         )
         return f'<p class="id-found">No concept is called “{escape(wanted[:60])}”. The nearest are: {offered}</p>'
-    hits.sort(key=lambda one: (-round(one[1].similarity, 3), -one[1].score))
     shown = "".join(_hit_html(place, hit) for place, hit in hits[:MAX_HITS])
     more = f", the best {MAX_HITS} of them here" if len(hits) > MAX_HITS else ""
     plural = "s" if len(hits) > 1 else ""
@@ -180,7 +177,8 @@ def _said(concept: "Concept") -> str:
             f"{active}. Where it is strong, {_percent(scores.precision)} of the cells are {name}, and it covers "
             f"{_percent(scores.recall)} of all cells of {name}."
         )
-    return f'<p class="id-concept-card-said">{text} In time it lies at t = {scores.typical_t:.2f}, where 1 is noise.</p>'
+    when = f"In time it lies at t = {scores.typical_t:.2f}, where 1 is noise."
+    return f'<p class="id-concept-card-said">{text} {when}</p>'
 
 
 def _gallery(concept: "Concept") -> str:

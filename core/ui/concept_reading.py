@@ -1,11 +1,13 @@
 """What is active where and when in a picture, packed so that the page can walk through it without the server."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from core.concepts import Concept, ConceptTable
+from core.concepts import N_NEAREST, Concept, ConceptTable, Hit
+from core.diffuser import Diffuser
 from core.layout import BRANCH, HOOKPOINT
 from core.trace import Place, Trace
 from core.ui.colours import scale_hex
@@ -48,6 +50,21 @@ def usual_first(trace: Trace) -> list[Place]:
     hookpoints = list(dict.fromkeys(place.hookpoint for place in trace.places()))
     usual = Place(hookpoints[: HOOKPOINT + 1][-1], BRANCH)
     return sorted(trace.places(), key=lambda place: place != usual)
+
+
+def search_all(
+    tables: Mapping[Place, ConceptTable], word: str, model: Diffuser | None
+) -> tuple[list[tuple[Place, Hit]], tuple[str, ...]]:
+    """What a word finds in some tables, best first; where it finds nothing, the labels that come nearest.
+
+    Raises:
+        ValueError: The word is blank.
+    """
+    found = {place: table.search(word, model) for place, table in tables.items()}
+    hits = [(place, hit) for place, of in found.items() for hit in of.hits]
+    hits.sort(key=lambda one: (-round(one[1].similarity, 3), -one[1].score))
+    nearest = dict.fromkeys(label for of in found.values() for label in of.nearest)
+    return hits, () if hits else tuple(nearest)[:N_NEAREST]
 
 
 def title(concept: Concept) -> str:

@@ -233,7 +233,7 @@ def test_a_client_draws_and_measures(app: App) -> None:
 
 def test_only_two_functions_are_public(app: App) -> None:
     info = httpx.get(f"{app.url}gradio_api/info").json()
-    assert sorted(info["named_endpoints"]) == ["/attribute", "/generate", "/layout"]
+    assert sorted(info["named_endpoints"]) == ["/attribute", "/concept", "/concepts", "/generate", "/layout"]
     assert info["unnamed_endpoints"] == {}
     seed = next(p for p in info["named_endpoints"]["/generate"]["parameters"] if p["parameter_name"] == "seed")
     assert seed["python_type"]["type"] == "float"

@@ -50,8 +50,8 @@ def table() -> Any:
     """A latent a class, which is active nowhere else."""
     cells = np.full(4, 1000.0)
     frame = pd.DataFrame(
-        [(i, name, "place" if name == "grass" else "object", 0.8, ()) for i, name in enumerate(CLASSES)],
-        columns=["latent", "label", "kind", "iou", "further"],
+        [(i, name, "place" if name == "grass" else "object", 0.8, (), 1.0, 2.0) for i, name in enumerate(CLASSES)],
+        columns=["latent", "label", "kind", "iou", "further", "mean", "p99"],
     )
     counts = SimpleNamespace(intersections=np.diag(cells), active=cells, cells=cells, n_cells=4000.0)
     info = SimpleNamespace(words={"club": ["bat"], "grass": ["grass", "lawn"]})
@@ -292,5 +292,5 @@ def test_a_picture_that_is_there_is_read(reading_app: App) -> None:
         reading_app.runtime._dictionary = kept
     scene = Scene(paint("a cat", 0), "a cat", 0, 5, 4.0)
     reading_app.runtime.keep_trace(scene.key, trace())
-    layout = visitor.run("read", None)["data"][1]
+    layout = visitor.run("read", None, "")["data"][2]
     assert 'data-steps="6"' in layout
