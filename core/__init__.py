@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from core.concepts import ConceptTable, load_concepts
     from core.diffuser import Diffuser, load_model
+    from core.edits import GlobalEdit, ReplaceEdit, SpatialEdit
     from core.errors import (
         ArtifactError,
         Cancelled,
@@ -44,6 +45,7 @@ _HOME = {
     "Decomposition": "core.information.decomposition",
     "Diffuser": "core.diffuser",
     "Generation": "core.sampling",
+    "GlobalEdit": "core.edits",
     "ImageError": "core.errors",
     "Inversion": "core.inversion",
     "Layout": "core.layout",
@@ -53,9 +55,11 @@ _HOME = {
     "PromptError": "core.errors",
     "PromptTooLongError": "core.errors",
     "Ranking": "core.information.ranking",
+    "ReplaceEdit": "core.edits",
     "SaeId": "core.sae",
     "Sampler": "core.information.quadrature",
     "SparseAutoencoder": "core.sae",
+    "SpatialEdit": "core.edits",
     "Timeline": "core.information.results",
     "UnknownWordError": "core.errors",
     "WordChange": "core.inversion",
@@ -85,6 +89,7 @@ __all__ = [  # the same names again: a type checker has to read them literally
     "Decomposition",
     "Diffuser",
     "Generation",
+    "GlobalEdit",
     "ImageError",
     "Inversion",
     "Layout",
@@ -94,9 +99,11 @@ __all__ = [  # the same names again: a type checker has to read them literally
     "PromptError",
     "PromptTooLongError",
     "Ranking",
+    "ReplaceEdit",
     "SaeId",
     "Sampler",
     "SparseAutoencoder",
+    "SpatialEdit",
     "Timeline",
     "UnknownWordError",
     "WordChange",

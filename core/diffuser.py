@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from core.sampling import Branch, Generation, Moment, Preview, SamplerState, ddi
 from core.schedule import NoiseSchedule, stage_at, step_times
 from core.spec import ModelSpec
 from core.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from core.edits import ConceptEdit
 
 log = logging.getLogger(__name__)
 
@@ -236,12 +239,13 @@ class Diffuser:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         previews: bool = True,
+        edits: "Sequence[ConceptEdit]" = (),
         contexts: Sequence[AbstractContextManager[Any]] = (),
         callback: Callable[[Preview], bool | None] | None = None,
     ) -> Generation:
         """A picture of the prompt. `callback` sees every preview; if it returns False, `Cancelled` is raised.
 
-        `contexts` are as for `sample`.
+        `edits` and `contexts` are as for `generate_iter`.
         """
         run = self.generate_iter(
             prompt,
@@ -249,6 +253,7 @@ class Diffuser:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             previews=previews,
+            edits=edits,
             contexts=contexts,
         )
         for item in run:
@@ -267,17 +272,23 @@ class Diffuser:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         previews: bool = True,
+        edits: "Sequence[ConceptEdit]" = (),
         contexts: Sequence[AbstractContextManager[Any]] = (),
     ) -> Generator[Preview | Generation, None, None]:
         """A `Preview` after every U-Net call, and last the `Generation`. Closing it stops the work and frees the model.
 
-        The prompt and the settings are checked here, before the first `next()`. `contexts` are as for `sample`; a
-        recording among them must not stop, for the picture is wanted.
+        The prompt, the settings and the `edits`, by the model's own concepts, are checked here, before the first
+        `next()`. `contexts` are as for `sample`, and are entered before the edits; a recording among them must not
+        stop, for the picture is wanted.
         """
         self.check_prompt(prompt)
         n_steps = self.spec.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.spec.guidance_scale if guidance_scale is None else guidance_scale
         self.schedule.sampler_timesteps(n_steps)
+        if edits:
+            from core.edits import load_editor  # which needs the tables of concepts
+
+            contexts = [*contexts, load_editor(self).editing(edits, n_steps)]
         return self._generate(prompt, int(seed), n_steps, float(scale), previews, contexts)
 
     def _generate(

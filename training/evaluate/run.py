@@ -14,11 +14,12 @@ import core
 import core.attention
 import core.layout
 from core.diffuser import Diffuser
+from core.edits import load_editor
 from core.sae_source import list_saes
 from core.segmentation import load_segmenter
 from training import report
 from training.evaluate import captions as caption_ranking
-from training.evaluate import concepts, layout, localisation, picturebook, pid, sae
+from training.evaluate import concepts, interventions, layout, localisation, picturebook, pid, sae
 from training.evaluate.picturebook import held_out_scenes
 from training.evaluate.pictures import load_judges
 from training.evaluate.store import fingerprint, kept
@@ -154,6 +155,24 @@ def evaluate_concepts(model: Diffuser, asked: Asked, package: Path = PACKAGE) ->
     return tables
 
 
+def evaluate_interventions(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> list[Table]:
+    """What edits by the concepts of some collections do to picturebook's pictures; judges in `package`."""
+    settings = interventions.QUICK if asked.quick else interventions.Settings()
+    parts = {part.__name__: part for part in interventions.PARTS}
+    code = [path.read_text() for path in sorted((Path(core.__file__).parent / "edits").glob("*.py"))]
+    tables = []
+    for root in asked.saes:
+        bench = interventions.Bench(load_editor(model, root), load_judges(package), package, settings)
+        key = fingerprint(
+            interventions,
+            [root, *_model_and_judges(package), *_own_weights(model)],
+            settings,
+            [model.spec.name, model.spec.revision, *code],
+        )
+        tables += _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
+    return tables
+
+
 def evaluate_information(module: ModuleType) -> Callable[[Diffuser, Asked], list[Table]]:
     """An evaluation of what words tell true scenes, by a module with `Settings`, `QUICK`, a `Bench` and `PARTS`."""
 
@@ -182,6 +201,7 @@ def _model_and_judges(package: Path) -> list[Path]:
 
 EVALUATIONS: dict[str, Callable[[Diffuser, Asked], list[Table]]] = {
     "captions": evaluate_information(caption_ranking),
+    "interventions": evaluate_interventions,
     "concepts": evaluate_concepts,
     "layout": evaluate_layout,
     "localisation": evaluate_information(localisation),

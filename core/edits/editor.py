@@ -1,0 +1,246 @@
+"""From edits to contexts for the sampler."""
+
+import difflib
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from core.activations import BRANCHES, Editing, Key, edit
+from core.concepts import N_NEAREST, ConceptTable, load_concepts
+from core.diffuser import Diffuser
+from core.edits.kinds import Chosen, ConceptEdit, Inside, ReplaceEdit, Target, check_strength, window_of
+from core.sae import Code, SparseAutoencoder
+from core.trace import Place, load_saes
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """An edit at one place, for some pictures of the batch."""
+
+    edit: ConceptEdit
+    concepts: Chosen
+    columns: Tensor
+    """[n] where the concepts are among all that are edited at the place."""
+    steps: range
+    rows: slice
+    """The pictures."""
+    inside: Inside
+
+
+class Editor:
+    """Turns edits into contexts for the sampler of one model."""
+
+    def __init__(
+        self,
+        model: Diffuser,
+        saes: Mapping[Place, SparseAutoencoder],
+        table: Callable[[Place], ConceptTable],
+    ) -> None:
+        """`saes` are those for all times, on the model's device; `table` gives the concepts of each, asked for once."""
+        self.model, self.saes = model, saes
+        self._load, self._tables = table, dict[Place, ConceptTable]()
+
+    def table(self, place: Place) -> ConceptTable:
+        """The concepts of a place."""
+        if place not in self._tables:
+            self._tables[place] = self._load(place)
+        return self._tables[place]
+
+    def editing(self, edits: Sequence[ConceptEdit], num_inference_steps: int | None = None) -> Editing:
+        """A context for one run, of `model.generate` or `model.sample`: every picture of it is edited alike.
+
+        Several edits act in their order, each on what the one before left.
+
+        Args:
+            edits: The edits; of strength 0 they are none.
+            num_inference_steps: Of the run; by default the model's own.
+
+        Raises:
+            ModelError: A hookpoint that the model does not have.
+            ValueError: No such label (the nearest are named), concept, stage, branch or step; a strength that is not
+                finite or below 0; an empty region or one of another size; patches that were not recorded.
+        """
+        return self._editing([(one, slice(None)) for one in edits], num_inference_steps)
+
+    def editing_each(self, edits: Sequence[Sequence[ConceptEdit]], num_inference_steps: int | None = None) -> Editing:
+        """The same with edits of its own for each picture of a batch."""
+        return self._editing(
+            [(one, slice(row, row + 1)) for row, of_row in enumerate(edits) for one in of_row], num_inference_steps
+        )
+
+    def concepts(self, one: ConceptEdit) -> dict[Place, tuple[int, ...]]:
+        """The concepts that an edit acts on, by place; places without any are left out.
+
+        Raises:
+            ValueError: No concept carries the label, or there is none of a number.
+        """
+        if (one.label is None) == (not one.concepts):
+            raise ValueError("An edit needs either a label or concepts: give one of the two.")
+        places = self._places(one)
+        if one.label is None:
+            return self._numbered(one.concepts, places)
+        wanted = " ".join(one.label.casefold().split())
+        found = {place: carrying(self.table(place), wanted) for place in places}
+        if not any(found.values()) and one.hookpoints is None:
+            # A thing may have its concepts elsewhere than what such edits mostly raise.
+            places = [place for place in self.saes if place.branch in {place.branch for place in places}]
+            found = {place: carrying(self.table(place), wanted) for place in places}
+        if not any(found.values()):
+            labels = sorted({label for place in places for label in self.table(place).labels})
+            near = difflib.get_close_matches(wanted, labels, n=N_NEAREST, cutoff=0)
+            raise ValueError(f"No concept carries the label {one.label!r} there. The nearest: {', '.join(near)}.")
+        return {place: numbers for place, numbers in found.items() if numbers}
+
+    def _places(self, one: ConceptEdit) -> list[Place]:
+        """Where the edit may act by its hookpoints and branches, or by what was measured to serve best."""
+        branches = one.default_branches if one.branches is None else tuple(one.branches)
+        if not branches or not set(branches) <= set(BRANCHES):
+            raise ValueError(
+                f"An edit's branches are some of {', '.join(BRANCHES)}, not {', '.join(branches) or 'none'}."
+            )
+        there = [place for place in self.saes if place.branch in branches]
+        if one.hookpoints is None:
+            names = [self.model.hookpoints[i] for i in one.default_hookpoints if i < len(self.model.hookpoints)]
+            return [place for place in there if place.hookpoint in names] or there
+        places = [Place(hookpoint, branch) for hookpoint in one.hookpoints for branch in branches]
+        if missing := [place for place in places if place not in self.saes]:
+            known = ", ".join(f"{hookpoint} ({branch})" for hookpoint, branch in self.saes)
+            raise ValueError(f"There is no SAE for all times at {' ('.join(missing[0])}). There are: {known}.")
+        return places
+
+    def _numbered(self, concepts: Sequence[Target | int], places: Sequence[Place]) -> dict[Place, tuple[int, ...]]:
+        found: dict[Place, list[int]] = {}
+        for concept in concepts:
+            if not isinstance(concept, Target):
+                if len(places) != 1:
+                    raise ValueError("A number means a concept of one place: name one hookpoint and one branch.")
+                concept = Target(places[0], int(concept))
+            if concept.place not in self.saes:
+                raise ValueError(f"There is no SAE for all times at {concept.place}.")
+            try:
+                found.setdefault(concept.place, []).append(self.table(concept.place).check(concept.number))
+            except IndexError as error:
+                raise ValueError(str(error)) from error
+        return {place: tuple(dict.fromkeys(numbers)) for place, numbers in found.items()}
+
+    def _editing(self, edits: Sequence[tuple[ConceptEdit, slice]], n_steps: int | None) -> Editing:
+        n_steps = self.model.spec.num_inference_steps if n_steps is None else n_steps
+        wanted: dict[Place, list[tuple[ConceptEdit, slice, tuple[int, ...]]]] = {}
+        for one, rows in edits:
+            check_strength(one)
+            window_of(one, n_steps, self.model.spec.stages)
+            Inside(one.where, self.model.image_size)
+            for place, numbers in self.concepts(one).items():
+                if one.strength:
+                    wanted.setdefault(place, []).append((one, rows, numbers))
+        placed = {place: self._placed(place, of_place, n_steps) for place, of_place in wanted.items()}
+        steps = {step for of_place in placed.values() for part in of_place.parts for step in part.steps}
+
+        def change(key: Key, update: Tensor) -> Tensor | None:
+            _check_run(self.model, n_steps)
+            of_place = placed.get(Place(key.hookpoint, key.branch))
+            return None if of_place is None else of_place(key, update)
+
+        return edit(
+            self.model,
+            change if placed else (),
+            dict.fromkeys(place.hookpoint for place in placed) or None,
+            branches={place.branch for place in placed} or BRANCHES,
+            steps=steps or None,
+        )
+
+    def _placed(
+        self, place: Place, edits: Sequence[tuple[ConceptEdit, slice, tuple[int, ...]]], n_steps: int
+    ) -> "_Placed":
+        sae, frame = self.saes[place], self.table(place).frame
+        union = sorted({number for _, _, numbers in edits for number in numbers})
+        parts = []
+        for one, rows, numbers in edits:
+            figures = [
+                torch.tensor(frame[name].to_numpy()[list(numbers)], dtype=torch.float32, device=sae.b_dec.device)
+                for name in ("mean", "p99", "threshold")
+            ]
+            chosen = Chosen(torch.tensor(numbers, device=sae.b_dec.device), *figures)
+            columns = torch.tensor([union.index(number) for number in numbers], device=sae.b_dec.device)
+            steps = window_of(one, n_steps, self.model.spec.stages)
+            parts.append(_Part(one, chosen, columns, steps, rows, Inside(one.where, self.model.image_size)))
+        return _Placed(sae, torch.tensor(union, device=sae.b_dec.device), parts)
+
+
+class _Placed:
+    """All edits at one place: from an update to another."""
+
+    def __init__(self, sae: SparseAutoencoder, union: Tensor, parts: Sequence[_Part]) -> None:
+        self._sae, self._union, self.parts = sae, union, parts
+        self._directions = sae.W_dec.detach()[union]
+
+    @torch.no_grad()
+    def __call__(self, key: Key, update: Tensor) -> Tensor | None:
+        parts = [part for part in self.parts if key.step in part.steps]
+        if not parts:
+            return None
+        n, channels, height, width = update.shape
+        x = update.float().flatten(2).transpose(1, 2)  # [B, P, C]
+        code = self._sae.encode(x.reshape(-1, channels).to(self._sae.b_dec.device))
+        z = values_of(code, self._union, self._sae.cfg.d_sae).view(n, height * width, -1)
+        new, exchanged = z.clone(), x
+        for part in parts:
+            inside = part.inside.grid(height, width).to(z.device)
+            now = new[part.rows][..., part.columns]
+            if isinstance(part.edit, ReplaceEdit) and part.edit.patches is not None:
+                exchanged = _exchange(part, part.edit.patches, key, now, inside, exchanged)
+            else:
+                new[part.rows, :, part.columns] = part.edit.change(now, part.concepts, inside)
+        changed = exchanged + ((new - z) @ self._directions).to(x.device)
+        return changed.transpose(1, 2).reshape(update.shape)
+
+
+def load_editor(model: Diffuser, source: str | Path | None = None) -> Editor:
+    """An editor by the SAEs for all times of a collection, the model's own by default; each is loaded once a model.
+
+    Raises:
+        ArtifactError: There are no such SAEs.
+    """
+    name = model.spec.name if source is None else source
+    of_model = _EDITORS.setdefault(model, {})
+    if str(name) not in of_model:
+        of_model[str(name)] = Editor(model, load_saes(name, model), lambda place: load_concepts(name, *place))
+    return of_model[str(name)]
+
+
+_EDITORS: weakref.WeakKeyDictionary[Diffuser, dict[str, Editor]] = weakref.WeakKeyDictionary()
+
+
+def values_of(code: Code, numbers: Tensor, d_sae: int) -> Tensor:
+    """[N, n] values of some latents in a code, 0 where they are not active."""
+    dense = torch.zeros(len(code.values), d_sae, dtype=code.values.dtype, device=code.values.device)
+    # Empty entries of a code have the index -1 and the value 0: added anywhere they change nothing.
+    return dense.scatter_add_(1, code.indices.clamp_min(0), code.values)[:, numbers]
+
+
+def carrying(table: ConceptTable, word: str) -> tuple[int, ...]:
+    """The concepts whose label is a word, or has it among its other words."""
+    labels = [label for label in table.labels if word in (label.casefold(), *table.info.words.get(label, ()))]
+    return tuple(number for label in labels for number in table.numbers(label))
+
+
+def _exchange(part: _Part, patches: Mapping[Key, Tensor], key: Key, z: Tensor, inside: Tensor, x: Tensor) -> Tensor:
+    """x [B, P, C] with another run's update wherever one of the concepts is there."""
+    if key not in patches:
+        raise ValueError(f"The patches to exchange hold nothing of {tuple(key)}: record that run with the same steps.")
+    other = patches[key].float().flatten(2).transpose(1, 2).to(x.device)
+    there = ((z > 0) & (z >= part.concepts.threshold)).any(-1, keepdim=True)
+    weight = (min(part.edit.strength, 1.0) * inside * there).to(x.device)
+    new = x.clone()
+    new[part.rows] += weight * (other - x[part.rows])
+    return new
+
+
+def _check_run(model: Diffuser, n_steps: int) -> None:
+    moment = model.moment
+    if moment is not None and moment.n_steps != n_steps:
+        raise ValueError(f"The edits were made for {n_steps} steps; this run has {moment.n_steps}.")

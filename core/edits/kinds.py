@@ -1,0 +1,238 @@
+"""What can be done to concepts, and when and where in the picture."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.activations import Key
+from core.sampling import Branch
+from core.schedule import stage_steps
+from core.spec import Stage
+from core.trace import Place
+
+RegionName = Literal["top-left", "top-right", "bottom-left", "bottom-right", "top", "bottom", "left", "right", "all"]
+"""Quarters and halves of a picture, and all of it."""
+Region = Any
+"""One of `RegionName`; or a mask of the picture's size, [H, W], an array, a tensor or a picture: above 0 is inside."""
+REGIONS: tuple[RegionName, ...] = get_args(RegionName)
+
+
+class Target(NamedTuple):
+    """A concept by its number, which means something at its place alone."""
+
+    place: Place
+    """Hookpoint and branch of the SAE for all times."""
+    number: int
+    """Index of the latent."""
+
+
+class Chosen(NamedTuple):
+    """The n concepts of an edit at one place."""
+
+    numbers: Tensor
+    """[n] latents."""
+    mean: Tensor
+    """[n] mean value where active."""
+    most: Tensor
+    """[n] 99th percentile of the values where active."""
+    threshold: Tensor
+    """[n] value from which on a concept counts as there; 0: any."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ConceptEdit:
+    """What all edits share: which concepts, how strongly, when and where in the U-Net.
+
+    Concepts are those that carry a label, wherever the edit acts, or those that are named one by one.
+    """
+
+    label: str | None = None
+    """A label, or another word for it: every concept that carries it."""
+    concepts: Sequence[Target | int] = ()
+    """Concepts in place of a label. A bare number is of the edit's one hookpoint and branch."""
+    strength: float = 1.0
+    """0 is no edit. For what is raised, in units of each concept's mean value where it is active; for what is brought
+    to a target, the share of the way there, at most all of it."""
+    stage: str | None = None
+    """`early`, `middle` or `late`, in place of `steps`; by default what suits the edit best."""
+    steps: tuple[int, int] | None = None
+    """First and last sampler step of the edit, both included, from 0."""
+    hookpoints: Sequence[str] | None = None
+    """Cross-attention blocks; by default those that were measured to serve best. Concepts that are named one by one
+    say themselves where they are."""
+    branches: Sequence[Branch] | None = None
+    """Halves of the guided batch; likewise."""
+
+    default_stage: ClassVar[str] = "middle"
+    """Where neither `stage` nor `steps` is given."""
+    default_hookpoints: ClassVar[tuple[int, ...]] = (1,)
+    """Where no hookpoints are given: which of the model's, by measurement."""
+    default_branches: ClassVar[tuple[Branch, ...]] = ("cond",)
+    """Where no branches are given."""
+
+    def change(self, z: Tensor, concepts: Chosen, inside: Tensor) -> Tensor:
+        """The new values [..., P, n] of the chosen concepts.
+
+        Args:
+            z: Their values now, at P positions.
+            concepts: What is known of them.
+            inside: [P, 1] how much of each position lies in the edit's region.
+        """
+        raise NotImplementedError
+
+    @property
+    def where(self) -> Region:
+        """The region that `change` is told of."""
+        return "all"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SpatialEdit(ConceptEdit):
+    """Raise concepts inside a region and silence them outside, which moves a thing or draws one there."""
+
+    region: Region
+    """Where the thing should be."""
+    silence: bool = True
+    """Whether concepts are silenced outside."""
+    strength: float = 4.0
+    """As for every edit; the default was chosen by measurement."""
+
+    default_stage: ClassVar[str] = "early"
+
+    def change(self, z: Tensor, concepts: Chosen, inside: Tensor) -> Tensor:
+        """Add the strength inside, take the values away outside."""
+        kept = 1 - min(self.strength, 1.0) * (1 - inside) if self.silence else 1
+        return z * kept + self.strength * inside * concepts.mean
+
+    @property
+    def where(self) -> Region:
+        """The region."""
+        return self.region
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GlobalEdit(ConceptEdit):
+    """Raise concepts everywhere, which changes the look of the whole picture."""
+
+    default_hookpoints: ClassVar[tuple[int, ...]] = (0,)
+
+    def change(self, z: Tensor, concepts: Chosen, inside: Tensor) -> Tensor:
+        """Add the strength."""
+        return z + self.strength * inside * concepts.mean
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReplaceEdit(ConceptEdit):
+    """Bring concepts to a value that data have, by default to silence; or exchange the patches where they are."""
+
+    default_stage: ClassVar[str] = "early"
+    default_hookpoints: ClassVar[tuple[int, ...]] = (0, 1, 2)
+    default_branches: ClassVar[tuple[Branch, ...]] = get_args(Branch)
+
+    to: float = 0.0
+    """The value to bring them to, in units of their mean where active; held at their 99th percentile."""
+    patches: Mapping[Key, Tensor] | None = None
+    """Updates of another run, such as one of `record`, over at least the same hookpoints, branches and steps: wherever
+    one of the concepts is active, what the block adds is exchanged for what it added there."""
+    region: Region = "all"
+    """Where."""
+
+    def change(self, z: Tensor, concepts: Chosen, inside: Tensor) -> Tensor:
+        """Go the share `strength` of the way."""
+        target = (self.to * concepts.mean).minimum(concepts.most)
+        return z + min(self.strength, 1.0) * inside * (target - z)
+
+    @property
+    def where(self) -> Region:
+        """The region."""
+        return self.region
+
+
+class Inside:
+    """The region of an edit, on any grid.
+
+    Raises:
+        ValueError: No such region, an empty one, or one of another size than the picture.
+    """
+
+    def __init__(self, region: Region, size: int) -> None:
+        self._mask = _named_mask(region, size) if isinstance(region, str) else _mask(region, size)
+        self._grids: dict[tuple[int, int], Tensor] = {}
+
+    def grid(self, height: int, width: int) -> Tensor:
+        """[height x width, 1] share of each cell that lies inside: a region smaller than a cell is not lost."""
+        if (height, width) not in self._grids:
+            shares = F.adaptive_avg_pool2d(self._mask[None], (height, width))
+            self._grids[height, width] = shares.flatten()[:, None]
+        return self._grids[height, width]
+
+
+def window_of(one: ConceptEdit, n_steps: int, stages: Sequence[Stage]) -> range:
+    """The sampler steps at which an edit acts.
+
+    Raises:
+        ValueError: No such stage or one without steps, steps that the sampler does not have, or a stage and steps.
+    """
+    if one.steps is not None:
+        if one.stage is not None:
+            raise ValueError("An edit has either a stage or steps, not both.")
+        first, last = one.steps
+        if not 0 <= first <= last < n_steps:
+            raise ValueError(
+                f"The steps {first} to {last} are not a window of this sampler's, which are 0 to {n_steps - 1}."
+            )
+        return range(first, last + 1)
+    name = one.default_stage if one.stage is None else one.stage
+    named = {stage.name: stage for stage in stages}
+    if name not in named:
+        raise ValueError(f"A stage is one of {', '.join(named)}, not {name!r}.")
+    window = stage_steps(named[name], n_steps, stages)
+    if not window:
+        raise ValueError(f"With {n_steps} steps the {name} stage has none: take more, or name the edit's steps.")
+    return window
+
+
+def check_strength(one: ConceptEdit) -> None:
+    """Refuse strengths that mean nothing.
+
+    Raises:
+        ValueError: A strength that is not finite, or below 0.
+    """
+    figures = {"strength": one.strength} | ({"to": one.to} if isinstance(one, ReplaceEdit) else {})
+    for name, value in figures.items():
+        if not math.isfinite(value) or value < 0:
+            raise ValueError(f"An edit's {name} is a finite number from 0 on, not {value}. To remove, use ReplaceEdit.")
+
+
+def _named_mask(name: str, size: int) -> Tensor:
+    if name not in REGIONS:
+        raise ValueError(f"A region is one of {', '.join(REGIONS)}, or a mask, not {name!r}.")
+    mask, half = torch.ones(size, size), size // 2
+    for side, outside in (
+        ("top", (slice(half, None), slice(None))),
+        ("bottom", (slice(None, half), slice(None))),
+        ("left", (slice(None), slice(half, None))),
+        ("right", (slice(None), slice(None, half))),
+    ):
+        if side in name.split("-"):
+            mask[outside] = 0
+    return mask
+
+
+def _mask(region: Any, size: int) -> Tensor:
+    array = region.detach().cpu().numpy() if isinstance(region, Tensor) else region
+    if isinstance(array, Image.Image):
+        array = array.convert("L")
+    mask = torch.from_numpy(np.asarray(array) > 0).float()
+    if mask.shape != (size, size):
+        raise ValueError(f"A region has the picture's size, {size} x {size}, not {' x '.join(map(str, mask.shape))}.")
+    if not mask.any():
+        raise ValueError("The region is empty: mark some of the picture.")
+    return mask

@@ -1,0 +1,42 @@
+"""Concepts by pointing at a picture."""
+
+from collections.abc import Collection
+
+from core.edits.kinds import Target
+from core.trace import Place, Trace
+
+
+def concepts_at(
+    trace: Trace, x: float, y: float, place: Place, *, steps: Collection[int] | None = None, limit: int = 3
+) -> tuple[Target, ...]:
+    """The concepts that were most active at a point of a picture, strongest first.
+
+    Args:
+        trace: What the SAEs saw while the picture was made.
+        x: From 0, the left edge, to 1, the right one.
+        y: From 0, the top, to 1, the bottom.
+        place: Hookpoint and branch to look at.
+        steps: Sampler steps over which values are added up; every one by default.
+        limit: Most concepts.
+
+    Raises:
+        ValueError: A point outside the picture, or a place or steps that the trace does not have.
+    """
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise ValueError(f"A point lies between 0 and 1 in x and y, not at ({x}, {y}).")
+    codes = [
+        code
+        for key, code in trace.codes.items()
+        if (key.hookpoint, key.branch) == place and (steps is None or key.step in steps)
+    ]
+    if not codes:
+        raise ValueError(f"Nothing was seen at {place.hookpoint} ({place.branch}) in these steps.")
+    height, width = trace.grids[place.hookpoint]
+    cell = min(int(y * height), height - 1) * width + min(int(x * width), width - 1)
+    totals: dict[int, float] = {}
+    for code in codes:
+        for number, value in zip(code.indices[cell].tolist(), code.values[cell].tolist(), strict=True):
+            if value > 0:
+                totals[number] = totals.get(number, 0.0) + value
+    best = sorted(totals, key=lambda number: (-totals[number], number))[:limit]
+    return tuple(Target(place, number) for number in best)

@@ -1,0 +1,281 @@
+"""What edits of concepts do to pictures, and when: moving a thing, changing the style, and what else changes with it.
+
+Each arm is a way of getting what is asked (`interventions_arms`), over the same captions and seeds; intervals are over
+objects. Edits have the same strengths at every stage; the published formula's betas are on another scale, and it stands
+at the best of them.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from core.edits import Editor
+from core.edits.kinds import GlobalEdit, SpatialEdit
+from core.schedule import stage_steps, step_times
+from training.evaluate.grids import Floats, Resampled, resampled
+from training.evaluate.interventions_arms import Arm, Kind, Request, draw_arm, labelled_things, requests
+from training.evaluate.interventions_seen import Eye, Look, Seen
+from training.evaluate.picturebook import held_out_scenes
+from training.evaluate.pictures import Judges
+from training.picturebook.scenes import caption_of
+from training.report import Cell, Table
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured."""
+
+    n_objects: int = 10
+    """Things that are moved, and whose pictures change their style."""
+    n_seeds: int = 10
+    """Pictures of each thing and wish, where things are moved."""
+    n_style_seeds: int = 4
+    """The same where styles are changed."""
+    n_wishes: int | None = None
+    """Quarters and styles asked for; None: all."""
+    strengths: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
+    """Of the edits that move, alike at every stage."""
+    style_strengths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    """Of the edits that change the style."""
+    betas: tuple[float, ...] = (0.25, 1.0, 4.0, 16.0)
+    """Of the published formula that moves: multiples of the norm of a position's code."""
+    style_betas: tuple[float, ...] = (64.0, 256.0, 1024.0, 4096.0)
+    """Of the published formula that changes the style: they are shared out among the positions."""
+    width: int = 5
+    """Steps of the window that slides."""
+    stride: int = 5
+    """Steps from one window to the next, and from one change of the prompt to the next."""
+    num_inference_steps: int | None = None
+    """Steps of the sampler; None: the model's own."""
+    n_reference: int = 384
+    """Unedited pictures of held-out captions that tell what is odd."""
+    batch_size: int = 20
+    """Pictures drawn together."""
+    n_bootstrap: int = 1000
+    """Resamples of the objects for each interval."""
+
+
+QUICK = Settings(
+    n_objects=3,
+    n_seeds=1,
+    n_style_seeds=1,
+    n_wishes=2,
+    strengths=(4.0,),
+    style_strengths=(1.0,),
+    betas=(1.0,),
+    style_betas=(256.0,),
+    stride=6,
+    width=6,
+    num_inference_steps=12,
+    n_reference=40,
+)
+"""Shows that it works; its figures mean little."""
+
+FIGURES = {
+    "fulfilled": "wish fulfilled",
+    "low": "change elsewhere, low",
+    "high": "change elsewhere, high",
+    "layout": "layout IoU elsewhere",
+}
+
+
+class Bench:
+    """The pictures of every arm, drawn and judged when they are first asked for."""
+
+    def __init__(self, editor: Editor, judges: Judges, package: Path, settings: Settings) -> None:
+        """`package` is where the judges' weights are."""
+        self.editor, self.settings = editor, settings
+        spec = editor.model.spec
+        n_steps = settings.num_inference_steps
+        self.n_steps = spec.num_inference_steps if n_steps is None else n_steps
+        windows = {stage.name: stage_steps(stage, self.n_steps, spec.stages) for stage in spec.stages}
+        self.stages = {name: (steps[0], steps[-1]) for name, steps in windows.items()}
+        self._judges, self._package = judges, package
+        self._seen: dict[tuple[Kind, Arm], list[Seen]] = {}
+        self._unedited: dict[Kind, Look] = {}
+
+    def asked(self, kind: Kind) -> list[Request]:
+        """The changes that are asked for: those of one object stand together."""
+        settings = self.settings
+        n_seeds = settings.n_seeds if kind == "moving" else settings.n_style_seeds
+        return requests(kind, labelled_things(self.editor, settings.n_objects), n_seeds, settings.n_wishes)
+
+    @cached_property
+    def eye(self) -> Eye:
+        """The judges, who have seen unedited pictures."""
+        eye = Eye(self._judges, self._package)
+        captions = [caption_of(scene).text for scene in held_out_scenes(self.settings.n_reference)]
+        images: list[Image.Image] = []
+        for start in range(0, len(captions), self.settings.batch_size):
+            part = captions[start : start + self.settings.batch_size]
+            seeds = range(10**6 + start, 10**6 + start + len(part))
+            *_, last = self.editor.model.sample(part, seeds=seeds, num_inference_steps=self.n_steps)
+            images += self.editor.model.decode(last.x)
+        eye.know(images)
+        log.info("%d unedited pictures are known", len(images))
+        return eye
+
+    def seen(self, kind: Kind, arm: Arm) -> list[Seen]:
+        """The pictures of an arm."""
+        if (kind, arm) not in self._seen:
+            asked = self.asked(kind)
+            if kind not in self._unedited:
+                self._unedited[kind] = self._draw_unedited(asked)
+            old = self._unedited[kind]
+            new = old if arm.method == "no edit" else self.eye.look(self._draw(arm, asked))
+            self._seen[kind, arm] = self.eye.judge(asked, new, old)
+            log.info("%s: %s, %.2f fulfilled", kind, arm, np.mean([one.fulfilled for one in self._seen[kind, arm]]))
+        return self._seen[kind, arm]
+
+    def _draw(self, arm: Arm, asked: Sequence[Request]) -> list[Image.Image]:
+        return list(draw_arm(self.editor, arm, asked, self.n_steps, self.settings.batch_size))
+
+    def _draw_unedited(self, asked: Sequence[Request]) -> Look:
+        """Drawn once for all wishes of a thing and seed."""
+        once = {(one.thing, one.seed): one for one in asked}
+        look = self.eye.look(self._draw(Arm("no edit"), list(once.values())))
+        rows = [list(once).index((one.thing, one.seed)) for one in asked]
+        return Look(look.labels[rows], tuple(look.styles[i] for i in rows), look.pixels[rows], look.features[rows])
+
+    def mean(self, kind: Kind, arm: Arm, name: str) -> Resampled:
+        """Mean of a field of `Seen` over all pictures, drawn anew by object."""
+        values = np.array([getattr(one, name) for one in self.seen(kind, arm)], dtype=np.float64)
+        by_object: Floats = values.reshape(self.settings.n_objects, -1)
+        return resampled(by_object, self.settings.n_bootstrap)
+
+    def best(self, kind: Kind, method: str, stage: str) -> Arm:
+        """The arm of a method and stage whose strength fulfils most wishes, the smallest of equals."""
+        arms = [arm for arm in self.arms(kind) if arm.method == method and arm.stage == stage]
+        return max(arms, key=lambda arm: (self.mean(kind, arm, "fulfilled").value, -(arm.strength or 0)))
+
+    def arms(self, kind: Kind) -> list[Arm]:
+        """Controls, the published formula and edits, at every stage and strength."""
+        settings = self.settings
+        betas, strengths = (
+            (settings.betas, settings.strengths)
+            if kind == "moving"
+            else (settings.style_betas, settings.style_strengths)
+        )
+        arms = [Arm("no edit"), Arm("prompt")]
+        for stage, steps in self.stages.items():
+            arms += [Arm("published formula", steps, beta, stage) for beta in betas]
+            arms += [Arm("edit", steps, strength, stage) for strength in strengths]
+        return arms
+
+    def row(self, kind: Kind, arm: Arm) -> dict[str, Cell]:
+        """A table's row."""
+        row: dict[str, Cell] = {
+            "": arm.method,
+            "stage": arm.stage,
+            "strength": None if arm.strength is None else format(arm.strength, "g"),
+        }
+        row |= {title: str(self.mean(kind, arm, name).estimate) for name, title in FIGURES.items()}
+        odd, plain = self.mean(kind, arm, "odd"), self.mean(kind, Arm("no edit"), "odd")
+        return row | {"artifacts more than unedited": str(odd.less(plain))}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How it was measured."""
+        settings = self.settings
+        return (
+            f"{settings.n_objects} things; moving: {settings.n_seeds} seeds for each thing and quarter, styles: "
+            f"{settings.n_style_seeds} for each thing and style; {self.n_steps} steps. Intervals: 95 %, over things.",
+            "Fulfilled: the centre of the thing's mask is in the quarter, an absent thing being a failure; or the "
+            "style classifier sees the style. Labels come from the first segmenter, masks from the second.",
+            "Change: root mean square difference to the unedited picture of the same seed, in shares of the range of "
+            "grey; low: of means over 8 x 8 pixels, high: of the rest. Elsewhere: neither in the quarter nor where the "
+            "thing was; for a style, everywhere.",
+            f"Artifacts: the share of pictures that are further from {settings.n_reference} unedited ones of held-out "
+            "captions, in features of the first segmenter's encoder, than 99 % of those are from the others; less the "
+            "share of the unedited pictures of the same captions.",
+        )
+
+
+def moving(bench: Bench) -> Table:
+    """Moving things into quarters of the picture."""
+    note = (
+        "Prompt: the wish in words, such as `a cat left above on the grass`; the grammar has words for sides of "
+        "another thing alone, none for places in the picture."
+    )
+    return _arms(bench, "moving", "Moving a thing into a quarter of the picture", note)
+
+
+def styling(bench: Bench) -> Table:
+    """Changing styles."""
+    return _arms(
+        bench, "styling", "Changing the style", "Prompt: the style's word in the caption, from the first step."
+    )
+
+
+def beside(bench: Bench) -> Table:
+    """The edits beside the controls: at each stage, every method at the strength that fulfils most."""
+    rows: list[dict[str, Cell]] = []
+    for kind in KINDS:
+        chosen = [Arm("no edit"), Arm("prompt")]
+        for stage in bench.stages:
+            chosen += [bench.best(kind, method, stage) for method in ("published formula", "edit")]
+        rows += [{"asked": kind} | bench.row(kind, arm) for arm in chosen]
+    note = "Each method at its best strength of those swept, chosen on the same pictures, which flatters both."
+    return Table("beside", "Edits beside controls and the published formula", rows, (note, *bench.notes))
+
+
+def windows(bench: Bench) -> Table:
+    """When edits act: a window that slides over the steps."""
+    rows: list[dict[str, Cell]] = []
+    settings = bench.settings
+    for first in range(0, bench.n_steps - settings.width + 1, settings.stride):
+        steps = (first, first + settings.width - 1)
+        row: dict[str, Cell] = {"steps": f"{steps[0]} to {steps[1]}", "t": _times(bench, steps)}
+        for kind in KINDS:
+            arm = Arm("edit", steps, DEFAULTS[kind])
+            row[f"{kind}: fulfilled"] = str(bench.mean(kind, arm, "fulfilled").estimate)
+            row[f"{kind}: change, low"] = str(bench.mean(kind, arm, "low").estimate)
+        rows.append(row)
+    note = f"Strengths: {', '.join(f'{kind} {DEFAULTS[kind]:g}' for kind in KINDS)}, the defaults."
+    return Table("windows", "When edits act", rows, (note, *bench.notes))
+
+
+def switching(bench: Bench) -> Table:
+    """When the prompt still decides: the wish is written into it from a step on."""
+    rows: list[dict[str, Cell]] = []
+    for first in range(0, bench.n_steps, bench.settings.stride):
+        arm = Arm("prompt from there on", (first, bench.n_steps - 1))
+        row: dict[str, Cell] = {"from step": float(first), "t": f"{step_times(bench.n_steps)[first]:.2f}"}
+        for kind in KINDS:
+            row[f"{kind}: fulfilled"] = str(bench.mean(kind, arm, "fulfilled").estimate)
+            row[f"{kind}: layout IoU elsewhere"] = str(bench.mean(kind, arm, "layout").estimate)
+        rows.append(row)
+    note = "The caption of the unedited picture until then, the caption with the wish from then on; nothing is trained."
+    return Table("switching", "When a change of the prompt still changes the picture", rows, (note, *bench.notes))
+
+
+KINDS: tuple[Kind, ...] = ("moving", "styling")
+DEFAULTS: dict[Kind, float] = {"moving": SpatialEdit.strength, "styling": GlobalEdit.strength}
+PARTS = (moving, styling, beside, windows, switching)
+"""In this order."""
+
+
+def _arms(bench: Bench, kind: Kind, title: str, note: str) -> Table:
+    arms = bench.arms(kind)
+    details = {
+        "figures": [
+            {
+                **arm._asdict(),
+                **{name: list(bench.mean(kind, arm, name).estimate) for name in (*FIGURES, "odd", "there")},
+            }
+            for arm in arms
+        ]
+    }
+    return Table(kind, title, [bench.row(kind, arm) for arm in arms], (note, *bench.notes), details)
+
+
+def _times(bench: Bench, steps: tuple[int, int]) -> str:
+    times = step_times(bench.n_steps)
+    return f"{times[steps[0]]:.2f} to {times[steps[1]]:.2f}"
