@@ -108,9 +108,10 @@ round (chance 50 %).
 
 It knows no word outside its vocabulary and no thing outside its {len(THINGS)}. It draws flat scenes of emoji: nothing
 that was measured on it is thereby true of a model of photographs. Two of the same thing often appear where the caption
-names one, and three things in a caption are more than it keeps apart. Words tell true scenes more bits than they could (the table above): without a word, the model knows
-less of a picture than a perfect one would. Its bits compare words and places; they are no absolute truth. Its own
-pictures are drawn with guidance and are no samples of the distribution that it learned, which adds to that.
+names one, and three things in a caption are more than it keeps apart. Words tell true scenes more bits than they could
+(the table above): without a word, the model knows less of a picture than a perfect one would. Its bits compare words
+and places; they are no absolute truth. Its own pictures are drawn with guidance and are no samples of the distribution
+that it learned, which adds to that.
 """
     (package / "model" / "README.md").write_text(text)
 
