@@ -18,6 +18,7 @@ from core.ui.inputs import (
     PICTURE,
     Number,
     Picture,
+    concept_number,
     draw_problems,
     picture_problem,
     prompt_problem,
@@ -95,11 +96,10 @@ def build_api(runtime: Runtime) -> None:
 
     def concepts(query: str) -> Any:
         """The concepts of all blocks that a word finds, best first; where it finds none, the nearest labels."""
-        found = {place: table.search(query, runtime.model) for place, table in _tables(runtime).items()}
-        hits = [{**place._asdict(), **hit._asdict()} for place, of in found.items() for hit in of.hits]
-        nearest = list(dict.fromkeys(label for of in found.values() for label in of.nearest))
-        hits.sort(key=lambda hit: (-round(hit["similarity"], 3), -hit["score"]))
-        return {"hits": hits, "nearest": [] if hits else nearest}
+        from core.ui.concept_reading import search_all  # which imports torch
+
+        hits, nearest = search_all(_tables(runtime), query, runtime.model)
+        return {"hits": [{**place._asdict(), **hit._asdict()} for place, hit in hits], "nearest": list(nearest)}
 
     def concept(hookpoint: str, branch: str, number: float) -> Any:
         """Everything about one concept: label, kind, scores, the pictures that show it best, its neighbours.
@@ -112,9 +112,7 @@ def build_api(runtime: Runtime) -> None:
         table = next((of for place, of in tables.items() if place == (wanted, branch)), None)
         if table is None:
             raise ValueError(f"There are no concepts at {wanted!r}, {branch}: there are some at {', '.join(names)}.")
-        if number != int(number):
-            raise ValueError(f"A concept's number is whole, not {number}.")
-        found = table[int(number)]
+        found = table[concept_number(number)]
         pictures = [{**one.drawn._asdict(), "peak": one.peak, "map": one.map.tolist()} for one in found.gallery]
         scores = {**found.scores._asdict(), "further": [one._asdict() for one in found.scores.further]}
         neighbours = [one._asdict() for one in table.neighbours(found.number)]
@@ -181,7 +179,7 @@ def _answering(function: Callable[..., Any]) -> Callable[..., Any]:
     def answer(*arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except (IndexError, TypeError, ValueError, JobError) as error:
+        except (IndexError, ValueError, JobError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     return answer

@@ -252,6 +252,8 @@ def _row(heading: str, members: "Sequence[tuple[Place, int, str, str]]") -> str:
 
 
 def _percent(share: float) -> str:
+    if 0 < share < 0.0005:
+        return "less than 0.1 %"
     return f"{100 * share:.1f} %" if 100 * share < 9.95 else f"{100 * share:.0f} %"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from core.ui.dictionary import no_concepts
-from core.ui.inputs import html
+from core.ui.inputs import concept_number, html
 from core.ui.runtime import Runtime
 from core.ui.scene import Scene
 
@@ -113,8 +113,8 @@ def opened_html(runtime: Runtime, way: str, number: Any, trace: "Trace | None") 
     if place is None:
         return problem_html(f"No concepts are read at “{way[:80]}”.")
     try:
-        return card_html(runtime.dictionary, place, int(number), trace, runtime.spec.stages)
-    except (IndexError, TypeError, ValueError) as error:
+        return card_html(runtime.dictionary, place, concept_number(number), trace, runtime.spec.stages)
+    except (IndexError, ValueError) as error:
         return problem_html(str(error))
 
 

@@ -50,4 +50,6 @@ def load_dictionary(source: str, model: Any) -> Dictionary | None:
     except ArtifactError as error:
         log.info("Concepts and layout are not shown: %s", error)
         return None
+    for table in tables.values():
+        table.search("a", model)  # what all labels mean is worked out now, not in somebody's first search
     return Dictionary(source, saes, tables, {place: make_reader(table) for place, table in tables.items()})

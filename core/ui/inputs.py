@@ -132,6 +132,21 @@ def step_problem(step: Any, steps: Any) -> str | None:
     return f"The step must be a whole number from 0 to {int(steps) - 1}, where 0 is the first{_not(step)}."
 
 
+def concept_number(number: Any) -> int:
+    """A concept's number, from what was typed or stood in an address; whether there is such a concept, the table says.
+
+    Raises:
+        ValueError: It is no whole number.
+    """
+    try:
+        value = float(number)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not _whole(value):
+        raise ValueError(f"A concept's number must be a whole number, such as 7{_not(number)}.")
+    return int(value)
+
+
 def guidance_problem(guidance: Any) -> str | None:
     """Why a guidance scale cannot be used."""
     if isinstance(guidance, int | float) and 0 <= guidance <= MAX_GUIDANCE:

@@ -67,7 +67,23 @@ def test_a_concept_has_a_page_that_a_link_opens(open_page: Open) -> None:
     again = open_page(query="?" + page.url.split("?")[1])
     expect(again.locator(".id-concept-card")).to_have_attribute("data-number", wanted)
     again.locator(".id-concept-card-close").click()
-    expect(again.locator(".id-concept-card")).to_have_count(0)
+    expect(again.locator(".id-concept-card")).to_be_hidden()
+    assert "concept=" not in again.url
+
+
+def test_a_card_follows_the_picture_and_can_be_opened_again(open_page: Open) -> None:
+    page = open_page()
+    open_concepts(page)
+    page.locator(".id-thought").first.click()
+    card, curve = page.locator(".id-concept-card"), page.locator("#id-concept .id-line")
+    before = curve.get_attribute("d") or ""
+    card.locator(".id-concept-card-close").click()
+    expect(card).to_be_hidden()
+    page.locator(".id-thought").first.click()
+    expect(card).to_be_visible()
+    page.locator(".id-example").nth(1).click()
+    expect(page.locator(f'#id-concept .id-line[d="{before}"]')).to_have_count(0)
+    expect(card).to_be_visible()
 
 
 def test_everything_can_be_searched_and_browsed(open_page: Open) -> None:

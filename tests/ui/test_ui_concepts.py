@@ -148,7 +148,9 @@ def test_what_cannot_be_opened_says_why(dictionary: Dictionary) -> None:
     runtime = ready(dictionary)
     assert "There is no concept 99" in opened_html(runtime, way_key(HERE), 99, None)
     assert "No concepts are read at “&lt;attic" in opened_html(runtime, "<attic|cond", 1, None)
-    assert 'role="alert"' in opened_html(runtime, way_key(HERE), None, None)
+    for wrong in (None, "abc", "1.5", "nan", [1]):
+        assert "must be a whole number" in opened_html(runtime, way_key(HERE), wrong, None)
+    assert "whale" in opened_html(runtime, way_key(HERE), str(WHALE), None)
     assert "still being loaded" in opened_html(ready(None), way_key(HERE), 1, None)
     assert "still being loaded" in found_html(ready(None), "cat")
 
@@ -186,7 +188,7 @@ def test_programs_search_and_look_up(thinking_app: App) -> None:
         (("", "cond", len(NAMES)), "There is no concept 10"),
         (("", "cond", 1.5), "whole"),
         (("attic", "cond", 1), "no concepts at 'attic'"),
-        (("", "cond", "many"), "."),
+        (("", "cond", "many"), "not “many”"),
     ):
         with pytest.raises(AppError, match=message):
             client.predict(*wrong, api_name="/concept")

@@ -210,7 +210,7 @@ class Run:
 
     def write_card(self) -> None:
         """Evaluate what is in the package, and write the cards; what was measured before is not measured again."""
-        from training.evaluate.run import Asked, evaluate_concepts, evaluate_picturebook, evaluate_sae
+        from training.evaluate.run import Asked, evaluate_concepts, evaluate_layout, evaluate_picturebook, evaluate_sae
         from training.picturebook.card import read_curve, write_card
         from training.sae_card import write_sae_card
 
@@ -220,6 +220,7 @@ class Run:
         by_eye = BY_EYE.read_text() if BY_EYE.exists() else ""
         write_card(model, self.package, tables, read_curve(self.folder), by_eye)
         of_saes = [*evaluate_sae(model, asked), *evaluate_concepts(model, asked, self.package)]
+        of_saes += evaluate_layout(model, asked._replace(parts=["beside"]), self.package)
         write_sae_card(self.package / "saes", "picturebook", of_saes)
 
     def _digest(self, *names: str) -> str:

@@ -13,21 +13,24 @@
 
   const query = page.query;
   let way = { block: query.get("block"), branch: query.get("branch") };
-  let asked = query.get("concept"); // opened once the card's own script is there
+  let asked = query.get("concept") || null; // opened once the card's own script is there
   let point = null; // x and y from 0 to 1
   let looked = null; // the concept under the pointer or the focus
   let text = null;
   let data = null;
   let last = null;
   let drawn = "";
+  let again = false; // whether the open card tells of another picture
+  let opened = "";
 
   const panel = () => one(".id-thoughts:not(.empty)");
-  const card = () => one("#id-concept .id-concept-card");
+  const card = () => one("#id-concept .id-concept-card:not([hidden])");
 
   function read() {
     const found = one(".id-thoughts-data")?.dataset.codes ?? null;
     if (found === text) return;
     text = found;
+    again = Boolean(found && card());
     data = found && JSON.parse(found);
     drawn = "";
   }
@@ -154,13 +157,16 @@
   }
 
   page.watchers.push((tab) => {
-    if (asked !== null && page.openConcept && one("#id-badge .id-badge.ready, .id-badge.ready")) {
-      const [number, key] = [Number(asked), `${way.block}|${way.branch}`];
-      asked = null;
-      page.openConcept(key, number);
-    }
     const root = panel();
     read();
+    const key = way.block ? `${way.block}|${way.branch ?? "cond"}` : data && Object.keys(data.ways)[0];
+    if (asked !== null && key && page.openConcept && one(".id-badge.ready")) {
+      page.openConcept(key, asked);
+      asked = null;
+    } else if (again && card() && page.openConcept) {
+      page.openConcept(card().dataset.way, card().dataset.number);
+      again = false;
+    }
     if (!root || !data || tab !== TAB) return;
     root.classList.toggle("old", old(root));
     show(root);
@@ -219,10 +225,18 @@
   document.addEventListener("focusin", look);
 
   document.addEventListener("click", (event) => {
+    const button = event.target.closest?.(".id-concept-button");
+    const closed = one("#id-concept .id-concept-card[hidden]");
     if (event.target.closest?.(".id-concept-card-close")) {
-      one("#id-concept .id-concept-card").remove();
+      // Hidden, not removed: of a concept that is opened again the same HTML comes, and would not be shown anew.
+      set(card(), "hidden", true);
+      opened = "";
       page.apply();
       page.remember();
+    } else if (button && closed?.dataset.way === button.dataset.way && closed.dataset.number === button.dataset.number) {
+      closed.hidden = false;
+      delete closed.dataset.seen;
+      came();
     }
   });
 
@@ -242,13 +256,16 @@
   });
 
   // A card that came is shown and remembered.
-  new MutationObserver(() => {
+  function came() {
     const shown = card();
     if (shown && !shown.dataset.seen) {
       shown.dataset.seen = "yes";
       page.apply();
       page.remember();
-      shown.scrollIntoView({ block: "nearest", behavior: "smooth" });
+      const name = `${shown.dataset.way} ${shown.dataset.number}`;
+      if (name !== opened) shown.scrollIntoView({ block: "nearest", behavior: "smooth" });
+      opened = name;
     }
-  }).observe(document, { childList: true, subtree: true });
+  }
+  new MutationObserver(came).observe(document, { childList: true, subtree: true });
 })();
