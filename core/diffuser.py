@@ -321,6 +321,7 @@ class Diffuser:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         last_step: int | None = None,
+        after: SamplerState | None = None,
         contexts: Sequence[AbstractContextManager[Any]] = (),
     ) -> Generator[SamplerState, None, None]:
         """Denoise a batch of prompts together: a `SamplerState` after each step, up to `last_step`.
@@ -328,8 +329,12 @@ class Diffuser:
         Prompts may be empty. Closing the generator frees the model, as does its end. `contexts`, such as recordings and
         edits, are entered in their order once the model is this job's, and left before it is another's.
 
+        `after` goes on from a state of another run of this batch, in place of the seeds' noise: what is changed from a
+        step on costs no step before it.
+
         Raises:
-            ValueError: Not one seed a prompt, or a last step that the sampler does not have.
+            ValueError: Not one seed a prompt, a last step that the sampler does not have, or a state of another number
+                of steps, of its last one, or of another batch.
         """
         n_steps = self.spec.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.spec.guidance_scale if guidance_scale is None else guidance_scale
@@ -339,10 +344,17 @@ class Diffuser:
             raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds were given; there must be one seed each.")
         if not 0 <= last < n_steps:
             raise ValueError(f"The last step must be between 0 and {n_steps - 1}, not {last}.")
+        if after is not None:
+            step, its_steps, n_rows = after.moment.step, after.moment.n_steps, len(after.x)
+            if its_steps != n_steps or step >= last or n_rows != len(prompts):
+                raise ValueError(
+                    f"A run of {n_steps} steps up to step {last} with {len(prompts)} prompts cannot go on after step "
+                    f"{step} of {its_steps} with {n_rows}."
+                )
         for prompt in prompts:
             if prompt:
                 self.check_prompt(prompt)
-        return self._sample_alone(list(prompts), list(seeds), n_steps, float(scale), last, contexts)
+        return self._sample_alone(list(prompts), list(seeds), n_steps, float(scale), last, after, contexts)
 
     def _sample_alone(
         self,
@@ -351,22 +363,30 @@ class Diffuser:
         n_steps: int,
         scale: float,
         last: int,
+        after: SamplerState | None,
         contexts: Sequence[AbstractContextManager[Any]],
     ) -> Generator[SamplerState, None, None]:
         with self.busy(), ExitStack() as stack:
             for context in contexts:
                 stack.enter_context(context)
-            yield from self._sample(prompts, seeds, n_steps, scale, last)
+            yield from self._sample(prompts, seeds, n_steps, scale, last, after)
 
     def _sample(
-        self, prompts: list[str], seeds: list[int], n_steps: int, scale: float, last: int
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        n_steps: int,
+        scale: float,
+        last: int,
+        after: SamplerState | None = None,
     ) -> Generator[SamplerState, None, None]:
         branches: tuple[Branch, ...] = ("uncond", "cond") if scale != 1 else ("cond",)
         embeddings = self.encode_text([""] * len(prompts) * (len(branches) - 1) + prompts)
-        x = torch.cat([self._initial_noise(seed) for seed in seeds])
+        first = 0 if after is None else after.moment.step + 1
+        x = torch.cat([self._initial_noise(seed) for seed in seeds]) if after is None else after.x.to(self.device)
         times, timesteps = step_times(n_steps), self.schedule.sampler_timesteps(n_steps)
         alphas, alphas_after = self.schedule.sampler_alphas(n_steps)
-        for step in range(last + 1):
+        for step in range(first, last + 1):
             moment = Moment(step, n_steps, float(times[step]), branches)
             self.moment = moment
             try:

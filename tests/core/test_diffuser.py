@@ -267,6 +267,19 @@ def test_sampling_ends_at_the_last_step_asked_for_and_tells_the_moment_only_mean
     assert model.moment is None
 
 
+def test_sampling_goes_on_from_a_state_as_if_it_had_never_stopped(model: Diffuser) -> None:
+    asked: dict[str, Any] = {"prompts": ["a cat", "a ship"], "seeds": [3, 4], "num_inference_steps": 4}
+    whole = list(model.sample(**asked))
+    before = model.n_unet_calls
+    rest = list(model.sample(**asked, after=whole[1]))
+    assert [state.moment for state in rest] == [state.moment for state in whole[2:]]
+    assert model.n_unet_calls - before == 2
+    assert torch.equal(rest[-1].x, whole[-1].x)
+    for wrong in (asked | {"num_inference_steps": 5}, asked | {"last_step": 1}, asked | {"prompts": ["a"], "seeds": [3]}):
+        with pytest.raises(ValueError, match="cannot go on after step 1 of 4 with 2"):
+            model.sample(**wrong, after=whole[1])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"seeds": [0, 1]}, "one seed each"), ({"seeds": [0], "last_step": 50}, "between 0 and 49")],
