@@ -275,7 +275,11 @@ def test_sampling_goes_on_from_a_state_as_if_it_had_never_stopped(model: Diffuse
     assert [state.moment for state in rest] == [state.moment for state in whole[2:]]
     assert model.n_unet_calls - before == 2
     assert torch.equal(rest[-1].x, whole[-1].x)
-    for wrong in (asked | {"num_inference_steps": 5}, asked | {"last_step": 1}, asked | {"prompts": ["a"], "seeds": [3]}):
+    for wrong in (
+        asked | {"num_inference_steps": 5},
+        asked | {"last_step": 1},
+        asked | {"prompts": ["a"], "seeds": [3]},
+    ):
         with pytest.raises(ValueError, match="cannot go on after step 1 of 4 with 2"):
             model.sample(**wrong, after=whole[1])
 

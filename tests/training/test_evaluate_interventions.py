@@ -18,7 +18,7 @@ from core.trace import Place
 from training.evaluate import interventions, run
 from training.evaluate.grids import Resampled
 from training.evaluate.interventions import QUICK, Bench
-from training.evaluate.interventions_arms import Arm, Request, context, draw_arm, labelled_things, requests
+from training.evaluate.interventions_arms import Arm, Request, Unedited, context, draw_arm, labelled_things, requests
 from training.evaluate.interventions_seen import CELL, Eye, Look, elsewhere, frequencies, fulfilled, layout_iou
 from training.evaluate.pictures import Judges
 from training.picturebook.world import LABELS
@@ -64,7 +64,7 @@ def label_map(box: tuple[slice, slice]) -> Tensor:
 def test_requests_of_one_thing_stand_together_and_their_words_are_known(picturebook: Diffuser, editor: Editor) -> None:
     things = labelled_things(editor, 10)
     assert len(set(things)) == 10
-    asked = requests("moving", things, 2) + requests("styling", things, 1)
+    asked = requests("moving", things, range(2)) + requests("styling", things, range(1))
     assert len(asked) == 10 * 4 * 2 + 10 * 5
     assert [one.thing for one in asked[:8]] == [things[0]] * 8
     assert {one.seed for one in asked[:8]} == {one.seed for one in asked if one.thing == things[0]} | {asked[1].seed}
@@ -183,10 +183,9 @@ def fake_pictures(
     editor: Editor,  # noqa: ARG001
     arm: Arm,
     asked: Sequence[Request],
-    n_steps: int,
-    batch_size: int,  # noqa: ARG001
+    unedited: Unedited,
 ) -> Iterator[Image.Image]:
-    assert arm.steps is None or arm.steps[1] < n_steps
+    assert arm.steps is None or arm.steps[1] < unedited.n_steps
     rng = np.random.default_rng(int(100 * (arm.strength or 0)))
     for _ in asked:
         yield Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8))
@@ -200,10 +199,9 @@ def test_every_table_and_nothing_is_measured_twice(
     asked = run.Asked((), True, tmp_path)
     tables = run.evaluate_interventions(picturebook, asked)
     assert [table.name for table in tables] == [part.__name__ for part in interventions.PARTS]
-    moving, styling, beside, windows, switching = tables
-    assert len(moving.rows) == 2 + 3 * (1 + 1)
-    assert len(styling.rows) == 2 + 3 * (1 + 1)
-    assert len(beside.rows) == 2 * (2 + 3 * 2)
+    windows, switching, sweep, moving, styling = tables
+    assert len(moving.rows) == len(styling.rows) == 2 + 3 * (1 + 1)
+    assert len(sweep.rows) == 2 * (1 + 3 * (1 + 1))
     assert [row["steps"] for row in windows.rows] == ["0 to 1"]
     assert [row["from step"] for row in switching.rows] == [0, 2]
     unedited = moving.rows[0]
@@ -215,28 +213,44 @@ def test_every_table_and_nothing_is_measured_twice(
     assert picturebook.n_unet_calls == n_calls
 
 
-def test_pictures_of_an_arm_are_those_of_its_requests(picturebook: Diffuser, editor: Editor) -> None:
+@pytest.mark.parametrize("steps", [(0, 0), (1, 1)])
+def test_pictures_of_an_arm_are_those_of_its_requests(
+    picturebook: Diffuser, editor: Editor, steps: tuple[int, int]
+) -> None:
     asked = [move("top-left", 3), Request("styling", "cat", "night", 3)]
-    arm = Arm("edit", (0, 0), 8.0)
-    together = list(draw_arm(editor, arm, asked, 1, 2))
+    arm, unedited = Arm("edit", steps, 8.0), Unedited(picturebook, N_STEPS, 2)
+    unedited.know(asked)
+    before = picturebook.n_unet_calls
+    together = list(draw_arm(editor, arm, asked, unedited))
+    assert picturebook.n_unet_calls - before == N_STEPS - steps[0]
     edits = [arm.edit(one) for one in asked]
     for one, change, image in zip(asked, edits, together, strict=True):
         alone = picturebook.generate(
-            one.prompt, seed=one.seed, num_inference_steps=1, previews=False, edits=[change]
+            one.prompt, seed=one.seed, num_inference_steps=N_STEPS, previews=False, edits=[change]
         ).image
         assert np.abs(np.asarray(alone, np.int16) - np.asarray(image, np.int16)).max() <= 2
     assert np.abs(np.asarray(together[0], np.int16) - np.asarray(together[1], np.int16)).max() > 9
 
 
-def test_the_best_strength_is_the_smallest_of_equals(editor: Editor) -> None:
-    settings = replace(TINY, num_inference_steps=3, betas=(1.0, 2.0))
+def test_strengths_are_chosen_on_other_pictures_the_smallest_of_equals(editor: Editor) -> None:
+    settings = replace(TINY, num_inference_steps=3, betas=(1.0, 2.0), strengths=(1.0, 2.0))
     bench = Bench(editor, Judges({}, None), run.PACKAGE, settings)  # type: ignore[arg-type]
-    values = {1.0: 0.5, 2.0: 0.5}
+    values = {
+        ("published formula", "late", 1.0): 0.5,
+        ("published formula", "late", 2.0): 0.5,
+        ("edit", "early", 2.0): 0.9,
+    }
 
-    def mean(kind: str, arm: Arm, name: str) -> Resampled:  # noqa: ARG001
-        return Resampled(values[arm.strength or 0], np.zeros(2))
+    def mean(kind: str, split: str, arm: Arm, name: str) -> Resampled:  # noqa: ARG001
+        assert split == "sweep"
+        return Resampled(values.get((arm.method, arm.stage, arm.strength or 0), 0.1), np.zeros(2))
 
     bench.mean = mean  # type: ignore[method-assign]
-    assert bench.best("moving", "published formula", "late").strength == 1.0
-    values[2.0] = 0.6
-    assert bench.best("moving", "published formula", "late").strength == 2.0
+    assert bench.chosen("moving", "published formula", "late").strength == 1.0
+    values["published formula", "late", 2.0] = 0.6
+    assert bench.chosen("moving", "published formula", "late").strength == 2.0
+    assert bench.chosen("moving", "published formula", "early").strength == 1.0
+    late = bench.chosen("moving", "edit", "late")
+    assert (late.strength, late.stage, late.steps) == (2.0, "late", bench.stages["late"])
+    seeds = {split: {one.seed for one in bench.asked("moving", split)} for split in ("sweep", "test")}
+    assert not seeds["sweep"] & seeds["test"]

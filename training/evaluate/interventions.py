@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -18,12 +19,16 @@ from core.edits import Editor
 from core.edits.kinds import GlobalEdit, SpatialEdit
 from core.schedule import stage_steps, step_times
 from training.evaluate.grids import Floats, Resampled, resampled
-from training.evaluate.interventions_arms import Arm, Kind, Request, draw_arm, labelled_things, requests
+from training.evaluate.interventions_arms import Arm, Kind, Request, Unedited, draw_arm, labelled_things, requests
 from training.evaluate.interventions_seen import Eye, Look, Seen
 from training.evaluate.picturebook import held_out_scenes
 from training.evaluate.pictures import Judges
 from training.picturebook.scenes import caption_of
 from training.report import Cell, Table
+
+Split = Literal["sweep", "test"]
+_SWEPT = 500
+"""First of the seeds on which strengths are chosen."""
 
 log = logging.getLogger(__name__)
 
@@ -36,27 +41,29 @@ class Settings:
     """Things that are moved, and whose pictures change their style."""
     n_seeds: int = 10
     """Pictures of each thing and wish, where things are moved."""
-    n_style_seeds: int = 4
+    n_style_seeds: int = 3
     """The same where styles are changed."""
+    n_sweep_seeds: int = 1
+    """Other pictures of each thing and wish, on which strengths are swept and chosen, and windows slide."""
     n_wishes: int | None = None
     """Quarters and styles asked for; None: all."""
-    strengths: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
+    strengths: tuple[float, ...] = (2.0, 4.0, 8.0)
     """Of the edits that move, alike at every stage."""
-    style_strengths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
+    style_strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Of the edits that change the style."""
-    betas: tuple[float, ...] = (0.25, 1.0, 4.0, 16.0)
+    betas: tuple[float, ...] = (0.5, 2.0, 8.0)
     """Of the published formula that moves: multiples of the norm of a position's code."""
-    style_betas: tuple[float, ...] = (64.0, 256.0, 1024.0, 4096.0)
+    style_betas: tuple[float, ...] = (64.0, 256.0, 1024.0)
     """Of the published formula that changes the style: they are shared out among the positions."""
     width: int = 5
     """Steps of the window that slides."""
-    stride: int = 5
+    stride: int = 4
     """Steps from one window to the next, and from one change of the prompt to the next."""
     num_inference_steps: int | None = None
     """Steps of the sampler; None: the model's own."""
-    n_reference: int = 384
+    n_reference: int = 300
     """Unedited pictures of held-out captions that tell what is odd."""
-    batch_size: int = 20
+    batch_size: int = 40
     """Pictures drawn together."""
     n_bootstrap: int = 1000
     """Resamples of the objects for each interval."""
@@ -98,14 +105,16 @@ class Bench:
         windows = {stage.name: stage_steps(stage, self.n_steps, spec.stages) for stage in spec.stages}
         self.stages = {name: (steps[0], steps[-1]) for name, steps in windows.items()}
         self._judges, self._package = judges, package
-        self._seen: dict[tuple[Kind, Arm], list[Seen]] = {}
-        self._unedited: dict[Kind, Look] = {}
+        self._unedited = Unedited(editor.model, self.n_steps, settings.batch_size)
+        self._looks: dict[tuple[str, int], Look] = {}
+        self._seen: dict[tuple[Kind, Split, Arm], list[Seen]] = {}
 
-    def asked(self, kind: Kind) -> list[Request]:
+    def asked(self, kind: Kind, split: Split) -> list[Request]:
         """The changes that are asked for: those of one object stand together."""
         settings = self.settings
         n_seeds = settings.n_seeds if kind == "moving" else settings.n_style_seeds
-        return requests(kind, labelled_things(self.editor, settings.n_objects), n_seeds, settings.n_wishes)
+        seeds = range(n_seeds) if split == "test" else range(_SWEPT, _SWEPT + settings.n_sweep_seeds)
+        return requests(kind, labelled_things(self.editor, settings.n_objects), seeds, settings.n_wishes)
 
     @cached_property
     def eye(self) -> Eye:
@@ -122,62 +131,66 @@ class Bench:
         log.info("%d unedited pictures are known", len(images))
         return eye
 
-    def seen(self, kind: Kind, arm: Arm) -> list[Seen]:
+    def seen(self, kind: Kind, split: Split, arm: Arm) -> list[Seen]:
         """The pictures of an arm."""
-        if (kind, arm) not in self._seen:
-            asked = self.asked(kind)
-            if kind not in self._unedited:
-                self._unedited[kind] = self._draw_unedited(asked)
-            old = self._unedited[kind]
+        if (kind, split, arm) not in self._seen:
+            asked = self.asked(kind, split)
+            old = self._look_unedited(asked)
             new = old if arm.method == "no edit" else self.eye.look(self._draw(arm, asked))
-            self._seen[kind, arm] = self.eye.judge(asked, new, old)
-            log.info("%s: %s, %.2f fulfilled", kind, arm, np.mean([one.fulfilled for one in self._seen[kind, arm]]))
-        return self._seen[kind, arm]
+            self._seen[kind, split, arm] = self.eye.judge(asked, new, old)
+            share = np.mean([one.fulfilled for one in self._seen[kind, split, arm]])
+            log.info("%s, %s: %s, %.2f fulfilled", kind, split, arm, share)
+        return self._seen[kind, split, arm]
 
     def _draw(self, arm: Arm, asked: Sequence[Request]) -> list[Image.Image]:
-        return list(draw_arm(self.editor, arm, asked, self.n_steps, self.settings.batch_size))
+        return list(draw_arm(self.editor, arm, asked, self._unedited))
 
-    def _draw_unedited(self, asked: Sequence[Request]) -> Look:
-        """Drawn once for all wishes of a thing and seed."""
-        once = {(one.thing, one.seed): one for one in asked}
-        look = self.eye.look(self._draw(Arm("no edit"), list(once.values())))
-        rows = [list(once).index((one.thing, one.seed)) for one in asked]
-        return Look(look.labels[rows], tuple(look.styles[i] for i in rows), look.pixels[rows], look.features[rows])
+    def _look_unedited(self, asked: Sequence[Request]) -> Look:
+        """Looked at once for all wishes of a thing and seed."""
+        new = list({(one.thing, one.seed): one for one in asked if (one.thing, one.seed) not in self._looks}.values())
+        if new:
+            look = self.eye.look(self._draw(Arm("no edit"), new))
+            self._looks |= {(one.thing, one.seed): look.rows([i]) for i, one in enumerate(new)}
+        return Look.joined([self._looks[one.thing, one.seed] for one in asked])
 
-    def mean(self, kind: Kind, arm: Arm, name: str) -> Resampled:
+    def mean(self, kind: Kind, split: Split, arm: Arm, name: str) -> Resampled:
         """Mean of a field of `Seen` over all pictures, drawn anew by object."""
-        values = np.array([getattr(one, name) for one in self.seen(kind, arm)], dtype=np.float64)
+        values = np.array([getattr(one, name) for one in self.seen(kind, split, arm)], dtype=np.float64)
         by_object: Floats = values.reshape(self.settings.n_objects, -1)
         return resampled(by_object, self.settings.n_bootstrap)
 
-    def best(self, kind: Kind, method: str, stage: str) -> Arm:
-        """The arm of a method and stage whose strength fulfils most wishes, the smallest of equals."""
-        arms = [arm for arm in self.arms(kind) if arm.method == method and arm.stage == stage]
-        return max(arms, key=lambda arm: (self.mean(kind, arm, "fulfilled").value, -(arm.strength or 0)))
+    def chosen(self, kind: Kind, method: str, stage: str) -> Arm:
+        """The arm of a method and stage whose strength fulfils most wishes, the smallest of equals, where it is swept.
 
-    def arms(self, kind: Kind) -> list[Arm]:
-        """Controls, the published formula and edits, at every stage and strength."""
+        Edits have one strength at all stages, the best at its best stage; the published formula has its best at each.
+        """
+        arms = [arm for arm in self.swept(kind) if arm.method == method and (method == "edit" or arm.stage == stage)]
+        best = max(arms, key=lambda arm: (self.mean(kind, "sweep", arm, "fulfilled").value, -(arm.strength or 0)))
+        return best._replace(steps=self.stages[stage], stage=stage)
+
+    def swept(self, kind: Kind) -> list[Arm]:
+        """The published formula and edits, at every stage and strength."""
         settings = self.settings
         betas, strengths = (
             (settings.betas, settings.strengths)
             if kind == "moving"
             else (settings.style_betas, settings.style_strengths)
         )
-        arms = [Arm("no edit"), Arm("prompt")]
+        arms = []
         for stage, steps in self.stages.items():
             arms += [Arm("published formula", steps, beta, stage) for beta in betas]
             arms += [Arm("edit", steps, strength, stage) for strength in strengths]
         return arms
 
-    def row(self, kind: Kind, arm: Arm) -> dict[str, Cell]:
+    def row(self, kind: Kind, split: Split, arm: Arm) -> dict[str, Cell]:
         """A table's row."""
         row: dict[str, Cell] = {
             "": arm.method,
             "stage": arm.stage,
             "strength": None if arm.strength is None else format(arm.strength, "g"),
         }
-        row |= {title: str(self.mean(kind, arm, name).estimate) for name, title in FIGURES.items()}
-        odd, plain = self.mean(kind, arm, "odd"), self.mean(kind, Arm("no edit"), "odd")
+        row |= {title: str(self.mean(kind, split, arm, name).estimate) for name, title in FIGURES.items()}
+        odd, plain = self.mean(kind, split, arm, "odd"), self.mean(kind, split, Arm("no edit"), "odd")
         return row | {"artifacts more than unedited": str(odd.less(plain))}
 
     @property
@@ -185,8 +198,7 @@ class Bench:
         """How it was measured."""
         settings = self.settings
         return (
-            f"{settings.n_objects} things; moving: {settings.n_seeds} seeds for each thing and quarter, styles: "
-            f"{settings.n_style_seeds} for each thing and style; {self.n_steps} steps. Intervals: 95 %, over things.",
+            f"{settings.n_objects} things, {self.n_steps} steps. Intervals: 95 %, over things.",
             "Fulfilled: the centre of the thing's mask is in the quarter, an absent thing being a failure; or the "
             "style classifier sees the style. Labels come from the first segmenter, masks from the second.",
             "Change: root mean square difference to the unedited picture of the same seed, in shares of the range of "
@@ -204,26 +216,24 @@ def moving(bench: Bench) -> Table:
         "Prompt: the wish in words, such as `a cat left above on the grass`; the grammar has words for sides of "
         "another thing alone, none for places in the picture."
     )
-    return _arms(bench, "moving", "Moving a thing into a quarter of the picture", note)
+    return _beside(bench, "moving", "Moving a thing into a quarter of the picture", note)
 
 
 def styling(bench: Bench) -> Table:
     """Changing styles."""
-    return _arms(
+    return _beside(
         bench, "styling", "Changing the style", "Prompt: the style's word in the caption, from the first step."
     )
 
 
-def beside(bench: Bench) -> Table:
-    """The edits beside the controls: at each stage, every method at the strength that fulfils most."""
+def sweep(bench: Bench) -> Table:
+    """All strengths at all stages, on pictures of their own."""
     rows: list[dict[str, Cell]] = []
     for kind in KINDS:
-        chosen = [Arm("no edit"), Arm("prompt")]
-        for stage in bench.stages:
-            chosen += [bench.best(kind, method, stage) for method in ("published formula", "edit")]
-        rows += [{"asked": kind} | bench.row(kind, arm) for arm in chosen]
-    note = "Each method at its best strength of those swept, chosen on the same pictures, which flatters both."
-    return Table("beside", "Edits beside controls and the published formula", rows, (note, *bench.notes))
+        arms = [Arm("no edit"), *bench.swept(kind)]
+        rows += [{"asked": kind} | bench.row(kind, "sweep", arm) for arm in arms]
+    note = f"{bench.settings.n_sweep_seeds} seeds for each thing and wish, none of which is in the other tables."
+    return Table("sweep", "Strengths by stage", rows, (note, *bench.notes))
 
 
 def windows(bench: Bench) -> Table:
@@ -235,8 +245,8 @@ def windows(bench: Bench) -> Table:
         row: dict[str, Cell] = {"steps": f"{steps[0]} to {steps[1]}", "t": _times(bench, steps)}
         for kind in KINDS:
             arm = Arm("edit", steps, DEFAULTS[kind])
-            row[f"{kind}: fulfilled"] = str(bench.mean(kind, arm, "fulfilled").estimate)
-            row[f"{kind}: change, low"] = str(bench.mean(kind, arm, "low").estimate)
+            row[f"{kind}: fulfilled"] = str(bench.mean(kind, "sweep", arm, "fulfilled").estimate)
+            row[f"{kind}: change, low"] = str(bench.mean(kind, "sweep", arm, "low").estimate)
         rows.append(row)
     note = f"Strengths: {', '.join(f'{kind} {DEFAULTS[kind]:g}' for kind in KINDS)}, the defaults."
     return Table("windows", "When edits act", rows, (note, *bench.notes))
@@ -249,8 +259,8 @@ def switching(bench: Bench) -> Table:
         arm = Arm("prompt from there on", (first, bench.n_steps - 1))
         row: dict[str, Cell] = {"from step": float(first), "t": f"{step_times(bench.n_steps)[first]:.2f}"}
         for kind in KINDS:
-            row[f"{kind}: fulfilled"] = str(bench.mean(kind, arm, "fulfilled").estimate)
-            row[f"{kind}: layout IoU elsewhere"] = str(bench.mean(kind, arm, "layout").estimate)
+            row[f"{kind}: fulfilled"] = str(bench.mean(kind, "sweep", arm, "fulfilled").estimate)
+            row[f"{kind}: layout IoU elsewhere"] = str(bench.mean(kind, "sweep", arm, "layout").estimate)
         rows.append(row)
     note = "The caption of the unedited picture until then, the caption with the wish from then on; nothing is trained."
     return Table("switching", "When a change of the prompt still changes the picture", rows, (note, *bench.notes))
@@ -258,22 +268,31 @@ def switching(bench: Bench) -> Table:
 
 KINDS: tuple[Kind, ...] = ("moving", "styling")
 DEFAULTS: dict[Kind, float] = {"moving": SpatialEdit.strength, "styling": GlobalEdit.strength}
-PARTS = (moving, styling, beside, windows, switching)
+PARTS = (windows, switching, sweep, moving, styling)
 """In this order."""
 
 
-def _arms(bench: Bench, kind: Kind, title: str, note: str) -> Table:
-    arms = bench.arms(kind)
-    details = {
-        "figures": [
-            {
-                **arm._asdict(),
-                **{name: list(bench.mean(kind, arm, name).estimate) for name in (*FIGURES, "odd", "there")},
-            }
-            for arm in arms
-        ]
-    }
-    return Table(kind, title, [bench.row(kind, arm) for arm in arms], (note, *bench.notes), details)
+def _beside(bench: Bench, kind: Kind, title: str, note: str) -> Table:
+    """Edits beside the controls and the published formula, at strengths chosen on other pictures."""
+    arms = [Arm("no edit"), Arm("prompt")]
+    for method in ("published formula", "edit"):
+        arms += [bench.chosen(kind, method, stage) for stage in bench.stages]
+    *_, middle, late = arms
+    share = bench.mean(kind, "test", late, "low").share_of(bench.mean(kind, "test", middle, "low"))
+    n_seeds = bench.settings.n_seeds if kind == "moving" else bench.settings.n_style_seeds
+    notes = (
+        f"{n_seeds} seeds for each thing and wish. Strengths were chosen on other seeds: of edits one for all stages, "
+        "of the published formula the best at each.",
+        note,
+        f"At low spatial frequencies {late.stage} edits change {share} of what {middle.stage} edits do.",
+    )
+    names = (*FIGURES, "odd", "there")
+    figures = [
+        {**arm._asdict(), **{name: list(bench.mean(kind, "test", arm, name).estimate) for name in names}}
+        for arm in arms
+    ]
+    rows = [bench.row(kind, "test", arm) for arm in arms]
+    return Table(kind, title, rows, (*notes, *bench.notes), {"figures": figures})
 
 
 def _times(bench: Bench, steps: tuple[int, int]) -> str:

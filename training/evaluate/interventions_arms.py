@@ -18,6 +18,7 @@ from core.diffuser import Diffuser
 from core.edits import ConceptEdit, Editor, GlobalEdit, RegionName, SpatialEdit
 from core.edits.editor import carrying, values_of
 from core.edits.kinds import Inside
+from core.sampling import Moment, SamplerState
 from core.trace import Place
 from training.picturebook.world import NOUN_INDEX, NOUNS, PLACE_INDEX, PLACES, STYLES, THING_INDEX, THINGS
 
@@ -76,28 +77,58 @@ class Arm(NamedTuple):
         return GlobalEdit(label=request.wish, strength=self.strength, steps=self.steps)
 
 
-def requests(kind: Kind, things: Sequence[str], n_seeds: int, n_wishes: int | None = None) -> list[Request]:
-    """For each thing all its wishes, for each wish all its seeds."""
+def requests(kind: Kind, things: Sequence[str], seeds: range, n_wishes: int | None = None) -> list[Request]:
+    """For each thing all its wishes, for each wish all its seeds, of which each thing has others."""
     wishes = (QUARTERS if kind == "moving" else STYLES[1:])[:n_wishes]
     return [
         Request(kind, thing, wish, 1000 * OBJECTS.index(thing) + seed)
         for thing in things
         for wish in wishes
-        for seed in range(n_seeds)
+        for seed in seeds
     ]
 
 
-def draw_arm(
-    editor: Editor, arm: Arm, asked: Sequence[Request], n_steps: int, batch_size: int
-) -> Iterator[Image.Image]:
+class Unedited:
+    """The sampler's runs without any edit: where an edit begins late, its picture goes on from there."""
+
+    def __init__(self, model: Diffuser, n_steps: int, batch_size: int) -> None:
+        self.n_steps, self.batch_size = n_steps, batch_size
+        self._model = model
+        self._moments: list[Moment] = []
+        self._latents: dict[tuple[str, int], Tensor] = {}
+        """[n_steps, C, h, w] by thing and seed: a thing has one prompt, whatever is wished."""
+
+    def know(self, asked: Sequence[Request]) -> None:
+        """Draw those that were not drawn yet."""
+        new = list({(one.thing, one.seed): one for one in asked if (one.thing, one.seed) not in self._latents}.values())
+        for start in range(0, len(new), self.batch_size):
+            part = new[start : start + self.batch_size]
+            prompts, seeds = [one.prompt for one in part], [one.seed for one in part]
+            states = list(self._model.sample(prompts, seeds=seeds, num_inference_steps=self.n_steps))
+            self._moments = [state.moment for state in states]
+            latents = torch.stack([state.x for state in states], dim=1)
+            self._latents |= {(one.thing, one.seed): latents[i] for i, one in enumerate(part)}
+
+    def after(self, asked: Sequence[Request], step: int) -> SamplerState:
+        """The batch of these requests after a step."""
+        self.know(asked)
+        x = torch.stack([self._latents[one.thing, one.seed][step] for one in asked])
+        return SamplerState(self._moments[step], x, x)
+
+
+def draw_arm(editor: Editor, arm: Arm, asked: Sequence[Request], unedited: Unedited) -> Iterator[Image.Image]:
     """The picture of each request."""
-    model = editor.model
-    for start in range(0, len(asked), batch_size):
-        part = asked[start : start + batch_size]
+    model, n_steps = editor.model, unedited.n_steps
+    for start in range(0, len(asked), unedited.batch_size):
+        part = asked[start : start + unedited.batch_size]
+        if arm.method == "no edit":
+            yield from model.decode(unedited.after(part, n_steps - 1).x)
+            continue
         prompts = [one.prompt_with_wish if arm.method == "prompt" else one.prompt for one in part]
         contexts = [] if arm.steps is None else [context(editor, arm, part, n_steps)]
+        after = unedited.after(part, arm.steps[0] - 1) if arm.steps is not None and arm.steps[0] else None
         seeds = [one.seed for one in part]
-        *_, last = model.sample(prompts, seeds=seeds, num_inference_steps=n_steps, contexts=contexts)
+        *_, last = model.sample(prompts, seeds=seeds, num_inference_steps=n_steps, after=after, contexts=contexts)
         yield from model.decode(last.x)
 
 

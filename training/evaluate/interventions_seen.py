@@ -59,6 +59,23 @@ class Look(NamedTuple):
     features: Tensor
     """[N, F] of the encoder of the first segmenter."""
 
+    def rows(self, rows: Sequence[int]) -> "Look":
+        """Of some of the pictures."""
+        picked = list(rows)
+        return Look(
+            self.labels[picked], tuple(self.styles[i] for i in picked), self.pixels[picked], self.features[picked]
+        )
+
+    @classmethod
+    def joined(cls, looks: Sequence["Look"]) -> "Look":
+        """Of the pictures of all."""
+        return cls(
+            torch.cat([look.labels for look in looks]),
+            tuple(style for look in looks for style in look.styles),
+            torch.cat([look.pixels for look in looks]),
+            torch.cat([look.features for look in looks]),
+        )
+
 
 class Eye:
     """The judges, and how far unedited pictures are from each other."""
@@ -83,13 +100,7 @@ class Eye:
     @torch.no_grad()
     def look(self, images: Sequence[Image.Image]) -> Look:
         """What the judges make of pictures."""
-        looks = [self._look(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
-        return Look(
-            torch.cat([look.labels for look in looks]),
-            tuple(style for look in looks for style in look.styles),
-            torch.cat([look.pixels for look in looks]),
-            torch.cat([look.features for look in looks]),
-        )
+        return Look.joined([self._look(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])
 
     def _look(self, images: Sequence[Image.Image]) -> Look:
         pixels = to_pixels(np.stack([np.asarray(image) for image in images]))
