@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, TypeVar
 
+import torch
+
 import core
 import core.attention
 import core.layout
@@ -48,6 +50,8 @@ class Asked(NamedTuple):
     """Collections of SAEs."""
     prompts: str = GRAMMAR
     """Where prompts come from."""
+    dtype: str = "float32"
+    """What the model computes in."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="picturebook", help="built-in name, folder, or owner/name@revision")
     parser.add_argument("--device", default=None, help="torch device; by default the best there is")
     defaults = Asked._field_defaults
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default=defaults["dtype"],
+        help="what the model computes in; the lower ones are faster, and round away what small words tell",
+    )
     parser.add_argument(
         "--saes",
         nargs="+",
@@ -76,8 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Evaluate, write the tables and print them. What was measured before of the same weights is not measured again."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    model = core.load_model(arguments.model, device=arguments.device)
-    asked = Asked(arguments.parts, arguments.quick, arguments.out, arguments.saes, arguments.prompts)
+    model = core.load_model(arguments.model, device=arguments.device, dtype=getattr(torch, arguments.dtype))
+    asked = Asked(arguments.parts, arguments.quick, arguments.out, arguments.saes, arguments.prompts, arguments.dtype)
     tables = EVALUATIONS[arguments.name](model, asked)
     whence = report.origin(" ".join(["python -m training", *sys.argv[1:]]), load, str(model.device))
     title = f"Evaluation {arguments.name}"
@@ -215,6 +225,8 @@ def _tables(parts: dict[str, Part], asked: Asked, key: str, measure: Callable[[P
     """The tables asked for, measured or, from the folder, remembered."""
     if wrong := [name for name in asked.parts if name not in parts]:
         raise SystemExit(f"There is no part {wrong[0]!r}: there are {', '.join(parts)}.")
+    if asked.dtype != "float32":
+        key = f"{key}-{asked.dtype}"
     tables = []
     for name, part in parts.items():
         if not asked.parts or name in asked.parts:
