@@ -163,7 +163,7 @@ def part(settings: Settings, device: str) -> Table:
     notes = (
         f"A U-Net of {n_weights:.0f} million random weights in {str(model.dtype).removeprefix('torch.')}, "
         f"{model.spec.num_inference_steps} steps with guidance, feeds {len(ids)} SAEs at "
-        f"{', '.join(model.hookpoints)}: {shape.batch_size} samples of each from every {settings.pictures} pictures. Mean of {len(whole)} such "
-        f"rounds after one to warm up, on {model.device}.",
+        f"{', '.join(model.hookpoints)}: {shape.batch_size} samples of each from every {settings.pictures} pictures. "
+        f"Mean of {len(whole)} such rounds after one to warm up, on {model.device}.",
     )
     return Table("fed", "SAEs trained while the sampler feeds them", rows, notes)

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, TypeVar
@@ -99,7 +100,7 @@ def evaluate_picturebook(model: Diffuser, asked: Asked, package: Path = PACKAGE)
 
 
 def evaluate_sae(model: Diffuser, asked: Asked) -> list[Table]:
-    """How good the SAEs of some collections are: for each, the same tables."""
+    """How good the SAEs of some collections are: for each, the same tables; for several, one more beside each other."""
     settings = sae.QUICK if asked.quick else sae.Settings()
     source = open_prompts(asked.prompts, model.check_prompt, split="test")
     prompts = [source.prompt(number) for number in range(settings.n_fit + settings.n_pictures)]
@@ -111,8 +112,10 @@ def evaluate_sae(model: Diffuser, asked: Asked) -> list[Table]:
         if not saes:
             raise SystemExit(f"There is no SAE in {root}. Train some with `python -m training sae`.")
         key = fingerprint(sae, [root, *local], settings, [model.spec.name, model.spec.revision, prompts])
-        tables += _tables(parts, asked, key, lambda part, saes=saes: part(model, saes, prompts, settings))  # type: ignore[misc]
-    return tables
+        made = _tables(parts, asked, key, lambda part, saes=saes: part(model, saes, prompts, settings))  # type: ignore[misc]
+        tables += made if len(asked.saes) == 1 else [replace(of, title=f"{of.title}: {root.name}") for of in made]
+    compared = [table for table in tables if table.name == sae.reconstruction.__name__]
+    return [*tables, sae.by_k(compared)] if len(compared) > 1 else tables
 
 
 def evaluate_layout(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> list[Table]:
