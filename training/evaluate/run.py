@@ -113,7 +113,7 @@ def evaluate_sae(model: Diffuser, asked: Asked) -> list[Table]:
             raise SystemExit(f"There is no SAE in {root}. Train some with `python -m training sae`.")
         key = fingerprint(sae, [root, *local], settings, [model.spec.name, model.spec.revision, prompts])
         made = _tables(parts, asked, key, lambda part, saes=saes: part(model, saes, prompts, settings))  # type: ignore[misc]
-        tables += made if len(asked.saes) == 1 else [replace(of, title=f"{of.title}: {root.name}") for of in made]
+        tables += _told_apart(made, asked, root)
     compared = [table for table in tables if table.name == sae.reconstruction.__name__]
     return [*tables, sae.by_k(compared)] if len(compared) > 1 else tables
 
@@ -136,7 +136,8 @@ def evaluate_layout(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> l
         key = fingerprint(
             layout, [root, *_model_and_judges(package), *local], settings, [model.spec.name, model.spec.revision, *code]
         )
-        tables += _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
+        made = _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
+        tables += _told_apart(made, asked, root)
     return tables
 
 
@@ -154,7 +155,8 @@ def evaluate_concepts(model: Diffuser, asked: Asked, package: Path = PACKAGE) ->
         bench = concepts.Bench(model, load_segmenter(package / "segmenter"), prompts, read, settings)
         key = fingerprint(concepts, [root, *_model_and_judges(package), *local], settings, [model.spec.name, prompts])
         parts = {part.__name__: part for part in concepts.PARTS}
-        tables += _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
+        made = _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
+        tables += _told_apart(made, asked, root)
     return tables
 
 
@@ -172,7 +174,8 @@ def evaluate_interventions(model: Diffuser, asked: Asked, package: Path = PACKAG
             settings,
             [model.spec.name, model.spec.revision, *code],
         )
-        tables += _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
+        made = _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
+        tables += _told_apart(made, asked, root)
     return tables
 
 
@@ -224,3 +227,8 @@ def _tables(parts: dict[str, Part], asked: Asked, key: str, measure: Callable[[P
             log.info("%s", name)
             tables.append(kept(asked.folder, name, key, lambda part=part: measure(part)))  # type: ignore[misc]
     return tables
+
+
+def _told_apart(tables: list[Table], asked: Asked, root: Path) -> list[Table]:
+    """The tables of a collection, with its name where there are several."""
+    return tables if len(asked.saes) == 1 else [replace(of, title=f"{of.title}: {root.name}") for of in tables]
