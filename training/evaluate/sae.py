@@ -271,11 +271,9 @@ def by_k(tables: Sequence[Table]) -> Table:
     times = list(dict.fromkeys(time for of_row in cells.values() for time, _ in of_row))
     rows: list[dict[str, Cell]] = []
     for (branch, hookpoint), of_row in sorted(cells.items()):
-        row: dict[str, Cell] = {"branch": branch, "hookpoint": hookpoint}
         ks = sorted({k for _, k in of_row})
-        for time in times:
-            row[time] = "<br>".join(of_row[time, k] for k in ks if (time, k) in of_row) or None
-        rows.append(row)
+        figures = {time: "<br>".join(of_row[time, k] for k in ks if (time, k) in of_row) or None for time in times}
+        rows.append({"branch": branch, "hookpoint": hookpoint, **figures})
     notes = (
         "Explained variance on held-out pictures with 95 % intervals, that of PCA with k components beside it, a line "
         "a k. Of the figures, settings and pictures the tables above tell more.",
