@@ -23,6 +23,7 @@ from training.evaluate import captions as caption_ranking
 from training.evaluate import concepts, interventions, layout, localisation, picturebook, pid, sae
 from training.evaluate.picturebook import held_out_scenes
 from training.evaluate.pictures import load_judges
+from training.evaluate.sae_by_k import by_k
 from training.evaluate.store import fingerprint, kept
 from training.folders import cache_folder
 from training.picturebook.scenes import caption_of
@@ -115,7 +116,7 @@ def evaluate_sae(model: Diffuser, asked: Asked) -> list[Table]:
         made = _tables(parts, asked, key, lambda part, saes=saes: part(model, saes, prompts, settings))  # type: ignore[misc]
         tables += _told_apart(made, asked, root)
     compared = [table for table in tables if table.name == sae.reconstruction.__name__]
-    return [*tables, sae.by_k(compared)] if len(compared) > 1 else tables
+    return [*tables, by_k(compared)] if len(compared) > 1 else tables
 
 
 def evaluate_layout(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> list[Table]:
