@@ -1,7 +1,8 @@
 """What is where in a picture: masks and scores of named classes, from a segmenter behind an interface of two methods.
 
 The segmenters of `picturebook` are embedded. Any folder with a semantic segmentation model of transformers and its
-class names works alike, as long as it takes RGB in -1..1.
+class names works alike, as long as it takes RGB in -1..1. For real pictures and classes of one's own:
+`core.open_segmentation`.
 """
 
 from collections.abc import Sequence
@@ -29,9 +30,13 @@ class Segmentation(NamedTuple):
 
     def label_map(self) -> Tensor:
         """[N, H, W] index of each pixel's class, of the better score where masks overlap; -1 where there is none."""
-        scores = torch.where(self.masks, self.scores[:, :, None, None], -1.0)
-        best, labels = scores.max(dim=1)
-        return torch.where(best >= 0, labels, -1)
+        best = torch.full_like(self.masks[:, 0], -1.0, dtype=self.scores.dtype)
+        labels = torch.full_like(self.masks[:, 0], -1, dtype=torch.int64)
+        for which, score in enumerate(self.scores.T):  # one by one: there may be a hundred classes in large pictures
+            better = self.masks[:, which] & (score[:, None, None] > best)
+            best = torch.where(better, score[:, None, None], best)
+            labels = labels.masked_fill(better, which)
+        return labels
 
 
 class Segmenter(Protocol):
@@ -121,11 +126,21 @@ def load_segmenter(
     return SemanticSegmenter(model.to(place))
 
 
-def _to_pixels(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures as [N, 3, H, W] in -1..1."""
+def common_size(pictures: Sequence[Image.Image]) -> tuple[int, int]:
+    """Width and height of some pictures.
+
+    Raises:
+        ImageError: There are none, or they have several.
+    """
     sizes = {picture.size for picture in pictures}
     if len(sizes) != 1:
         told = " and ".join(f"{width} x {height}" for width, height in sorted(sizes)) or "none"
         raise ImageError(f"Pictures of one size are needed; their sizes: {told}.")
+    return sizes.pop()
+
+
+def _to_pixels(pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures as [N, 3, H, W] in -1..1."""
+    common_size(pictures)
     values = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
     return torch.from_numpy(values).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -16,6 +16,7 @@ from typing import Any
 import core
 from core.concept_files import file_sha256
 from core.diffuser import Diffuser
+from core.open_segmentation import OPEN_KINDS, PLACE_TAGS, TAGS, classes_of, load_open_segmenter
 from core.segmentation import Segmenter, load_segmenter
 from training.folders import cache_folder
 from training.labelling import LabelConfig, Labeller, Run, State
@@ -33,7 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="torch device; by default the best there is")
     parser.add_argument("--saes", type=Path, default=PACKAGE / "saes", help="collection of SAEs; tables go into it")
     parser.add_argument("--prompts", default=GRAMMAR, help="grammar, a text file, or a Hub dataset")
-    parser.add_argument("--segmenter", default="picturebook", help="picturebook, or the folder of a transformers model")
+    parser.add_argument(
+        "--segmenter",
+        default="picturebook",
+        help="picturebook, the folder of a semantic segmentation model of transformers, or for real pictures and any "
+        f"words {' or '.join(OPEN_KINDS)}: Grounding DINO with SAM, or the lighter CLIPSeg",
+    )
+    parser.add_argument(
+        "--tags", nargs="*", default=TAGS, help=f"what {' and '.join(OPEN_KINDS)} look for in any picture"
+    )
+    parser.add_argument(
+        "--prompt-words", type=int, default=64, help="the most frequent words of the prompts that they look for too"
+    )
     parser.add_argument("--pictures", type=int, default=config.pictures, help="pictures drawn")
     parser.add_argument("--batch", type=int, default=config.batch, help="pictures drawn together; even")
     parser.add_argument("--permutations", type=int, default=config.permutations, help="of masks, for the chance level")
@@ -42,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gallery", type=int, default=config.gallery, help="pictures in the shared pool of examples")
     parser.add_argument("--seed", type=int, default=config.seed, help="of the pictures' noise")
-    parser.add_argument("--places", nargs="*", default=config.places, help="classes that are places, not objects")
+    parser.add_argument("--places", nargs="*", default=(*config.places, *PLACE_TAGS), help="classes that are places")
     parser.add_argument("--styles", nargs="*", default=config.styles, help="words that tell a picture's style")
     parser.add_argument(
         "--run-dir", type=Path, default=cache_folder("labels"), help="folder of the checkpoints; resumed"
@@ -66,7 +78,7 @@ def main(arguments: argparse.Namespace) -> None:
     )
     model = core.load_model(arguments.model, device=arguments.device)
     prompts = open_prompts(arguments.prompts, model.check_prompt)
-    segmenter = load_segmenter(arguments.segmenter, device=arguments.device)
+    segmenter = choose_segmenter(arguments, prompts)
     folders = [Path(model.spec.source), PACKAGE / "segmenter", Path(arguments.segmenter)]
     depends = {
         "model": [model.spec.name, model.spec.revision],
@@ -76,6 +88,16 @@ def main(arguments: argparse.Namespace) -> None:
     }
     run = Run(arguments.run_dir, arguments.checkpoint_every, arguments.rank, arguments.world)
     label_collection(config, arguments.saes, model, segmenter, prompts, run, depends)
+
+
+def choose_segmenter(arguments: argparse.Namespace, prompts: Prompts) -> Segmenter:
+    """The segmenter that was asked for; one of any words is told the words of the prompts."""
+    if arguments.segmenter not in OPEN_KINDS:
+        return load_segmenter(arguments.segmenter, device=arguments.device)
+    texts = (prompts.prompt(number) for number in range(arguments.pictures))
+    classes = classes_of(texts, arguments.tags, arguments.prompt_words)
+    log.info("%d classes are looked for: %s", len(classes), ", ".join(classes))
+    return load_open_segmenter(arguments.segmenter, classes, device=arguments.device)
 
 
 def label_collection(

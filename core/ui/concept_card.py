@@ -31,6 +31,10 @@ KIND_WORDS: dict[Kind, str] = {
     "unlabelled": "no name",
 }
 """What the kinds are called on the page."""
+_FITS = {
+    "object": "<small>IoU: where it is strong, against the masks of what it is called; 1 is the same cells.</small>",
+    "style": "<small>AUROC: how often a picture of that style has more of it than another; a half is chance.</small>",
+}
 BRANCH_WORDS = {"cond": "with the prompt", "uncond": "without the prompt"}
 
 
@@ -94,7 +98,9 @@ def search_html(dictionary: Dictionary, query: str, model: "Diffuser | None") ->
     shown = "".join(_hit_html(place, hit) for place, hit in hits[:MAX_HITS])
     more = f", the best {MAX_HITS} of them here" if len(hits) > MAX_HITS else ""
     plural = "s" if len(hits) > 1 else ""
-    return f'<p class="id-found">{len(hits)} concept{plural}{more}, the best fitting first:</p><ul>{shown}</ul>'
+    styles = any(hit.kind == "style" for _, hit in hits[:MAX_HITS])
+    fits = _FITS["style"] if styles else _FITS["object"]
+    return f'<p class="id-found">{len(hits)} concept{plural}{more}, the best fitting first. {fits}</p><ul>{shown}</ul>'
 
 
 def families_html(dictionary: Dictionary) -> str:
@@ -147,7 +153,7 @@ def family_html(dictionary: Dictionary, kind: str) -> str:
 
 
 def _hit_html(place: "Place", hit: "Hit") -> str:
-    score = f"AUROC {hit.score:.2f}" if hit.kind == "style" else f"IoU {hit.score:.2f}"
+    score = f"{'AUROC' if hit.kind == 'style' else 'IoU'}\N{NO-BREAK SPACE}{hit.score:.2f}"
     return (
         f'<li><button type="button" class="id-concept-button" data-way="{way_key(place)}" data-number="{hit.number}">'
         f"<b>{escape(hit.label)}</b> <small>{hit.number} · {place_words(place)} · {score}</small></button></li>"
@@ -177,7 +183,7 @@ def _said(concept: "Concept") -> str:
             f"{active}. Where it is strong, {_percent(scores.precision)} of the cells are {name}, and it covers "
             f"{_percent(scores.recall)} of all cells of {name}."
         )
-    when = f"In time it lies at t = {scores.typical_t:.2f}, where 1 is noise."
+    when = f"On average that is at t = {scores.typical_t:.2f} (1 is the first step, noise; 0 the last)."
     return f'<p class="id-concept-card-said">{text} {when}</p>'
 
 
@@ -185,7 +191,10 @@ def _gallery(concept: "Concept") -> str:
     if not concept.gallery:
         return ""
     pictures = "".join(_picture(example, concept) for example in concept.gallery)
-    return f'<h4>Where it is strongest</h4><div class="id-concept-card-gallery">{pictures}</div>'
+    return (
+        "<h4>Where it is strongest <small>bright: much of it; point at a picture to see it bare</small></h4>"
+        f'<div class="id-concept-card-gallery">{pictures}</div>'
+    )
 
 
 def _picture(example: "Example", concept: "Concept") -> str:

@@ -40,6 +40,8 @@ def test_a_step_and_a_point_are_asked_without_the_server(open_page: Open) -> Non
     page.locator(".id-canvas").click(position={"x": 40, "y": 40})
     expect(at).to_contain_text("in the whole picture")
     assert thoughts.inner_text() == whole
+    page.evaluate("window.idPage.clicks.Concepts(1.2, 0.5); window.idPage.clicks.Concepts(0.5, -0.1)")
+    assert "in the whole picture" in at.inner_text()  # a click outside the map asks nothing
     page.locator(".id-thoughts-named input").uncheck()
     assert page.locator(".id-thought").count() > 0
     before = page.locator(".id-overlay").get_attribute("src")

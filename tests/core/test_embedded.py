@@ -9,15 +9,21 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
 import core
+from core.concept_files import KINDS, file_sha256
 from core.diffuser import Diffuser
+from core.sae import SaeId
+from core.sae_files import CONFIG, WEIGHTS
+from core.sae_source import list_saes
 from training.evaluate.picturebook import QUESTIONS, Settings, bits, held_out_scenes, outcomes
 from training.evaluate.pictures import Judges, draw, load_judges, look
 from training.picturebook.autoencoder import psnr, reconstruct, to_pixels
 from training.picturebook.judges import make_scenes, mean_iou, overlap
 from training.picturebook.run import JUDGES, PACKAGE, RECIPE, read_config
 from training.picturebook.scenes import caption_of, paint
+from training.sae_card import MANIFEST
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +91,42 @@ def test_bits_of_words_stand_beside_their_ceiling(model: Diffuser, judges: Judge
         direct, ceiling = (float(str(row[name]).split(" ")[0]) for name in ("direct", "ceiling"))
         assert 0 < ceiling < 10
         assert direct < 100
+
+
+def test_autoencoders_come_with_it_small_and_good() -> None:
+    """What the manifest says is what `evaluate sae` measured on held-out pictures of these very weights."""
+    lines = [json.loads(line) for line in (PACKAGE / "saes" / MANIFEST).read_text().splitlines()]
+    hookpoints = core.load_model("picturebook").hookpoints
+    every = [SaeId(hookpoint, branch, "all").path for hookpoint in hookpoints for branch in ("cond", "uncond")]
+    assert [line["path"] for line in lines] == every
+    weights = [PACKAGE / "saes" / path / WEIGHTS for path in every]
+    assert sum(path.stat().st_size for path in weights) <= 10e6
+    assert [file_sha256(path) for path in weights] == [line["sha256"] for line in lines]
+    for line, path in zip(lines, weights, strict=True):
+        assert {value.dtype for value in load_file(path).values()} == {torch.float16}
+        assert line["k"] <= 0.06 * line["d_in"]  # so that a code means something
+        metrics = line["metrics"]
+        assert metrics["dead_share"] < 0.05
+        assert metrics["n_positions"] >= 10_000
+        assert metrics["explained_variance_low"] > metrics["explained_variance_of_pca"]
+        if line["path"].startswith("mid_block"):
+            assert metrics["explained_variance"] >= 0.75
+
+
+def test_tables_and_galleries_come_with_it_and_are_small() -> None:
+    saes = PACKAGE / "saes"
+    files = [path for path in saes.rglob("*") if path.is_file() and path.name not in (WEIGHTS, CONFIG, MANIFEST)]
+    assert sum(path.stat().st_size for path in files) <= 6e6
+    for sae_id in list_saes(saes):
+        table = core.load_concepts("picturebook", *sae_id)  # which refuses a table of other weights
+        assert table.info.made_with["permutations"] >= 20
+        assert set(table.frame["kind"]) <= set(KINDS)
+        named = table.frame[table.frame["label"] != ""]
+        assert len(named) > 0.25 * len(table)
+        by_mask = named[named["kind"].isin(["object", "place"])]
+        assert (by_mask["held_out_iou"] > by_mask["chance_iou"]).all()
+        number = int(named["latent"].iloc[0])
+        assert table[number].gallery[0].image.size == (128, 128)
 
 
 def test_the_embedded_folder_has_nothing_else() -> None:

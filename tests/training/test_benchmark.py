@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 import core
@@ -14,7 +16,7 @@ from core.diffuser import Diffuser
 from core.information.quadrature import Sampler
 from core.text import distinct_words
 from training import report
-from training.benchmark import prompts, run, saes
+from training.benchmark import fed, prompts, run, saes
 from training.benchmark.arithmetic import equal_error_evals, needed, ratio, relative_errors, resamples, times
 from training.benchmark.estimator import Method, Settings, ladder, measure, replicates, tabulate
 from training.benchmark.prompts import Sample, held_out
@@ -189,7 +191,11 @@ def test_the_command_writes_what_it_prints(
 def test_every_part_is_measured_unless_some_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     run.add_arguments(parser)
-    assert parser.parse_args([]).names == ["app", "generation", "attribution", "estimator", "sae"]
+    assert parser.parse_args([]).names == []
+    on_cpu, on_gpu = (run.Run("picturebook", device, True, Path()) for device in ("cpu", "cuda"))
+    assert [name for name in run.PARTS if run._wanted(name, [], on_gpu)] == list(run.PARTS)
+    assert [name for name in run.PARTS if run._wanted(name, [], on_cpu)] == list(run.PARTS)[:-1]  # all but fed
+    assert [name for name in run.PARTS if run._wanted(name, ["sae", "fed"], on_cpu)] == ["sae", "fed"]
     with pytest.raises(SystemExit):
         parser.parse_args(["estimater"])
     assert "Did you mean 'estimator'" in capsys.readouterr().err
@@ -213,6 +219,29 @@ def test_sae_trainers_race_on_the_same_batches(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())  # no peer was asked for, none was installed
 
 
+def test_saes_are_trained_while_a_sampler_feeds_them() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    table = fed.part(fed.QUICK, "cpu")
+    sampler, both = table.rows
+    assert (sampler["what"], both["what"]) == ("the sampler", "sampler and training")
+    assert both["share of the time"] == "100 %"
+    alone, together = (float(str(row["samples a second"])) for row in table.rows)
+    assert alone > together > 0
+    # 24 SAEs: three hookpoints, two branches, three times and all of them; as many samples as the 8 x 8 block has.
+    assert together / float(str(both["pictures a second"])) == pytest.approx(24 * 64)
+    assert "2 such rounds" in table.notes[0]
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_sampler_that_feeds_is_stable_diffusions() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**fed.Settings().unet)
+    assert sum(weight.numel() for weight in unet.parameters()) == 859_520_964  # as v1.4's weights have
+    hookpoints = fed.Settings().spec.hookpoints
+    assert [unet.get_submodule(name).in_channels for name in hookpoints] == [1280, 1280, 1280]
+    assert len(fed.Settings().recipe.times) == 4
+
+
 def test_planted_activations_are_sparse_sums_of_the_same_directions() -> None:
     settings = saes.Settings(d_in=64, k=3, batch_size=300, n_batches=2)
     data = saes.planted(settings)
@@ -232,3 +261,7 @@ def test_an_aim_counts_only_at_no_higher_loss() -> None:
     assert met(result("sae_lens", "fp32", 3.6, 0.31)) is True
     assert met(result("sae_lens", "fp32", 3.6, 0.29)) is False
     assert met(result("sae_lens", "fp32", 2.0, 0.31)) is False
+    # On an accelerator the product is a harder floor.
+    slow = [result("product", "bf16", 1, 0), result("ours", "bf16", 1.8, 0.3)]
+    for device, is_met in (("cpu", True), ("cuda", False)):
+        assert saes.tabulate(slow, saes.Settings(device=device, peers=())).rows[1]["met"] is is_met

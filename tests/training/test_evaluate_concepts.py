@@ -85,7 +85,10 @@ def test_names_are_counted_and_purity_stands_beside_chance(model: Diffuser, tmp_
         assert model.n_unet_calls == before
         with pytest.raises(SystemExit, match="no SAE for all times"):
             run.evaluate_concepts(model, asked._replace(saes=(tmp_path / "none",)))
+        both = run.evaluate_concepts(model, asked._replace(saes=asked.saes * 2))
+        assert [table.title for table in both] == [f"{table.title}: saes" for table in (named, purity)] * 2
     (row,) = named.rows
+    assert row["k"] == "3"
     assert (row["that fire"], row["labelled"], row["different labels"]) == ("3", "67 %", "2")
     assert (row["object"], row["place"], row["unlabelled"], row["held-out IoU"]) == ("1", "1", "1", "0.70")
     assert [row["figure"] for row in purity.rows] == ["cohesion", "similarity"]

@@ -1,6 +1,7 @@
 import hashlib
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from core.diffuser import Diffuser
 from core.sae import SaeConfig, SaeId, SparseAutoencoder
 from core.sae_files import save_sae
 from core.sae_source import write_index
+from training.evaluate import run
+from training.evaluate import sae as evaluation
 from training.evaluate.sae import Moments, Settings, Tally, reconstruction, replacement, steps_of, tally
 from training.report import Table
 from training.sae_card import write_sae_card
@@ -89,6 +92,26 @@ def test_steps_are_the_nearest_or_spread_evenly() -> None:
     assert steps_of(SaeId("x", "cond", 0.5), 50, 3) == [24]
     assert steps_of(SaeId("x", "cond", "all"), 25, 3) == [0, 12, 24]
     assert steps_of(SaeId("x", "cond", "all"), 2, 5) == [0, 1]
+
+
+def test_two_values_of_k_stand_beside_each_other(model: Diffuser, tmp_path: Path) -> None:
+    hookpoint = model.hookpoints[1]
+    for name, sae in (("few", autoencoder(32, 64, 2)), ("all", signs(32))):
+        for branch in ("cond", "uncond"):
+            save_sae(sae, tmp_path / name / SaeId(hookpoint, branch, "all").path)
+    (tmp_path / "prompts.txt").write_text("\n".join(f"a {word}" for word in ("cat", "dog", "sun", "sea", "sky") * 20))
+    asked = run.Asked(["reconstruction"], True, tmp_path / "out", [tmp_path / "few", tmp_path / "all"])
+    with patch.object(evaluation, "QUICK", TINY):
+        first, second, table = run.evaluate_sae(model, asked._replace(prompts=str(tmp_path / "prompts.txt")))
+        alone = run.evaluate_sae(model, asked._replace(prompts=str(tmp_path / "prompts.txt"), saes=asked.saes[:1]))
+    assert (first.title, second.title) == ("Sparse autoencoders on held-out pictures: few", f"{alone[0].title}: all")
+    assert len(alone) == 1
+    assert [(row["branch"], row["hookpoint"]) for row in table.rows] == [("cond", hookpoint), ("uncond", hookpoint)]
+    assert len(table.rows[0]) == 2 + 3  # two steps, and both together
+    few, every = str(table.rows[0]["SAE for t = all, step together"]).split("<br>")
+    assert few.endswith("k 2")
+    assert every.startswith("1.000 (1.000 to 1.000); PCA 1")
+    assert every.endswith("k 32")
 
 
 def check_card(root: Path, saes: dict[SaeId, SparseAutoencoder], tables: list[Table]) -> None:

@@ -1,3 +1,4 @@
+import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from core.sae import SaeConfig, SaeId, SparseAutoencoder
 from core.sae_files import save_sae
 from core.sae_source import write_index
 from core.segmentation import Segmentation
+from training import labels as command
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.drawn import draw
 from training.labelling import LabelConfig, Labeller, Run, pairings
@@ -437,6 +439,19 @@ def test_what_is_counted_is_what_the_sae_says_of_the_update(
                 torch.testing.assert_close(dense[picture, latent], seen.flatten(), rtol=1e-4, atol=1e-5)
     whole = model.generate("a dog", seed=6, previews=False).image
     assert np.abs(np.asarray(batch.pictures[1], dtype=int) - np.asarray(whole, dtype=int)).max() <= 2
+
+
+def test_a_segmenter_of_any_words_is_told_those_of_the_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(command, "load_open_segmenter", lambda *given, **_: asked.append(given) or Halves())
+    monkeypatch.setattr(command, "load_segmenter", lambda *given, **_: asked.append(given) or Halves())
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    words = ["--segmenter", "clipseg", "--tags", "cat", "sky", "--prompt-words", "1", "--pictures", "3"]
+    command.choose_segmenter(parser.parse_args(words), Prompt())
+    command.choose_segmenter(parser.parse_args(["--segmenter", "some/folder"]), Prompt())
+    assert asked == [("clipseg", ("cat", "sky", "dog")), ("some/folder",)]
+    assert {"sea", "street"} <= set(parser.parse_args([]).places)  # of the embedded model, and of the tags
 
 
 def test_mistakes_are_told_before_anything_is_drawn(model: Diffuser, collection: Path, tmp_path: Path) -> None:

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import accelerate.tracking
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import LoggerType
 from torch import Tensor
 
 from core.sae import SaeId, SparseAutoencoder
@@ -384,6 +387,43 @@ def test_what_cannot_be_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="n_steps must be at least 1"):
         replace(CONFIG, n_steps=0)
     assert stream.started_at == []
+
+
+class Noting(GeneralTracker):
+    """A tracker that keeps what it is told."""
+
+    name, requires_logging_directory = "noting", False
+    told: ClassVar[list[tuple[Any, Any]]] = []
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    @property
+    def tracker(self) -> "Noting":
+        return self
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.told.append((None, values))
+
+    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+        self.told.append((step, values))
+
+
+def test_a_tracker_is_told_the_configuration_and_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Noting)
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    caplog.set_level("INFO")
+    train(Planted(), (FIRST, SECOND), CONFIG, Run(tmp_path, trackers=("tensorboard",)))
+    (none, configuration), *figures = Noting.told
+    assert none is None
+    assert json.loads(configuration["training"])["n_steps"] == 12
+    assert [step for step, _ in figures] == [2, 4, 6, 8, 10, 12]
+    lines = [json.loads(line)["saes"] for line in log_of(tmp_path).splitlines()]
+    assert [values[f"{FIRST.path}/fvu"] for _, values in figures] == [line[FIRST.path]["fvu"] for line in lines]
+    assert "samples a second" in caplog.text
+    assert "minutes left" in caplog.text
 
 
 def test_a_stream_that_ends_or_lacks_an_sae_is_told(tmp_path: Path) -> None:

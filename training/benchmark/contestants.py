@@ -31,7 +31,7 @@ class Batches:
     def __init__(self, asked: Namespace) -> None:
         self.asked = asked
         self.seconds: list[float] = []
-        with safe_open(asked.data, "pt") as file:
+        with safe_open(asked.data, "pt", device=asked.device) as file:
             self.x, self.held_out = file.get_tensor("train"), file.get_tensor("held_out")
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -39,9 +39,15 @@ class Batches:
             if step % self.asked.turn == 0:
                 self.rest()
             batch = self.x[step % len(self.x)].float()
-            started = time.perf_counter()
+            started = self.now()
             yield batch
-            self.seconds.append(time.perf_counter() - started)
+            self.seconds.append(self.now() - started)
+
+    def now(self) -> float:
+        """Seconds, once the device has done what it was asked."""
+        if self.asked.device != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
 
     def rest(self) -> None:
         """Tell the times of the last turn, and wait for the next."""
@@ -58,7 +64,7 @@ def say(content: dict[str, Any]) -> None:
 
 def autocast(asked: Namespace) -> Any:
     """The precision that was asked for, for contestants that have no setting of their own."""
-    return torch.autocast("cpu", torch.bfloat16) if asked.precision == "bf16" else nullcontext()
+    return torch.autocast(asked.device, torch.bfloat16) if asked.precision == "bf16" else nullcontext()
 
 
 def ours(asked: Namespace, batches: Batches) -> Rebuild:
@@ -93,7 +99,7 @@ def ours(asked: Namespace, batches: Batches) -> Rebuild:
         run = Run(Path(folder), every=1e9)
         accelerator = make_accelerator(config, run)
         source = SimpleNamespace(batches=stream, d_in=lambda _: asked.d_in)
-        sae = train_saes(source, [sae_id], config, run, accelerator)[sae_id]
+        sae = train_saes(source, [sae_id], config, run, accelerator)[sae_id].to(asked.device)
     return lambda x: sae.decode(sae.encode(x))
 
 
@@ -102,7 +108,7 @@ def sparsify(asked: Namespace, batches: Batches) -> Rebuild:
     from sparsify import SparseCoder, SparseCoderConfig  # type: ignore[import-not-found]
 
     config = SparseCoderConfig(num_latents=asked.d_sae, k=asked.k)
-    sae = SparseCoder(asked.d_in, config, "cpu", torch.float32)
+    sae = SparseCoder(asked.d_in, config, asked.device, torch.float32)
     optimizer = torch.optim.Adam(sae.parameters(), lr=asked.lr)
     for step, x in enumerate(batches):
         if step == 0:
@@ -123,7 +129,7 @@ def dictionary_learning(asked: Namespace, batches: Batches) -> Rebuild:
 
     trainer = TopKTrainer(
         steps=10**9, activation_dim=asked.d_in, dict_size=asked.d_sae, k=asked.k, layer=0, lm_name="", lr=asked.lr,
-        warmup_steps=0, seed=0, device="cpu",
+        warmup_steps=0, seed=0, device=asked.device,
     )  # fmt: skip
     for step, x in enumerate(batches):
         with autocast(asked):
@@ -139,13 +145,19 @@ def sae_lens(asked: Namespace, batches: Batches) -> Rebuild:
 
     low = asked.precision == "bf16"
     shape = TopKTrainingSAEConfig(
-        d_in=asked.d_in, d_sae=asked.d_sae, k=asked.k, normalize_activations="none", use_sparse_activations=not low
+        d_in=asked.d_in,
+        d_sae=asked.d_sae,
+        k=asked.k,
+        normalize_activations="none",
+        use_sparse_activations=not low,
+        device=asked.device,
     )
     config = SAETrainerConfig(
         total_training_samples=asked.steps * batches.x.shape[1],
         train_batch_size_samples=batches.x.shape[1],
         lr=asked.lr,
         autocast=low,
+        device=asked.device,
     )
     sae = SAETrainer(config, TopKTrainingSAE(shape), iter(batches)).fit()
     return lambda x: sae(x)
@@ -153,7 +165,7 @@ def sae_lens(asked: Namespace, batches: Batches) -> Rebuild:
 
 def product(asked: Namespace, batches: Batches) -> Rebuild:
     """No trainer: the encoder's matrix product alone, which none can do without."""
-    weight = torch.randn(asked.d_sae, asked.d_in)
+    weight = torch.randn(asked.d_sae, asked.d_in, device=asked.device)
     low = weight.bfloat16() if asked.precision == "bf16" else weight
     with torch.no_grad():
         for x in batches:
@@ -169,6 +181,7 @@ def main() -> None:
     parser = ArgumentParser()
     parser.add_argument("name", choices=CONTESTANTS)
     parser.add_argument("--data", required=True)
+    parser.add_argument("--device", required=True)
     parser.add_argument("--precision", choices=["fp32", "bf16"], required=True)
     for name in ("d-in", "d-sae", "k", "steps", "turn"):
         parser.add_argument(f"--{name}", type=int, required=True)
@@ -182,8 +195,14 @@ def main() -> None:
     with torch.no_grad():
         error = (x - rebuild(x)).double().square().sum()
     fvu = float(error / (x - x.mean(0)).double().square().sum())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    say({"seconds": batches.seconds, "fvu": fvu, "peak_mib": peak})
+    say({"seconds": batches.seconds, "fvu": fvu, "peak_mib": peak_mib(asked.device)})
+
+
+def peak_mib(device: str) -> float:
+    """Most memory that this process ever held on the device."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return torch.cuda.max_memory_allocated() / 2**20
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,7 +69,21 @@ class Run:
         """Steps of SAE training."""
         from training.benchmark import saes
 
-        return saes.part(saes.QUICK if self.quick else saes.Settings(), self.folder)
+        settings = saes.QUICK if self.quick else saes.Settings()
+        return saes.part(replace(settings, device=self.place), self.folder)
+
+    def fed(self) -> Table:
+        """SAE training while a full-size U-Net feeds it."""
+        from training.benchmark import fed
+
+        return fed.part(fed.QUICK if self.quick else fed.Settings(), self.place)
+
+    @cached_property
+    def place(self) -> str:
+        """The device that was asked for, or the best there is."""
+        import torch
+
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 PARTS: dict[str, Callable[[Run], Table]] = {
@@ -78,13 +92,16 @@ PARTS: dict[str, Callable[[Run], Table]] = {
     "attribution": Run.attribution,
     "estimator": Run.estimator,
     "sae": Run.sae,
+    "fed": Run.fed,
 }
 """In this order, whatever the order asked for."""
+NEED_ACCELERATOR = ("fed",)
+"""Parts that are hours long on a CPU: left out there unless they are named."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("names", nargs="*", type=_part, default=list(PARTS), metavar="NAME", help="parts to measure")
+    parser.add_argument("names", nargs="*", type=_part, metavar="NAME", help=f"parts to measure: {', '.join(PARTS)}")
     parser.add_argument("--quick", action="store_true", help="a minute's version; its figures mean little")
     parser.add_argument("--model", default="picturebook", help="built-in name, folder, or owner/name@revision")
     parser.add_argument("--device", default=None, help="torch device; by default the best there is")
@@ -97,11 +114,16 @@ def main(arguments: argparse.Namespace) -> None:
     """Measure what was asked for, write it and print it."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     run = Run(arguments.model, arguments.device, arguments.quick, arguments.out)
-    tables = [part(run) for name, part in PARTS.items() if name in arguments.names]
+    tables = [part(run) for name, part in PARTS.items() if _wanted(name, arguments.names, run)]
     device = str(run.model.device) if "model" in vars(run) else arguments.device or "the app's default"
     whence = report.origin(" ".join(["python -m training", *sys.argv[1:]]), load, device)
     report.write(arguments.out, "Benchmark", whence, tables)
     print(report.markdown("Benchmark", whence, tables))
+
+
+def _wanted(name: str, names: Sequence[str], run: Run) -> bool:
+    """Whether a part is measured; asked part by part, for to know the device takes torch."""
+    return name in names if names else name not in NEED_ACCELERATOR or run.place != "cpu"
 
 
 def _part(name: str) -> str:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, TypeVar
@@ -24,6 +25,7 @@ from training.evaluate import captions as caption_ranking
 from training.evaluate import concepts, interventions, layout, localisation, picturebook, pid, sae
 from training.evaluate.picturebook import held_out_scenes
 from training.evaluate.pictures import load_judges
+from training.evaluate.sae_by_k import by_k
 from training.evaluate.store import fingerprint, kept
 from training.folders import cache_folder
 from training.picturebook.scenes import caption_of
@@ -109,7 +111,7 @@ def evaluate_picturebook(model: Diffuser, asked: Asked, package: Path = PACKAGE)
 
 
 def evaluate_sae(model: Diffuser, asked: Asked) -> list[Table]:
-    """How good the SAEs of some collections are: for each, the same tables."""
+    """How good the SAEs of some collections are: for each, the same tables; for several, one more beside each other."""
     settings = sae.QUICK if asked.quick else sae.Settings()
     source = open_prompts(asked.prompts, model.check_prompt, split="test")
     prompts = [source.prompt(number) for number in range(settings.n_fit + settings.n_pictures)]
@@ -121,8 +123,10 @@ def evaluate_sae(model: Diffuser, asked: Asked) -> list[Table]:
         if not saes:
             raise SystemExit(f"There is no SAE in {root}. Train some with `python -m training sae`.")
         key = fingerprint(sae, [root, *local], settings, [model.spec.name, model.spec.revision, prompts])
-        tables += _tables(parts, asked, key, lambda part, saes=saes: part(model, saes, prompts, settings))  # type: ignore[misc]
-    return tables
+        made = _tables(parts, asked, key, lambda part, saes=saes: part(model, saes, prompts, settings))  # type: ignore[misc]
+        tables += _told_apart(made, asked, root)
+    compared = [table for table in tables if table.name == sae.reconstruction.__name__]
+    return [*tables, by_k(compared)] if len(compared) > 1 else tables
 
 
 def evaluate_layout(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> list[Table]:
@@ -143,7 +147,8 @@ def evaluate_layout(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> l
         key = fingerprint(
             layout, [root, *_model_and_judges(package), *local], settings, [model.spec.name, model.spec.revision, *code]
         )
-        tables += _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
+        made = _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
+        tables += _told_apart(made, asked, root)
     return tables
 
 
@@ -161,7 +166,8 @@ def evaluate_concepts(model: Diffuser, asked: Asked, package: Path = PACKAGE) ->
         bench = concepts.Bench(model, load_segmenter(package / "segmenter"), prompts, read, settings)
         key = fingerprint(concepts, [root, *_model_and_judges(package), *local], settings, [model.spec.name, prompts])
         parts = {part.__name__: part for part in concepts.PARTS}
-        tables += _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
+        made = _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
+        tables += _told_apart(made, asked, root)
     return tables
 
 
@@ -179,7 +185,8 @@ def evaluate_interventions(model: Diffuser, asked: Asked, package: Path = PACKAG
             settings,
             [model.spec.name, model.spec.revision, *code],
         )
-        tables += _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
+        made = _tables(parts, asked, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
+        tables += _told_apart(made, asked, root)
     return tables
 
 
@@ -233,3 +240,8 @@ def _tables(parts: dict[str, Part], asked: Asked, key: str, measure: Callable[[P
             log.info("%s", name)
             tables.append(kept(asked.folder, name, key, lambda part=part: measure(part)))  # type: ignore[misc]
     return tables
+
+
+def _told_apart(tables: list[Table], asked: Asked, root: Path) -> list[Table]:
+    """The tables of a collection, with its name where there are several."""
+    return tables if len(asked.saes) == 1 else [replace(of, title=f"{of.title}: {root.name}") for of in tables]
