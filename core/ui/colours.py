@@ -1,5 +1,4 @@
-"""The colours that mean something: one scale for bits, one for bits with a sign, three for the stages, one for each label
-of a layout.
+"""The colours that mean something: a scale for bits, one for bits with a sign, three stages, one for each label.
 
 All are the same in light and dark, so that a saved picture reads like the page it came from.
 """
@@ -73,7 +72,7 @@ def signed_scale_in_oklab() -> Floats:
 
 
 def _bent(n: int, *points: tuple[float, float, float]) -> Floats:
-    """[n, 3] colours from the first of three points to the last, bent towards the second, equally far from each other."""
+    """[n, 3] colours from the first of three points to the last, bent towards the second, in equal steps."""
     start, middle, end = (np.array(point) for point in points)
     t = np.linspace(0, 1, 4001)[:, None]
     curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end

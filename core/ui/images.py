@@ -37,9 +37,7 @@ def signed_layer(bits: NDArray[np.float64], half_width: NDArray[np.float64], top
     return _seen_through(signed_rgb(share), np.abs(share))
 
 
-def _certain_share(
-    bits: NDArray[np.float64], half_width: NDArray[np.float64], top: float
-) -> NDArray[np.float64]:
+def _certain_share(bits: NDArray[np.float64], half_width: NDArray[np.float64], top: float) -> NDArray[np.float64]:
     """[h, w] shares of `top`, none where the error is as large as the value."""
     sure = np.clip(2 * (1 - half_width / np.maximum(np.abs(bits), 1e-12)), 0, 1)
     return np.asarray(np.clip(bits / max(top, 1e-12), -1, 1) * sure)

@@ -88,5 +88,5 @@ def test_bits_of_words_stand_beside_their_ceiling(model: Diffuser, judges: Judge
 
 
 def test_the_embedded_folder_has_nothing_else() -> None:
-    known = {"model", *JUDGES, "examples", "saes", "training.json"}
+    known = {"model", *JUDGES, "examples", "saes", "surprisals.json", "training.json"}
     assert {path.name for path in Path(PACKAGE).iterdir()} <= known
