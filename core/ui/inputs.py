@@ -170,6 +170,13 @@ def rel_error_problem(rel_error: Any) -> str | None:
     return f"The relative error must be a number from 0.01 to 1, such as 0.1{_not(rel_error)}."
 
 
+def certainty_problem(certainty: Any) -> str | None:
+    """Why an order cannot be wanted as certain as that."""
+    if isinstance(certainty, int | float) and 0.5 < certainty < 1:
+        return None
+    return f"The certainty must be a number above 0.5 and below 1, such as 0.95{_not(certainty)}."
+
+
 def other_word_problem(runtime: Runtime, other: str | None) -> str | None:
     """Why something cannot stand in a word's place; nothing at all can."""
     return prompt_problem(runtime, other) if (other or "").strip() else None

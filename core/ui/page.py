@@ -14,6 +14,7 @@ from core.ui.inputs import PICTURE, Number, Picture, html
 from core.ui.layout_tab import LayoutTab, build_layout_tab
 from core.ui.picture import stage_html, status_html
 from core.ui.questions import Questions, build_questions
+from core.ui.questions_api import build_questions_api
 from core.ui.runtime import Runtime
 from core.ui.wiring import wire
 from core.ui.words import badge_html
@@ -108,6 +109,7 @@ def build_demo(runtime: Runtime) -> Any:
         )
         wire(runtime, page)
         build_api(runtime)
+        build_questions_api(runtime)
     demo.queue(max_size=32, default_concurrency_limit=None)
     return demo
 

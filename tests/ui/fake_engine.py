@@ -263,10 +263,10 @@ def decomposition(
     words: tuple[str, ...], given: Any, seed: int, n_replicates: int, surprisals: Any = None
 ) -> Decomposition:
     """The first word tells the left, the second the right, both the middle; together they tell a little less."""
-    spread = np.random.default_rng(seed).normal(1, 0.1, (3, n_replicates, 1, 1))
+    spread = np.random.default_rng(seed).normal(1, 0.01, (3, n_replicates, 1, 1))
     x = np.broadcast_to(np.arange(16), (16, 16))
     first, second = np.where(x < 10, 0.05, 0.0), np.where(x >= 6, 0.04, 0.0)
-    both = np.maximum(first, second) + 0.2 * np.minimum(first, second)
+    both = np.maximum(first, second) - 0.5 * np.minimum(first, second)
     maps = tuple(s * cells for s, cells in zip(spread, (first, second, both), strict=True))
     told = split(
         (words[0], words[1]),
