@@ -9,8 +9,8 @@ from core.ui.images import data_url, signed_layer
 from core.ui.pair_export import pair_csv, pair_json, pair_python, pair_rows
 from core.ui.runtime import Runtime
 from core.ui.scene import Scene
+from core.ui.words import against, plus_minus
 from core.ui.words import pair as digits
-from core.ui.words import plus_minus
 
 
 class _Shown(NamedTuple):
@@ -36,19 +36,15 @@ def pair_html(runtime: Runtime, scene: Scene, d: Decomposition, running: bool = 
         f'data-second="{escape(second)}" data-given="{d.given}" data-top="{top:.2g}" '
         f'style="--id-small:url({small_picture(scene)})"><p class="id-old"></p>'
         f'<p class="id-lead">“{escape(first)}” and “{escape(second)}” together told the picture '
-        f"<strong>{plus_minus(told.together.bits, factor * told.together.stderr)} bits</strong>{_given(d)}.</p>"
+        f"<strong>{plus_minus(told.together.bits, factor * told.together.stderr)} bits</strong>{against(d.given, d.prompt, d.words)}.</p>"
         f"<p>{_conclusion(d)}</p>"
         f'<div class="id-parts" role="group" aria-label="Four parts of what the two words tell">{figures}</div>'
         f'<p class="id-hint id-signed-legend"><span>−{top:.2g}</span><i aria-hidden="true"></i><span>{top:.2g} bits a '
-        "cell</span> One scale for all four: blue is below zero, dark is zero or not more than the error. The four add "
+        "cell.</span> One scale for all four: blue is below zero, dark is zero or not more than the error. The four add "
         "up to what the two words tell together. Choose a map to lay it on the picture.</p>"
         f"{keep}{_details(runtime, scene, d)}"
         f'<p class="id-hint id-notes">{ended(d, running)} All errors are 95% intervals.</p></div>'
     )
-
-
-def _given(d: Decomposition) -> str:
-    return " given the rest of the prompt" if d.given == "rest" else " compared with no prompt at all"
 
 
 def _in_words(d: Decomposition) -> list[_Shown]:

@@ -33,8 +33,9 @@ _ABSENCE = """
   <h3>What if this word were not there?</h3>
   <p class="id-hint">The picture is followed back to the noise that it came from, and drawn again from that noise
   without the word: what changes is the word’s doing.</p>
-  <p class="id-question-row"><button type="button" class="id-button id-absence-go">Draw it without <b
-  class="id-first"></b></button> <span class="id-question-problem" role="status"></span></p>
+  <p class="id-question-row"><button type="button" class="id-button id-absence-go">Draw it <span
+  class="id-without">without</span> <b class="id-first"></b></button>
+  <span class="id-question-problem" role="status"></span></p>
 </div>
 """
 

@@ -57,7 +57,8 @@ def wire_questions(runtime: Runtime, page: "Page", model: dict[str, Any], quiet:
     )
     answer(compared, ranking, events.ranking)
     # From a link: the field is filled before its captions are compared.
-    restored = asker.captions(events.restore_captions, [page.scene], [all_of.captions, all_of.fold, *begun(ranking)])
+    filled = [all_of.captions, all_of.fold, *begun(ranking)]
+    restored = asker.captions(events.restore_captions, [page.scene], filled, **quiet)
     answer(restored, ranking, events.ranking)
 
     statuses = [question.status for question in all_of.each]

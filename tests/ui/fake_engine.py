@@ -276,7 +276,7 @@ def decomposition(
     return Decomposition(
         words=words,
         pairs=(told,),
-        prompt=" and ".join(words),
+        prompt=f"a {words[0]} and a {words[1]}",
         given=given,
         n_evals=24 * n_replicates,
         n_replicates=n_replicates,

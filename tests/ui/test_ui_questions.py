@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from core.ui.questions_jobs import Absence
 from core.ui.ranking_panel import chance, ranking_html, ranking_json, ranking_python, ranking_rows
 from core.ui.runtime import Runtime
 from core.ui.scene import Scene
+from core.ui.words import against
 from tests.ui.conftest import App, Visitor
 from tests.ui.fake_engine import FakeEngine, attribution, decomposition, paint, ranking
 from tests.ui.test_ui_app import drawn, problems
@@ -94,6 +96,13 @@ def test_a_pair_is_told_in_four_parts_on_one_scale(runtime: Runtime, scene: Scen
     assert f'data-top="{max(abs(part.map).max() for part in told.parts):.2g}"' in panel
     assert "Less than nothing" in panel  # the synergy of these two is negative
     assert "count the two “alone”" in panel
+
+
+def test_where_there_is_no_rest_none_is_told_of(runtime: Runtime, scene: Scene) -> None:
+    d = replace(decomposition(("cat", "dog"), "rest", 0, 8), prompt="cat, dog")
+    assert "compared with no prompt at all" in pair_html(runtime, scene, d)
+    assert against("rest", "Cat!", ["cat"]) == against("nothing", "a cat", ["cat"])
+    assert against("rest", "a cat", ["cat"]) == " given the rest of the prompt"
 
 
 def test_the_larger_part_is_named(runtime: Runtime, scene: Scene) -> None:

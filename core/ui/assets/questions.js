@@ -18,10 +18,7 @@
   const words = () => Array.from(new Set(all(".id-chip").map((chip) => chip.dataset.word)));
   const busy = (root) => Boolean(one(".id-bar i", root));
 
-  function ask(question, data) {
-    if (!page.ask) return;
-    page.ask(question, data);
-  }
+  const ask = (question, data) => page.ask?.(question, data);
 
   function askPair(first, other, given) {
     second = other;
@@ -62,6 +59,8 @@
       none || (others.length ? "" : "This prompt has only one word; two different ones are needed."));
     set(one("#id-absence-ask .id-question-problem"), "textContent",
       none || (others.length ? "" : "It is the whole prompt: without it there is none."));
+    const other = one("#id-other-word input, #id-other-word textarea")?.value.trim();
+    set(one(".id-without"), "textContent", other ? `with “${other}” for` : "without");
     set(one(".id-pair-go"), "disabled", !others.length);
     set(one(".id-absence-go"), "disabled", !chosen);
     set(select, "disabled", !others.length);
@@ -70,11 +69,12 @@
   function restore() {
     if (!asked.size || !page.ask || !one(".id-badge.ready") || !one(".id-panel:not(.empty):not(.running)")) return;
     if (one(".id-status .id-bar i")) return;
-    const pair = asked.get("pair")?.split(",");
-    if (pair?.length === 2) askPair(...pair, asked.get("pairgiven") === "nothing" ? "nothing" : "rest");
-    if (asked.get("without")) ask("absence", { word: asked.get("without"), to: asked.get("instead") ?? "" });
-    if (asked.get("captions")) ask("captions", { captions: asked.get("captions") });
-    for (const name of Array.from(asked.keys())) asked.delete(name);
+    const wanted = new URLSearchParams(asked);
+    for (const name of Array.from(asked.keys())) asked.delete(name); // first: what follows comes back here
+    const pair = wanted.get("pair")?.split(",");
+    if (pair?.length === 2) askPair(...pair, wanted.get("pairgiven") === "nothing" ? "nothing" : "rest");
+    if (wanted.get("without")) ask("absence", { word: wanted.get("without"), to: wanted.get("instead") ?? "" });
+    if (wanted.get("captions")) ask("captions", { captions: wanted.get("captions") });
   }
 
   page.watchers.push(() => {
@@ -129,8 +129,9 @@
     else if (hit(".id-answer-png")) savePng(hit(".id-answer"));
   }, true);
 
-  document.addEventListener("change", (event) => {
+  document.addEventListener("input", (event) => {
     if (event.target.matches?.(".id-second")) second = event.target.value;
+    else if (event.target.closest?.("#id-other-word")) controls();
   });
 
   // The figures of an answer side by side, each over its title.
