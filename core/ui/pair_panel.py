@@ -29,6 +29,7 @@ def pair_html(runtime: Runtime, scene: Scene, d: Decomposition, running: bool = 
     told, factor = d.pairs[0], d.interval_factor()
     first, second = told.words
     top = max(float(abs(part.map).max(initial=0.0)) for part in told.parts)
+    whole = plus_minus(told.together.bits, factor * told.together.stderr)
     figures = "".join(_figure(shown, factor, top) for shown in _in_words(d))
     keep = keep_html("pair", pair_csv(d), pair_json(scene, d, runtime.name), link=not scene.own)
     return (
@@ -36,12 +37,12 @@ def pair_html(runtime: Runtime, scene: Scene, d: Decomposition, running: bool = 
         f'data-second="{escape(second)}" data-given="{d.given}" data-top="{top:.2g}" '
         f'style="--id-small:url({small_picture(scene)})"><p class="id-old"></p>'
         f'<p class="id-lead">“{escape(first)}” and “{escape(second)}” together told the picture '
-        f"<strong>{plus_minus(told.together.bits, factor * told.together.stderr)} bits</strong>{against(d.given, d.prompt, d.words)}.</p>"
+        f"<strong>{whole} bits</strong>{against(d.given, d.prompt, d.words)}.</p>"
         f"<p>{_conclusion(d)}</p>"
         f'<div class="id-parts" role="group" aria-label="Four parts of what the two words tell">{figures}</div>'
         f'<p class="id-hint id-signed-legend"><span>−{top:.2g}</span><i aria-hidden="true"></i><span>{top:.2g} bits a '
-        "cell.</span> One scale for all four: blue is below zero, dark is zero or not more than the error. The four add "
-        "up to what the two words tell together. Choose a map to lay it on the picture.</p>"
+        "cell.</span> One scale for all four: blue is below zero, dark is zero or not more than the error. The four "
+        "add up to what the two words tell together. Choose a map to lay it on the picture.</p>"
         f"{keep}{_details(runtime, scene, d)}"
         f'<p class="id-hint id-notes">{ended(d, running)} All errors are 95% intervals.</p></div>'
     )

@@ -105,8 +105,8 @@ def _sentence(a: Attribution, i: int) -> str:
         f'<p class="id-lead">{who} told the picture <strong>{plus_minus(bits, half)} bits</strong>{given}.</p>'
         f"<p>{meaning}</p>"
         f'<p class="id-hint">Counted a second way, which is noisier and may fall below zero where a word does not fit: '
-        f"{plus_minus(direct, direct_half)} bits. The first count (orthogonal bits) answers how much a word told, where "
-        "and when; the second (direct bits) whether it suits this picture. All errors are 95% intervals.</p>"
+        f"{plus_minus(direct, direct_half)} bits. The first count (orthogonal bits) answers how much a word told, "
+        "where and when; the second (direct bits) whether it suits this picture. All errors are 95% intervals.</p>"
     )
 
 
