@@ -76,14 +76,19 @@ def chance(p: float) -> str:
     return "over 99.9%" if p > 0.999 else f"{p:.1%}" if p > 0.99 else f"{p:.0%}"
 
 
+def _at_least(p: float) -> str:
+    told = chance(p)
+    return told if told.startswith("over") else f"at least {told}"
+
+
 def _verdict(r: Ranking) -> str:
     best = f"“{escape(r.captions[r.order[0]])}”"
     if r.p_best < _SURE:
         return f"{best} is ahead, but it may not be the best: that is certain to no more than {chance(r.p_best)}."
     if len(r.captions) == 2:
         return f"{best} <strong>fits better</strong>, with a certainty of {chance(r.p_best)}."
-    whole = f"the whole order is right with at least {chance(r.p_order)}" if r.p_order > 0.5 else "the rest is open"
-    return f"{best} <strong>fits best</strong>, with a certainty of at least {chance(r.p_best)}; {whole}."
+    whole = f"that of the whole order is {_at_least(r.p_order)}" if r.p_order > 0.5 else "the rest of the order is open"
+    return f"{best} <strong>fits best</strong>, with a certainty of {_at_least(r.p_best)}; {whole}."
 
 
 def _next(r: Ranking) -> str:

@@ -16,7 +16,7 @@
 
   const answer = (name) => one(`.id-${name}.id-answer:not(.empty)`);
   const words = () => Array.from(new Set(all(".id-chip").map((chip) => chip.dataset.word)));
-  const busy = (root) => Boolean(one(".id-bar i", root));
+  const busy = (room) => Boolean(room && one(".id-bar i", room));
 
   const ask = (question, data) => page.ask?.(question, data);
 
@@ -81,7 +81,11 @@
     controls();
     restore();
     const rooms = all(".id-asking");
-    ["pair", "absence", "ranking"].forEach((name, i) => mark(answer(name), rooms[i]));
+    ["pair", "absence", "ranking"].forEach((name, i) => {
+      mark(answer(name), rooms[i]);
+      // The room that an answer will take is made when it is asked for, not when it comes.
+      one(`.id-${name}.empty`)?.classList.toggle("asked", busy(rooms[i]));
+    });
     const pair = answer("pair");
     for (const button of all("button.id-part")) {
       button.setAttribute("aria-pressed", String(button.dataset.part === part));
