@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from core.information.decomposition import Decomposition, PairInformation
+from core.information.decomposition import Decomposition, PairInformation, Part, Total
 from core.ui.export import csv_of, picture_lines, picture_settings, rounded
 from core.ui.scene import Scene
 
@@ -22,11 +22,13 @@ def pair_rows(d: Decomposition) -> list[dict[str, Any]]:
     ]
 
 
-def _totals(told: PairInformation) -> list[tuple[str, str, Any]]:
+def _totals(told: PairInformation) -> list[tuple[str, str, Part | Total]]:
     first, second = told.words
     unique = [f"unique: {first}", f"unique: {second}"]
     names = ["redundancy", *unique, "synergy"]
-    rows = [(name, "orthogonal", part) for name, part in zip(names, told.parts, strict=True)]
+    rows: list[tuple[str, str, Part | Total]] = [
+        (name, "orthogonal", part) for name, part in zip(names, told.parts, strict=True)
+    ]
     rows += [(f"alone: {word}", "orthogonal", part) for word, part in zip(told.words, told.alone, strict=True)]
     rows += [("together", "orthogonal", told.together), ("redundancy less synergy", "direct", told.coinformation)]
     if (other := told.by_surprisal) is not None:
