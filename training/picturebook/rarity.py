@@ -20,7 +20,7 @@ def surprisals(n_captions: int = N_CAPTIONS, seed: int = 0) -> dict[str, float]:
     counts = Counter(
         word for _ in range(n_captions) for word in distinct_words(sample_caption(rng, sample_story(rng)).text)
     )
-    return {word: round(-log2(max(counts[word], 1) / n_captions), 3) for word in vocabulary()}
+    return {word: round(log2(n_captions / max(counts[word], 1)), 3) for word in vocabulary()}
 
 
 def write_surprisals(path: Path, n_captions: int = N_CAPTIONS) -> None:
