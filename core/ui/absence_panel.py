@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from core.information.results import Floats
-from core.ui.answers import code_html, keep_html, small_picture
+from core.ui.answers import answer_html, code_html, keep_html
 from core.ui.export import csv_of, picture_lines, picture_settings, rounded
 from core.ui.images import data_url, layer
 from core.ui.questions_jobs import Absence
@@ -36,14 +36,13 @@ def absence_html(runtime: Runtime, scene: Scene, absence: Absence, running: bool
         _figure(_map(change.change), "what changed", "brighter is more"),
         _figure(*_told(absence)),
     ]
-    return (
-        f'<div class="id-answer id-absence{" running" if running else ""}" data-word="{escape(word)}" '
-        f'data-to="{escape(to or "")}" style="--id-small:url({small_picture(scene)})"><p class="id-old"></p>'
+    body = (
         f'<p class="id-lead">{_sentence(absence, gone)}</p><div class="id-parts">{"".join(figures)}</div>'
         f"<p>{_agreement(absence)}</p>"
         f'<p class="id-hint id-notes">{_how(absence)}</p>{keep}'
-        f"{code_html(absence_python(scene, absence, runtime.name))}</div>"
+        f"{code_html(absence_python(scene, absence, runtime.name))}"
     )
+    return answer_html("absence", scene, running, {"word": word, "to": to or ""}, body)
 
 
 def agreement(absence: Absence) -> float | None:

@@ -1,10 +1,12 @@
 """What the answers to further questions about a picture's words share: progress, what to keep, how they ended."""
 
+from collections.abc import Mapping
 from html import escape
 
 from core.information.results import Measurement
 from core.ui.export import download_url
 from core.ui.images import data_url
+from core.ui.picture import about
 from core.ui.scene import Scene
 
 STOPPED = {
@@ -30,6 +32,15 @@ def asking_html(text: str = "", share: float | None = None, kind: str = "") -> s
 def empty_html(name: str, text: str) -> str:
     """The room that an answer will take."""
     return f'<div class="id-answer id-{name} empty"><p class="id-empty">{text}</p></div>'
+
+
+def answer_html(name: str, scene: Scene, running: bool, data: Mapping[str, str], body: str) -> str:
+    """An answer about a picture. The page's script reads `data`, and greys what is about another picture."""
+    told = "".join(f' data-{key}="{escape(value)}"' for key, value in {**data, "about": about(scene)}.items())
+    return (
+        f'<div class="id-answer id-{name}{" running" if running else ""}"{told} '
+        f'style="--id-small:url({_small_picture(scene)})"><p class="id-old"></p>{body}</div>'
+    )
 
 
 def keep_html(name: str, csv: str, json: str, link: bool, pictures: bool = True) -> str:
@@ -59,7 +70,7 @@ def ended(result: Measurement, running: bool) -> str:
     return f"{result.n_evals:,} U-Net evaluations in {result.n_replicates} independent repeats; {how}."
 
 
-def small_picture(scene: Scene) -> str:
+def _small_picture(scene: Scene) -> str:
     """The scene's picture, small, as a data URL: what lies behind small maps."""
     image = scene.image.convert("RGB")
     image.thumbnail((_SMALL, _SMALL))

@@ -4,7 +4,7 @@ from html import escape
 from typing import NamedTuple
 
 from core.information.decomposition import Decomposition, Part, Total
-from core.ui.answers import code_html, ended, keep_html, small_picture
+from core.ui.answers import answer_html, code_html, ended, keep_html
 from core.ui.images import data_url, signed_layer
 from core.ui.pair_export import pair_csv, pair_json, pair_python, pair_rows
 from core.ui.runtime import Runtime
@@ -32,10 +32,8 @@ def pair_html(runtime: Runtime, scene: Scene, d: Decomposition, running: bool = 
     whole = plus_minus(told.together.bits, factor * told.together.stderr)
     figures = "".join(_figure(shown, factor, top) for shown in _in_words(d))
     keep = keep_html("pair", pair_csv(d), pair_json(scene, d, runtime.name), link=not scene.own)
-    return (
-        f'<div class="id-answer id-pair{" running" if running else ""}" data-first="{escape(first)}" '
-        f'data-second="{escape(second)}" data-given="{d.given}" data-top="{top:.2g}" '
-        f'style="--id-small:url({small_picture(scene)})"><p class="id-old"></p>'
+    data = {"first": first, "second": second, "given": d.given, "top": f"{top:.2g}"}
+    body = (
         f'<p class="id-lead">“{escape(first)}” and “{escape(second)}” together told the picture '
         f"<strong>{whole} bits</strong>{against(d.given, d.prompt, d.words)}.</p>"
         f"<p>{_conclusion(d)}</p>"
@@ -44,8 +42,9 @@ def pair_html(runtime: Runtime, scene: Scene, d: Decomposition, running: bool = 
         "cell.</span> One scale for all four: blue is below zero, dark is zero or not more than the error. The four "
         "add up to what the two words tell together. Choose a map to lay it on the picture.</p>"
         f"{keep}{_details(runtime, scene, d)}"
-        f'<p class="id-hint id-notes">{ended(d, running)} All errors are 95% intervals.</p></div>'
+        f'<p class="id-hint id-notes">{ended(d, running)} All errors are 95% intervals.</p>'
     )
+    return answer_html("pair", scene, running, data, body)
 
 
 def _in_words(d: Decomposition) -> list[_Shown]:

@@ -49,8 +49,7 @@ def wire_questions(runtime: Runtime, page: "Page", model: dict[str, Any], quiet:
         events.begin_absence, [page.scene, all_of.other], begun(absence), validator=events.check_absence, **quiet
     )
     answer(without, absence, events.absence)
-    compared = gr.on(
-        [all_of.compare.click],
+    compared = all_of.compare.click(
         events.begin_captions,
         [page.scene, all_of.captions],
         begun(ranking),

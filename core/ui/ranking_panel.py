@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from core.information.ranking import Ranking
-from core.ui.answers import code_html, ended, keep_html
+from core.ui.answers import answer_html, code_html, ended, keep_html
 from core.ui.export import csv_of, picture_lines, picture_settings, rounded
 from core.ui.runtime import Runtime
 from core.ui.scene import Scene
@@ -21,9 +21,7 @@ def ranking_html(runtime: Runtime, scene: Scene, r: Ranking, running: bool = Fal
     heads = ("caption", "behind the best", "surely ahead of the next", "fits by itself", "changes")
     titles = "".join(f'<th scope="col">{head}</th>' for head in heads)
     keep = keep_html("captions", csv_of(rows), ranking_json(scene, r, runtime.name), link=not scene.own, pictures=False)
-    return (
-        f'<div class="id-answer id-ranking{" running" if running else ""}" '
-        f'data-captions="{escape(chr(10).join(r.captions))}"><p class="id-old"></p>'
+    body = (
         f'<p class="id-lead">{_verdict(r)}</p><p>{_next(r)}</p>'
         f'<div class="id-scroll"><table class="id-table"><thead><tr>{titles}</tr></thead>'
         f"<tbody>{''.join(_row(row) for row in rows)}</tbody></table></div>"
@@ -33,8 +31,9 @@ def ranking_html(runtime: Runtime, scene: Scene, r: Ranking, running: bool = Fal
         "picture. <b>Changes</b> is counted in orthogonal bits, how much a text moves what the model expects, right or "
         f"wrong: they answer where and when a word spoke.{_published(r)}</p>"
         f"{keep}{code_html(ranking_python(scene, r, runtime.name))}"
-        f'<p class="id-hint id-notes">{ended(r, running)}</p></div>'
+        f'<p class="id-hint id-notes">{ended(r, running)}</p>'
     )
+    return answer_html("ranking", scene, running, {"captions": "\n".join(r.captions)}, body)
 
 
 def ranking_rows(r: Ranking) -> list[dict[str, Any]]:

@@ -28,11 +28,11 @@
     ask("pair", { first, second: other, given: one(".id-pair-given").value });
   }
 
-  // A result is about the picture that was there when it came.
+  // A result is about the picture that it names. Of two that somebody brought with one caption: that was there when it came.
   function fresh(root) {
     const picture = one(".id-picture")?.src;
     if (!pictures.has(root)) pictures.set(root, picture);
-    return pictures.get(root) === picture;
+    return root.dataset.about === one(".id-stage")?.dataset.about && pictures.get(root) === picture;
   }
 
   function mark(root, room) {
