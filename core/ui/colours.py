@@ -1,4 +1,4 @@
-"""The colours that mean something: one scale for bits, three for the stages, one for each label of a layout.
+"""The colours that mean something: a scale for bits, one for bits with a sign, three stages, one for each label.
 
 All are the same in light and dark, so that a saved picture reads like the page it came from.
 """
@@ -19,6 +19,11 @@ _INK = (0.20, 0.020, -0.090)
 _ROSE = (0.62, 0.190, -0.010)
 _LIGHT = (0.95, -0.015, 0.110)
 _N = 256
+# With a sign: from the same dark at zero through orange for more, through blue for less, equally light at equal size.
+# Orange and blue stay apart in red-green blind eyes.
+_ZERO = (0.20, 0.000, -0.020)
+_MORE = ((0.60, 0.110, 0.130), (0.93, 0.000, 0.100))
+_LESS = ((0.56, -0.030, -0.210), (0.93, -0.050, -0.040))
 
 # The two matrices of OKLab in Ottosson's definition (2020).
 _TO_LMS = np.array(
@@ -57,15 +62,29 @@ def _oklab_to_srgb(lab: Floats) -> Floats:
 
 def scale_in_oklab() -> Floats:
     """The scale as OKLab colours [256, 3], equally far from each other."""
+    return _bent(_N, _INK, _ROSE, _LIGHT)
+
+
+def signed_scale_in_oklab() -> Floats:
+    """The scale of values with a sign as OKLab colours [255, 3], from -1 to 1 with 0 in the middle."""
+    half = _N // 2
+    return np.concatenate([_bent(half, _ZERO, *_LESS)[:0:-1], _bent(half, _ZERO, *_MORE)])
+
+
+def _bent(n: int, *points: tuple[float, float, float]) -> Floats:
+    """[n, 3] colours from the first of three points to the last, bent towards the second, in equal steps."""
+    start, middle, end = (np.array(point) for point in points)
     t = np.linspace(0, 1, 4001)[:, None]
-    curve = (1 - t) ** 2 * np.array(_INK) + 2 * t * (1 - t) * np.array(_ROSE) + t**2 * np.array(_LIGHT)
+    curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end
     length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(curve, axis=0), axis=1))])
-    wanted = np.linspace(0, length[-1], _N)
+    wanted = np.linspace(0, length[-1], n)
     return np.stack([np.interp(wanted, length, curve[:, axis]) for axis in range(3)], axis=1)
 
 
 SCALE: Floats = _oklab_to_srgb(scale_in_oklab())
 """sRGB of the scale in 0..1, [256, 3]."""
+SIGNED: Floats = _oklab_to_srgb(signed_scale_in_oklab())
+"""The same of the scale of values with a sign, [255, 3]."""
 
 
 def scale_rgb(share: NDArray[np.floating]) -> Floats:
@@ -74,10 +93,19 @@ def scale_rgb(share: NDArray[np.floating]) -> Floats:
     return np.asarray(SCALE[np.rint(index).astype(int)])
 
 
+def signed_rgb(share: NDArray[np.floating]) -> Floats:
+    """Colours [..., 3] in 0..1 of shares of the largest value, -1..1."""
+    index = np.clip((np.nan_to_num(np.asarray(share)) + 1) / 2, 0, 1) * (len(SIGNED) - 1)
+    return np.asarray(SIGNED[np.rint(index).astype(int)])
+
+
 def scale_hex(share: float) -> str:
     """One colour of the scale as `#rrggbb`."""
-    red, green, blue = (round(float(c) * 255) for c in scale_rgb(np.array(share)))
-    return f"#{red:02x}{green:02x}{blue:02x}"
+    return _hex(scale_rgb(np.array(share)))
+
+
+def _hex(rgb: Floats) -> str:
+    return "#" + "".join(f"{round(float(part) * 255):02x}" for part in rgb)
 
 
 def ink_on(share: float) -> str:
@@ -90,6 +118,11 @@ def ink_on(share: float) -> str:
 def scale_gradient() -> str:
     """The scale as a CSS gradient, left to right."""
     return "linear-gradient(90deg, " + ", ".join(scale_hex(i / 12) for i in range(13)) + ")"
+
+
+def signed_gradient() -> str:
+    """The scale of values with a sign as a CSS gradient, less on the left, more on the right."""
+    return "linear-gradient(90deg, " + ", ".join(_hex(rgb) for rgb in signed_rgb(np.linspace(-1, 1, 17))) + ")"
 
 
 @lru_cache(maxsize=4)
@@ -115,7 +148,7 @@ def label_colours(quiet: tuple[bool, ...]) -> tuple[str, ...]:
         nearest = np.minimum(
             nearest if colours else np.inf, (_WEIGHTS * np.linalg.norm(seen - seen[:, [best]], axis=2)).min(0)
         )
-        colours.append("#" + "".join(f"{round(255 * float(part)):02x}" for part in rgb[best]))
+        colours.append(_hex(rgb[best]))
     return tuple(colours)
 
 

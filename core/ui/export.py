@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -30,16 +31,20 @@ def table_rows(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> list[dict[
 
 def to_csv(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> str:
     """The table as CSV."""
-    rows = table_rows(a, stages)
+    return csv_of(table_rows(a, stages), COLUMNS)
+
+
+def csv_of(rows: list[dict[str, Any]], columns: Sequence[str] = ()) -> str:
+    """Rows as CSV; `columns` stand at the top where there is no row."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, rows[0].keys() if rows else COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(buffer, rows[0].keys() if rows else columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
 
 
-def settings(scene: Scene, a: Attribution, model_name: str) -> dict[str, Any]:
-    """Everything needed to make the same result again."""
+def picture_settings(scene: Scene, model_name: str) -> dict[str, Any]:
+    """Which picture a result is about."""
     return {
         "model": model_name,
         "prompt": scene.prompt,
@@ -47,6 +52,13 @@ def settings(scene: Scene, a: Attribution, model_name: str) -> dict[str, Any]:
         "seed": scene.seed,
         "num_inference_steps": scene.steps,
         "guidance_scale": scene.guidance,
+    }
+
+
+def settings(scene: Scene, a: Attribution, model_name: str) -> dict[str, Any]:
+    """Everything needed to make the same result again."""
+    return {
+        **picture_settings(scene, model_name),
         "given": a.given,
         "rel_error": target(a),
         "attribution_seed": a.seed,
@@ -78,8 +90,17 @@ def _rounded(values: Any) -> Any:
     return values.round(6).tolist()
 
 
-def python_lines(scene: Scene, a: Attribution, model_name: str) -> str:
-    """Lines that repeat the result in a notebook."""
+def rounded(value: Any) -> Any:
+    """The same of anything that JSON can hold."""
+    if isinstance(value, dict):
+        return {name: rounded(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(part) for part in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def picture_lines(scene: Scene, model_name: str) -> str:
+    """Lines that load the model and make the picture again in a notebook."""
     prompt = json.dumps(scene.prompt, ensure_ascii=False)
     if scene.own:
         picture = 'image = core.prepare_image("your-picture.png", model.image_size)  # the file that you brought\n'
@@ -88,9 +109,14 @@ def python_lines(scene: Scene, a: Attribution, model_name: str) -> str:
             f"image = model.generate(\n    {prompt}, seed={scene.seed}, num_inference_steps={scene.steps}, "
             f"guidance_scale={scene.guidance:g}\n).image\n"
         )
+    return f"import core\n\nmodel = core.load_model({json.dumps(model_name)})\n{picture}"
+
+
+def python_lines(scene: Scene, a: Attribution, model_name: str) -> str:
+    """Lines that repeat the result in a notebook."""
+    prompt = json.dumps(scene.prompt, ensure_ascii=False)
     return (
-        "import core\n\n"
-        f"model = core.load_model({json.dumps(model_name)})\n{picture}"
+        f"{picture_lines(scene, model_name)}"
         f"a = core.attribute(\n    model, image, {prompt}, seed={a.seed}, "
         f'given="{a.given}", rel_error={target(a):g}\n)\n'
         "for word, bits, stderr in zip(a.words, a.bits, a.stderr):\n"

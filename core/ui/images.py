@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from core.ui.colours import scale_rgb
+from core.ui.colours import scale_rgb, signed_rgb
 
 _LAYER_SIDE = 160
 """Pixels to which a map is interpolated before it is coloured, so that no colours are mixed across the scale."""
@@ -27,12 +27,29 @@ def data_url(image: Image.Image, quality: int | None = None) -> str:
 
 def layer(bits: NDArray[np.float64], half_width: NDArray[np.float64], top: float) -> Image.Image:
     """A map [h, w] as an RGBA picture: colour by bits up to `top`; where the error exceeds the value, that of none."""
-    sure = np.clip(2 * (1 - half_width / np.maximum(bits, 1e-12)), 0, 1)
-    # Not see-through where unsure: a bright picture behind would look like many bits.
-    share = _enlarge(np.clip(bits / max(top, 1e-12), 0, 1) * sure)
-    # Where a word told little, more of the picture shows through.
-    alpha = _SEEN_THROUGH + (1 - _SEEN_THROUGH) * share
-    rgba = np.concatenate([scale_rgb(share), alpha[..., None]], axis=-1)
+    share = np.clip(_enlarge(_certain_share(bits, half_width, top)), 0, 1)
+    return _seen_through(scale_rgb(share), share)
+
+
+def signed_layer(bits: NDArray[np.float64], half_width: NDArray[np.float64], top: float) -> Image.Image:
+    """The same of a map whose bits have a sign, `top` being the largest either way."""
+    share = np.clip(_enlarge(_certain_share(bits, half_width, top)), -1, 1)
+    return _seen_through(signed_rgb(share), np.abs(share))
+
+
+def _certain_share(bits: NDArray[np.float64], half_width: NDArray[np.float64], top: float) -> NDArray[np.float64]:
+    """[h, w] shares of `top`, none where the error is as large as the value."""
+    sure = np.clip(2 * (1 - half_width / np.maximum(np.abs(bits), 1e-12)), 0, 1)
+    return np.asarray(np.clip(bits / max(top, 1e-12), -1, 1) * sure)
+
+
+def _seen_through(rgb: NDArray[np.float64], size: NDArray[np.float64]) -> Image.Image:
+    """Colours [H, W, 3] as an RGBA picture: where there is little, more of the picture shows through.
+
+    Not more see-through where unsure: a bright picture behind would look like many bits.
+    """
+    alpha = _SEEN_THROUGH + (1 - _SEEN_THROUGH) * size
+    rgba = np.concatenate([rgb, alpha[..., None]], axis=-1)
     return Image.fromarray((rgba * 255).round().astype(np.uint8), "RGBA")
 
 
@@ -41,4 +58,4 @@ def _enlarge(values: NDArray[np.float64]) -> NDArray[np.float64]:
     height, width = values.shape
     scale = _LAYER_SIDE / max(height, width)
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    return np.clip(np.asarray(image.resize(size, Image.Resampling.BICUBIC), dtype=np.float64), 0, 1)
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC), dtype=np.float64)

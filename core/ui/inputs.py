@@ -14,6 +14,7 @@ from core.ui.runtime import Runtime
 
 MAX_PROMPT = 500
 """Characters; the model's own limit in tokens is checked by the model."""
+MAX_CAPTIONS = 16
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 200
 MAX_GUIDANCE = 30.0
@@ -167,6 +168,44 @@ def rel_error_problem(rel_error: Any) -> str | None:
     if isinstance(rel_error, int | float) and 0.01 <= rel_error <= 1:
         return None
     return f"The relative error must be a number from 0.01 to 1, such as 0.1{_not(rel_error)}."
+
+
+def certainty_problem(certainty: Any) -> str | None:
+    """Why an order cannot be wanted as certain as that."""
+    if isinstance(certainty, int | float) and 0.5 < certainty < 1:
+        return None
+    return f"The certainty must be a number above 0.5 and below 1, such as 0.95{_not(certainty)}."
+
+
+def other_word_problem(runtime: Runtime, other: str | None) -> str | None:
+    """Why something cannot stand in a word's place; nothing at all can."""
+    return prompt_problem(runtime, other) if (other or "").strip() else None
+
+
+def split_captions(text: str | None) -> list[str]:
+    """The captions of a text that has one a line."""
+    return [line.strip() for line in (text or "").splitlines() if line.strip()]
+
+
+def captions_problem(runtime: Runtime, text: str | None) -> str | None:
+    """Why captions, one a line, cannot be compared, as far as can be told now."""
+    captions = split_captions(text)
+    if len(captions) < 2:
+        return "Write two captions or more, one a line, for example: a cat on the grass; a dog on the grass."
+    if len(captions) > MAX_CAPTIONS:
+        return f"There are {len(captions)} captions; at most {MAX_CAPTIONS} are compared at once. Leave some out."
+    too_long = next((n for n, caption in enumerate(captions, 1) if len(caption) > MAX_PROMPT), None)
+    if too_long:
+        return f"Caption {too_long} has more than {MAX_PROMPT} characters. Say it in fewer words."
+    if runtime.model is None:
+        return None
+    from core.information.captions import check_captions  # which imports torch, as the model did
+
+    try:
+        check_captions(runtime.model, captions)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def own_problems(runtime: Runtime, picture: str | None, caption: Any, seed: Any) -> list[str | None]:

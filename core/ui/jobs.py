@@ -5,7 +5,7 @@ the generator (a client that cancels); either way the engine's generator is clos
 """
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 
 from core.images import prepare_image
-from core.information.results import Attribution
+from core.information.results import Attribution, Measurement
 from core.ui.dictionary import no_concepts
 from core.ui.images import data_url
 from core.ui.inputs import picture_note
@@ -48,14 +48,14 @@ class Drawing(NamedTuple):
 
 
 class Measuring(NamedTuple):
-    """A picture's words are being measured."""
+    """Information is being measured."""
 
     n_evals: int
     """U-Net evaluations so far."""
     error: float | None
-    """Largest relative error of a word so far."""
-    partial: Attribution | None
-    """What is known so far."""
+    """Relative error so far."""
+    partial: Any
+    """What is known so far: an unfinished result, or None."""
     share: float
     """Part of the work that is done, 0..1, at the present spread."""
     seconds_left: float
@@ -108,32 +108,52 @@ def measure(
     runtime: Runtime, ticket: int | None, scene: Scene, given: str, rel_error: float, words: list[str] | None = None
 ) -> Generator[Waiting | Measuring | Attribution, None, None]:
     """Measure what each word told the picture; the last item is the result, unless the job was cancelled."""
+    work = engine_items(
+        runtime,
+        ticket,
+        lambda: runtime.engine.attribute_iter(
+            runtime.model,
+            scene.image,
+            scene.prompt,
+            seed=scene.seed,
+            words=words,
+            given=given,
+            rel_error=rel_error,
+            num_inference_steps=scene.steps,
+        ),
+    )
+    yield from measuring(work)
+
+
+def engine_items(
+    runtime: Runtime, ticket: int | None, begin: Callable[[], Generator[Any, None, None]]
+) -> Generator[Any, None, None]:
+    """`Waiting` until the model is there, then what one of the engine's generators yields while the job is wanted."""
     yield from _wait_for_model(runtime, ticket)
     if not _wanted(runtime, ticket):
         return
-    started = time.monotonic()
-    work = runtime.engine.attribute_iter(
-        runtime.model,
-        scene.image,
-        scene.prompt,
-        seed=scene.seed,
-        words=words,
-        given=given,
-        rel_error=rel_error,
-        num_inference_steps=scene.steps,
-    )
-    with closing(work) as items:
+    with closing(begin()) as items:
         for item in items:
             if not _wanted(runtime, ticket):
                 return
-            if isinstance(item, Attribution):
-                yield item
-                return
-            needed = max(item.expected_evals, item.n_evals)
-            pace = (time.monotonic() - started) / item.n_evals
-            error = item.rel_error if item.partial is not None else None
-            share = item.n_evals / needed
-            yield Measuring(item.n_evals, error, item.partial, share, pace * (needed - item.n_evals))
+            yield item
+
+
+def measuring(work: Generator[Any, None, None]) -> Generator[Any, None, None]:
+    """The items of a measurement, its progress as `Measuring`; last its result."""
+    started = time.monotonic()
+    with closing(work):
+        for item in work:
+            if isinstance(item, Waiting):
+                started = time.monotonic()
+            elif not isinstance(item, Measurement):
+                needed = max(item.expected_evals, item.n_evals)
+                pace = (time.monotonic() - started) / item.n_evals
+                error = item.rel_error if item.partial is not None else None
+                share = item.n_evals / needed
+                yield Measuring(item.n_evals, error, item.partial, share, pace * (needed - item.n_evals))
+                continue
+            yield item
 
 
 def trace(runtime: Runtime, ticket: int | None, scene: Scene) -> "Generator[Waiting | Trace, None, None]":

@@ -13,6 +13,8 @@ from core.ui.examples import Example, keep_example, load_examples
 from core.ui.inputs import PICTURE, Number, Picture, html
 from core.ui.layout_tab import LayoutTab, build_layout_tab
 from core.ui.picture import stage_html, status_html
+from core.ui.questions import Questions, build_questions
+from core.ui.questions_api import build_questions_api
 from core.ui.runtime import Runtime
 from core.ui.wiring import wire
 from core.ui.words import badge_html
@@ -53,6 +55,7 @@ class Page:
     ticket: Any
     autorun: Any
     tab: AttributionTab
+    questions: Questions
     concepts: ConceptsTab
     layout: LayoutTab
     examples: dict[str, Example]
@@ -80,6 +83,7 @@ def build_demo(runtime: Runtime) -> Any:
             with gr.Column(elem_id="id-right", min_width=300), gr.Tabs():
                 with gr.Tab("Attribution"):
                     tab = build_attribution_tab(runtime, first)
+                    questions = build_questions()
                 with gr.Tab("Concepts", render_children=True):
                     concepts = build_concepts_tab(runtime)
                 with gr.Tab("Layout", render_children=True):
@@ -96,6 +100,7 @@ def build_demo(runtime: Runtime) -> Any:
             ticket=gr.Number(visible=False, value=0),
             autorun=gr.State(0),
             tab=tab,
+            questions=questions,
             concepts=concepts,
             layout=layout,
             examples={example.name: example for example in examples},
@@ -104,6 +109,7 @@ def build_demo(runtime: Runtime) -> Any:
         )
         wire(runtime, page)
         build_api(runtime)
+        build_questions_api(runtime)
     demo.queue(max_size=32, default_concurrency_limit=None)
     return demo
 

@@ -18,7 +18,7 @@ def stage_html(scene: Scene | None, stages: tuple[Stage, ...] = STAGES, n_steps:
     if scene is None:
         return _stage(None, "", (), n_steps, stages)
     return _stage(
-        _shown(scene.image), scene.prompt, scene.frames, scene.steps, stages, own=scene.own, about=_about(scene)
+        _shown(scene.image), scene.prompt, scene.frames, scene.steps, stages, own=scene.own, told=about(scene)
     )
 
 
@@ -29,7 +29,8 @@ def drawing_html(
     return _stage(_shown(latest, quality=85), prompt, frames, n_steps, stages, growing=True)
 
 
-def _about(scene: Scene) -> str:
+def about(scene: Scene) -> str:
+    """Which picture it is, in a line."""
     if scene.own:
         return f"Your picture: “{scene.prompt}”"
     return f"“{scene.prompt}” · seed {scene.seed} · {scene.steps} steps · guidance {scene.guidance:g}"
@@ -49,7 +50,7 @@ def _stage(
     stages: tuple[Stage, ...],
     own: bool = False,
     growing: bool = False,
-    about: str = "",
+    told: str = "",
 ) -> str:
     if source is None:
         picture = '<p class="id-empty">Your picture will appear here.</p>'
@@ -61,7 +62,7 @@ def _stage(
         )
     strip = _own_strip() if own else _strip(frames, n_steps, stages)
     return (
-        f'<section class="id-stage{" growing" if growing else ""}" data-about="{escape(about)}">'
+        f'<section class="id-stage{" growing" if growing else ""}" data-about="{escape(told)}">'
         f'<div class="id-canvas">{picture}'
         '<span class="id-tag" aria-live="polite"></span><span class="id-old">previous picture</span></div>'
         f"{_tools()}{strip}</section>"

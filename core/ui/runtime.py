@@ -1,9 +1,11 @@
 """The one object behind the page: the model, loaded in the background, and who may still compute."""
 
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.information.results import Attribution
 from core.spec import BUILT_IN, ModelSpec
+from core.surprisal import load_surprisal
 from core.ui.dictionary import Dictionary, load_dictionary
 from core.ui.scene import target
 
@@ -168,6 +171,11 @@ class Runtime:
         unknown: dict[str, list[str]] = self._model.unknown_words(prompt) if self._model is not None else {}
         return unknown
 
+    def surprisal(self, words: Sequence[str]) -> Callable[[str], float] | None:
+        """How many bits it takes to guess each of these words; None where that is not known of them all."""
+        known = load_surprisal(self.spec.name)
+        return known if known is not None and all(map(math.isfinite, map(known, words))) else None
+
     def trace(self, key: str) -> "Trace | None":
         """The codes of a picture, if they are still kept."""
         return self._traces.get(key)
@@ -181,6 +189,11 @@ class Runtime:
     def stored(self, key: str, given: str, rel_error: float) -> Attribution | None:
         """An attribution made before, of the same picture with the same settings."""
         return self._kept.get((key, given, rel_error))
+
+    def most_exact(self, key: str, given: str) -> Attribution | None:
+        """Of the attributions made before of the same picture, the one with the smallest error."""
+        kept = [a for (of, by, _), a in self._kept.items() if (of, by) == (key, given)]
+        return min(kept, key=lambda a: a.rel_error, default=None)
 
     def keep(self, key: str, attribution: Attribution) -> None:
         """Remember a finished attribution; the oldest is forgotten."""

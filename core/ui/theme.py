@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from core.ui.colours import STAGE_COLOURS, scale_gradient, scale_hex
+from core.ui.colours import STAGE_COLOURS, scale_gradient, scale_hex, signed_gradient
 
 _ASSETS = Path(__file__).parent / "assets"
 _SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Ubuntu", "Helvetica Neue", "sans-serif")
@@ -67,6 +67,7 @@ def page_css() -> str:
     """The style sheet, with the fixed colours as variables."""
     fixed = "".join(f"--id-{name}:{colour};" for name, colour in STAGE_COLOURS.items())
     scale = f"--id-scale:{scale_gradient()};--id-scale-0:{scale_hex(0)};--id-scale-1:{scale_hex(1)};"
+    scale += f"--id-signed:{signed_gradient()};"
     return f":root{{{fixed}{scale}}}\n" + _assets("css")
 
 

@@ -16,6 +16,7 @@ from core.ui.jobs import Drawing, JobError, Waiting, bring, draw, trace
 from core.ui.layout_tab import layout_html
 from core.ui.link import Link, read_link
 from core.ui.picture import drawing_html, seconds_left, stage_html, status_html
+from core.ui.questions_wiring import wire_questions
 from core.ui.runtime import Runtime
 from core.ui.scene import Scene
 from core.ui.words import badge_html, hints
@@ -96,6 +97,7 @@ def wire(runtime: Runtime, page: "Page") -> None:
         **{**QUIET, "trigger_mode": "always_last"},
     )
     page.unload(events.leave)
+    wire_questions(runtime, page, MODEL, QUIET)
 
 
 class _Events:

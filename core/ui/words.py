@@ -1,11 +1,12 @@
 """The prompt as chips, and what is said about the word that is chosen."""
 
 import json
+from collections.abc import Sequence
 from html import escape
 
-from core.information.results import Attribution, Floats
+from core.information.results import Attribution, Floats, Given
 from core.spec import STAGES, Stage
-from core.text import split_words
+from core.text import distinct_words, split_words
 from core.ui.colours import ink_on, scale_hex
 from core.ui.images import data_url, layer
 from core.ui.scene import contradicts, direct_half_width, half_width, stage_shares, t95, unsure
@@ -90,7 +91,7 @@ def _sentence(a: Attribution, i: int) -> str:
     word, bits, half = escape(a.words[i]), float(a.bits[i]), float(half_width(a)[i])
     direct, direct_half = float(a.direct_bits[i]), float(direct_half_width(a)[i])
     who = f"“{word}”" + ("" if a.given == "rest" else " alone")
-    given = " given the rest of the prompt" if a.given == "rest" else " compared with no prompt at all"
+    given = against(a.given, a.prompt, [a.words[i]])
     if unsure(a)[i]:
         meaning = "That is not more than the error: this word may have told it nothing."
     elif contradicts(a)[i]:
@@ -104,8 +105,15 @@ def _sentence(a: Attribution, i: int) -> str:
         f'<p class="id-lead">{who} told the picture <strong>{plus_minus(bits, half)} bits</strong>{given}.</p>'
         f"<p>{meaning}</p>"
         f'<p class="id-hint">Counted a second way, which is noisier and may fall below zero where a word does not fit: '
-        f"{plus_minus(direct, direct_half)} bits. All errors are 95% intervals.</p>"
+        f"{plus_minus(direct, direct_half)} bits. The first count (orthogonal bits) answers how much a word told, "
+        "where and when; the second (direct bits) whether it suits this picture. All errors are 95% intervals.</p>"
     )
+
+
+def against(given: Given, prompt: str, words: Sequence[str]) -> str:
+    """What the bits of some words are counted against, to follow them."""
+    rest = set(distinct_words(prompt)).difference(words)
+    return " given the rest of the prompt" if given == "rest" and rest else " compared with no prompt at all"
 
 
 def _fold(bits: float) -> str:

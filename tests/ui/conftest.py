@@ -44,9 +44,10 @@ class Visitor:
     def function(self, name: str) -> Any:
         return next(fn for fn in self.app.demo.fns.values() if fn.name == name)
 
-    def join(self, name: str, *data: Any) -> httpx.Response:
-        """Put an event into the queue."""
-        body = {"data": list(data), "fn_index": self.function(name)._id, "session_hash": self.session}
+    def join(self, name: str, *data: Any, event: dict[str, Any] | None = None) -> httpx.Response:
+        """Put an event into the queue; `event` is what the page's script tells with it."""
+        number = self.function(name)._id
+        body = {"data": list(data), "fn_index": number, "session_hash": self.session, "event_data": event}
         return httpx.post(f"{self.app.url}gradio_api/queue/join", json=body, timeout=30)
 
     def results(self) -> Iterator[tuple[str, Any]]:
@@ -60,9 +61,9 @@ class Visitor:
                         return
                     yield message["msg"], message.get("output", {})
 
-    def run(self, name: str, *data: Any) -> Any:
+    def run(self, name: str, *data: Any, event: dict[str, Any] | None = None) -> Any:
         """The final data of one event."""
-        assert self.join(name, *data).status_code == 200
+        assert self.join(name, *data, event=event).status_code == 200
         return [output for message, output in self.results() if message == "process_completed"][-1]
 
 

@@ -1,8 +1,9 @@
-"""A stand-in for the engine: the same generators, lock and checks, without torch, in milliseconds."""
+"""A stand-in for the engine: the same generators, lock and checks, without a model, in milliseconds."""
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from core.errors import ArtifactError, EmptyPromptError, PromptTooLongError, UnknownWordError, WordNotInPromptError
-from core.information.results import Attribution, AttributionProgress, Timeline
+from core.information.attribution import choose_words
+from core.information.captions import check_captions
+from core.information.decomposition import Decomposition, Replicates, split
+from core.information.partial import _different
+from core.information.ranking import Ranking, differences
+from core.information.results import Attribution, AttributionProgress, Progress, Timeline
 from core.schedule import NoiseSchedule, stage_at, step_times
 from core.spec import BUILT_IN
-from core.text import distinct_words, split_words
+from core.text import delete_words, distinct_words, split_words
 
 KNOWN = (  # noqa: SIM905 - a sentence reads better than thirty quotes
     "a an at and cat dog on in of the there is crab car tree left right picture poster grass sea snow sun small blue"
@@ -102,6 +108,71 @@ class FakeEngine:
         chosen = tuple(words or present)
         return self._attribute(model, prompt, chosen, given, rel_error, seed, num_inference_steps)
 
+    def decompose_iter(
+        self,
+        model: FakeModel,
+        _image: Image.Image,
+        prompt: str,
+        *words: str,
+        given: str,
+        surprisal: Callable[[str], float] | None,
+        seed: int,
+        rel_error: float,
+    ) -> Iterator[Any]:
+        """Two words of the prompt, by the engine's own rules and arithmetic, from made-up replicates."""
+        model.check_prompt(prompt)
+        chosen = _different(prompt, words)
+        surprisals = tuple(map(surprisal, chosen)) if surprisal else None
+        return self._run(
+            model, f"decompose {prompt}", lambda n: decomposition(chosen, given, seed, n, surprisals), rel_error
+        )
+
+    def rank_captions_iter(
+        self, model: FakeModel, _image: Image.Image, captions: Sequence[str], *, certainty: float, seed: int
+    ) -> Iterator[Any]:
+        """The longest caption fits best; the published rule likes the shortest."""
+        texts = check_captions(model, captions)  # type: ignore[arg-type]
+        return self._run(model, "rank", lambda n: ranking(texts, certainty, seed, n), certainty)
+
+    def change_word_iter(
+        self, model: FakeModel, _image: Image.Image, prompt: str, word: str, to: str | None
+    ) -> Iterator[Any]:
+        """A disc of another prompt; half of the latents' cells change."""
+        model.check_prompt(prompt)
+        (found,) = choose_words(prompt, [word])
+        changed = delete_words(prompt, [found]) if to is None else prompt.replace(found, to)
+        if to is not None:
+            model.check_prompt(changed)
+        return self._change(model, prompt, changed, found, to)
+
+    def _change(self, model: FakeModel, prompt: str, changed: str, word: str, to: str | None) -> Iterator[Any]:
+        with model.lock:
+            for n in range(1, 13):
+                model.call(f"change {prompt}")
+                yield SimpleNamespace(n_evals=n, max_evals=12)
+            change = np.zeros((16, 16))
+            change[:, :8] = np.arange(128).reshape(16, 8)
+            yield SimpleNamespace(
+                word=word,
+                to=to,
+                prompt=prompt,
+                changed_prompt=changed,
+                before=paint(prompt, 0),
+                after=paint(changed, 1),
+                change=change,
+                relative_change=0.4,
+                reconstruction_error=0.008,
+                n_evals=12,
+            )
+
+    def _run(self, model: FakeModel, job: str, result: Callable[[int], Any], target: float) -> Iterator[Any]:
+        with model.lock:
+            for replicate in range(1, 9):
+                model.call(job)
+                partial = result(replicate) if replicate > 1 else None
+                yield Progress(replicate * 24, 64 * 24, replicate, 2 * target, partial, 8 * 24)
+            yield replace(result(8), stopped="converged")
+
     def predict_layout(self, model: FakeModel, prompt: str, *, seed: int, **options: Any) -> Any:
         with model.lock:
             model.call(f"foretell {prompt}")
@@ -185,4 +256,54 @@ def attribution(
         given=given,  # type: ignore[arg-type]
         seed=seed,
         settings={"rel_error": rel_error, "num_inference_steps": n_steps},
+    )
+
+
+def decomposition(
+    words: tuple[str, ...], given: Any, seed: int, n_replicates: int, surprisals: Any = None
+) -> Decomposition:
+    """The first word tells the left, the second the right, both the middle; together they tell a little less."""
+    spread = np.random.default_rng(seed).normal(1, 0.01, (3, n_replicates, 1, 1))
+    x = np.broadcast_to(np.arange(16), (16, 16))
+    first, second = np.where(x < 10, 0.05, 0.0), np.where(x >= 6, 0.04, 0.0)
+    both = np.maximum(first, second) - 0.5 * np.minimum(first, second)
+    maps = tuple(s * cells for s, cells in zip(spread, (first, second, both), strict=True))
+    told = split(
+        (words[0], words[1]),
+        Replicates(maps, tuple(cells.sum((1, 2)) for cells in maps)),  # type: ignore[arg-type]
+        surprisals,
+    )
+    return Decomposition(
+        words=words,
+        pairs=(told,),
+        prompt=f"a {words[0]} and a {words[1]}",
+        given=given,
+        n_evals=24 * n_replicates,
+        n_replicates=n_replicates,
+        stopped="cancelled",
+        rel_error=0.08,
+        seed=seed,
+        settings={"rel_error": 0.1},
+    )
+
+
+def ranking(captions: tuple[str, ...], certainty: float, seed: int, n_replicates: int) -> Ranking:
+    """As many bits as letters, and a small error of what lies between two."""
+    noise = np.random.default_rng(seed).normal(0, 0.5, (n_replicates, len(captions)))
+    direct = np.array([len(caption) for caption in captions]) + noise
+    ahead, ahead_stderr = differences(direct)
+    return Ranking(
+        captions=captions,
+        bits=direct.mean(0),
+        stderr=direct.std(0),
+        ahead=ahead,
+        ahead_stderr=ahead_stderr,
+        orthogonal_bits=60 - direct.mean(0),
+        orthogonal_stderr=direct.std(0),
+        n_evals=24 * n_replicates,
+        n_replicates=n_replicates,
+        stopped="cancelled",
+        rel_error=0.1,
+        seed=seed,
+        settings={"certainty": certainty},
     )

@@ -231,9 +231,10 @@ def test_a_client_draws_and_measures(app: App) -> None:
     assert len(result["maps"][0]) == 16
 
 
-def test_only_two_functions_are_public(app: App) -> None:
+def test_these_functions_are_public(app: App) -> None:
     info = httpx.get(f"{app.url}gradio_api/info").json()
-    assert sorted(info["named_endpoints"]) == ["/attribute", "/concept", "/concepts", "/generate", "/layout"]
+    public = "attribute change_word concept concepts decompose generate layout rank_captions"
+    assert sorted(info["named_endpoints"]) == [f"/{name}" for name in public.split()]
     assert info["unnamed_endpoints"] == {}
     seed = next(p for p in info["named_endpoints"]["/generate"]["parameters"] if p["parameter_name"] == "seed")
     assert seed["python_type"]["type"] == "float"

@@ -19,6 +19,7 @@ from core.diffuser import Diffuser
 from core.sae_files import WEIGHTS
 from core.segmentation import load_segmenter
 from core.spec import BUILT_IN, ModelSpec
+from core.surprisal import TABLE
 from training.allocator import keep_freed_memory
 from training.folders import cache_folder
 from training.labelling import LabelConfig
@@ -39,6 +40,7 @@ from training.picturebook.export import (
 )
 from training.picturebook.judges import JudgeConfig, JudgesLoss, JudgesTask, make_scenes
 from training.picturebook.latents import Latents, compute_latents, load_latents
+from training.picturebook.rarity import write_surprisals
 from training.prompts import GRAMMAR, open_prompts
 from training.recipe import read_recipe
 from training.sae import RECIPE as SAE_RECIPE
@@ -185,6 +187,7 @@ class Run:
                 assert isinstance(judge, PreTrainedModel)
                 judge.half().save_pretrained(self.package / name)
                 set_json(self.package / name / "config.json", dtype="float32")
+        write_surprisals(self.package / TABLE.name)
         (self.package / "training.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         logger.info("exported to %s", self.package)
 

@@ -81,7 +81,7 @@
     const overlay = one(".id-overlay", stage);
     const words = openTab() === WORDS;
     const layer = growing || !words || stale.includes("words") ? null : layers[word];
-    const other = growing || words ? null : page.overlays[openTab()]?.() ?? null;
+    const other = growing ? null : page.overlays[openTab()]?.() ?? null;
     const source = other ? other.src : layer ? layer[state.common ? "same" : "own"] : "";
     if (overlay) {
       if (source && overlay.src !== source) overlay.src = source;
@@ -89,8 +89,14 @@
       set(overlay, "hidden", !source || (words && state.step !== null));
       overlay.style.opacity = state.opacity / 100;
     }
-    const top = one(".id-legend-top", stage);
-    if (top) set(top, "textContent", layer ? `${layer[state.common ? "sameTop" : "ownTop"]} bits a cell` : "bits a cell");
+    const legend = one(".id-legend", stage);
+    if (legend) {
+      const scale = other?.scale;
+      const top = scale ? scale.top : layer?.[state.common ? "sameTop" : "ownTop"];
+      set(legend.firstElementChild, "textContent", scale ? `−${scale.top}` : "0");
+      set(one(".id-legend-top", legend), "textContent", top ? `${top} bits a cell` : "bits a cell");
+      one("i", legend).style.background = scale ? "var(--id-signed)" : "var(--id-scale)";
+    }
     const slider = one(".id-opacity", stage);
     if (slider && document.activeElement !== slider) slider.value = state.opacity;
     const common = one(".id-common", stage);
@@ -242,7 +248,7 @@
       : `button.id-frame[data-step="${kept.dataset.step}"]`;
   });
 
-  Object.assign(page, { apply, remember, chooseStep });
+  Object.assign(page, { apply, remember, chooseStep, chooseWord, chosenWord });
 
   let shownQuery;
   let pending = false;

@@ -1,0 +1,105 @@
+"""Further questions about words, with the real app and the real model: two words, a word left out, captions."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+Open = Callable[..., Page]
+
+
+def done(name: str) -> str:
+    return f".id-{name}.id-answer:not(.empty):not(.running):not(.old)"
+
+
+def open_example(page: Page) -> None:
+    """The first stored example, with a model that is ready."""
+    page.wait_for_selector(".id-badge.ready")
+    page.wait_for_selector(".id-overlay:not([hidden])")
+    page.get_by_label("20%").check()
+    page.wait_for_function("() => !document.querySelector('.id-status .id-bar i')")
+
+
+def test_two_words_are_taken_apart_and_restored_by_the_link(open_page: Open, tmp_path: Path) -> None:
+    page = open_page()
+    open_example(page)
+    page.locator(".id-chip[data-word='penguin']").click()
+    page.locator(".id-chip[data-word='snow']").press("Shift+Enter")
+    expect(page.locator(".id-asking").first).to_contain_text(re.compile("Waiting|Measuring"))
+    page.wait_for_selector(done("pair"))
+    expect(page.locator(".id-pair .id-lead")).to_contain_text("“penguin” and “snow” together told the picture")
+    expect(page.locator(".id-chip.second")).to_have_attribute("data-word", "snow")
+
+    overlay = page.locator(".id-overlay")
+    of_word = overlay.get_attribute("src")
+    page.locator("button.id-part[data-part='first']").click()
+    expect(page.locator(".id-tag")).to_have_text("only by “penguin”")
+    expect(page.locator(".id-legend")).to_contain_text("−")
+    assert overlay.get_attribute("src") != of_word
+    page.locator(".id-chip[data-word='penguin']").click()
+    assert overlay.get_attribute("src") == of_word
+
+    for name in ("CSV", "JSON", "PNG"):
+        with page.expect_download() as download:
+            page.locator(".id-pair .id-keep").get_by_text(name, exact=True).click()
+        download.value.save_as(tmp_path / name)
+    assert json.loads((tmp_path / "JSON").read_text())["words"] == ["penguin", "snow"]
+    with Image.open(tmp_path / "PNG") as image:
+        assert image.width == 4 * 384
+
+    again = open_page(query="?" + page.url.partition("?")[2])
+    again.wait_for_selector(".id-pair:not(.empty)")
+    expect(again.locator(".id-pair .id-lead")).to_contain_text("“penguin” and “snow” together told the picture")
+
+
+def test_a_question_is_stopped(open_page: Open) -> None:
+    page = open_page()
+    open_example(page)
+    page.locator(".id-pair-go").click()
+    page.locator(".id-stop").first.click()
+    expect(page.locator(".id-asking").first).to_contain_text("Stopped.")
+    expect(page.locator(".id-stop")).to_have_count(0)
+
+
+def test_a_word_is_left_out(open_page: Open) -> None:
+    page = open_page()
+    open_example(page)
+    page.locator(".id-chip[data-word='penguin']").click()
+    other = page.get_by_label("Or put another word in its place")
+    other.fill("pengiun")
+    expect(page.locator(".id-absence-go")).to_have_text(re.compile("with “pengiun” for\\s+“penguin”"))
+    page.locator(".id-absence-go").click()
+    expect(page.locator("#id-other-word")).to_contain_text("This model does not know 'pengiun'")
+    other.fill("")
+    page.locator(".id-absence-go").click()
+    page.wait_for_selector(done("absence"))
+    error = re.search(r"but for ([\d.]+)%", page.locator(".id-absence").inner_text())
+    change = re.search(r"changes by ([\d.]+)%", page.locator(".id-absence .id-lead").inner_text())
+    assert error
+    assert change
+    assert float(error[1]) < 3 < float(change[1])
+    expect(page.locator(".id-absence")).to_contain_text("correlation of")
+    assert "without=penguin" in page.url
+
+
+def test_captions_are_ranked(open_page: Open) -> None:
+    page = open_page(width=390, height=844)
+    open_example(page)
+    page.get_by_text("Which caption fits this picture?").click()
+    field = page.locator("#id-caption-lines textarea")
+    field.wait_for()
+    page.wait_for_timeout(500)  # while the page still sets up what was unfolded
+    field.fill("a penguin on the snow")
+    page.get_by_role("button", name="Compare").click()
+    expect(page.locator("#id-captions")).to_contain_text("Write two captions or more")
+    field.fill("a whale in the sea\na penguin and a tree on the snow")
+    page.get_by_role("button", name="Compare").click()
+    page.wait_for_selector(done("ranking"))
+    expect(page.locator(".id-ranking .id-lead")).to_contain_text("“a penguin and a tree on the snow” fits better")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert "captions=" in page.url
+    page.locator(".id-example").nth(1).click()
+    expect(page.locator(".id-ranking.old .id-old")).to_have_text("previous picture")
