@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import core
-from core.concept_files import file_sha256
+from core.artifacts import file_sha256
 from core.diffuser import Diffuser
 from core.segmentation import Segmenter, load_segmenter
 from training.folders import cache_folder
