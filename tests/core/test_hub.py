@@ -149,11 +149,15 @@ def test_a_folder_of_saes_alone_takes_its_tables_from_the_hub(published: Hub, fo
     assert all(path.startswith(f"/datasets/{TABLES}/") for path in published.asked("resolve"))
 
 
-def test_a_repository_without_index_and_manifest_is_read(hub: Hub, folder: Path) -> None:
+def test_a_repository_without_index_and_manifest_is_read_offline_too(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = contents(folder / IDS[1].path)
     hub.put("model", "other/saes", {f"{IDS[1].path}/{name}": data for name, data in files.items()})
-    for _ in range(2):
-        assert torch.equal(core.load_sae("other/saes", *IDS[1]).W_dec, core.load_sae(folder, *IDS[1]).W_dec)
+    for offline in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+            assert torch.equal(core.load_sae("other/saes", *IDS[1]).W_dec, core.load_sae(folder, *IDS[1]).W_dec)
     with pytest.raises(ArtifactError, match="other/saes has no SAE at all"):
         core.load_sae("other/saes", *IDS[0])
     with pytest.raises(ArtifactError, match=r"There is no no/where on the Hub.*hf auth login"):
