@@ -5,7 +5,6 @@ In the SAE's folder: `concepts.parquet`, a row a latent; `counts.safetensors`, h
 the examples of all its SAEs share.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from core.artifacts import file_sha256
 from core.errors import ArtifactError
 from core.sae_files import SPARSIFY_WEIGHTS, WEIGHTS
 
@@ -192,12 +192,6 @@ def weights_sha256(folder: Path) -> str:
         if (folder / name).is_file():
             return file_sha256(folder / name)
     raise ArtifactError(f"{folder} has no {WEIGHTS}.")
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's contents."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _schema() -> Any:

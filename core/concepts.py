@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -43,7 +41,7 @@ from core.gallery import Drawn, Fetch, Gallery
 from core.meanings import ALIKE, Meanings
 from core.sae import AllTimes, Code, SaeId
 from core.sae_files import CONFIG
-from core.sae_source import EMBEDDED, INDEX, list_saes, load_sae
+from core.sae_source import Collection, find_collection, load_sae
 from core.sampling import Branch
 
 N_NEAREST = 5
@@ -286,13 +284,16 @@ class ConceptTable:
 
 
 def load_concepts(
-    source: str | Path, hookpoint: str | None = None, branch: Branch = "cond", t: float | AllTimes = "all"
+    source: str | Path | Collection,
+    hookpoint: str | None = None,
+    branch: Branch = "cond",
+    t: float | AllTimes = "all",
 ) -> ConceptTable:
     """The concept table of the SAE that reads these activations.
 
     Args:
-        source: A built-in model's name, a local folder, or `owner/name[@revision]` on the Hub, of which only what is
-            looked at is fetched.
+        source: The SAEs' collection: a built-in model's name, a local folder, or `owner/name[@revision]` on the Hub,
+            of which, and of the dataset with its tables, only what is looked at is fetched.
         hookpoint: Dotted module name of the block; None: the middle one of the collection.
         branch: `cond` or `uncond`.
         t: Normalised time of the sampler's step, or `all` for the SAE shared by every step.
@@ -300,16 +301,20 @@ def load_concepts(
     Raises:
         ArtifactError: There is no such SAE, or no table of it, or the table was made for another SAE.
     """
-    fetch = collection_files(source)
-    sae_id = SaeId(_middle_hookpoint(fetch) if hookpoint is None else hookpoint, branch, t)
-    sae = load_sae(source, *sae_id)
-    frame, info = read_table(fetch(f"{sae_id.path}/{TABLE}"))
-    if len(frame) != sae.cfg.d_sae or info.weights_sha256 != weights_sha256(fetch(f"{sae_id.path}/{CONFIG}").parent):
+    collection = find_collection(source)
+    sae_id = SaeId(_middle_hookpoint(collection) if hookpoint is None else hookpoint, branch, t)
+    sae = load_sae(collection, *sae_id)
+    path = collection.tables.find(f"{sae_id.path}/{TABLE}")
+    if path is None:
+        raise ArtifactError(f"There is no concept table of {sae_id.path} in {collection.name}. {REMEDY}")
+    frame, info = read_table(path)
+    folder = collection.files.fetch(f"{sae_id.path}/{CONFIG}").parent
+    if len(frame) != sae.cfg.d_sae or info.weights_sha256 != weights_sha256(folder):
         raise ArtifactError(
-            f"The concept table of {sae_id.path} in {source} was made for another SAE: the weights have changed since. "
-            f"{REMEDY}"
+            f"The concept table of {sae_id.path} in {collection.name} was made for another SAE: the weights have "
+            f"changed since. {REMEDY}"
         )
-    return ConceptTable(sae_id, frame, info, sae.W_dec.detach(), fetch)
+    return ConceptTable(sae_id, frame, info, sae.W_dec.detach(), collection.tables.fetch)
 
 
 def activation_map(code: Code, number: int, height: int, width: int) -> Tensor:
@@ -338,24 +343,7 @@ def _best_first(hit: Hit) -> tuple[float, float, int]:
     return -hit.similarity, -hit.score, hit.number
 
 
-def collection_files(source: str | Path) -> Fetch:
-    """A function that finds the files of a collection, wherever it is; that it is there, `load_sae` checks."""
-    text = str(source)
-    root = EMBEDDED.get(text, Path(text).expanduser())
-    if text in EMBEDDED or root.is_dir() or "/" not in text or text.startswith((".", "~", "/")):
-        return lambda name: root / name
-    hub_id, _, revision = text.partition("@")
-
-    def fetch(name: str) -> Path:
-        try:
-            return Path(hf_hub_download(hub_id, name, revision=revision or None))
-        except (EntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-            raise ArtifactError(f"{name} could not be fetched from {text} on the Hub: {error}") from error
-
-    return fetch
-
-
-def _middle_hookpoint(fetch: Fetch) -> str:
+def _middle_hookpoint(collection: Collection) -> str:
     """The middle one of a collection's hookpoints; empty if it has none."""
-    names = list(dict.fromkeys(sae_id.hookpoint for sae_id in list_saes(fetch(INDEX).parent)))
+    names = list(dict.fromkeys(sae_id.hookpoint for sae_id in collection.ids))
     return names[len(names) // 2] if names else ""

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from core.activations import Key, record
 from core.diffuser import Diffuser
 from core.sae import AllTimes, Code, SparseAutoencoder
-from core.sae_source import load_sae
+from core.sae_source import find_collection, load_sae
 from core.sampling import Branch
 
 Method = Literal["dictionary", "readout"]
@@ -235,10 +235,10 @@ def predict_layout(
     from core.concepts import load_concepts  # which imports pyarrow: nothing else here needs it
 
     model.check_prompt(prompt)
-    source = model.spec.name if source is None else source
+    collection = find_collection(model.spec.name if source is None else source)
     hookpoint = model.hookpoints[: HOOKPOINT + 1][-1] if hookpoint is None else hookpoint
-    sae = load_sae(source, hookpoint, branch, t)
-    reader = make_reader(load_concepts(source, hookpoint=hookpoint, branch=branch, t=t), method, embed=embed)
+    sae = load_sae(collection, hookpoint, branch, t)
+    reader = make_reader(load_concepts(collection, hookpoint=hookpoint, branch=branch, t=t), method, embed=embed)
     updates = record(model, [hookpoint], branches=[branch], steps=[step], stop=True)
     for _ in model.sample(
         [prompt],

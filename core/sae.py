@@ -7,6 +7,7 @@ active latents touch: `core.sparse`.
 """
 
 import copy
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from core.sampling import Branch
 from core.sparse import batch_top_k, encoder_values, squared_error, top_k
 
+_HOOKPOINT = re.compile(r"\w+(\.\w+)*")
 _BRANCHES: dict[str, Branch] = {branch: branch for branch in get_args(Branch)}
 
 AllTimes = Literal["all"]
@@ -53,7 +55,7 @@ class SaeId(NamedTuple):
         """
         hookpoint, _, rest = path.partition("/")
         branch, _, time = rest.partition("/t")
-        if hookpoint and branch in _BRANCHES:
+        if _HOOKPOINT.fullmatch(hookpoint) and branch in _BRANCHES:
             if time == "all":
                 return cls(hookpoint, _BRANCHES[branch], "all")
             try:

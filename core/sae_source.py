@@ -1,26 +1,20 @@
 """Finding an SAE by what it reads: embedded in this package, in a local folder, or on the Hub at a revision.
 
-A collection has a folder an SAE, `SaeId.path`, and a root `config.json` that lists them under `saes`.
+A collection has a folder an SAE, `SaeId.path`, and a root `config.json` that lists them under `saes`. Its concept
+tables and their pictures lie in the same folders, or on the Hub in a dataset repository that `tables` names.
 """
 
 import difflib
 import json
 import os
-import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
+from core.artifacts import Files, Source, find_source, neither, pickles_among
 from core.errors import ArtifactError
 from core.sae import AllTimes, SaeId, SparseAutoencoder
 from core.sae_files import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS, read_json, read_sae
@@ -29,14 +23,88 @@ from core.spec import BUILT_IN
 
 INDEX = "config.json"
 """A collection's list of its SAEs."""
+TABLES = "tables"
+"""Key in the index of the dataset repository, `owner/name@revision`, with the concept tables."""
 EMBEDDED = {"picturebook": Path(__file__).parent / "picturebook" / "saes"}
 """Collections inside this package, by the name of their model."""
 
-_HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
+
+class Collection:
+    """SAEs of one model, and the concept tables that go with them."""
+
+    files: Files
+    """Those of the SAEs."""
+
+    def __init__(self, files: Files, *, cache: Path | None = None) -> None:
+        """`cache` is the folder for what is fetched of the tables, as for `Files`."""
+        self.files, self._cache = files, cache
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        return self.files.source.name
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """What the collection's index says; nothing where it has none."""
+        path = self.files.find(INDEX)
+        return {} if path is None else read_json(path)
+
+    @cached_property
+    def ids(self) -> list[SaeId]:
+        """Its SAEs; of a folder without an index, those whose folders are there."""
+        folder = self.files.source.folder
+        return _ids(self.index.get("saes", [])) if folder is None else list_saes(folder)
+
+    @cached_property
+    def tables(self) -> Files:
+        """The files of its concept tables and gallery.
+
+        Raises:
+            ArtifactError: The index names something else than a dataset on the Hub.
+        """
+        told, folder = self.index.get(TABLES), self.files.source.folder
+        if told is None or (folder is not None and any(folder.glob("*/*/*/*.parquet"))):
+            return self.files
+        source = find_source(told) if isinstance(told, str) else None
+        if source is None or source.folder is not None:
+            raise ArtifactError(f"The {INDEX} of {self.name} names {told!r} as its tables: no dataset on the Hub.")
+        return Files(source, "dataset", cache=self._cache)
+
+    def missing(self, sae_id: SaeId) -> str:
+        """What to say of an SAE that it does not have."""
+        if not self.ids:
+            return (
+                f"{self.name} has no SAE at all: an SAE is a folder <hookpoint>/<cond|uncond>/t<time|all> with "
+                f"{CONFIG} in it."
+            )
+        paths = [other.path for other in self.ids]
+        near = difflib.get_close_matches(sae_id.path, paths, n=1, cutoff=0)[0]
+        return f"{self.name} has no SAE {sae_id.path}. Did you mean {near}? All of them: {', '.join(paths)}."
+
+
+def find_collection(source: "str | Path | Collection", *, cache: Path | None = None) -> Collection:
+    """The collection of a built-in name, a local folder, or `owner/name[@revision]` on the Hub.
+
+    Raises:
+        ArtifactError: The name is none of these, or what it names was not made yet.
+    """
+    if isinstance(source, Collection):
+        return source
+    text = str(source)
+    if text in EMBEDDED:
+        if not EMBEDDED[text].is_dir():
+            raise ArtifactError(f"The SAEs of {text!r} are not there yet. Make them with `python -m training sae`.")
+        return Collection(Files(Source(text, EMBEDDED[text])))
+    found = find_source(source)
+    if found is None:
+        trained = " No SAEs of it come with this package: train some with `python -m training sae`."
+        raise ArtifactError(neither("There are no SAEs", text, EMBEDDED, trained if text in BUILT_IN else ""))
+    return Collection(Files(found, cache=cache), cache=cache)
 
 
 def load_sae(
-    source: str | Path,
+    source: str | Path | Collection,
     hookpoint: str,
     branch: Branch,
     t: float | AllTimes = "all",
@@ -56,25 +124,17 @@ def load_sae(
     Raises:
         ArtifactError: It is not there, and the message lists what is; or its files cannot be read.
     """
-    sae_id, text = SaeId(hookpoint, branch, t), str(source)
-    if text in EMBEDDED:
-        root = EMBEDDED[text]
-        if not root.is_dir():
-            raise ArtifactError(f"The SAEs of {text!r} are not there yet. Make them with `python -m training sae`.")
-        return _from_folder(root, sae_id, device)
-    root = Path(text).expanduser()
-    if root.is_dir():
-        return _from_folder(root, sae_id, device)
-    hub_id, _, revision = text.partition("@")
-    if _HUB_ID.fullmatch(hub_id) and not text.startswith((".", "~")):
-        return _from_hub(hub_id, revision or None, sae_id, device)
-    trained = " No SAEs of it come with this package: train some with `python -m training sae`." * (text in BUILT_IN)
-    near = difflib.get_close_matches(text, EMBEDDED, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ArtifactError(
-        f"There are no SAEs {text!r}: it is neither built in ({', '.join(EMBEDDED)}), nor a folder, "
-        f"nor a Hub id `owner/name[@revision]`.{trained}{hint}"
-    )
+    collection, sae_id = find_collection(source), SaeId(hookpoint, branch, t)
+    _ = collection.index  # first: it is what the Hub counts, and the commit that all else is fetched of
+    config = collection.files.find(f"{sae_id.path}/{CONFIG}")
+    if config is None:
+        raise ArtifactError(collection.missing(sae_id))
+    weights = WEIGHTS if "architecture" in read_json(config) else SPARSIFY_WEIGHTS
+    if collection.files.find(f"{sae_id.path}/{weights}") is None:
+        pickles = pickles_among(path.name for path in config.parent.iterdir())
+        instead = f", only {pickles[0]}, a pickle, which could run code on loading" if pickles else ""
+        raise ArtifactError(f"There is no {weights}{instead} in {collection.name}, folder {sae_id.path}.")
+    return read_sae(config.parent, device=device)
 
 
 def list_saes(root: Path) -> list[SaeId]:
@@ -101,47 +161,3 @@ def _ids(paths: Iterable[Any]) -> list[SaeId]:
         except ValueError:
             continue  # of another program, or of a later version
     return ids
-
-
-def _from_folder(root: Path, sae_id: SaeId, device: torch.device | str) -> SparseAutoencoder:
-    folder = root / sae_id.path
-    if not (folder / CONFIG).is_file():
-        raise ArtifactError(_missing(str(root), sae_id, list_saes(root)))
-    return read_sae(folder, device=device)
-
-
-def _from_hub(hub_id: str, revision: str | None, sae_id: SaeId, device: torch.device | str) -> SparseAutoencoder:
-    where = f"{hub_id}@{revision}" if revision else hub_id
-
-    def fetch(name: str) -> Path:
-        return Path(hf_hub_download(hub_id, name, revision=revision))
-
-    try:
-        try:
-            config = fetch(f"{sae_id.path}/{CONFIG}")
-        except LocalEntryNotFoundError:
-            raise  # it may be there: the Hub could not be asked
-        except EntryNotFoundError as error:
-            raise ArtifactError(_missing(where, sae_id, _ids(read_json(fetch(INDEX)).get("saes", [])))) from error
-        is_sparsify = "architecture" not in read_json(config)
-        fetch(f"{sae_id.path}/{SPARSIFY_WEIGHTS if is_sparsify else WEIGHTS}")
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ArtifactError(
-            f"There is no {where} on the Hub, or it is not open to you (`hf auth login`): check the name and revision."
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ArtifactError(f"{where} could not be fetched from the Hub: {error}") from error
-    except EntryNotFoundError as error:
-        raise ArtifactError(f"{where} is no collection of SAEs: {error}") from error
-    return read_sae(config.parent, device=device)
-
-
-def _missing(where: str, sae_id: SaeId, there: Sequence[SaeId]) -> str:
-    """What to say of an SAE that a collection does not have."""
-    if not there:
-        return (
-            f"{where} has no SAE at all: an SAE is a folder <hookpoint>/<cond|uncond>/t<time|all> with {CONFIG} in it."
-        )
-    paths = [other.path for other in there]
-    near = difflib.get_close_matches(sae_id.path, paths, n=1, cutoff=0)[0]
-    return f"{where} has no SAE {sae_id.path}. Did you mean {near}? All of them: {', '.join(paths)}."

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from core.activations import Key, Recording, record
-from core.concepts import Evolution, activation_map, collection_files, evolution
+from core.concepts import Evolution, activation_map, evolution
 from core.diffuser import Diffuser
 from core.errors import ArtifactError
 from core.sae import Code, SparseAutoencoder
-from core.sae_source import INDEX, list_saes, load_sae
+from core.sae_source import Collection, find_collection, load_sae
 from core.sampling import Branch
 
 
@@ -98,21 +98,21 @@ class Tracer:
         return Trace(self._codes, self._grids, n_steps)
 
 
-def load_saes(source: str | Path, model: Diffuser) -> dict[Place, SparseAutoencoder]:
+def load_saes(source: str | Path | Collection, model: Diffuser) -> dict[Place, SparseAutoencoder]:
     """The SAEs for all times that read a model's hookpoints, in the order of the hookpoints.
 
     Raises:
         ArtifactError: There is none.
     """
-    ids = list_saes(collection_files(source)(INDEX).parent)
+    collection = find_collection(source)
     found = {
-        Place(i.hookpoint, i.branch): load_sae(source, *i, device=model.device)
+        Place(i.hookpoint, i.branch): load_sae(collection, *i, device=model.device)
         for hookpoint in model.hookpoints
-        for i in ids
+        for i in collection.ids
         if i.hookpoint == hookpoint and i.t == "all"
     }
     if not found:
-        raise ArtifactError(f"{source} has no SAE for all times at {', '.join(model.hookpoints)}.")
+        raise ArtifactError(f"{collection.name} has no SAE for all times at {', '.join(model.hookpoints)}.")
     return found
 
 

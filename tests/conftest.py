@@ -1,5 +1,7 @@
 """A small StableDiffusionPipeline with random weights: the embedded model's classes and shapes, untrained."""
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from core.diffuser import Diffuser, load_model
+from tests.hub import Hub, point_client_at, serve
 
 TEXT = """moon desert photo a the and on in of cat dog whale ship house tree sun apple cake grass sea sky snow city
 watercolour painting left right above below at night red blue green big small"""
@@ -113,3 +116,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(model_folder: Path) -> Diffuser:
     """The small model, loaded as a user would load it."""
     return load_model(model_folder, device="cpu")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on this computer, which the client in this process uses, with an empty cache and a token."""
+    pause = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: pause(min(seconds, 0.002)))  # between the client's attempts
+    with serve() as running:
+        point_client_at(running, tmp_path / "cache", monkeypatch)
+        yield running

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.artifacts import MANIFEST
 from core.concept_files import (
     COUNTS,
     EXAMPLES,
@@ -228,6 +229,7 @@ class Labeller:
         )
         names = Names(self._classes, frozenset(config.places), config.styles)
         words = {label: other for label, other in config.words.items() if label in (*self._classes, *config.styles)}
+        (self._root / MANIFEST).unlink(missing_ok=True)  # it tells of the tables before
         for sae_id, tally in state.tallies.items():
             folder = self._root / sae_id.path
             rows = name_latents(tally, facts, names)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import core
-from core.concept_files import file_sha256
+from core.artifacts import file_sha256
 from core.diffuser import Diffuser
 from core.open_segmentation import OPEN_KINDS, PLACE_TAGS, TAGS, classes_of, load_open_segmenter
 from core.segmentation import Segmenter, load_segmenter
 from training.folders import cache_folder
 from training.labelling import LabelConfig, Labeller, Run, State
-from training.prompts import GRAMMAR, Prompts, open_prompts
+from training.prompts import Prompts, add_prompt_arguments, open_prompts
 
 PACKAGE = Path(core.__file__).parent / "picturebook"
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="picturebook", help="built-in name, folder, or owner/name@revision")
     parser.add_argument("--device", default=None, help="torch device; by default the best there is")
     parser.add_argument("--saes", type=Path, default=PACKAGE / "saes", help="collection of SAEs; tables go into it")
-    parser.add_argument("--prompts", default=GRAMMAR, help="grammar, a text file, or a Hub dataset")
+    add_prompt_arguments(parser)
     parser.add_argument(
         "--segmenter",
         default="picturebook",
@@ -77,12 +77,18 @@ def main(arguments: argparse.Namespace) -> None:
         styles=tuple(arguments.styles),
     )
     model = core.load_model(arguments.model, device=arguments.device)
-    prompts = open_prompts(arguments.prompts, model.check_prompt)
+    prompts = open_prompts(
+        arguments.prompts,
+        model.check_prompt,
+        column=arguments.column,
+        where=arguments.where,
+        positions=arguments.run_dir / "prompts.json",
+    )
     segmenter = choose_segmenter(arguments, prompts)
     folders = [Path(model.spec.source), PACKAGE / "segmenter", Path(arguments.segmenter)]
     depends = {
         "model": [model.spec.name, model.spec.revision],
-        "prompts": arguments.prompts,
+        "prompts": [arguments.prompts, arguments.column, *arguments.where],
         "segmenter": arguments.segmenter,
         "weights": [file_sha256(path) for folder in folders for path in sorted(folder.rglob("*.safetensors"))],
     }

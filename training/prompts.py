@@ -1,32 +1,24 @@
-"""Prompts by number, for streams of generated pictures: the embedded grammar, a text file, or a dataset on the Hub.
+"""Prompts by number, for streams of generated pictures: the embedded grammar, a text file, or a dataset.
 
 A number always means the same prompt, so that a run that was killed goes on with the prompts that it would have had,
 and each of several processes can take its own. One prompt in `HELD_OUT` is kept from training.
 """
 
-import importlib
-import logging
+import argparse
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from core.errors import PromptError
+from training.dataset_prompts import FORMATS, Check, DatasetPrompts, Split
 from training.picturebook.captions import HELD_OUT, sample_caption, sample_story, vocabulary
-
-Split = Literal["train", "test"]
-Check = Callable[[str], None]
-"""Raises a `PromptError` for a prompt that the model cannot take; a `Diffuser`'s `check_prompt`."""
 
 GRAMMAR = "grammar"
 """The name by which a command line asks for the embedded grammar."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_ROWS_KEPT = 1024
-_MOST_SKIPPED = 1000
-
-log = logging.getLogger(__name__)
 
 
 class Prompts(Protocol):
@@ -37,25 +29,49 @@ class Prompts(Protocol):
         ...
 
 
-def open_prompts(source: str, check: Check, *, split: Split = "train", column: str = "caption") -> Prompts:
-    """Prompts of `grammar`, of a text file, or of a Hub dataset `owner/name[@revision]`.
+def open_prompts(
+    source: str,
+    check: Check,
+    *,
+    split: Split = "train",
+    column: str = "caption",
+    where: Sequence[str] = (),
+    positions: Path | None = None,
+) -> Prompts:
+    """Prompts of `grammar`, of a text file, of a local file of rows, or of a Hub dataset `owner/name[@revision]`.
 
     Args:
-        source: Which of the three.
-        check: What the model can take; the grammar and files are checked here, before any work.
+        source: Which of them; a file with rows ends in `.jsonl` or `.parquet`.
+        check: What the model can take; the grammar and text files are checked here, before any work.
         split: "test" for the prompts that are kept from training.
-        column: Of a Hub dataset: where its captions are.
+        column: Of a dataset: where its captions are.
+        where: Of a dataset: conditions that a row has to fulfil, as `aesthetic >= 5.5`.
+        positions: Of a dataset: file in which it is noted how far it was read, for a run that is taken up again.
 
     Raises:
         ValueError: No such source, or prompts that cannot be used.
     """
+    path = Path(source)
+    if path.suffix in FORMATS or (_HUB_ID.fullmatch(source) and not path.exists() and path.suffix != ".txt"):
+        if path.suffix in FORMATS and not path.is_file():
+            raise ValueError(f"There is no file {source}.")
+        return DatasetPrompts(source, column, check, split, where=where, positions=positions)
+    if where:
+        raise ValueError(f"{source!r} has no columns for {where[0]!r}: only a dataset can be filtered.")
     if source == GRAMMAR:
         return GrammarPrompts(check, split)
-    if Path(source).exists() or source.endswith(".txt"):
-        return FilePrompts(Path(source), check, split)
-    if _HUB_ID.fullmatch(source):
-        return HubPrompts(source, column, check, split)
+    if path.exists() or path.suffix == ".txt":
+        return FilePrompts(path, check, split)
     raise ValueError(f"{source!r} names no prompts: give {GRAMMAR!r}, a text file, or a Hub dataset as owner/name.")
+
+
+def add_prompt_arguments(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """The options that say where a command's prompts come from."""
+    parser.add_argument(
+        "--prompts", default=GRAMMAR, help=f"grammar, a .txt, .jsonl or .parquet file, or a Hub dataset{more}"
+    )
+    parser.add_argument("--column", default="caption", help="of a dataset: where its captions are")
+    parser.add_argument("--where", nargs="*", default=[], help="of a dataset: what a row fulfils: 'aesthetic >= 5.5'")
 
 
 class GrammarPrompts:
@@ -107,85 +123,3 @@ class FilePrompts:
     def prompt(self, number: int) -> str:
         """A line of the file; after the last comes the first again."""
         return self._texts[number % len(self._texts)]
-
-
-class HubPrompts:
-    """The captions of a dataset on the Hub, read as a stream; nothing is stored.
-
-    A row that is blank or that the model cannot take gives way to the next one of its split that it can.
-    """
-
-    def __init__(self, source: str, column: str, check: Check, split: Split = "train") -> None:
-        self._source, self._column, self._check, self._held_out = source, column, check, split == "test"
-        name, _, revision = source.partition("@")
-        datasets = _datasets()
-        try:
-            self._dataset: Any = datasets.load_dataset(name, split="train", streaming=True, revision=revision or None)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"The dataset {source!r} could not be opened: {error}\nIt has to exist, be reachable, be open to you "
-                f"(`hf auth login`), and have a split named train."
-            ) from error
-        self._rows: Iterator[Any] = iter(())
-        self._next = 0
-        self._kept: dict[int, str] = {}
-        self._length: int | None = None
-        self.prompt(0)  # a wrong column shows now
-
-    def prompt(self, number: int) -> str:
-        """A row's caption; after the last row comes the first again.
-
-        Raises:
-            ValueError: No such column, no rows, or a thousand rows in turn that the model cannot take.
-        """
-        refused: str | PromptError = "all of them are blank"
-        for n in range(number, number + _MOST_SKIPPED):
-            text = self._row(self._row_number(n)).strip()
-            if not text:
-                continue
-            try:
-                self._check(text)
-            except PromptError as error:
-                refused = error
-                continue
-            return text
-        raise ValueError(f"{_MOST_SKIPPED} rows in turn of {self._source!r} cannot be used; the last: {refused}")
-
-    def _row_number(self, number: int) -> int:
-        if self._held_out:
-            return number * HELD_OUT + HELD_OUT - 1
-        return number + number // (HELD_OUT - 1)
-
-    def _row(self, number: int) -> str:
-        """The caption of a row. Rows in turn are read as they come; a leap, as when a run resumes, skips to its row."""
-        if self._length is not None:
-            number %= self._length
-        if number in self._kept:
-            return self._kept[number]
-        if not self._next <= number < self._next + _ROWS_KEPT or not self._kept:
-            self._rows, self._next, self._kept = iter(self._dataset.skip(number)), number, {}
-        for row in self._rows:
-            self._keep(row)
-            if self._next > number:
-                return self._kept[number]
-        # At the end. A start beyond it tells nothing of the length: then the rows are counted, once.
-        n = self._next if self._kept else sum(1 for _ in self._dataset)
-        self._length = n - n % HELD_OUT  # so that the split stays one after the last row
-        if not self._length:
-            raise ValueError(f"The dataset {self._source!r} has {n} rows; at least {HELD_OUT} are needed.")
-        log.info("the %d prompts of %s begin again", self._length, self._source)
-        return self._row(number)
-
-    def _keep(self, row: dict[str, Any]) -> None:
-        if self._column not in row:
-            raise ValueError(f"{self._source!r} has no column {self._column!r}. It has: {', '.join(sorted(row))}.")
-        self._kept[self._next] = str(row[self._column] or "")
-        self._kept.pop(self._next - _ROWS_KEPT, None)
-        self._next += 1
-
-
-def _datasets() -> Any:
-    try:
-        return importlib.import_module("datasets")
-    except ModuleNotFoundError as error:
-        raise ValueError("Prompts from the Hub need the datasets library: pip install datasets") from error

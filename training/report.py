@@ -109,7 +109,7 @@ def origin(command: str, load: float, device: str) -> Origin:
 
     return Origin(
         command=command,
-        commit=_commit(),
+        commit=commit_now(),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         cpu=_cpu(),
         n_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -144,6 +144,18 @@ def timed(work: Callable[[], object], n: int) -> list[float]:
     return seconds
 
 
+def commit_now() -> str:
+    """The checkout's commit, and whether files differ from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -156,16 +168,6 @@ def _shown(cell: Cell) -> str:
     if isinstance(cell, str):
         return cell
     return f"{cell:.0f}" if abs(cell) >= 100 or cell == int(cell) else f"{cell:.3g}"
-
-
-def _commit() -> str:
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def _cpu() -> str:

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import torch
 
 import core
-from core.artifacts import find_model
+from core.artifacts import MANIFEST, find_model
 from core.diffuser import Diffuser
 from core.sae import AllTimes, SaeId, SparseAutoencoder
 from core.sae_files import save_sae
@@ -28,6 +28,7 @@ from training.bank import TrainerConfig
 from training.folders import cache_folder
 from training.prompts import GRAMMAR, open_prompts
 from training.recipe import read_recipe
+from training.report import commit_now
 from training.stream import ActivationStream, StreamConfig
 from training.trainer import LOG, Run, make_accelerator, train_saes
 
@@ -45,9 +46,11 @@ class SaeRecipe:
     model: str = "picturebook"
     """Built-in name, folder, or `owner/name@revision`."""
     prompts: str = GRAMMAR
-    """`grammar`, a text file with a prompt a line, or a Hub dataset `owner/name[@revision]`."""
+    """`grammar`, a `.txt`, `.jsonl` or `.parquet` file, or a Hub dataset `owner/name[@revision]`."""
     caption_column: str = "caption"
-    """Of a Hub dataset: where its captions are."""
+    """Of a dataset: where its captions are."""
+    where: tuple[str, ...] = ()
+    """Of a dataset: conditions that a row has to fulfil, as `aesthetic >= 5.5`."""
     hookpoints: tuple[str, ...] = ()
     """Blocks; none named: the model's own."""
     branches: tuple[Branch, ...] = get_args(Branch)
@@ -97,7 +100,13 @@ def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: Run, out: Path) ->
     accelerator = make_accelerator(recipe.training, run)
     model = core.load_model(spec, device=accelerator.device)
     ids = recipe.sae_ids(model)
-    prompts = open_prompts(recipe.prompts, model.check_prompt, column=recipe.caption_column)
+    prompts = open_prompts(
+        recipe.prompts,
+        model.check_prompt,
+        column=recipe.caption_column,
+        where=recipe.where,
+        positions=run.folder / "prompts.json",
+    )
     rank, world = accelerator.process_index, accelerator.num_processes
     stream = ActivationStream(model, prompts, ids, recipe.stream, rank=rank, world=world)
     saes = train_saes(stream, ids, recipe.training, run, accelerator)
@@ -122,12 +131,14 @@ def write_collection(
     """Save trained SAEs with their last training figures, and the index that lists them."""
     figures = json.loads((run / LOG).read_text().splitlines()[-1])["saes"]
     n_samples = recipe["training"]["n_steps"] * recipe["training"]["n_accumulated"] * recipe["stream"]["batch_size"]
+    (out / MANIFEST).unlink(missing_ok=True)  # it tells of what was there before
     for sae_id, sae in saes.items():
         metadata = {
             "model": recipe["model"],
             **sae_id._asdict(),
             "n_samples": n_samples,
             "seed": recipe["training"]["seed"],
+            "commit": commit_now(),
             "training_figures": figures[sae_id.path],
         }
         save_sae(sae, out / sae_id.path, metadata, dtype)

@@ -14,6 +14,7 @@ from core.concepts import N_NEAREST, ConceptTable, load_concepts
 from core.diffuser import Diffuser
 from core.edits.kinds import Chosen, ConceptEdit, Inside, ReplaceEdit, Target, check_strength, window_of
 from core.sae import Code, SparseAutoencoder
+from core.sae_source import find_collection
 from core.trace import Place, load_saes
 
 
@@ -208,7 +209,10 @@ def load_editor(model: Diffuser, source: str | Path | None = None) -> Editor:
     name = model.spec.name if source is None else source
     of_model = _EDITORS.setdefault(model, {})
     if str(name) not in of_model:
-        of_model[str(name)] = Editor(model, load_saes(name, model), lambda place: load_concepts(name, *place))
+        collection = find_collection(name)
+        of_model[str(name)] = Editor(
+            model, load_saes(collection, model), lambda place: load_concepts(collection, *place)
+        )
     return of_model[str(name)]
 
 

@@ -42,11 +42,13 @@ def load_dictionary(source: str, model: Any) -> Dictionary | None:
     """The concepts of a model; None, and a line in the log, where there are none that can be read."""
     from core.concepts import load_concepts
     from core.layout import make_reader
+    from core.sae_source import find_collection
     from core.trace import load_saes
 
     try:
-        saes = load_saes(source, model)
-        tables = {place: load_concepts(source, *place) for place in saes}
+        collection = find_collection(source)
+        saes = load_saes(collection, model)
+        tables = {place: load_concepts(collection, *place) for place in saes}
     except ArtifactError as error:
         log.info("Concepts and layout are not shown: %s", error)
         return None

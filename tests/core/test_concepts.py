@@ -269,24 +269,6 @@ def test_what_is_missing_or_damaged_is_told(root: Path) -> None:
         table[5]
 
 
-def test_from_the_hub_only_what_is_looked_at_is_fetched(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched: list[str] = []
-
-    def download(hub_id: str, name: str, revision: str | None = None) -> str:
-        assert (hub_id, revision) == ("someone/saes", "v1")
-        fetched.append(name)
-        return str(root / name)
-
-    monkeypatch.setattr("core.concepts.hf_hub_download", download)
-    monkeypatch.setattr("core.sae_source.hf_hub_download", download)
-    table = core.load_concepts("someone/saes@v1", UP)
-    assert numbers(table.search("whale")) == [2, 0]
-    assert all(name.startswith(UP) for name in fetched)
-    assert not any(name.endswith((COUNTS, EXAMPLES)) for name in fetched)
-    assert table[2].gallery[0].image.size == (16, 16)
-    assert "gallery/sheet-00.webp" in fetched
-
-
 def test_importing_core_imports_neither_arrow_nor_pandas() -> None:
     check = "import sys, core; assert not {'torch', 'pyarrow', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True, timeout=60)

@@ -214,34 +214,3 @@ def test_embedded_saes_that_are_not_made_yet_say_how_to_make_them(
     monkeypatch.setitem(sae_source.EMBEDDED, "picturebook", tmp_path / "saes")
     with pytest.raises(ArtifactError, match="python -m training sae"):
         load_sae("picturebook", "mid_block.attentions.0", "cond")
-
-
-def test_only_one_sae_is_fetched_from_the_hub(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    write_index(collection, list_saes(collection))
-    asked: list[tuple[str, str, str | None]] = []
-
-    def download(hub_id: str, name: str, revision: str | None) -> str:
-        asked.append((hub_id, name, revision))
-        if not (collection / name).is_file():
-            raise EntryNotFoundError(name)
-        return str(collection / name)
-
-    monkeypatch.setattr(sae_source, "hf_hub_download", download)
-    sae = load_sae("some-one/saes@v1", "mid_block.attentions.0", "uncond")
-    assert sae.metadata["path"] == "mid_block.attentions.0/uncond/tall"
-    folder = "mid_block.attentions.0/uncond/tall"
-    assert asked == [("some-one/saes", f"{folder}/{name}", "v1") for name in ("cfg.json", "sae_weights.safetensors")]
-    with pytest.raises(ArtifactError, match=r"some-one/saes has no SAE mid/cond/tall.*Did you mean"):
-        load_sae("some-one/saes", "mid", "cond")
-    (collection / "config.json").unlink()
-    with pytest.raises(ArtifactError, match="no collection of SAEs"):
-        load_sae("some-one/saes", "mid", "cond")
-
-    def offline(*_: object, **__: object) -> str:
-        raise LocalEntryNotFoundError("no network")
-
-    monkeypatch.setattr(sae_source, "hf_hub_download", offline)
-    with pytest.raises(ArtifactError, match="could not be fetched"):
-        load_sae("some-one/saes", "mid", "cond")

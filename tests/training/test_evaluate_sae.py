@@ -128,10 +128,10 @@ def check_card(root: Path, saes: dict[SaeId, SparseAutoencoder], tables: list[Ta
     assert lines[0]["metrics"]["explained_variance"] == pytest.approx(1, abs=1e-4)
     card = (root / "README.md").read_text()
     assert "40\nsamples" in card
-    snippet = card.split("```python\n")[1].split("```")[0].replace('"picturebook"', "root")
-    scope = {"root": root, "x": torch.zeros(3, 32)}
-    exec(snippet, scope)
-    assert scope["code"].indices.shape[0] == 3
+    assert [line["files"].keys() for line in lines] == [{"cfg.json", "sae_weights.safetensors"}] * len(lines)
+    assert f"| `{lines[0]['path']}` | 32 of " in card
+    assert "| no table |" in card
+    compile(card.split("```python\n")[1].split("```")[0], "README.md", "exec")
 
 
 def test_perfect_autoencoders_explain_everything_and_cost_nothing(model: Diffuser, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import core
 from core.activations import Key, record
+from core.artifacts import MANIFEST
 from core.concept_files import COUNTS, EXAMPLES, TABLE, Named, read_counts, read_examples
 from core.concepts import activation_map
 from core.diffuser import Diffuser
@@ -392,7 +393,9 @@ def test_a_killed_run_goes_on_and_several_processes_add_up(
     model: Diffuser, collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model, "spec", replace(model.spec, num_inference_steps=3))
+    (collection / MANIFEST).write_text('{"path": "of the tables that were here before"}')
     label(collection, model, Run(tmp_path / "whole"))
+    assert not (collection / MANIFEST).exists()
     whole = made(collection)
     assert whole[f"{IDS[0].path}/{COUNTS}"].n_cells == 8 * 2 * 64  # half of 16 pictures, at two steps
     assert whole[f"{IDS[1].path}/{COUNTS}"].n_cells == 8 * 256

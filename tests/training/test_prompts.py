@@ -1,8 +1,4 @@
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -11,7 +7,7 @@ from core.errors import PromptError, UnknownWordError
 from core.vocabulary import Vocabulary
 from training.picturebook.scenes import caption_of, make_scene
 from training.picturebook.tokens import build_tokenizer
-from training.prompts import FilePrompts, GrammarPrompts, HubPrompts, open_prompts
+from training.prompts import FilePrompts, GrammarPrompts, open_prompts
 
 
 def takes_all(_: str) -> None:
@@ -87,88 +83,7 @@ def test_what_names_no_prompts_is_refused(tmp_path: Path) -> None:
         open_prompts(str(tmp_path), takes_all)
     with pytest.raises(ValueError, match="'laion' names no prompts: give 'grammar', a text file, or"):
         open_prompts("laion", takes_all)
-
-
-class FakeRows:
-    """A streamed dataset that counts the rows it hands over."""
-
-    def __init__(self, texts: list[str | None], column: str = "caption") -> None:
-        self.texts, self.column, self.n_read, self.n_skips = texts, column, 0, 0
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return self._from(0)
-
-    def skip(self, n: int) -> Iterator[dict[str, Any]]:
-        self.n_skips += 1
-        return self._from(n)
-
-    def _from(self, n: int) -> Iterator[dict[str, Any]]:
-        for text in self.texts[n:]:
-            self.n_read += 1
-            yield {"url": "", self.column: text}
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> FakeRows:
-    rows = FakeRows([f"prompt {n}" for n in range(40)])
-    asked: list[tuple[Any, ...]] = []
-
-    def load_dataset(name: str, *, split: str, streaming: bool, revision: str | None) -> FakeRows:
-        if name != "some/captions":
-            raise OSError("no such repository")
-        asked.append((split, streaming, revision))
-        return rows
-
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    rows.asked = asked  # type: ignore[attr-defined]
-    return rows
-
-
-def test_a_hub_dataset_is_streamed_once_and_begins_again(hub: FakeRows) -> None:
-    prompts = open_prompts("some/captions@abc", takes_all)
-    train = [n for n in range(40) if n % 10 != 9]
-    assert [prompts.prompt(n) for n in range(36)] == [f"prompt {n}" for n in train]
-    assert hub.asked == [("train", True, "abc")]  # type: ignore[attr-defined]
-    assert (hub.n_read, hub.n_skips) == (39, 1)
-    assert prompts.prompt(36 + 5) == "prompt 5"
-    assert prompts.prompt(36 * 7 + 35) == "prompt 38"
-    held_out = HubPrompts("some/captions", "caption", takes_all, "test")
-    assert [held_out.prompt(n) for n in range(5)] == ["prompt 9", "prompt 19", "prompt 29", "prompt 39", "prompt 9"]
-
-
-def test_a_resumed_hub_dataset_skips_what_was_consumed(hub: FakeRows) -> None:
-    whole = HubPrompts("some/captions", "caption", takes_all)
-    expected = [whole.prompt(n) for n in range(200)]
-    for start in (1, 20, 35, 36, 77, 150):
-        hub.n_read = 0
-        resumed = HubPrompts("some/captions", "caption", takes_all)
-        assert [resumed.prompt(n) for n in range(start, start + 6)] == expected[start : start + 6]
-    hub.texts, hub.n_read = [f"prompt {n}" for n in range(3000)], 0
-    resumed = HubPrompts("some/captions", "caption", takes_all)
-    assert resumed.prompt(2250) == "prompt 2500"
-    assert hub.n_read == 2  # the first row, which shows a wrong column, and the one asked for
-
-
-def test_rows_that_cannot_be_used_give_way_to_the_next_of_their_split(hub: FakeRows) -> None:
-    hub.texts = [f"prompt {n}" for n in range(40)]
-    hub.texts[3], hub.texts[4], hub.texts[8], hub.texts[19] = None, "  ", "a whale", "whales"
-    prompts = HubPrompts("some/captions", "caption", refuses_whales)
-    assert [prompts.prompt(n) for n in (2, 3, 4, 5, 8, 9)] == [f"prompt {n}" for n in (2, 5, 5, 5, 10, 10)]
-    held_out = HubPrompts("some/captions", "caption", refuses_whales, "test")
-    assert [held_out.prompt(n) for n in range(3)] == ["prompt 9", "prompt 29", "prompt 29"]
-
-
-def test_a_hub_dataset_that_cannot_be_used_says_why(hub: FakeRows, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="'other/captions' could not be opened: no such repository"):
-        open_prompts("other/captions", takes_all)
-    with pytest.raises(ValueError, match=r"has no column 'text'. It has: caption, url"):
-        open_prompts("some/captions", takes_all, column="text")
-    hub.texts = ["a whale"] * 50
-    with pytest.raises(ValueError, match=r"1000 rows in turn .* cannot be used; the last: .*'whale'"):
-        open_prompts("some/captions", refuses_whales)
-    hub.texts = []
-    with pytest.raises(ValueError, match="has 0 rows; at least 10 are needed"):
-        open_prompts("some/captions", takes_all)
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match="pip install datasets"):
-        open_prompts("some/captions", takes_all)
+    with pytest.raises(ValueError, match=r"There is no file no/where\.parquet"):
+        open_prompts("no/where.parquet", takes_all)
+    with pytest.raises(ValueError, match="'grammar' has no columns for 'a == 1'"):
+        open_prompts("grammar", takes_all, where=["a == 1"])

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 import core
-from core.artifacts import find_model
+from core.artifacts import MANIFEST, find_model
 from core.diffuser import Diffuser
 from core.errors import ModelError
 from core.sae import SaeId
@@ -39,13 +39,17 @@ def arguments(tmp_path: Path, model_folder: Path, **changes: object) -> argparse
 
 
 def test_prompts_become_saes_that_read_the_models_updates(tmp_path: Path, model: Diffuser, model_folder: Path) -> None:
+    (tmp_path / "saes").mkdir()
+    (tmp_path / "saes" / MANIFEST).write_text('{"path": "of the SAEs that were here before"}')
     main(arguments(tmp_path, model_folder))
+    assert not (tmp_path / "saes" / MANIFEST).exists()
     ids = [SaeId("mid_block.attentions.0", "cond", t) for t in ("all", 1.0)]
     assert list_saes(tmp_path / "saes") == ids
     sae = core.load_sae(tmp_path / "saes", *ids[1])
     assert (sae.cfg.d_in, sae.cfg.d_sae, sae.cfg.k) == (32, 64, 2)
     assert sae.metadata["n_samples"] == 4 * 32
     assert 0 < sae.metadata["training_figures"]["fvu"] < 10
+    assert sae.metadata["commit"]
     stored = load_file(tmp_path / "saes" / ids[1].path / "sae_weights.safetensors")
     assert {value.dtype for value in stored.values()} == {torch.float16}
     x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))

@@ -18,7 +18,7 @@ import core.attention
 import core.layout
 from core.diffuser import Diffuser
 from core.edits import load_editor
-from core.sae_source import list_saes
+from core.sae_source import EMBEDDED, list_saes
 from core.segmentation import load_segmenter
 from training import report
 from training.evaluate import captions as caption_ranking
@@ -29,8 +29,9 @@ from training.evaluate.sae_by_k import by_k
 from training.evaluate.store import fingerprint, kept
 from training.folders import cache_folder
 from training.picturebook.scenes import caption_of
-from training.prompts import GRAMMAR, open_prompts
+from training.prompts import GRAMMAR, Prompts, add_prompt_arguments, open_prompts
 from training.report import Table
+from training.sae_card import write_sae_card
 
 PACKAGE = Path(core.__file__).parent / "picturebook"
 
@@ -52,6 +53,10 @@ class Asked(NamedTuple):
     """Collections of SAEs."""
     prompts: str = GRAMMAR
     """Where prompts come from."""
+    column: str = "caption"
+    """Of a dataset: where its captions are."""
+    where: Sequence[str] = ()
+    """Of a dataset: conditions that a row has to fulfil."""
     dtype: str = "float32"
     """What the model computes in."""
 
@@ -77,9 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=defaults["saes"],
         help="collections of SAEs that `sae`, `concepts` and `layout` evaluate",
     )
-    parser.add_argument(
-        "--prompts", default=defaults["prompts"], help="grammar, a text file, or a Hub dataset; its held-out part"
-    )
+    add_prompt_arguments(parser, "; its held-out part")
+    parser.add_argument("--card", action="store_true", help="of `sae`: write each collection's card and manifest too")
     parser.add_argument(
         "--out", type=Path, default=cache_folder("evaluate"), help="folder of the results, as Markdown and JSON"
     )
@@ -89,12 +93,33 @@ def main(arguments: argparse.Namespace) -> None:
     """Evaluate, write the tables and print them. What was measured before of the same weights is not measured again."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     model = core.load_model(arguments.model, device=arguments.device, dtype=getattr(torch, arguments.dtype))
-    asked = Asked(arguments.parts, arguments.quick, arguments.out, arguments.saes, arguments.prompts, arguments.dtype)
+    asked = Asked(
+        arguments.parts,
+        arguments.quick,
+        arguments.out,
+        arguments.saes,
+        arguments.prompts,
+        arguments.column,
+        arguments.where,
+        arguments.dtype,
+    )
     tables = EVALUATIONS[arguments.name](model, asked)
+    if arguments.card:
+        write_cards(arguments.name, asked, tables)
     whence = report.origin(" ".join(["python -m training", *sys.argv[1:]]), load, str(model.device))
     title = f"Evaluation {arguments.name}"
     report.write(arguments.out, title, whence, tables)
     print(report.markdown(title, whence, tables))
+
+
+def write_cards(name: str, asked: Asked, tables: Sequence[Table]) -> None:
+    """The card and manifest of each collection, from its own tables."""
+    if name != "sae" or asked.parts or asked.quick:
+        raise SystemExit("--card goes with all tables of the evaluation `sae`, and not with --quick.")
+    each = len(tables) // len(asked.saes)
+    for i, root in enumerate(asked.saes):
+        embedded = [name for name, folder in EMBEDDED.items() if folder == root.resolve()]
+        write_sae_card(root, embedded[0] if embedded else str(root), tables[i * each : (i + 1) * each])
 
 
 def evaluate_picturebook(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> list[Table]:
@@ -113,7 +138,7 @@ def evaluate_picturebook(model: Diffuser, asked: Asked, package: Path = PACKAGE)
 def evaluate_sae(model: Diffuser, asked: Asked) -> list[Table]:
     """How good the SAEs of some collections are: for each, the same tables; for several, one more beside each other."""
     settings = sae.QUICK if asked.quick else sae.Settings()
-    source = open_prompts(asked.prompts, model.check_prompt, split="test")
+    source = _held_out(model, asked)
     prompts = [source.prompt(number) for number in range(settings.n_fit + settings.n_pictures)]
     parts = {part.__name__: part for part in sae.PARTS}
     local = _own_weights(model)
@@ -155,7 +180,7 @@ def evaluate_layout(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> l
 def evaluate_concepts(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> list[Table]:
     """What the concepts of some collections mean; the segmenter in `package` says what is where."""
     settings = concepts.QUICK if asked.quick else concepts.Settings()
-    source = open_prompts(asked.prompts, model.check_prompt, split="test")
+    source = _held_out(model, asked)
     prompts = [source.prompt(number) for number in range(settings.n_pictures)]
     local = _own_weights(model)
     tables = []
@@ -203,6 +228,11 @@ def evaluate_information(module: ModuleType) -> Callable[[Diffuser, Asked], list
         return _tables({part.__name__: part for part in module.PARTS}, asked, key, lambda part: part(bench))
 
     return evaluate
+
+
+def _held_out(model: Diffuser, asked: Asked) -> Prompts:
+    """The prompts that are kept from training."""
+    return open_prompts(asked.prompts, model.check_prompt, split="test", column=asked.column, where=asked.where)
 
 
 def _own_weights(model: Diffuser) -> list[Path]:
