@@ -2,6 +2,7 @@
 
 import logging
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -97,7 +98,7 @@ def read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> Any:
     half = dtype != torch.float32
     try:
         folder = Path(spec.source).expanduser() if is_local(spec) else _fetch(spec, half)
-        with _without_loading_bars():
+        with _quietly():
             pipeline = StableDiffusionPipeline.from_pretrained(
                 folder,
                 variant=choose_variant(_weights(folder), prefer_half=half),
@@ -137,21 +138,24 @@ def _fetch(spec: ModelSpec, half: bool) -> Path:
         if folder := fetched():
             return folder
         raise
-    variant = choose_variant([file.filename for file in listed], prefer_half=half)
-    needed = [file for file in listed if _is_needed(file.filename, variant)]
-    missing = sum(file.file_size or 0 for file in needed if file.will_download)
+    needed = needed_files([file.filename for file in listed], half=half)
+    missing = sum(file.file_size or 0 for file in listed if file.will_download and file.filename in needed)
     if missing:
         log.info("%s: fetching %.1f GB from https://huggingface.co/%s", spec.name, missing / 1e9, spec.source)
-    return Path(fetch(allow_patterns=[file.filename for file in needed]))
+    return Path(fetch(allow_patterns=needed))
 
 
-def _is_needed(file: str, variant: str | None) -> bool:
-    """Whether a file of the repository is read here: not the safety checker, nor weights in other forms."""
-    part, _, name = file.rpartition("/")
-    if part not in ("tokenizer", "scheduler", *WEIGHTS):
-        return file == _INDEX
-    weights = _HALF if variant else _PLAIN
-    return name.endswith((".json", ".txt")) or bool(weights.search(file))
+def needed_files(files: Sequence[str], *, half: bool) -> list[str]:
+    """Those files of a repository that are read here: not the safety checker, nor weights in other forms."""
+    weights = _HALF if choose_variant(files, prefer_half=half) else _PLAIN
+
+    def is_needed(file: str) -> bool:
+        part, _, name = file.rpartition("/")
+        if part not in ("tokenizer", "scheduler", *WEIGHTS):
+            return file == _INDEX
+        return name.endswith((".json", ".txt")) or bool(weights.search(file))
+
+    return [file for file in files if is_needed(file)]
 
 
 def _weights(folder: Path) -> list[str]:
@@ -202,8 +206,11 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 @contextmanager
-def _without_loading_bars() -> Iterator[None]:
-    """The libraries draw several bars for files that load in a second; a download still shows the Hub's own."""
+def _quietly() -> Iterator[None]:
+    """The libraries draw several bars for files that load in a second; a download still shows the Hub's own.
+
+    And diffusers warns of `torch_dtype`, the only name by which older versions of it know a dtype.
+    """
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers
 
@@ -211,7 +218,9 @@ def _without_loading_bars() -> Iterator[None]:
     for library in shown:
         library.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*torch_dtype", FutureWarning)
+            yield
     finally:
         for library in shown:
             library.enable_progress_bar()

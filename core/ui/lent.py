@@ -36,10 +36,6 @@ _runtime: "Runtime | None" = None
 """Whose fork this is; set before the fork."""
 
 
-class NoGpuError(ValueError):
-    """The GPU could not be had; the message says what a visitor can do."""
-
-
 class _Refused(NamedTuple):
     """An error that a user can act on: its message, for not every error can be sent."""
 
@@ -66,9 +62,12 @@ class Lender:
         """What a generator function of some module yields there; a measurement that takes longer gives what it has.
 
         Raises:
-            ValueError: What the function raised as such, or `NoGpuError`.
+            ValueError: What the function raised as such.
+            JobError: The GPU could not be had.
         """
         import gradio as gr
+
+        from core.ui.jobs import JobError  # which imports the runtime, and that this
 
         payload = _dumps(self._runtime, (function, arguments, options))
         try:
@@ -79,7 +78,7 @@ class Lender:
                         raise ValueError(found.message)
                     yield found
         except gr.Error as error:  # of the quota, the queue or the machine
-            raise NoGpuError(
+            raise JobError(
                 f"The GPU of this Space could not be had: {str(error.message).strip().rstrip('.')}. The examples need "
                 f"none. Sign in to Hugging Face for more of it, come back later, or run the app on your own machine."
             ) from error

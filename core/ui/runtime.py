@@ -142,14 +142,22 @@ class Runtime:
         return self._segmenter
 
     def borrow_gpu(self) -> None:
-        """On a Space that lends its GPU (ZeroGPU): load the model now, as is wanted there, and compute on that GPU."""
-        if on_zero_gpu():
-            self._lender = Lender(self)
-            self._load()
+        """On a Space that lends its GPU (ZeroGPU): load the model now, as is wanted there, and compute on that GPU.
+
+        A small model computes on the Space's own processor instead, which costs no visitor anything.
+        """
+        if not on_zero_gpu():
+            return
+        lender = Lender(self)  # in any case: such a Space has to have a function for its GPU
+        if self.spec.half:
+            self._lender = lender
+        else:
+            self.device = "cpu"
+        self._load()
 
     def run(
-        self, n_evals: int, function: "Callable[..., Generator[T, None, None]]", *arguments: Any
-    ) -> "Generator[T, None, None]":
+        self, n_evals: int, function: Callable[..., Generator[T, None, None]], *arguments: Any
+    ) -> Generator[T, None, None]:
         """Model work: what a module's generator function yields of this runtime and the arguments.
 
         `n_evals` is about how many U-Net evaluations it takes. Where the GPU is lent, it runs in another process:
@@ -163,10 +171,10 @@ class Runtime:
         """Load the model in a thread of its own, if it is not there yet."""
         if self.ready.is_set():
             return
-        self._started = time.monotonic()
         threading.Thread(target=self._load, name="load-model", daemon=True).start()
 
     def _load(self) -> None:
+        self._started = time.monotonic()
         try:
             engine = self.engine or import_module("core")
             given = {"device": self.device, "dtype": self.dtype, "hookpoints": tuple(self.hookpoints)}

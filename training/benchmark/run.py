@@ -71,6 +71,12 @@ class Run:
 
         return saes.part(saes.QUICK if self.quick else saes.Settings(), self.folder)
 
+    def conformance(self) -> Table:
+        """The whole path at full size."""
+        from training.benchmark import conformance
+
+        return conformance.part(self.device)
+
 
 PARTS: dict[str, Callable[[Run], Table]] = {
     "app": Run.app,
@@ -78,13 +84,17 @@ PARTS: dict[str, Callable[[Run], Table]] = {
     "attribution": Run.attribution,
     "estimator": Run.estimator,
     "sae": Run.sae,
+    "conformance": Run.conformance,
 }
 """In this order, whatever the order asked for."""
+USUAL = tuple(name for name in PARTS if name != "conformance")
+"""What is measured unless told otherwise: not what is of another model than the one that is asked for."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("names", nargs="*", type=_part, default=list(PARTS), metavar="NAME", help="parts to measure")
+    names = "parts to measure; also conformance, which needs 5 GB of memory and 3 of disk, and on a CPU some minutes"
+    parser.add_argument("names", nargs="*", type=_part, default=list(USUAL), metavar="NAME", help=names)
     parser.add_argument("--quick", action="store_true", help="a minute's version; its figures mean little")
     parser.add_argument("--model", default="picturebook", help="built-in name, folder, or owner/name@revision")
     parser.add_argument("--device", default=None, help="torch device; by default the best there is")
