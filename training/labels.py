@@ -10,6 +10,7 @@ have counted and writes the tables.
 import argparse
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="torch device; by default the best there is")
     parser.add_argument("--saes", type=Path, default=PACKAGE / "saes", help="collection of SAEs; tables go into it")
     parser.add_argument("--prompts", default=GRAMMAR, help="grammar, a text file, or a Hub dataset")
+    parser.add_argument("--first-prompt", type=int, default=0, help="number of the first; those before are left out")
     parser.add_argument("--segmenter", default="picturebook", help="picturebook, or the folder of a transformers model")
     parser.add_argument("--pictures", type=int, default=config.pictures, help="pictures drawn")
     parser.add_argument("--batch", type=int, default=config.batch, help="pictures drawn together; even")
@@ -65,17 +67,30 @@ def main(arguments: argparse.Namespace) -> None:
         styles=tuple(arguments.styles),
     )
     model = core.load_model(arguments.model, device=arguments.device)
-    prompts = open_prompts(arguments.prompts, model.check_prompt)
+    prompts = _From(open_prompts(arguments.prompts, model.check_prompt), arguments.first_prompt)
     segmenter = load_segmenter(arguments.segmenter, device=arguments.device)
     folders = [Path(model.spec.source), PACKAGE / "segmenter", Path(arguments.segmenter)]
     depends = {
         "model": [model.spec.name, model.spec.revision],
         "prompts": arguments.prompts,
+        "first_prompt": arguments.first_prompt,
         "segmenter": arguments.segmenter,
         "weights": [file_sha256(path) for folder in folders for path in sorted(folder.rglob("*.safetensors"))],
     }
     run = Run(arguments.run_dir, arguments.checkpoint_every, arguments.rank, arguments.world)
     label_collection(config, arguments.saes, model, segmenter, prompts, run, depends)
+
+
+@dataclass(frozen=True)
+class _From:
+    """Prompts from some number on, such as those that the SAEs were not trained with."""
+
+    prompts: Prompts
+    first: int
+
+    def prompt(self, number: int) -> str:
+        """The prompt of a number, from 0."""
+        return self.prompts.prompt(self.first + number)
 
 
 def label_collection(
