@@ -36,6 +36,7 @@ from core.segmentation import Segmentation
 from core.spec import BUILT_IN
 from core.trace import load_saes
 from training.bank import Bank, Moments, TrainerConfig
+from training.benchmark.full_size import FULL, SMALL, Size
 from training.benchmark.speed import unet_seconds
 from training.labelling import LabelConfig, Run
 from training.labels import label_collection
@@ -44,8 +45,6 @@ from training.report import ROOT, Cell, Figure, Table
 log = logging.getLogger(__name__)
 
 PROMPT = "a cat on the grass"
-SHAPES = ((1280, 16, 16), (1280, 8, 8), (1280, 16, 16))
-"""[C, H, W] of the hookpoints' updates, as published."""
 EXPANSION, K = 4, 20
 SAE_BATCH = 4096
 """Positions in a training step, as published."""
@@ -53,41 +52,50 @@ SAE_BATCH = 4096
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is computed."""
+    """How much is computed, on how large a model."""
 
     dtype: str
+    """Of the model."""
     n_steps: int
     """Of the sampler."""
     n_calls: int
-    """Timed calls of the U-Net."""
+    """Timed calls of the U-Net, and training steps."""
     batch: int
-    """Latents in the larger of them."""
+    """Latents in the largest calls."""
     attribution: Sampler
+    """How a picture is measured."""
+    words: tuple[str, ...] | None
+    """Which of its words; None: all."""
     max_evals: int | None
+    """At most."""
+    size: Size = FULL
+    """Of the model."""
 
 
-CPU = Effort("bfloat16", 2, 3, 2, Sampler(n_points=2, min_replicates=2), 8)
-CUDA = Effort("float16", 50, 10, 32, Sampler(), None)
+CPU = Effort("bfloat16", 2, 3, 2, Sampler(n_points=2, min_replicates=2), ("cat",), 8)
+CUDA = Effort("float16", 50, 10, 32, Sampler(), None, None)
 
 
-def part(device: str | None) -> Table:
-    """The benchmark's part `conformance`.
+def part(device: str | None, *, small: bool = False) -> Table:
+    """The benchmark's part `conformance`; `small` tries it out on a model of the same shape and a few channels.
 
     Raises:
         ValueError: Something has another shape than the published model's, or is not finite.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     effort = CUDA if place.type == "cuda" else CPU
+    if small:
+        effort = replace(effort, size=SMALL)
     with TemporaryDirectory() as folder:
         book = _Book(place)
         with book.timed("write the pipeline"):
-            _write(Path(folder) / "model", effort.dtype)
+            _write(Path(folder) / "model", effort.dtype, small)
         model = _load(Path(folder) / "model", place, effort, book)
         updates = _draw(model, effort, book)
-        _take_apart(model, updates, Path(folder) / "saes", book)
-        _edit_and_foretell(model, Path(folder) / "saes", book)
+        _take_apart(model, updates, Path(folder) / "saes", effort, book)
+        _edit_and_foretell(model, Path(folder) / "saes", effort, book)
         _attribute(model, effort, book)
-        _train(updates, place, effort.n_calls, book)
+        _train(updates, place, effort, book)
     where = torch.cuda.get_device_name(place) if place.type == "cuda" else "the CPU"
     notes = [
         f"A Stable Diffusion v1.4 of the published configuration and random weights, {effort.dtype}, on {where}.",
@@ -128,24 +136,25 @@ def _peak(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _write(folder: Path, dtype: str) -> None:
+def _write(folder: Path, dtype: str, small: bool) -> None:
     # In a process of its own: drawing the weights in float32 takes more memory than anything that is measured here.
     code = (
-        "import pathlib, sys, torch; from training.benchmark.full_size import save_full_size; "
-        "save_full_size(pathlib.Path(sys.argv[1]), getattr(torch, sys.argv[2]))"
+        "import pathlib, sys, torch; from training.benchmark import full_size as f; "
+        f"f.save_pipeline(pathlib.Path(sys.argv[1]), torch.{dtype}, f.{'SMALL' if small else 'FULL'})"
     )
-    subprocess.run([sys.executable, "-c", code, str(folder), dtype], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT)
 
 
 def _load(folder: Path, device: torch.device, effort: Effort, book: _Book) -> Diffuser:
     published = BUILT_IN["sd-v1-4"]
-    spec = replace(published, name="full-size", source=str(folder), revision=None, num_inference_steps=effort.n_steps)
+    drawn = {"num_inference_steps": effort.n_steps, "image_size": 8 * effort.size.latent_side}
+    spec = replace(published, name="full-size", source=str(folder), revision=None, **drawn)
     with book.timed("load it") as found:
         model = core.load_model(spec, device=device, dtype=None if device.type == "cuda" else effort.dtype)
         found.append(f"{sum(p.numel() for p in model.unet.parameters()) / 1e6:.0f} million weights in the U-Net")
     _expect("hookpoints nearest the bottleneck", nearest_hookpoints(model.unet), published.hookpoints)
     _expect("dtype", model.dtype, getattr(torch, effort.dtype))
-    _expect("latents", model.latent_shape, (4, 64, 64))
+    _expect("latents", model.latent_shape, _latents(effort))
     for n in dict.fromkeys((1, 2, effort.batch)):
         seconds = unet_seconds(model, n, effort.n_calls)
         median = Figure("", seconds).median
@@ -159,23 +168,29 @@ def _draw(model: Diffuser, effort: Effort, book: _Book) -> dict[Key, Tensor]:
         image = model.generate(PROMPT, seed=0, previews=False).image
         shapes = tuple(tuple(recording[Key(name, "cond", 0)].shape[1:]) for name in model.hookpoints)
         found.append(", ".join(f"{h} x {w} x {c}" for c, h, w in shapes))
-    _expect("updates", shapes, SHAPES)
-    _expect("recorded updates", len(recording), len(SHAPES) * 2 * effort.n_steps)
-    _expect("size of a picture", image.size, (512, 512))
+    _expect("updates", shapes, effort.size.updates)
+    _expect("recorded updates", len(recording), 3 * 2 * effort.n_steps)
+    _expect("size of a picture", image.size, (8 * effort.size.latent_side,) * 2)
     with book.timed("encode a picture"):
-        _expect("encoded picture", tuple(model.encode(image).shape), (1, 4, 64, 64))
+        _expect("encoded picture", tuple(model.encode(image).shape), (1, *_latents(effort)))
     updates = dict(recording.items())
     if not all(update.isfinite().all() for update in updates.values()):
         raise ValueError("Some updates are not finite.")
     return updates
 
 
-def _take_apart(model: Diffuser, updates: dict[Key, Tensor], root: Path, book: _Book) -> None:
+def _latents(effort: Effort) -> tuple[int, int, int]:
+    return 4, effort.size.latent_side, effort.size.latent_side
+
+
+def _take_apart(model: Diffuser, updates: dict[Key, Tensor], root: Path, effort: Effort, book: _Book) -> None:
     """Make a collection of SAEs, encode with it, and let the labelling pipeline write its tables."""
+    d_in = effort.size.channels[-1]
+    d_sae = EXPANSION * d_in
     ids = [SaeId(name, "cond", "all") for name in model.hookpoints]
     for sae_id in ids:
         generator = torch.Generator().manual_seed(len(sae_id.hookpoint))
-        sae = SparseAutoencoder(SaeConfig(SHAPES[0][0], EXPANSION * SHAPES[0][0], K), generator=generator)
+        sae = SparseAutoencoder(SaeConfig(d_in, d_sae, K), generator=generator)
         save_sae(sae, root / sae_id.path, {"model": model.spec.name}, torch.float16)
     write_index(root, ids, model=model.spec.name)
     saes = load_saes(root, model)
@@ -184,17 +199,18 @@ def _take_apart(model: Diffuser, updates: dict[Key, Tensor], root: Path, book: _
         for place, sae in saes.items():
             x = updates[Key(place.hookpoint, place.branch, 0)][0].flatten(1).T
             codes[place] = sae.encode(x.to(sae.b_dec.device, torch.float32))
-        found.append(", ".join(f"{len(code.indices)} x {K} of {EXPANSION * SHAPES[0][0]}" for code in codes.values()))
-    _expect("codes", tuple(tuple(code.indices.shape) for code in codes.values()), ((256, K), (64, K), (256, K)))
+        found.append(", ".join(f"{len(code.indices)} x {K} of {d_sae}" for code in codes.values()))
+    positions = [height * width for _, height, width in effort.size.updates]
+    _expect("codes", [tuple(code.indices.shape) for code in codes.values()], [(n, K) for n in positions])
     config = LabelConfig(pictures=4, batch=4, permutations=3, gallery=1, places=(), styles=(), words={})
     with book.timed("draw, segment and label 4 pictures") as found:
         label_collection(config, root, model, _Halves(), _Always(), Run(root.parent / "labels"))
         tables = [load_concepts(root, *place) for place in saes]
         found.append(f"{sum(len(table.frame) for table in tables)} rows of concepts")
-    _expect("rows of concepts", [len(table.frame) for table in tables], [EXPANSION * SHAPES[0][0]] * len(ids))
+    _expect("rows of concepts", [len(table.frame) for table in tables], [d_sae] * len(ids))
 
 
-def _edit_and_foretell(model: Diffuser, root: Path, book: _Book) -> None:
+def _edit_and_foretell(model: Diffuser, root: Path, effort: Effort, book: _Book) -> None:
     saes = load_saes(root, model)
     editor = Editor(model, saes, lambda place: load_concepts(root, *place))
     place = next(iter(saes))
@@ -215,28 +231,27 @@ def _edit_and_foretell(model: Diffuser, root: Path, book: _Book) -> None:
     with book.timed("foretell a layout from the first step") as found:
         layout = core.predict_layout(model, PROMPT, seed=0, step=0, source=root)
         found.append(f"{' x '.join(map(str, layout.labels.shape))} positions")
-    _expect("layout", layout.labels.shape, SHAPES[1][1:])
+    _expect("layout", layout.labels.shape, effort.size.updates[1][1:])
 
 
 def _attribute(model: Diffuser, effort: Effort, book: _Book) -> None:
     latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(1))
-    words = None if effort.max_evals is None else ["cat"]
     with book.timed("attribute a picture to its words") as found:
         options = {"sampler": effort.attribution, "max_evals": effort.max_evals}
-        a = core.attribute(model, latents, PROMPT, words=words, **options)
+        a = core.attribute(model, latents, PROMPT, words=effort.words, **options)
         found += [
             f"{len(a.words)} words, {a.n_evals} evaluations, {a.stopped}",
             f"rounding up to {100 * a.settings['rounding']:.2g} % of a word's bits, so {a.settings['dtype']} was used",
         ]
-    _expect("map", a.maps.shape[1:], (64, 64))
+    _expect("map", a.maps.shape[1:], _latents(effort)[1:])
     np.testing.assert_allclose(a.maps.sum((1, 2)), a.bits, rtol=1e-6)
 
 
-def _train(updates: dict[Key, Tensor], device: torch.device, n: int, book: _Book) -> None:
+def _train(updates: dict[Key, Tensor], device: torch.device, effort: Effort, book: _Book) -> None:
     """Time a step of one SAE's training on a batch of the published size, made of what was recorded."""
-    wide = [update[0].flatten(1).T for update in updates.values() if update.shape[-1] == SHAPES[0][-1]]
-    x = torch.cat((wide * (SAE_BATCH // len(wide[0])))[: SAE_BATCH // len(wide[0])]).to(device, torch.float32)
-    sae_id = SaeId("any", "cond", "all")
+    wide = torch.cat([update[0].flatten(1).T for update in updates.values()])
+    x = wide.repeat(-(-SAE_BATCH // len(wide)), 1)[:SAE_BATCH].to(device, torch.float32)
+    sae_id, n = SaeId("any", "cond", "all"), effort.n_calls
     bank = Bank({sae_id: x.shape[1]}, TrainerConfig(n_steps=n + 1, k=K, expansion=EXPANSION, n_measured=1)).to(device)
     moments = Moments(torch.tensor(len(x), device=device), x.double().sum(0), x.double().square().sum())
     for _, trainee in bank.items():
@@ -251,7 +266,7 @@ def _train(updates: dict[Key, Tensor], device: torch.device, n: int, book: _Book
         optimizer.step()
         optimizer.zero_grad()
         bank.after_step()
-        return float(loss)  # waits for the device
+        return float(loss.detach())  # waits for the device
 
     seconds = [_seconds(step) for _ in range(n + 1)][1:]
     book.add(f"SAE training step of {SAE_BATCH} positions", Figure("", seconds).median)

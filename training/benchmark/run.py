@@ -75,7 +75,7 @@ class Run:
         """The whole path at full size."""
         from training.benchmark import conformance
 
-        return conformance.part(self.device)
+        return conformance.part(self.device, small=self.quick)
 
 
 PARTS: dict[str, Callable[[Run], Table]] = {
