@@ -68,7 +68,7 @@ def load_model(
     for module in modules:
         apart = text_device is not None and module is pipeline.text_encoder
         torch.nn.Module.to(module, *((torch.device(text_device), torch.float32) if apart else (place,)))
-    return Diffuser(pipeline, spec, device=place)
+    return Diffuser(pipeline, spec)
 
 
 def needs_offload(modules: Sequence[torch.nn.Module], device: torch.device) -> bool:

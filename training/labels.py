@@ -67,7 +67,7 @@ def main(arguments: argparse.Namespace) -> None:
         styles=tuple(arguments.styles),
     )
     model = core.load_model(arguments.model, device=arguments.device)
-    prompts = _From(open_prompts(arguments.prompts, model.check_prompt), arguments.first_prompt)
+    prompts = PromptsFrom(open_prompts(arguments.prompts, model.check_prompt), arguments.first_prompt)
     segmenter = load_segmenter(arguments.segmenter, device=arguments.device)
     folders = [Path(model.spec.source), PACKAGE / "segmenter", Path(arguments.segmenter)]
     depends = {
@@ -82,7 +82,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 @dataclass(frozen=True)
-class _From:
+class PromptsFrom:
     """Prompts from some number on, such as those that the SAEs were not trained with."""
 
     prompts: Prompts

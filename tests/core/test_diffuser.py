@@ -124,6 +124,16 @@ def test_noise_is_predicted_at_times_between_the_trained_ones(model: Diffuser) -
     assert not torch.allclose(by_hand[1], snapped[1])
 
 
+def test_float32_is_float32_on_a_gpu_too(model: Diffuser) -> None:
+    rounded: list[bool] = []
+    hook = model.unet.register_forward_hook(lambda *_: rounded.append(torch.backends.cudnn.allow_tf32))
+    before = torch.backends.cudnn.allow_tf32
+    model.generate(PROMPT, num_inference_steps=1, previews=False)
+    hook.remove()
+    assert rounded == [False]
+    assert torch.backends.cudnn.allow_tf32 is before is True
+
+
 def test_every_distinct_text_is_encoded_once(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(model_folder)
     met: list[str] = []

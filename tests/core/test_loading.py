@@ -176,6 +176,8 @@ def test_the_text_encoder_can_be_kept_apart(model_folder: Path) -> None:
     assert narrow.encode_text([PROMPT]).dtype == torch.bfloat16
     assert apart.encode_text([PROMPT]).dtype == torch.float32
     assert apart.generate(PROMPT, num_inference_steps=1).latents.isfinite().all()
+    moved = load_model(model_folder, device="meta", dtype="bfloat16", text_device="cpu")
+    assert (moved.unet.device.type, moved.encode_text([PROMPT]).device.type) == ("meta", "cpu")
 
 
 # --- little memory ----------------------------------------------------------------------------------------------------
