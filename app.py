@@ -3,10 +3,12 @@
 import argparse
 import logging
 import os
+import sys
+from pathlib import Path
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """The command line; options in a file `app.args` beside this one come before it, which is how a Space has some."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
         "--model", default="picturebook", help="picturebook, sd-v1-4, a StableDiffusionPipeline folder, or owner/name"
@@ -17,11 +19,18 @@ def parse_args() -> argparse.Namespace:
         help="autoencoders with concept tables: a folder or owner/name; by default the model's own",
     )
     parser.add_argument("--device", default=None, help="cpu, cuda or mps; by default the best there is")
+    parser.add_argument(
+        "--dtype", default=None, help="float32, bfloat16 or float16; by default float16 for large models on a GPU"
+    )
+    parser.add_argument(
+        "--hookpoints", nargs="+", default=(), help="blocks to look into; by default the model's own, or found"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for the whole network")
     parser.add_argument("--port", type=int, default=None, help="port; by default the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="also make a public link through Gradio's relay")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
-    return parser.parse_args()
+    own = Path(__file__).with_suffix(".args")
+    return parser.parse_args([*(own.read_text().split() if own.exists() else ()), *sys.argv[1:]])
 
 
 def main() -> None:
@@ -37,7 +46,8 @@ def main() -> None:
     from core.ui.runtime import Runtime
     from core.ui.theme import launch_options
 
-    runtime = Runtime(name=args.model, device=args.device, saes=args.saes)
+    runtime = Runtime(args.model, device=args.device, dtype=args.dtype, hookpoints=args.hookpoints, saes=args.saes)
+    runtime.borrow_gpu()  # on a Space that lends one; nothing elsewhere
     demo = build_demo(runtime)
     _, url, shared = demo.launch(
         server_name=args.host,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from core.concepts import ConceptTable, load_concepts
-    from core.diffuser import Diffuser, load_model
+    from core.diffuser import Diffuser
     from core.edits import GlobalEdit, ReplaceEdit, SpatialEdit
     from core.errors import (
         ArtifactError,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from core.information.results import Attribution, AttributionProgress, Timeline
     from core.inversion import Inversion, WordChange, change_word, change_word_iter, invert
     from core.layout import Layout, predict_layout
+    from core.loading import load_model
     from core.sae import SaeId, SparseAutoencoder
     from core.sae_source import load_sae
     from core.sampling import Generation, Preview
@@ -72,7 +73,7 @@ _HOME = {
     "decompose_iter": "core.information.partial",
     "invert": "core.inversion",
     "load_concepts": "core.concepts",
-    "load_model": "core.diffuser",
+    "load_model": "core.loading",
     "load_sae": "core.sae_source",
     "predict_layout": "core.layout",
     "prepare_image": "core.images",

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from core.artifacts import find_model, is_local
 from core.errors import Cancelled, ModelError
 from core.hookpoints import check_hookpoints, nearest_hookpoints
 from core.images import prepare_image
@@ -30,64 +29,6 @@ log = logging.getLogger(__name__)
 
 _TEXTS_KEPT = 1024
 """Text embeddings kept: 236 kB each on SD v1.4 in float32, a quarter of a gigabyte in all."""
-
-
-def load_model(
-    name: str | Path | ModelSpec = "picturebook",
-    *,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    hookpoints: Sequence[str] | None = None,
-) -> "Diffuser":
-    """Load a built-in model, a StableDiffusionPipeline folder, `owner/name@revision` from the Hub, or what a spec says.
-
-    `device` defaults to CUDA where there is one. `dtype` defaults to float32, also over fp16 files: attribution takes
-    differences of predictions, which half precision rounds away. `hookpoints` names the cross-attention blocks to look
-    into; without it they are the spec's, or those nearest the bottleneck.
-    """
-    from diffusers import StableDiffusionPipeline
-
-    spec = name if isinstance(name, ModelSpec) else find_model(name)
-    if hookpoints is not None:
-        spec = replace(spec, hookpoints=tuple(hookpoints))
-    try:
-        with _without_loading_bars():
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                spec.source,
-                revision=spec.revision,
-                use_safetensors=True,
-                local_files_only=is_local(spec),
-                safety_checker=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"The model {spec.name!r} could not be loaded from {spec.source}: {error}\nIt has to be a "
-            f"StableDiffusionPipeline with safetensors weights; one on the Hub has to exist at that revision, be "
-            f"reachable, and be open to you (`hf auth login`)."
-        ) from error
-    place = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
-    for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        # torch's own `to`: diffusers' warns about a dtype even where it keeps every weight in it.
-        torch.nn.Module.to(module, torch.device(place), dtype or torch.float32)
-    return Diffuser(pipeline, spec)
-
-
-@contextmanager
-def _without_loading_bars() -> Iterator[None]:
-    """The libraries draw several bars for files that load in a second; a download still shows the Hub's own."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    shown = [library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()]
-    for library in shown:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in shown:
-            library.enable_progress_bar()
 
 
 class Diffuser:
@@ -112,7 +53,8 @@ class Diffuser:
     moment: Moment | None
     """Set while the sampler calls the U-Net; None for any other call."""
 
-    def __init__(self, pipeline: Any, spec: ModelSpec) -> None:
+    def __init__(self, pipeline: Any, spec: ModelSpec, *, device: torch.device | None = None) -> None:
+        """`device` is where the parts compute that wait in main memory until then; None: all compute where they are."""
         self._unet, self._vae = pipeline.unet.eval(), pipeline.vae.eval()
         self._text_encoder, self._tokenizer = pipeline.text_encoder.eval(), pipeline.tokenizer
         for module in (self._unet, self._vae, self._text_encoder):
@@ -128,9 +70,11 @@ class Diffuser:
         hookpoints = spec.hookpoints or nearest_hookpoints(self._unet)
         check_hookpoints(self._unet, hookpoints)
         self.spec = replace(spec, hookpoints=hookpoints, image_size=self.image_size)
-        self.device, self.dtype = torch.device(self._unet.device), self._unet.dtype
-        self._memory_format = torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
-        for module in (self._unet, self._vae):  # a CPU convolves a batch of 28 a fifth faster this way
+        self.device, self.dtype = device or torch.device(self._unet.device), self._unet.dtype
+        self._text_device = device or torch.device(self._text_encoder.device)
+        fits = self.device.type in ("cpu", "cuda")  # a CPU convolves a batch of 28 a fifth faster this way
+        self._memory_format = torch.channels_last if fits else torch.contiguous_format
+        for module in (self._unet, self._vae):
             module.to(memory_format=self._memory_format)
         self.n_unet_calls = self.n_unet_rows = 0
         self.moment = None
@@ -159,6 +103,17 @@ class Diffuser:
             yield
         finally:
             self._lock.release()
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """The U-Net in float32, for whoever holds the model; afterwards its weights are what they were, to the bit."""
+        narrow, self.dtype = self.dtype, torch.float32
+        try:
+            torch.nn.Module.to(self._unet, torch.float32)  # diffusers' own `to` warns, as in loading
+            yield
+        finally:
+            self.dtype = narrow
+            torch.nn.Module.to(self._unet, narrow)
 
     def unknown_words(self, prompt: str) -> dict[str, list[str]]:
         """Each word of the prompt that the model does not know, with the nearest known words."""
@@ -203,8 +158,8 @@ class Diffuser:
         tokens = self._tokenizer(
             text, padding="max_length", max_length=self._tokenizer.model_max_length, return_tensors="pt"
         )
-        embedding: Tensor = self._text_encoder(tokens.input_ids.to(self.device))[0][0]
-        return embedding
+        embedding: Tensor = self._text_encoder(tokens.input_ids.to(self._text_encoder.device))[0][0]
+        return embedding.to(self._text_device)
 
     def predict_noise(self, x: Tensor, log_snr: Tensor, embeddings: Tensor) -> Tensor:
         """The model's guess of the noise, [B, C, h, w] float32, in noisy latents x [B, C, h, w] at log_snr [B].
@@ -220,12 +175,13 @@ class Diffuser:
         """epsilon from the U-Net's output, whatever it was trained to predict; timesteps [B] may lie between two."""
         self.n_unet_calls += 1
         self.n_unet_rows += len(x)
-        out: Tensor = self._unet(
-            x.to(self.device, self.dtype, memory_format=self._memory_format),
-            timesteps.to(self.device, torch.float32),
-            encoder_hidden_states=embeddings.to(self.device, self.dtype),
-            return_dict=False,
-        )[0].float()
+        with _full_convolutions():
+            out: Tensor = self._unet(
+                x.to(self.device, self.dtype, memory_format=self._memory_format),
+                timesteps.to(self.device, torch.float32),
+                encoder_hidden_states=embeddings.to(self.device, self.dtype),
+                return_dict=False,
+            )[0].float()
         if self._prediction_type == "epsilon":
             return out
         scale = abar.to(self.device, torch.float32)[:, None, None, None]
@@ -409,6 +365,17 @@ class Diffuser:
             return eps
         uncond, cond = eps.chunk(2)
         return uncond + scale * (cond - uncond)
+
+
+@contextmanager
+def _full_convolutions() -> Iterator[None]:
+    """On recent GPUs a convolution in float32 rounds its inputs to as few digits as float16 has, unless told not to."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _read_scheduler(scheduler: Any) -> tuple[NoiseSchedule, str]:

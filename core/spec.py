@@ -39,6 +39,10 @@ class ModelSpec:
     """Early, middle and late, in that order, without gaps."""
     image_size: int | None = None
     """Side of the square picture in pixels; None: taken from the loaded U-Net and autoencoder."""
+    half: bool = True
+    """Whether it computes in float16 on CUDA unless told otherwise."""
+    gigabytes: float | None = None
+    """Size of its weights in float32, as far as they are used here."""
 
 
 BUILT_IN = {
@@ -49,6 +53,7 @@ BUILT_IN = {
         num_inference_steps=25,
         guidance_scale=4.0,
         image_size=128,
+        half=False,
     ),
     "sd-v1-4": ModelSpec(
         name="sd-v1-4",
@@ -58,5 +63,6 @@ BUILT_IN = {
         num_inference_steps=50,
         guidance_scale=7.5,
         image_size=512,
+        gigabytes=4.3,
     ),
 }

@@ -11,6 +11,7 @@ COMMANDS = {
     "labels": ("training.labels", "name the concepts of sparse autoencoders"),
     "evaluate": ("training.evaluate.run", "measure whether the claims are true"),
     "publish": ("training.publish", "put autoencoders and concept tables on the Hub"),
+    "deploy-space": ("training.space", "put the app on a Hugging Face Space"),
     "benchmark": ("training.benchmark.run", "measure speed, each figure beside a peer or a floor"),
 }
 """Name, module with `add_arguments` and `main`, and help of each command."""

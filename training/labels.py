@@ -10,6 +10,7 @@ have counted and writes the tables.
 import argparse
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="torch device; by default the best there is")
     parser.add_argument("--saes", type=Path, default=PACKAGE / "saes", help="collection of SAEs; tables go into it")
     add_prompt_arguments(parser)
+    parser.add_argument("--first-prompt", type=int, default=0, help="number of the first; those before are left out")
     parser.add_argument(
         "--segmenter",
         default="picturebook",
@@ -77,18 +79,20 @@ def main(arguments: argparse.Namespace) -> None:
         styles=tuple(arguments.styles),
     )
     model = core.load_model(arguments.model, device=arguments.device)
-    prompts = open_prompts(
+    source = open_prompts(
         arguments.prompts,
         model.check_prompt,
         column=arguments.column,
         where=arguments.where,
         positions=arguments.run_dir / "prompts.json",
     )
+    prompts = PromptsFrom(source, arguments.first_prompt)
     segmenter = choose_segmenter(arguments, prompts)
     folders = [Path(model.spec.source), PACKAGE / "segmenter", Path(arguments.segmenter)]
     depends = {
         "model": [model.spec.name, model.spec.revision],
         "prompts": [arguments.prompts, arguments.column, *arguments.where],
+        "first_prompt": arguments.first_prompt,
         "segmenter": arguments.segmenter,
         "weights": [file_sha256(path) for folder in folders for path in sorted(folder.rglob("*.safetensors"))],
     }
@@ -104,6 +108,18 @@ def choose_segmenter(arguments: argparse.Namespace, prompts: Prompts) -> Segment
     classes = classes_of(texts, arguments.tags, arguments.prompt_words)
     log.info("%d classes are looked for: %s", len(classes), ", ".join(classes))
     return load_open_segmenter(arguments.segmenter, classes, device=arguments.device)
+
+
+@dataclass(frozen=True)
+class PromptsFrom:
+    """Prompts from some number on, such as those that the SAEs were not trained with."""
+
+    prompts: Prompts
+    first: int
+
+    def prompt(self, number: int) -> str:
+        """The prompt of a number, from 0."""
+        return self.prompts.prompt(self.first + number)
 
 
 def label_collection(

@@ -6,6 +6,7 @@ replicates; `measure` is the run in between.
 
 import math
 from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count, takewhile
 from pathlib import Path
@@ -19,6 +20,7 @@ from core.errors import Cancelled, ImageError
 from core.information.estimator import Comparison, Cost, Estimate, Estimator, NoisePredictor, cost
 from core.information.quadrature import Sampler
 from core.information.results import Floats, Measurement, Progress
+from core.information.rounding import MOST, Rounding, is_rounded
 
 if TYPE_CHECKING:
     from core.sampling import Generation
@@ -110,33 +112,66 @@ def measure(
         summarise: The result as it stands, after every new replicate from the second on; `stopped` says "cancelled".
         excess: How many times larger the error is than wanted; at most 1, and the work is done.
         progress: Makes a `Progress`, of that class or another, from its fields in order.
+
+    A model in half precision is first asked what rounding alone would tell (`core.information.rounding`). Where that is
+    too much, it measures in float32; the result's settings say which, and how much.
     """
-    with model.busy():
+    batch_size = plan.batch_size or BATCH_SIZE
+    with model.busy(), ExitStack() as precision:
+        x = latents_of(model, image)
         estimator = Estimator(
-            model,
-            latents_of(model, image),
-            plan.comparisons,
-            seed=plan.seed,
-            sampler=plan.sampler,
-            edges=edges,
-            batch_size=plan.batch_size or BATCH_SIZE,
+            model, x, plan.comparisons, seed=plan.seed, sampler=plan.sampler, edges=edges, batch_size=batch_size
         )
-        budget = plan.evals(plan.max_replicates)
-        partial: Measured | None = None
-        reached, too_large, expected = math.inf, math.inf, plan.evals(plan.looks[0])
-        for look in plan.looks:
-            for _ in estimator.run(look):
-                n = estimator.n_replicates
-                if n > max(1, partial.n_replicates if partial else 0):
-                    partial = summarise(estimator.result())
-                    reached, too_large = partial.rel_error, excess(partial)
-                    expected = plan.expected_evals(n, too_large)
-                yield progress(estimator.n_evals, budget, n, reached, partial, expected)
-            if too_large <= 1:
-                break
-        if partial is None:
-            raise AssertionError("the first look needs at least two replicates")
-        yield replace(partial, stopped="converged" if too_large <= 1 else "budget")
+        events = _estimate(estimator, plan, summarise, excess, progress)
+        if not is_rounded(model):
+            yield from events
+            return
+        rounding = Rounding(model, x, plan.comparisons, seed=plan.seed, batch_size=batch_size)
+        budget, least = plan.evals(plan.max_replicates), plan.evals(plan.looks[0])
+        for _ in rounding.run():
+            n = rounding.n_evals
+            yield progress(n, n + budget, 0, math.inf, None, n + least)
+        narrow: Any = model
+        if rounding.share > MOST:
+            precision.enter_context(narrow.in_float32())
+        told = {"dtype": str(narrow.dtype).removeprefix("torch."), "rounding": rounding.share}
+        for event in events:
+            yield _after(rounding.n_evals, told, event)
+
+
+def _estimate(
+    estimator: Estimator,
+    plan: Plan,
+    summarise: Callable[[Estimate], Measured],
+    excess: Callable[[Measured], float],
+    progress: Callable[..., Told],
+) -> Generator[Told | Measured, None, None]:
+    budget = plan.evals(plan.max_replicates)
+    partial: Measured | None = None
+    reached, too_large, expected = math.inf, math.inf, plan.evals(plan.looks[0])
+    for look in plan.looks:
+        for _ in estimator.run(look):
+            n = estimator.n_replicates
+            if n > max(1, partial.n_replicates if partial else 0):
+                partial = summarise(estimator.result())
+                reached, too_large = partial.rel_error, excess(partial)
+                expected = plan.expected_evals(n, too_large)
+            yield progress(estimator.n_evals, budget, n, reached, partial, expected)
+        if too_large <= 1:
+            break
+    if partial is None:
+        raise AssertionError("the first look needs at least two replicates")
+    yield replace(partial, stopped="converged" if too_large <= 1 else "budget")
+
+
+def _after(n_evals: int, told: dict[str, Any], event: Any) -> Any:
+    """An event of an estimate before which there were other evaluations, with what they told."""
+    if event is None:
+        return None
+    if isinstance(event, Measurement):
+        return replace(event, n_evals=n_evals + event.n_evals, settings={**event.settings, **told})
+    counted = {name: n_evals + getattr(event, name) for name in ("n_evals", "max_evals", "expected_evals")}
+    return event._replace(partial=_after(n_evals, told, event.partial), **counted)
 
 
 def last_of(

@@ -22,6 +22,7 @@ from core.ui.scene import Scene
 
 if TYPE_CHECKING:
     from core.layout import Layout
+    from core.sampling import Preview
     from core.trace import Trace, Tracer
 
 _FRAME_SIDE = 160
@@ -75,17 +76,14 @@ def draw(
         return
     frames: list[str] = []
     started = time.monotonic()
-    tracer = _tracer(runtime)
-    watched = {"contexts": [tracer.context]} if tracer else {}
-    work = runtime.model.generate_iter(prompt, seed=seed, num_inference_steps=steps, guidance_scale=guidance, **watched)
-    with closing(work) as items:
+    with closing(runtime.run(2 * steps, _drawn, prompt, seed, steps, guidance)) as items:
         for item in items:
             if not _wanted(runtime, ticket):
                 return
-            if hasattr(item, "latents"):
+            if isinstance(item, _Drawn):
                 scene = Scene(item.image, prompt, seed, steps, guidance, tuple(frames))
-                if tracer:
-                    runtime.keep_trace(scene.key, tracer.trace())
+                if item.trace:
+                    runtime.keep_trace(scene.key, item.trace)
                 yield scene
                 return
             frames.append(_frame(item.image))
@@ -169,21 +167,13 @@ def trace(runtime: Runtime, ticket: int | None, scene: Scene) -> "Generator[Wait
         yield kept
         return
     yield Waiting("Reading the concepts…")
-    from core.trace import Tracer, trace_image
-
-    model, saes = runtime.model, dictionary.saes
-    if scene.own:
-        found = trace_image(model, scene.image, scene.prompt, saes, seed=scene.seed, num_inference_steps=scene.steps)
-    else:
-        tracer = Tracer(model, saes)
-        settings = {"num_inference_steps": scene.steps, "guidance_scale": scene.guidance}
-        with closing(model.sample([scene.prompt], seeds=[scene.seed], contexts=[tracer.context], **settings)) as states:
-            for _ in states:
-                if not _wanted(runtime, ticket):
-                    return
-        found = tracer.trace()
-    runtime.keep_trace(scene.key, found)
-    yield found
+    with closing(runtime.run(2 * scene.steps, _traced, scene)) as items:
+        for item in items:
+            if not _wanted(runtime, ticket):
+                return
+            if item is not None:
+                runtime.keep_trace(scene.key, item)
+                yield item
 
 
 def foretell(
@@ -196,6 +186,42 @@ def foretell(
     if _wanted(runtime, ticket):
         source = runtime.dictionary.source
         yield runtime.engine.predict_layout(runtime.model, prompt, seed=seed, source=source, **options)
+
+
+class _Drawn(NamedTuple):
+    """A picture that is finished, and its codes where there are concepts."""
+
+    image: Image.Image
+    trace: "Trace | None"
+
+
+def _drawn(
+    runtime: Runtime, prompt: str, seed: int, steps: int, guidance: float
+) -> "Generator[Preview | _Drawn, None, None]":
+    tracer = _tracer(runtime)
+    watched = {"contexts": [tracer.context]} if tracer else {}
+    work = runtime.model.generate_iter(prompt, seed=seed, num_inference_steps=steps, guidance_scale=guidance, **watched)
+    with closing(work) as items:
+        for item in items:
+            yield _Drawn(item.image, tracer.trace() if tracer else None) if hasattr(item, "latents") else item
+
+
+def _traced(runtime: Runtime, scene: Scene) -> "Generator[Trace | None, None, None]":
+    """None after each step; last the trace."""
+    from core.trace import trace_image
+
+    dictionary, tracer, model = runtime.dictionary, _tracer(runtime), runtime.model
+    if dictionary is None or tracer is None:
+        return
+    if scene.own:
+        settings = {"seed": scene.seed, "num_inference_steps": scene.steps}
+        yield trace_image(model, scene.image, scene.prompt, dictionary.saes, **settings)
+        return
+    run = {"num_inference_steps": scene.steps, "guidance_scale": scene.guidance}
+    with closing(model.sample([scene.prompt], seeds=[scene.seed], contexts=[tracer.context], **run)) as states:
+        for _ in states:
+            yield None
+    yield tracer.trace()
 
 
 def _tracer(runtime: Runtime) -> "Tracer | None":

@@ -5,16 +5,17 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from core.information.results import Attribution
 from core.spec import BUILT_IN, ModelSpec
 from core.surprisal import load_surprisal
 from core.ui.dictionary import Dictionary, load_dictionary
+from core.ui.lent import Lender, LentEngine, on_zero_gpu, seconds_of
 from core.ui.scene import target
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from core.trace import Trace
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _LOADING_SECONDS = {"picturebook": 10}
 _KEPT = 64
@@ -89,6 +91,10 @@ class Runtime:
     """Folder of stored examples; None: those that come with the model, if any."""
     device: str | None = None
     """Torch device; None: the best there is."""
+    dtype: str | None = None
+    """What it computes in; None: the model's default there."""
+    hookpoints: Sequence[str] = ()
+    """Blocks to look into; none named: the model's own."""
     saes: str | None = None
     """Sparse autoencoders with their concept tables: a built-in name, a folder or a Hub id; None: the model's own."""
     tickets: Tickets = field(default_factory=Tickets)
@@ -100,6 +106,7 @@ class Runtime:
 
     def __post_init__(self) -> None:
         self._model: Any = None
+        self._lender: Lender | None = None
         self._dictionary: Dictionary | None = None
         self._segmenter: Segmenter | None = None
         self._traces: OrderedDict[str, Trace] = OrderedDict()
@@ -132,21 +139,53 @@ class Runtime:
         if self._segmenter is None and self.spec.name == "picturebook":
             from core.segmentation import load_segmenter
 
-            self._segmenter = load_segmenter(device=self.device)
+            # A lent GPU is not there for what is computed between requests.
+            self._segmenter = load_segmenter(device="cpu" if self._lender else self.device)
         return self._segmenter
 
+    def borrow_gpu(self) -> None:
+        """On a Space that lends its GPU (ZeroGPU): load the model now, as is wanted there, and compute on that GPU.
+
+        A small model computes on the Space's own processor instead, which costs no visitor anything.
+        """
+        if not on_zero_gpu():
+            return
+        lender = Lender(self)  # in any case: such a Space has to have a function for its GPU
+        if self.spec.half:
+            self._lender = lender
+        else:
+            self.device = "cpu"
+        self._load()
+
+    def run(
+        self, n_evals: int, function: Callable[..., Generator[T, None, None]], *arguments: Any
+    ) -> Generator[T, None, None]:
+        """Model work: what a module's generator function yields of this runtime and the arguments.
+
+        `n_evals` is about how many U-Net evaluations it takes. Where the GPU is lent, it runs in another process:
+        what it is given and yields has to be fit for sending, and what it changes stays there.
+        """
+        if self._lender is None:
+            return function(self, *arguments)
+        return self._lender.run(seconds_of(n_evals), function, self, *arguments)
+
     def start(self) -> None:
-        """Load the model in a thread of its own."""
-        self._started = time.monotonic()
+        """Load the model in a thread of its own, if it is not there yet."""
+        if self.ready.is_set():
+            return
         threading.Thread(target=self._load, name="load-model", daemon=True).start()
 
     def _load(self) -> None:
+        self._started = time.monotonic()
         try:
             engine = self.engine or import_module("core")
-            options = {"device": self.device} if self.device else {}
+            given = {"device": self.device, "dtype": self.dtype, "hookpoints": tuple(self.hookpoints)}
+            options: dict[str, Any] = {name: value for name, value in given.items() if value}
+            if self._lender:  # concepts are searched by the text encoder, between requests
+                options |= {"text_device": "cpu", "offload": False}
             model = engine.load_model(self.name, **options)
             self._dictionary = load_dictionary(self.saes or self.name, model)
-            self._model, self.engine = model, engine
+            self._model, self.engine = model, LentEngine(engine, self, self._lender) if self._lender else engine
             log.info("%s is ready after %.1f s", self.name, time.monotonic() - self._started)
         except Exception as error:  # whatever it is, the page has to say it
             log.exception("%s could not be loaded", self.name)

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, PNDMScheduler
 from PIL import Image
 
 import core
-from core.diffuser import Diffuser, load_model
+from core.diffuser import Diffuser
 from core.errors import Cancelled, ModelError, PromptError, UnknownWordError
 from core.hookpoints import nearest_hookpoints
+from core.loading import load_model
 from core.sampling import Generation, Preview, ddim_step
 from tests.conftest import make_pipeline
 
@@ -37,13 +38,6 @@ def test_loading_finds_the_model_and_its_blocks(model: Diffuser) -> None:
     assert model.dtype == torch.float32
 
 
-def test_hookpoints_can_be_given_and_are_checked(model_folder: Path) -> None:
-    given = load_model(model_folder, hookpoints=["mid_block.attentions.0"])
-    assert given.hookpoints == ("mid_block.attentions.0",)
-    with pytest.raises(ModelError, match=r"down_blocks\.1.*Its blocks are: down_blocks\.0\.attentions\.0, mid_block"):
-        load_model(model_folder, hookpoints=["down_blocks.1.attentions.0"])
-
-
 def test_a_model_of_the_wrong_kind_is_refused() -> None:
     pipeline = make_pipeline(prediction_type="sample")
     spec = core.ModelSpec("odd", "nowhere")
@@ -51,22 +45,6 @@ def test_a_model_of_the_wrong_kind_is_refused() -> None:
         Diffuser(pipeline, spec)
     with pytest.raises(ModelError, match="should draw 512 pixels, its weights 128"):
         Diffuser(make_pipeline(), core.ModelSpec("odd", "nowhere", image_size=512))
-
-
-def test_a_hub_model_that_cannot_be_had_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise OSError("offline")
-
-    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", fail)
-    with pytest.raises(ModelError, match=r"(?s)'some/model' could not be loaded.*offline.*safetensors"):
-        load_model("some/model")
-
-
-def test_half_precision_files_are_computed_in_full(tmp_path: Path) -> None:
-    make_pipeline().to(torch.float16).save_pretrained(tmp_path / "half", safe_serialization=True)
-    model = load_model(tmp_path / "half")
-    assert model.dtype == torch.float32
-    assert model.encode_text([PROMPT]).dtype == torch.float32
 
 
 def test_a_seed_is_a_picture_bit_by_bit(untouched: Diffuser, model_folder: Path) -> None:
@@ -144,6 +122,16 @@ def test_noise_is_predicted_at_times_between_the_trained_ones(model: Diffuser) -
         snapped = model.unet(x, torch.tensor([400.0, 400.0]), encoder_hidden_states=text).sample
     torch.testing.assert_close(model.predict_noise(x, a, text), by_hand)
     assert not torch.allclose(by_hand[1], snapped[1])
+
+
+def test_float32_is_float32_on_a_gpu_too(model: Diffuser) -> None:
+    rounded: list[bool] = []
+    hook = model.unet.register_forward_hook(lambda *_: rounded.append(torch.backends.cudnn.allow_tf32))
+    before = torch.backends.cudnn.allow_tf32
+    model.generate(PROMPT, num_inference_steps=1, previews=False)
+    hook.remove()
+    assert rounded == [False]
+    assert torch.backends.cudnn.allow_tf32 is before is True
 
 
 def test_every_distinct_text_is_encoded_once(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,10 @@ from training import labels as command
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.drawn import draw
 from training.labelling import LabelConfig, Labeller, Run, pairings
-from training.labels import label_collection
+from training.labels import PromptsFrom, label_collection
 from training.naming import Facts, Names, aurocs, benjamini_hochberg, choose, name_latents, overlaps, p_values
 from training.pool import ExampleKeeper, choose_pool
+from training.prompts import FilePrompts
 from training.tally import N_LEVELS, Entries, Moment, Shape, Tally
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -295,6 +296,13 @@ def test_the_strongest_pictures_are_kept_with_their_maps() -> None:
     assert examples.peaks[1].tolist() == [9, 8, 7, 6, 5, 4, 3, 2]
     assert examples.maps[1].tolist() == [[[128, 0], [0, 255]]] * 8
     assert (examples.pictures[[0, 2]] == -1).all()
+
+
+def test_prompts_may_begin_later_than_those_that_were_trained_with(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(f"prompt {i}" for i in range(9)))
+    prompts = FilePrompts(path, lambda _: None)
+    assert PromptsFrom(prompts, 4).prompt(2) == prompts.prompt(6) == "prompt 6"
 
 
 def test_a_gallery_gives_back_what_was_put_in(tmp_path: Path) -> None:

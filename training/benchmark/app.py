@@ -10,10 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from http.client import HTTPException
+from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
 
@@ -85,7 +86,7 @@ def start(model: str) -> Start:
         return Start(page, app.said("is ready after"), app.seconds)
 
 
-class _App:
+class App:
     """The running app and what it has said."""
 
     def __init__(self, process: "subprocess.Popen[str]", url: str) -> None:
@@ -123,20 +124,36 @@ class _App:
 
 
 @contextmanager
-def _app(model: str) -> Iterator[_App]:
+def _app(model: str) -> Iterator["App"]:
     script = ROOT / "app.py"
     if not script.exists():
         raise RuntimeError(f"There is no {script}: the part `app` needs a checkout.")
+    with serve([sys.executable, str(script), "--model", model], ROOT) as app:
+        yield app
+
+
+@contextmanager
+def serve(command: Sequence[str], folder: Path, env: Mapping[str, str] | None = None) -> Iterator["App"]:
+    """The app that a command starts in a folder, on a port of its own; ended in any case.
+
+    `env` is its whole environment, by default this process's.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(script), "--port", str(port), "--model", model]
     # A plain kill of the benchmark would leave the app running.
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*command, "--port", str(port)],
+            cwd=folder,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         try:
-            yield _App(process, f"http://127.0.0.1:{port}/")
+            yield App(process, f"http://127.0.0.1:{port}/")
         finally:
             process.terminate()
             try:

@@ -85,6 +85,12 @@ class Run:
 
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
+    def conformance(self) -> Table:
+        """The whole path at full size."""
+        from training.benchmark import conformance
+
+        return conformance.part(self.device, small=self.quick)
+
 
 PARTS: dict[str, Callable[[Run], Table]] = {
     "app": Run.app,
@@ -93,15 +99,19 @@ PARTS: dict[str, Callable[[Run], Table]] = {
     "estimator": Run.estimator,
     "sae": Run.sae,
     "fed": Run.fed,
+    "conformance": Run.conformance,
 }
 """In this order, whatever the order asked for."""
 NEED_ACCELERATOR = ("fed",)
 """Parts that are hours long on a CPU: left out there unless they are named."""
+OF_ANOTHER_MODEL = ("conformance",)
+"""Parts that measure another model than the one that is asked for: left out unless they are named."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("names", nargs="*", type=_part, metavar="NAME", help=f"parts to measure: {', '.join(PARTS)}")
+    names = f"parts to measure: {', '.join(PARTS)}; conformance needs 5 GB of memory and 3 of disk, and is not usual"
+    parser.add_argument("names", nargs="*", type=_part, metavar="NAME", help=names)
     parser.add_argument("--quick", action="store_true", help="a minute's version; its figures mean little")
     parser.add_argument("--model", default="picturebook", help="built-in name, folder, or owner/name@revision")
     parser.add_argument("--device", default=None, help="torch device; by default the best there is")
@@ -123,7 +133,9 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _wanted(name: str, names: Sequence[str], run: Run) -> bool:
     """Whether a part is measured; asked part by part, for to know the device takes torch."""
-    return name in names if names else name not in NEED_ACCELERATOR or run.place != "cpu"
+    if names:
+        return name in names
+    return name not in OF_ANOTHER_MODEL and (name not in NEED_ACCELERATOR or run.place != "cpu")
 
 
 def _part(name: str) -> str:

@@ -5,15 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
-from diffusers.utils import logging as of_diffusers
-from transformers.utils import logging as of_transformers
+from diffusers import DDIMScheduler
 
 import core
 from core.activations import record
-from core.artifacts import is_local
 from core.diffuser import Diffuser
 from core.information.measuring import BATCH_SIZE
+from core.loading import read_pipeline
 from training.benchmark.prompts import held_out
 from training.report import Figure, Table, timed
 
@@ -124,19 +122,7 @@ def unet_seconds(model: Diffuser, batch_size: int, n: int) -> list[float]:
 
 def _pipeline(model: Diffuser) -> Any:
     """The model in plain diffusers, sampling as we do."""
-    for library in (of_diffusers, of_transformers):
-        library.disable_progress_bar()
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        model.spec.source,
-        revision=model.spec.revision,
-        use_safetensors=True,
-        local_files_only=is_local(model.spec),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        torch.nn.Module.to(module, model.device, model.dtype)
+    pipeline = read_pipeline(model.spec, model.dtype).to(model.device)
     asked = {"timestep_spacing": "leading", "steps_offset": 1, "clip_sample": False}
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **asked)
     pipeline.set_progress_bar_config(disable=True)

@@ -1,0 +1,307 @@
+"""The whole path at the size of Stable Diffusion v1.4, without its weights: shapes, time and memory.
+
+A pipeline of the published configuration with random weights goes through everything that is done with a model: it is
+drawn from, recorded, taken apart by sparse autoencoders, labelled, edited, measured, foretold. On CUDA in float16 and
+with the usual numbers of steps and evaluations; on a CPU in bfloat16 and with as few as show that it works.
+"""
+
+import logging
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import core
+from core.activations import Key, record
+from core.concepts import load_concepts
+from core.diffuser import Diffuser
+from core.edits import Editor, GlobalEdit
+from core.hookpoints import nearest_hookpoints
+from core.information.quadrature import Sampler
+from core.sae import SaeConfig, SaeId, SparseAutoencoder
+from core.sae_files import save_sae
+from core.sae_source import write_index
+from core.segmentation import Segmentation
+from core.spec import BUILT_IN
+from core.trace import load_saes
+from training.bank import Bank, Moments, TrainerConfig
+from training.benchmark.full_size import FULL, SMALL, Size
+from training.benchmark.speed import unet_seconds
+from training.labelling import LabelConfig, Run
+from training.labels import label_collection
+from training.report import ROOT, Cell, Figure, Table
+
+log = logging.getLogger(__name__)
+
+PROMPT = "a cat on the grass"
+EXPANSION, K = 4, 20
+SAE_BATCH = 4096
+"""Positions in a training step, as published."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is computed, on how large a model."""
+
+    dtype: str
+    """Of the model."""
+    n_steps: int
+    """Of the sampler."""
+    n_calls: int
+    """Timed calls of the U-Net, and training steps."""
+    batch: int
+    """Latents in the largest calls."""
+    attribution: Sampler
+    """How a picture is measured."""
+    words: tuple[str, ...] | None
+    """Which of its words; None: all."""
+    max_evals: int | None
+    """At most."""
+    size: Size = FULL
+    """Of the model."""
+
+
+CPU = Effort("bfloat16", 2, 3, 2, Sampler(n_points=2, min_replicates=2), ("cat",), 8)
+CUDA = Effort("float16", 50, 10, 32, Sampler(), None, None)
+
+
+def part(device: str | None, *, small: bool = False) -> Table:
+    """The benchmark's part `conformance`; `small` tries it out on a model of the same shape and a few channels.
+
+    Raises:
+        ValueError: Something has another shape than the published model's, or is not finite.
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    effort = CUDA if place.type == "cuda" else CPU
+    if small:
+        effort = replace(effort, size=SMALL)
+    with TemporaryDirectory() as folder:
+        book = _Book(place)
+        with book.timed("write the pipeline"):
+            _write(Path(folder) / "model", effort.dtype, small)
+        model = _load(Path(folder) / "model", place, effort, book)
+        updates = _draw(model, effort, book)
+        _take_apart(model, updates, Path(folder) / "saes", effort, book)
+        _edit_and_foretell(model, Path(folder) / "saes", effort, book)
+        _attribute(model, effort, book)
+        _train(updates, place, effort, book)
+    where = torch.cuda.get_device_name(place) if place.type == "cuda" else "the CPU"
+    notes = [
+        f"A Stable Diffusion v1.4 of the published configuration and random weights, {effort.dtype}, on {where}.",
+        f"Memory is the most held so far: {'allocated on the GPU' if place.type == 'cuda' else 'by the process'}.",
+        f"Pictures of {effort.n_steps} steps. Nothing that is drawn, labelled or measured here means anything.",
+    ]
+    return Table("conformance", "The size of Stable Diffusion v1.4", book.rows, notes)
+
+
+class _Book:
+    """What was done, and what it took."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.rows: list[dict[str, Cell]] = []
+
+    def add(self, what: str, seconds: float | None, found: str = "") -> None:
+        """A line."""
+        memory = _peak(self._device) / 2**30
+        self.rows.append({"what": what, "seconds": seconds, "peak GiB": memory, "found": found})
+        log.info("%s: %s s, %.2f GiB; %s", what, f"{seconds:.3g}" if seconds else "-", memory, found)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[list[str]]:
+        """A line for what is done inside; what is put into the list is told of it."""
+        found: list[str] = []
+        started = perf_counter()
+        yield found
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.add(what, perf_counter() - started, "; ".join(found))
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _write(folder: Path, dtype: str, small: bool) -> None:
+    # In a process of its own: drawing the weights in float32 takes more memory than anything that is measured here.
+    code = (
+        "import pathlib, sys, torch; from training.benchmark import full_size as f; "
+        f"f.save_pipeline(pathlib.Path(sys.argv[1]), torch.{dtype}, f.{'SMALL' if small else 'FULL'})"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT)
+
+
+def _load(folder: Path, device: torch.device, effort: Effort, book: _Book) -> Diffuser:
+    published = BUILT_IN["sd-v1-4"]
+    drawn = {"num_inference_steps": effort.n_steps, "image_size": 8 * effort.size.latent_side}
+    spec = replace(published, name="full-size", source=str(folder), revision=None, **drawn)
+    with book.timed("load it") as found:
+        model = core.load_model(spec, device=device, dtype=None if device.type == "cuda" else effort.dtype)
+        found.append(f"{sum(p.numel() for p in model.unet.parameters()) / 1e6:.0f} million weights in the U-Net")
+    _expect("hookpoints nearest the bottleneck", nearest_hookpoints(model.unet), published.hookpoints)
+    _expect("dtype", model.dtype, getattr(torch, effort.dtype))
+    _expect("latents", model.latent_shape, _latents(effort))
+    for n in dict.fromkeys((1, 2, effort.batch)):
+        seconds = unet_seconds(model, n, effort.n_calls)
+        median = Figure("", seconds).median
+        book.add(f"U-Net call of {n}", median, f"{median / n:.3g} s a latent; slowest call {max(seconds):.3g} s")
+    return model
+
+
+def _draw(model: Diffuser, effort: Effort, book: _Book) -> dict[Key, Tensor]:
+    """The updates of a picture, all of them."""
+    with book.timed("draw a picture and record it") as found, record(model) as recording:
+        image = model.generate(PROMPT, seed=0, previews=False).image
+        shapes = tuple(tuple(recording[Key(name, "cond", 0)].shape[1:]) for name in model.hookpoints)
+        found.append(", ".join(f"{h} x {w} x {c}" for c, h, w in shapes))
+    _expect("updates", shapes, effort.size.updates)
+    _expect("recorded updates", len(recording), 3 * 2 * effort.n_steps)
+    _expect("size of a picture", image.size, (8 * effort.size.latent_side,) * 2)
+    with book.timed("encode a picture"):
+        _expect("encoded picture", tuple(model.encode(image).shape), (1, *_latents(effort)))
+    updates = dict(recording.items())
+    if not all(update.isfinite().all() for update in updates.values()):
+        raise ValueError("Some updates are not finite.")
+    return updates
+
+
+def _latents(effort: Effort) -> tuple[int, int, int]:
+    return 4, effort.size.latent_side, effort.size.latent_side
+
+
+def _take_apart(model: Diffuser, updates: dict[Key, Tensor], root: Path, effort: Effort, book: _Book) -> None:
+    """Make a collection of SAEs, encode with it, and let the labelling pipeline write its tables."""
+    d_in = effort.size.channels[-1]
+    d_sae = EXPANSION * d_in
+    ids = [SaeId(name, "cond", "all") for name in model.hookpoints]
+    for sae_id in ids:
+        generator = torch.Generator().manual_seed(len(sae_id.hookpoint))
+        sae = SparseAutoencoder(SaeConfig(d_in, d_sae, K), generator=generator)
+        save_sae(sae, root / sae_id.path, {"model": model.spec.name}, torch.float16)
+    write_index(root, ids, model=model.spec.name)
+    saes = load_saes(root, model)
+    with book.timed("encode the updates of one step") as found:
+        codes = {}
+        for place, sae in saes.items():
+            x = updates[Key(place.hookpoint, place.branch, 0)][0].flatten(1).T
+            codes[place] = sae.encode(x.to(sae.b_dec.device, torch.float32))
+        found.append(", ".join(f"{len(code.indices)} x {K} of {d_sae}" for code in codes.values()))
+    positions = [height * width for _, height, width in effort.size.updates]
+    _expect("codes", [tuple(code.indices.shape) for code in codes.values()], [(n, K) for n in positions])
+    config = LabelConfig(pictures=4, batch=4, permutations=3, gallery=1, places=(), styles=(), words={})
+    with book.timed("draw, segment and label 4 pictures") as found:
+        label_collection(config, root, model, _Halves(), _Always(), Run(root.parent / "labels"))
+        tables = [load_concepts(root, *place) for place in saes]
+        found.append(f"{sum(len(table.frame) for table in tables)} rows of concepts")
+    _expect("rows of concepts", [len(table.frame) for table in tables], [d_sae] * len(ids))
+
+
+def _edit_and_foretell(model: Diffuser, root: Path, effort: Effort, book: _Book) -> None:
+    saes = load_saes(root, model)
+    editor = Editor(model, saes, lambda place: load_concepts(root, *place))
+    place = next(iter(saes))
+    means = editor.table(place).frame["mean"].to_numpy()
+    where = {"hookpoints": [place.hookpoint], "branches": [place.branch], "steps": (0, 0)}
+    edit = GlobalEdit(concepts=[int(np.nanargmax(means))], strength=8.0, **where)
+
+    def drawn(strength: float) -> Tensor:
+        contexts = [editor.editing([replace(edit, strength=strength)])]
+        return model.generate(PROMPT, seed=0, previews=False, contexts=contexts).latents
+
+    with book.timed("draw a picture with an edit"):
+        edited = drawn(8.0)
+    plain, none = model.generate(PROMPT, seed=0, previews=False).latents, drawn(0.0)
+    _expect("an edit of strength 0 changes", float((plain - none).abs().max()), 0.0)
+    if not (edited - plain).abs().max() > 0:
+        raise ValueError("An edit of strength 8 changed nothing.")
+    with book.timed("foretell a layout from the first step") as found:
+        layout = core.predict_layout(model, PROMPT, seed=0, step=0, source=root)
+        found.append(f"{' x '.join(map(str, layout.labels.shape))} positions")
+    _expect("layout", layout.labels.shape, effort.size.updates[1][1:])
+
+
+def _attribute(model: Diffuser, effort: Effort, book: _Book) -> None:
+    latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(1))
+    with book.timed("attribute a picture to its words") as found:
+        options = {"sampler": effort.attribution, "max_evals": effort.max_evals}
+        a = core.attribute(model, latents, PROMPT, words=effort.words, **options)
+        found += [
+            f"{len(a.words)} words, {a.n_evals} evaluations, {a.stopped}",
+            f"rounding up to {100 * a.settings['rounding']:.2g} % of a word's bits, so {a.settings['dtype']} was used",
+        ]
+    _expect("map", a.maps.shape[1:], _latents(effort)[1:])
+    np.testing.assert_allclose(a.maps.sum((1, 2)), a.bits, rtol=1e-6)
+
+
+def _train(updates: dict[Key, Tensor], device: torch.device, effort: Effort, book: _Book) -> None:
+    """Time a step of one SAE's training on a batch of the published size, made of what was recorded."""
+    wide = torch.cat([update[0].flatten(1).T for update in updates.values()])
+    x = wide.repeat(-(-SAE_BATCH // len(wide)), 1)[:SAE_BATCH].to(device, torch.float32)
+    sae_id, n = SaeId("any", "cond", "all"), effort.n_calls
+    bank = Bank({sae_id: x.shape[1]}, TrainerConfig(n_steps=n + 1, k=K, expansion=EXPANSION, n_measured=1)).to(device)
+    moments = Moments(torch.tensor(len(x), device=device), x.double().sum(0), x.double().square().sum())
+    for _, trainee in bank.items():
+        trainee.start_from(moments, sae_id.path)
+    optimizer = torch.optim.Adam(bank.parameters(), lr=3e-4, fused=True)
+
+    def step() -> float:
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = bank([x])
+        loss.backward()
+        bank.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        bank.after_step()
+        return float(loss.detach())  # waits for the device
+
+    seconds = [_seconds(step) for _ in range(n + 1)][1:]
+    book.add(f"SAE training step of {SAE_BATCH} positions", Figure("", seconds).median)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = perf_counter()
+    work()
+    return perf_counter() - started
+
+
+def _expect(what: str, found: Any, wanted: Any) -> None:
+    if found != wanted:
+        raise ValueError(f"Of {what} there should be {wanted}, there is {found}.")
+
+
+class _Always:
+    """The same prompt, whatever the number."""
+
+    def prompt(self, number: int) -> str:
+        """The prompt."""
+        del number
+        return PROMPT
+
+
+class _Halves:
+    """In the place of a segmenter: the left half of every picture is one thing, the right half another."""
+
+    def class_names(self) -> tuple[str, ...]:
+        """Of the two."""
+        return ("left", "right")
+
+    def segment(self, pictures: Sequence[Image.Image]) -> Segmentation:
+        """Their masks."""
+        width, height = pictures[0].size
+        left = torch.zeros(height, width, dtype=torch.bool)
+        left[:, : width // 2] = True
+        return Segmentation(torch.stack([left, ~left]).repeat(len(pictures), 1, 1, 1), torch.ones(len(pictures), 2))

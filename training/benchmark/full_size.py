@@ -1,0 +1,127 @@
+"""Stable Diffusion v1.4 in everything but its weights: the published configuration, random weights, our own tokens.
+
+What is measured on it, shapes, memory and time, is what the real one would show; what it draws is noise.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+N_TOKENS = 49408
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Size:
+    """What makes the model large: that of Stable Diffusion v1.4 by default."""
+
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    """Of the U-Net's levels."""
+    vae_channels: tuple[int, ...] = (128, 256, 512, 512)
+    """Of the autoencoder's."""
+    text_width: int = 768
+    """Of the text encoder, with heads of 64."""
+    text_layers: int = 12
+    latent_side: int = 64
+
+    @property
+    def updates(self) -> tuple[tuple[int, int, int], ...]:
+        """(C, H, W) of the updates at the hookpoints: at the third level, in the middle, at the third level again."""
+        third, middle = self.latent_side // 4, self.latent_side // 8
+        return (
+            (self.channels[2], third, third),
+            (self.channels[3], middle, middle),
+            (self.channels[2], third, third),
+        )
+
+
+FULL = Size()
+SMALL = Size((32, 64, 64, 64), (32, 32, 32, 32), 64, 2, 16)
+"""The same shape of everything, for trying out what is to be done with the full size."""
+
+
+def components(size: Size = FULL) -> dict[str, torch.nn.Module]:
+    """The modules with weights, on the default device (that of `with torch.device(...)`)."""
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=N_TOKENS,
+            hidden_size=size.text_width,
+            intermediate_size=4 * size.text_width,
+            num_hidden_layers=size.text_layers,
+            num_attention_heads=size.text_width // 64,
+            max_position_embeddings=77,
+            hidden_act="quick_gelu",
+            projection_dim=size.text_width,
+            bos_token_id=N_TOKENS - 2,
+            eos_token_id=N_TOKENS - 1,
+            pad_token_id=N_TOKENS - 1,
+        )
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=size.vae_channels,
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=8 * size.latent_side,
+        scaling_factor=0.18215,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=size.latent_side,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=size.channels,
+        layers_per_block=2,
+        cross_attention_dim=size.text_width,
+        attention_head_dim=8,
+    )
+    return {"text_encoder": text_encoder, "vae": vae, "unet": unet}
+
+
+def save_pipeline(folder: Path, dtype: torch.dtype, size: Size = FULL, seed: int = 0) -> None:
+    """Write the pipeline with weights of `seed`, as `core.load_model` reads it: 2.1 GB in half precision."""
+    with torch.random.fork_rng(devices=[]):  # the libraries draw their weights from the global generator
+        torch.manual_seed(seed)
+        modules: Mapping[str, Any] = {
+            name: torch.nn.Module.to(module, dtype=dtype) for name, module in components(size).items()
+        }
+    scheduler = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+        steps_offset=1,
+    )
+    StableDiffusionPipeline(
+        **modules,
+        tokenizer=byte_tokenizer(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder, safe_serialization=True)
+
+
+def byte_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer of the right size without merges: it spells every word, byte by byte."""
+    letters = list(_bytes_to_unicode().values())
+    pieces = [*letters, *(letter + "</w>" for letter in letters)]
+    fillers = [f"<|unused{i}|>" for i in range(N_TOKENS - len(pieces) - 2)]
+    vocab = {piece: i for i, piece in enumerate([*pieces, *fillers, START, END])}
+    return CLIPTokenizer(vocab=vocab, merges=[], bos_token=START, eos_token=END, pad_token=END, model_max_length=77)
+
+
+def _bytes_to_unicode() -> dict[int, str]:
+    """A printable character for every byte, as byte-level BPE writes them: itself, or one from 256 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
