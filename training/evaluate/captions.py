@@ -113,17 +113,17 @@ def others_of(caption: Caption, rng: np.random.Generator) -> dict[str, list[str]
     """Captions that differ from a scene's own in one respect, for each respect that it has."""
     story = caption.story
     at = int(rng.integers(len(caption.words)))
-    noun = _other(rng, [noun for noun in NOUNS if noun.name not in story.nouns])
+    noun = any_of(rng, [noun for noun in NOUNS if noun.name not in story.nouns])
     words = (*caption.words[:at], noun.name, *caption.words[at + 1 :])
     others = {"thing": [replace(caption, words=words).text]}
     if story.relation is not None:
         others["relation"] = [replace(caption, story=replace(story, relation=OPPOSITE[story.relation])).text]
     if caption.place_word is not None:
-        place = _other(rng, [place for place in PLACES if place.name != story.place])
+        place = any_of(rng, [place for place in PLACES if place.name != story.place])
         changed = replace(caption, story=replace(story, place=place.name), place_word=place.name)
         others["place"] = [changed.text]
     if caption.style_told:
-        style = _other(rng, [style for style in STYLES[1:] if style != story.style])
+        style = any_of(rng, [style for style in STYLES[1:] if style != story.style])
         others["style"] = [replace(caption, story=replace(story, style=style)).text]
     shuffles = shuffled(caption.text, rng)
     return others | ({"order of the words": shuffles} if shuffles else {})
@@ -199,5 +199,6 @@ def _mean(values: Floats, bench: Bench) -> Resampled:
     return resampled(values[:, None], bench.settings.n_bootstrap)
 
 
-def _other(rng: np.random.Generator, options: Sequence[Option]) -> Option:
+def any_of(rng: np.random.Generator, options: Sequence[Option]) -> Option:
+    """One of them, all equally likely."""
     return options[int(rng.integers(len(options)))]
