@@ -19,6 +19,7 @@ from core.information.measuring import (
     last_of,
     measure,
     relative_errors,
+    sampler_for,
     settings_of,
 )
 from core.information.quadrature import Sampler
@@ -104,7 +105,7 @@ def attribute_iter(
     plan = Plan(
         comparisons=compare(prompt, chosen, given) + whole,
         seed=int(seed),
-        sampler=sampler or Sampler(),
+        sampler=sampler_for(model, sampler),
         batch_size=batch_size,
         max_evals=max_evals,
         what=f"{len(chosen)} words",

@@ -17,7 +17,7 @@ from PIL import Image
 
 import core
 from core.diffuser import Diffuser
-from core.information.quadrature import Sampler
+from core.information.measuring import sampler_for
 from core.information.ranking import Ranking
 from core.text import split_words
 from training.evaluate.grids import Floats, Resampled, resampled
@@ -98,7 +98,9 @@ class Bench:
             Image.fromarray(paint(scene).image),
             captions,
             certainty=ENDLESS,
-            sampler=Sampler(n_points=settings.n_points, min_replicates=settings.n_replicates),
+            sampler=replace(
+                sampler_for(self._model, None), n_points=settings.n_points, min_replicates=settings.n_replicates
+            ),
             max_evals=settings.n_points * settings.n_replicates * (len(captions) + 1),
             seed=scene.seed[-1],
         )

@@ -8,7 +8,7 @@ nothing of this one.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from PIL import Image
 
 import core
 from core.diffuser import Diffuser
+from core.information.measuring import sampler_for
 from core.information.quadrature import Sampler
 from core.text import delete_words, replace_word
 from training.evaluate.captions import OPPOSITE, any_of
@@ -30,7 +31,7 @@ from training.report import Cell, Table
 
 CMI = "CMI"
 ALONG_SAMPLER = "cross-attention along the sampler"
-AT_FLAT = "cross-attention, our noise schedule"
+AT_FLAT = "cross-attention, flat noise schedule"
 OF_ANOTHER = "CMI of another picture"
 """The control."""
 FORETELLERS = (CMI, ALONG_SAMPLER, AT_FLAT, OF_ANOTHER)
@@ -142,8 +143,8 @@ class Bench:
             "evaluations each, and forth again without guidance. Change: the squared difference of the latents of what "
             "came back and of what came under the changed prompt. Swapped: for another thing, place or style, or for "
             f"the opposite relation. CMI: {settings.n_replicates} replicates of {settings.n_points} noises; attention "
-            "under our noise schedule: as many noises. The control: CMI of the same kind of word in the next picture "
-            "that has one. In brackets: 95 % intervals over pictures."
+            "under the flat noise schedule: as many noises. The control: CMI of the same kind of word in the next "
+            "picture that has one. In brackets: 95 % intervals over pictures."
         )
 
 
@@ -164,7 +165,7 @@ def measure(model: Diffuser, number: int, scene: Scene, settings: Settings) -> t
     squared = (latents[1:] - latents[0]).double().square().sum(1).cpu().numpy()
     changes = dict(zip(CHANGES, squared.reshape(len(CHANGES), len(words), *squared.shape[1:]), strict=True))
     seed, n = scene.seed[-1], settings.n_points * settings.n_replicates
-    ours = Sampler(n_points=settings.n_points, min_replicates=settings.n_replicates)
+    ours = replace(sampler_for(model, None), n_points=settings.n_points, min_replicates=settings.n_replicates)
     maps = {
         CMI: information(model, x, prompt, words, ours, seed),
         ALONG_SAMPLER: along,
@@ -214,10 +215,10 @@ def foretold(words: Sequence[Changed], foreteller: str) -> list[Floats]:
 
 def weighted_pearson(x: Floats, y: Floats, weights: Floats) -> Floats:
     """[n] correlation of x and y, [m], under each row of weights [n, m]; not a number where either is constant."""
-    share = weights / weights.sum(1, keepdims=True)
-    apart_x, apart_y = x - (share @ x)[:, None], y - (share @ y)[:, None]
-    both, of_x, of_y = ((share * product).sum(1) for product in (apart_x * apart_y, apart_x**2, apart_y**2))
     with np.errstate(divide="ignore", invalid="ignore"):
+        share = weights / weights.sum(1, keepdims=True)
+        apart_x, apart_y = x - (share @ x)[:, None], y - (share @ y)[:, None]
+        both, of_x, of_y = ((share * product).sum(1) for product in (apart_x * apart_y, apart_x**2, apart_y**2))
         return np.asarray(both / np.sqrt(of_x * of_y))
 
 

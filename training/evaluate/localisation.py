@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from core.diffuser import Diffuser
+from core.information.measuring import sampler_for
 from core.information.quadrature import Sampler
 from core.segmentation import Segmenter, load_segmenter
 from training.evaluate.grids import Floats, Resampled, resampled
@@ -41,11 +42,12 @@ THRESHOLDS = np.linspace(0.05, 0.95, 19)
 WHOLE = "whole image"
 ALONG_SAMPLER = "cross-attention along the sampler"
 AT_LOGISTIC = "cross-attention, published noise schedule"
-AT_FLAT = "cross-attention, our noise schedule"
+AT_FLAT = "cross-attention, flat noise schedule"
+AT_OURS = "cross-attention, our noise schedule"
 CMI_PUBLISHED = "CMI as published"
 CMI = "CMI"
 BOTH = "CMI and attention"
-METHODS = (WHOLE, ALONG_SAMPLER, AT_LOGISTIC, AT_FLAT, CMI_PUBLISHED, CMI, BOTH)
+METHODS = (WHOLE, ALONG_SAMPLER, AT_LOGISTIC, AT_FLAT, AT_OURS, CMI_PUBLISHED, CMI, BOTH)
 
 Source = Literal["painted", "drawn"]
 """Of pictures: held-out painted scenes with their true masks, or what the model draws of the same captions."""
@@ -179,17 +181,17 @@ def measure(model: Diffuser, subject: Subject, settings: Settings) -> Scored:
     words = list(targets)
     n = settings.n_points * settings.n_replicates
     along = 2 * _n_steps(model, settings)
-    evals = {WHOLE: 0, ALONG_SAMPLER: along, AT_LOGISTIC: n, AT_FLAT: n, CMI: n * (len(words) + 1)}
+    evals = {WHOLE: 0, ALONG_SAMPLER: along, AT_LOGISTIC: n, AT_FLAT: n, AT_OURS: n, CMI: n * (len(words) + 1)}
     published = as_published(evals[CMI], len(words))
     evals[CMI_PUBLISHED] = 3 * len(words) * published.n_points * published.min_replicates
-    ours = Sampler(n_points=settings.n_points, min_replicates=settings.n_replicates)
+    ours = replace(sampler_for(model, None), n_points=settings.n_points, min_replicates=settings.n_replicates)
     maps = {
         WHOLE: torch.ones(len(words), *model.latent_shape[1:]),
         ALONG_SAMPLER: subject.along,
         CMI_PUBLISHED: information(model, x, caption.text, words, published, seed),
         CMI: information(model, x, caption.text, words, ours, seed),
     }
-    for name, density in ((AT_LOGISTIC, Sampler.published()), (AT_FLAT, Sampler())):
+    for name, density in ((AT_LOGISTIC, Sampler.published()), (AT_FLAT, Sampler()), (AT_OURS, ours)):
         sampler = replace(density, n_points=n, stratified=True, antithetic=True)
         maps[name] = attention_at(model, x, caption.text, words, sampler, seed, settings.batch_size)
     maps[BOTH] = (in_its_range(maps[CMI]) * in_its_range(maps[AT_FLAT])).sqrt()
@@ -258,7 +260,7 @@ def iou(bench: Bench) -> Table:
         "of true scenes, inversion by DDIM, and the attention of the way back; of generated pictures, that of the "
         "prompted half while they were drawn; by noise schedules: fresh noise on the picture, nothing inverted. CMI as "
         "published: independent draws, three texts a word, at as many evaluations as ours. CMI and attention: the root "
-        "of the product of the maps of CMI and of attention under our schedule, each in its range.",
+        "of the product of the maps of CMI and of attention under the flat schedule, each in its range.",
         bench.note,
     )
     return Table("iou", "Words found in pictures: mean IoU", rows, notes)
