@@ -77,8 +77,14 @@ def test_intervals_cover_and_are_paired_over_prompts() -> None:
 
 
 def test_the_ladder_goes_from_the_published_way_to_ours_one_switch_at_a_time() -> None:
-    switches = ("stratified", "antithetic", "shared", "fitted", "prompts_per_word")
-    for ours in (Sampler(), Sampler(fitted=True), Sampler(antithetic=False), Sampler(n_points=4)):
+    switches = ("stratified", "antithetic", "shared", "fitted", "profile", "prompts_per_word")
+    for ours in (
+        Sampler(),
+        Sampler(profile=(1.0, 2.0)),
+        Sampler(fitted=True),
+        Sampler(antithetic=False),
+        Sampler(n_points=4),
+    ):
         samplers = [method.sampler for method in ladder(ours)]
         assert samplers[0] == replace(Sampler.published(), n_points=ours.n_points)
         assert samplers[-1] == ours

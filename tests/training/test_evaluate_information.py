@@ -14,9 +14,10 @@ from core.information.ranking import Ranking
 from core.spec import ModelSpec
 from core.text import distinct_words, split_words
 from tests.conftest import make_pipeline
-from training.evaluate import captions, changes, localisation, pid, run
+from training.evaluate import captions, changes, localisation, pid, run, words
 from training.evaluate.captions import OPPOSITE, others_of, outcome_of, shuffled
-from training.evaluate.changes import Changed, Returned, foretold, weighted_pearson
+from training.evaluate.changes import Changed, Returned, foretold
+from training.evaluate.grids import weighted_pearson
 from training.evaluate.localisation import (
     ALONG_SAMPLER,
     AT_FLAT,
@@ -304,13 +305,13 @@ def changed(picture: int, kind: str, told: float, change: float) -> Changed:
 def test_correlations_are_right_by_hand(reader: Diffuser) -> None:
     bench = changes.Bench(reader, changes.Settings(n_scenes=4, n_bootstrap=50))
     pairs = [(1.0, 2.0), (2.0, 1.0), (3.0, 4.0), (4.0, 3.0)]
-    words = [changed(i, "thing", *pair) for i, pair in enumerate(pairs)]
-    bench.measured = words, [Returned(0.01, 1.0)] * 4
+    listed = [changed(i, "thing", *pair) for i, pair in enumerate(pairs)]
+    bench.measured = listed, [Returned(0.01, 1.0)] * 4
     assert bench.pictures("thing", "left out", changes.CMI).value == pytest.approx(0.6)
     assert bench.pictures("thing", "left out", changes.ALONG_SAMPLER).value == pytest.approx(-0.6)
     assert bench.pictures(changes.ALL, "swapped", changes.CMI).value == pytest.approx(0.6)
     # The next picture's word: 2, 3, 4 and, as there is none after the last, 1.
-    assert [told.sum() / 6 for told in foretold(words, changes.OF_ANOTHER)] == [2, 3, 4, 1]
+    assert [told.sum() / 6 for told in foretold(listed, changes.OF_ANOTHER)] == [2, 3, 4, 1]
     assert bench.pictures("thing", "left out", changes.OF_ANOTHER).value == pytest.approx(
         np.corrcoef([2, 3, 4, 1], [2, 1, 4, 3])[0, 1]
     )
@@ -343,16 +344,50 @@ def test_every_word_that_was_chosen_can_be_another(told: Caption) -> None:
 def test_a_pictures_changes_are_those_of_its_own_noise(reader: Diffuser) -> None:
     settings = changes.Settings(n_points=2, n_replicates=2, num_inference_steps=2, n_guesses=1)
     rows = reader.n_unet_rows
-    words, back = changes.measure(reader, 7, make_scene(1, "test"), settings)
+    found, back = changes.measure(reader, 7, make_scene(1, "test"), settings)
     caption_ = caption_of(make_scene(1, "test"))
     n = len(changes.others_of(caption_, np.random.default_rng(0)))
-    assert len(words) == n
+    assert len(found) == n
     assert reader.n_unet_rows - rows == 2 * 1 + 2 * (1 + 2 * n) + 4 * (n + 1) + 4
     x = reader.encode(Image.fromarray(paint(make_scene(1, "test")).image))
     whole = core.change_word(reader, x, caption_.text, caption_.words[0], num_inference_steps=2, n_guesses=1)
-    np.testing.assert_allclose(words[0].change["left out"], whole.change, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found[0].change["left out"], whole.change, rtol=1e-3, atol=1e-6)
     assert back.error == pytest.approx(whole.reconstruction_error, rel=1e-3)
-    assert all(word.picture == 7 for word in words)
+    assert all(word.picture == 7 for word in found)
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def test_words_are_told_apart_by_hand() -> None:
+    scores, positive = np.array([3.0, 1.0, 2.0, 0.0]), np.array([True, True, False, False])
+    weights = np.array([[1.0, 1, 1, 1], [1, 0, 1, 1], [0, 1, 2, 1]])
+    np.testing.assert_allclose(words.auroc(scores, positive, weights), [3 / 4, 1, 1 / 3])
+    assert words.auroc(np.zeros(4), positive, weights)[0] == 0.5
+    area = np.array([[1.0, 0], [0, 0]])
+    assert words.lift(np.ones((2, 2)), area) == 1
+    assert words.lift(area, area) == 4
+    assert np.isnan(words.lift(np.zeros((2, 2)), area))
+
+
+def test_every_word_has_its_kind_and_its_bits(reader: Diffuser) -> None:
+    number = next(n for n in range(99) if CAPTIONS[n].story.relation and CAPTIONS[n].style_told)
+    scene, told = make_scene(number, "test"), CAPTIONS[number]
+    settings = words.Settings(n_points=2, n_replicates=2)
+    rows = reader.n_unet_rows
+    found = words.measure(reader, number, scene, settings)
+    present = distinct_words(told.text)
+    assert len(found) == len(present)
+    assert reader.n_unet_rows - rows == 4 * (2 * (len(present) + 1) + 1)
+    kinds = {word: row.kind for word, row in zip(present, found, strict=True)}
+    assert [word for word, kind in kinds.items() if kind == "relation"] == [told.story.relation]
+    assert [word for word, kind in kinds.items() if kind == "style"] == [told.story.style]
+    assert {word for word, kind in kinds.items() if kind == "thing"} == set(told.words)
+    assert all(row.grammar == 0 for row in found if row.kind == "other")
+    assert all(row.grammar > 0.9 for row in found if row.kind != "other")
+    assert 0 < sum(row.totals["attention"] for row in found) < 1
+    shown = words.share_of_things(paint(scene).labels, told)
+    assert 0 < shown.mean() < 1
 
 
 # --- from the command line --------------------------------------------------------------------------------------------
@@ -370,6 +405,7 @@ def test_a_pictures_changes_are_those_of_its_own_noise(reader: Diffuser) -> None
                 n_scenes=3, n_points=2, n_replicates=2, num_inference_steps=2, n_guesses=1, n_bootstrap=20
             ),
         ),
+        ("words", words, words.Settings(n_scenes=3, n_points=2, n_replicates=2, n_bootstrap=20)),
         (
             "localisation",
             localisation,

@@ -21,7 +21,7 @@ from core.information.measuring import sampler_for
 from core.information.quadrature import Sampler
 from core.text import delete_words, replace_word
 from training.evaluate.captions import OPPOSITE, any_of
-from training.evaluate.grids import Floats, Resampled, resampled
+from training.evaluate.grids import Floats, Resampled, repeats, resampled, weighted_pearson
 from training.evaluate.maps import attended_redraw, attention_at, information
 from training.evaluate.shares import with_interval
 from training.picturebook.captions import Caption
@@ -116,10 +116,7 @@ class Bench:
         words = self.words(kind)
         x = np.array([told.sum() for told in foretold(words, foreteller)])
         y = np.array([word.change[change].sum() for word in words])
-        n = self.settings.n_scenes
-        rows = np.random.default_rng(0).integers(n, size=(self.settings.n_bootstrap, n))
-        times = np.array([np.bincount(row, minlength=n) for row in rows])
-        weights = times[:, [word.picture for word in words]].astype(float)
+        weights = repeats([word.picture for word in words], self.settings.n_scenes, self.settings.n_bootstrap)
         return Resampled(float(weighted_pearson(x, y, np.ones((1, len(words))))[0]), weighted_pearson(x, y, weights))
 
     def pixels(self, kind: str, change: str, foreteller: str) -> Resampled:
@@ -211,15 +208,6 @@ def foretold(words: Sequence[Changed], foreteller: str) -> list[Floats]:
         later = [other for other in alike if other.picture > word.picture]
         found.append((later or alike or [word])[0].foretold[CMI])
     return found
-
-
-def weighted_pearson(x: Floats, y: Floats, weights: Floats) -> Floats:
-    """[n] correlation of x and y, [m], under each row of weights [n, m]; not a number where either is constant."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = weights / weights.sum(1, keepdims=True)
-        apart_x, apart_y = x - (share @ x)[:, None], y - (share @ y)[:, None]
-        both, of_x, of_y = ((share * product).sum(1) for product in (apart_x * apart_y, apart_x**2, apart_y**2))
-        return np.asarray(both / np.sqrt(of_x * of_y))
 
 
 def _table(bench: Bench, name: str, title: str, level: str, published: str) -> Table:

@@ -19,7 +19,7 @@ from core.sae_source import list_saes
 from core.segmentation import load_segmenter
 from training import report
 from training.evaluate import captions as caption_ranking
-from training.evaluate import changes, concepts, interventions, layout, localisation, picturebook, pid, sae
+from training.evaluate import changes, concepts, interventions, layout, localisation, picturebook, pid, sae, words
 from training.evaluate.picturebook import held_out_scenes
 from training.evaluate.pictures import load_judges
 from training.evaluate.store import fingerprint, kept
@@ -210,6 +210,7 @@ EVALUATIONS: dict[str, Callable[[Diffuser, Asked], list[Table]]] = {
     "picturebook": evaluate_picturebook,
     "pid": evaluate_information(pid),
     "sae": evaluate_sae,
+    "words": evaluate_information(words),
 }
 
 
