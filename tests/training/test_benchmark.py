@@ -195,7 +195,7 @@ def test_the_command_writes_what_it_prints(
 def test_every_part_is_measured_unless_some_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     run.add_arguments(parser)
-    assert parser.parse_args([]).names == ["app", "generation", "attribution", "estimator", "sae"]
+    assert parser.parse_args([]).names == ["app", "generation", "attribution", "estimator", "density", "sae"]
     with pytest.raises(SystemExit):
         parser.parse_args(["estimater"])
     assert "Did you mean 'estimator'" in capsys.readouterr().err

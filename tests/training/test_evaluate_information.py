@@ -14,7 +14,7 @@ from core.information.ranking import Ranking
 from core.spec import ModelSpec
 from core.text import distinct_words, split_words
 from tests.conftest import make_pipeline
-from training.evaluate import captions, changes, localisation, pid, run, words
+from training.evaluate import captions, changes, likelihood, localisation, pid, run, words
 from training.evaluate.captions import OPPOSITE, others_of, outcome_of, shuffled
 from training.evaluate.changes import Changed, Returned, foretold
 from training.evaluate.grids import weighted_pearson
@@ -405,6 +405,7 @@ def test_every_word_has_its_kind_and_its_bits(reader: Diffuser) -> None:
                 n_scenes=3, n_points=2, n_replicates=2, num_inference_steps=2, n_guesses=1, n_bootstrap=20
             ),
         ),
+        ("likelihood", likelihood, likelihood.Settings(n_scenes=2, n_fit=3, n_bootstrap=20)),
         ("words", words, words.Settings(n_scenes=3, n_points=2, n_replicates=2, n_bootstrap=20)),
         (
             "localisation",

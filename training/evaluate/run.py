@@ -19,7 +19,18 @@ from core.sae_source import list_saes
 from core.segmentation import load_segmenter
 from training import report
 from training.evaluate import captions as caption_ranking
-from training.evaluate import changes, concepts, interventions, layout, localisation, picturebook, pid, sae, words
+from training.evaluate import (
+    changes,
+    concepts,
+    interventions,
+    layout,
+    likelihood,
+    localisation,
+    picturebook,
+    pid,
+    sae,
+    words,
+)
 from training.evaluate.picturebook import held_out_scenes
 from training.evaluate.pictures import load_judges
 from training.evaluate.store import fingerprint, kept
@@ -206,6 +217,7 @@ EVALUATIONS: dict[str, Callable[[Diffuser, Asked], list[Table]]] = {
     "interventions": evaluate_interventions,
     "concepts": evaluate_concepts,
     "layout": evaluate_layout,
+    "likelihood": evaluate_information(likelihood),
     "localisation": evaluate_information(localisation),
     "picturebook": evaluate_picturebook,
     "pid": evaluate_information(pid),
