@@ -129,8 +129,8 @@ def bits(bench: Bench) -> Table:
         f"-log2 p of the latents of {bench.settings.n_scenes} held-out painted scenes over their {last.n_dims} "
         f"dimensions, integrated over log-SNR {low:.2f} to {high:.2f}, all that the model was trained on; outside, the "
         "model is taken to know no more than the standard normal, so that the true figure is lower by what it knows of "
-        f"details finer than that. {last.n_replicates} replicates of {WIDE.n_points} noises. The caption's bits are the "
-        "direct information of the whole caption. In brackets: 95 % intervals over scenes.",
+        f"details finer than that. {last.n_replicates} replicates of {WIDE.n_points} noises. The caption's bits are "
+        "the direct information of the whole caption. In brackets: 95 % intervals over scenes.",
     )
     edges = last.edges
     details = {"edges": edges.tolist(), "errors": found.errors.mean(0).tolist(), "normal": last.normal_errors.tolist()}
