@@ -51,7 +51,7 @@ BUILT_IN = {
         hookpoints=("down_blocks.0.attentions.0", "mid_block.attentions.0", "up_blocks.1.attentions.0"),
         num_inference_steps=25,
         guidance_scale=4.0,
-        log_snr_profile=(1.0, 1.5, 2.4, 1.8, 0.9, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6),
+        log_snr_profile=(1.0, 1.6, 2.7, 2.0, 0.9, 0.6, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5),
         image_size=128,
     ),
     "sd-v1-4": ModelSpec(

@@ -23,7 +23,9 @@ def planted(seed: int, spreads: tuple[float, ...] = (1.0, 3.0, 1.0, 1.0), contro
 def test_a_profile_follows_the_spread_in_part_and_saves_what_neyman_says() -> None:
     spreads = [planted(seed) for seed in range(5)]
     profile = profile_of(spreads)
-    np.testing.assert_allclose(profile, 0.5 + 0.5 * np.array([1, 3, 1, 1]) / 1.5, rtol=0.05)
+    np.testing.assert_allclose(
+        profile, density.FLAT_SHARE + (1 - density.FLAT_SHARE) * np.array([1, 3, 1, 1]) / 1.5, rtol=0.05
+    )
     assert profile.mean() == pytest.approx(1)
     best = profile_of(spreads, flat_share=0.0)
     variance = spreads[0].variance()

@@ -24,7 +24,7 @@ from training.report import Cell, Table
 
 log = logging.getLogger(__name__)
 
-FLAT_SHARE = 0.5
+FLAT_SHARE = 0.4
 """Share of a profile that looks everywhere equally often: bounds what a scene unlike the others can lose, keeps the
 direct estimate's error, which is spread more evenly, from growing, and leaves samples in every bin of a timeline."""
 RUN = 64
