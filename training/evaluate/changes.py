@@ -21,7 +21,7 @@ from core.information.measuring import sampler_for
 from core.information.quadrature import Sampler
 from core.text import delete_words, replace_word
 from training.evaluate.captions import OPPOSITE, any_of
-from training.evaluate.grids import Floats, Resampled, repeats, resampled, weighted_pearson
+from training.evaluate.grids import Floats, Resampled, repeats, resampled, resampled_words, weighted_pearson
 from training.evaluate.maps import attended_redraw, attention_at, information
 from training.evaluate.shares import with_interval
 from training.picturebook.captions import Caption
@@ -126,9 +126,7 @@ class Bench:
         for word, told in zip(words, foretold(words, foreteller), strict=True):
             one = np.ones((1, told.size))
             found[word.picture].append(float(weighted_pearson(told.ravel(), word.change[change].ravel(), one)[0]))
-        width = max(1, *map(len, found))
-        padded = np.array([[*row, *[np.nan] * (width - len(row))] for row in found])
-        return resampled(padded, self.settings.n_bootstrap)
+        return resampled_words(found, self.settings.n_bootstrap)
 
     @property
     def note(self) -> str:

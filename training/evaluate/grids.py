@@ -107,6 +107,12 @@ def resampled(ious: Floats, n_draws: int) -> Resampled:
         return Resampled(float(sums.sum() / counts.sum()), sums[rows].sum(1) / counts[rows].sum(1))
 
 
+def resampled_words(pictures: Sequence[Sequence[float]], n_draws: int) -> Resampled:
+    """The mean over words of pictures that have various numbers of them, as by `resampled`."""
+    width = max(1, *map(len, pictures))
+    return resampled(np.array([[*words, *[np.nan] * (width - len(words))] for words in pictures]), n_draws)
+
+
 def repeats(pictures: Sequence[int], n_pictures: int, n_draws: int) -> Floats:
     """[n, words] how often each word counts when the pictures that they are of are drawn anew, as by `resampled`."""
     rows = np.random.default_rng(0).integers(n_pictures, size=(n_draws, n_pictures))

@@ -21,7 +21,7 @@ from core.diffuser import Diffuser
 from core.information.measuring import sampler_for
 from core.information.quadrature import Sampler
 from core.segmentation import Segmenter, load_segmenter
-from training.evaluate.grids import Floats, Resampled, resampled
+from training.evaluate.grids import Floats, Resampled, resampled_words
 from training.evaluate.maps import (
     attended_drawing,
     attention_along_sampler,
@@ -150,10 +150,8 @@ class Bench:
         """Mean IoU of a method over the words of a kind, at the threshold that suits the other pictures."""
         scored, fit = self.scored(source)
         threshold = best_threshold(fit, method, kind)
-        rows = [word_ious(picture, method, kind, threshold) for picture in scored]
-        width = max(1, *(len(row) for row in rows))
-        padded = np.array([[*row, *[np.nan] * (width - len(row))] for row in rows])
-        return resampled(padded, self.settings.n_bootstrap)
+        ious = [word_ious(picture, method, kind, threshold).tolist() for picture in scored]
+        return resampled_words(ious, self.settings.n_bootstrap)
 
     def evals(self, source: Source, method: str) -> float:
         """Mean U-Net evaluations a picture."""

@@ -21,7 +21,7 @@ from core.hookpoints import cross_attention_blocks
 from core.information.measuring import sampler_for
 from core.information.quadrature import Sampler
 from core.text import distinct_words
-from training.evaluate.grids import Floats, Resampled, repeats, resampled, weighted_pearson
+from training.evaluate.grids import Floats, Resampled, repeats, resampled_words, weighted_pearson
 from training.evaluate.maps import attention_at
 from training.evaluate.picturebook import NO_TARGET
 from training.evaluate.shares import with_interval
@@ -95,8 +95,7 @@ class Bench:
         found: list[list[float]] = [[] for _ in range(self.settings.n_scenes)]
         for word, value in zip(words, values, strict=True):
             found[word.picture].append(value)
-        width = max(1, *map(len, found))
-        return resampled(np.array([[*row, *[np.nan] * (width - len(row))] for row in found]), self.settings.n_bootstrap)
+        return resampled_words(found, self.settings.n_bootstrap)
 
     def weights(self, words: Sequence[Told]) -> Floats:
         """[1 + n, words] how often each counts: once, and in pictures drawn anew."""
