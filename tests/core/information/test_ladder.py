@@ -57,7 +57,7 @@ def test_the_rungs_have_the_bits_that_they_say_and_the_range_loses_little(bits: 
 def test_the_optimal_denoiser_measures_every_rung(bits: float) -> None:
     off, error = apart(*estimates(Rung(bits)))
     assert (np.abs(off) < 4 * error).all()
-    assert (error < 0.02 * bits + 0.02).all()
+    assert (error < 0.03 * bits + 0.05).all()
 
 
 @pytest.mark.parametrize("bits", RUNGS)
