@@ -21,7 +21,7 @@ from core.information.measuring import sampler_for
 from core.information.quadrature import Sampler
 from core.text import delete_words, replace_word
 from training.evaluate.captions import OPPOSITE, any_of
-from training.evaluate.grids import Floats, Resampled, repeats, resampled, resampled_words, weighted_pearson
+from training.evaluate.grids import Estimate, Floats, Resampled, repeats, resampled, resampled_words, weighted_pearson
 from training.evaluate.maps import attended_redraw, attention_at, information
 from training.evaluate.shares import with_interval
 from training.picturebook.captions import Caption
@@ -204,7 +204,7 @@ def foretold(words: Sequence[Changed], foreteller: str) -> list[Floats]:
     for word in words:
         alike = [other for other in words if other.kind == word.kind and other.picture != word.picture]
         later = [other for other in alike if other.picture > word.picture]
-        found.append((later or alike or [word])[0].foretold[CMI])
+        found.append((later or alike)[0].foretold[CMI] if alike else np.zeros_like(word.foretold[CMI]))
     return found
 
 
@@ -217,8 +217,8 @@ def _table(bench: Bench, name: str, title: str, level: str, published: str) -> T
                 continue
             told = {by: getattr(bench, level)(kind, change, by) for by in FORETELLERS}
             row: dict[str, Cell] = {"word": kind, "is": change, "words": float(len(words))}
-            row |= {by: with_interval(figure.estimate) for by, figure in told.items()}
-            row["CMI less attention along the sampler"] = with_interval(told[CMI].less(told[ALONG_SAMPLER]), "+.2f")
+            row |= {by: _cell(figure.estimate, ".2f") for by, figure in told.items()}
+            row["CMI less attention along the sampler"] = _cell(told[CMI].less(told[ALONG_SAMPLER]), "+.2f")
             rows.append(row)
     return Table(name, title, rows, (published, bench.note))
 
@@ -254,6 +254,11 @@ def returned(bench: Bench) -> Table:
             rows.append({"under": f"{kind} {change}", "distance": _distance(np.array(apart), bench)})
     note = "Distance: of latents, over the length of the picture's own. The error: from the picture's own latents."
     return Table("returned", "How far the picture moves", rows, (note, bench.note))
+
+
+def _cell(figure: Estimate, form: str) -> str | None:
+    """Nothing where too few words have a correlation."""
+    return with_interval(figure, form) if np.isfinite(figure.value) else None
 
 
 def _distance(values: Floats, bench: Bench) -> str:
