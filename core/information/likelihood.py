@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from core.information.measuring import Picture
     from core.sampling import Generation
 
-Event = Progress["Likelihood"]
-
 WIDE = Sampler(scale=1000.0, clip=0.5)
 """Flat over all that the model was trained on: here the range decides the result, not only its truncation."""
 
@@ -90,7 +88,7 @@ def likelihood(
     batch_size: int | None = None,
     num_inference_steps: int | None = None,
     sampler: Sampler = WIDE,
-    callback: Callable[[Event], bool | None] | None = None,
+    callback: Callable[[Progress[Likelihood]], bool | None] | None = None,
 ) -> Likelihood:
     """How many bits a dimension a picture's latents have for the model, with `prompt` and without.
 
@@ -124,7 +122,7 @@ def likelihood(
     def summarise(estimate: Estimate) -> Likelihood:
         return _summarise(estimate, edges, n_dims, prompt, plan.seed, settings)
 
-    run: Generator[Any, None, None] = measure(
+    run: Generator[Progress[Likelihood] | Likelihood, None, None] = measure(
         model, image, plan, edges, summarise, excess=lambda result: result.rel_error / target, progress=Progress
     )
     return last_of(run, callback)

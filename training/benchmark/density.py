@@ -69,7 +69,7 @@ class Spread(NamedTuple):
 
 def tables(model: Diffuser, settings: Settings) -> list[Table]:
     """The benchmark's part `density`."""
-    spreads = []
+    spreads: list[Spread] = []
     for n_words in settings.lengths:
         for number, sample in enumerate(scenes_with(n_words, settings.n_prompts, "train")):
             log.info("density: %d words, prompt %d of %d", n_words, number + 1, settings.n_prompts)

@@ -6,7 +6,7 @@ abstract words better than attention does (Kong et al. 2024, arXiv 2310.07972).
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from core.diffuser import Diffuser
 from core.hookpoints import cross_attention_blocks
 from core.information.measuring import sampler_for
 from core.information.quadrature import Sampler
+from core.information.results import Given
 from core.text import distinct_words
 from training.evaluate.grids import Floats, Resampled, repeats, resampled_words, weighted_pearson
 from training.evaluate.maps import attention_at
@@ -32,6 +33,7 @@ from training.report import Cell, Table
 
 CMI, MI, ATTENTION = "CMI", "MI", "attention"
 MEASURES = (CMI, MI, ATTENTION)
+GIVEN: Mapping[str, Given] = {CMI: "rest", MI: "nothing"}
 THING, PLACE, STYLE, RELATION, OTHER = "thing", "place", "style", "relation", "other"
 KINDS = (THING, PLACE, STYLE, RELATION, OTHER)
 """The other words follow from the rest, or tell nothing of a picture: articles, prepositions, `and`, `of`, `style`."""
@@ -122,7 +124,7 @@ def measure(model: Diffuser, number: int, scene: Scene, settings: Settings) -> l
     ours = replace(sampler_for(model, None), n_points=settings.n_points, min_replicates=settings.n_replicates)
     bits = {
         name: core.attribute(model, x, prompt, given=given, rel_error=NO_TARGET, sampler=ours, seed=seed).maps
-        for name, given in ((CMI, "rest"), (MI, "nothing"))
+        for name, given in GIVEN.items()
     }
     seen = attention_at(model, x, prompt, words, Sampler(n_points=n), seed, settings.batch_size)
     shares = seen.double().numpy() / (n * len(cross_attention_blocks(model.unet)))
