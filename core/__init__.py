@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from core.information.attribution import attribute, attribute_iter
     from core.information.captions import rank_captions, rank_captions_iter
     from core.information.decomposition import Decomposition
+    from core.information.likelihood import Likelihood, likelihood
     from core.information.partial import decompose, decompose_iter
     from core.information.quadrature import Sampler
     from core.information.ranking import Ranking
-    from core.information.results import Attribution, AttributionProgress, Timeline
+    from core.information.results import Attribution, AttributionProgress, Curves, Timeline
     from core.inversion import Inversion, WordChange, change_word, change_word_iter, invert
     from core.layout import Layout, predict_layout
     from core.loading import load_model
@@ -43,6 +44,7 @@ _HOME = {
     "AttributionProgress": "core.information.results",
     "Cancelled": "core.errors",
     "ConceptTable": "core.concepts",
+    "Curves": "core.information.results",
     "Decomposition": "core.information.decomposition",
     "Diffuser": "core.diffuser",
     "Generation": "core.sampling",
@@ -50,6 +52,7 @@ _HOME = {
     "ImageError": "core.errors",
     "Inversion": "core.inversion",
     "Layout": "core.layout",
+    "Likelihood": "core.information.likelihood",
     "ModelError": "core.errors",
     "ModelSpec": "core.spec",
     "Preview": "core.sampling",
@@ -72,6 +75,7 @@ _HOME = {
     "decompose": "core.information.partial",
     "decompose_iter": "core.information.partial",
     "invert": "core.inversion",
+    "likelihood": "core.information.likelihood",
     "load_concepts": "core.concepts",
     "load_model": "core.loading",
     "load_sae": "core.sae_source",
@@ -87,6 +91,7 @@ __all__ = [  # the same names again: a type checker has to read them literally
     "AttributionProgress",
     "Cancelled",
     "ConceptTable",
+    "Curves",
     "Decomposition",
     "Diffuser",
     "Generation",
@@ -94,6 +99,7 @@ __all__ = [  # the same names again: a type checker has to read them literally
     "ImageError",
     "Inversion",
     "Layout",
+    "Likelihood",
     "ModelError",
     "ModelSpec",
     "Preview",
@@ -116,6 +122,7 @@ __all__ = [  # the same names again: a type checker has to read them literally
     "decompose",
     "decompose_iter",
     "invert",
+    "likelihood",
     "load_concepts",
     "load_model",
     "load_sae",

@@ -22,7 +22,7 @@ from core.information.attribution import choose_words
 from core.information.estimator import NoisePredictor
 from core.information.measuring import check_text, default_steps, latents_of
 from core.sampling import ddim_step
-from core.text import delete_words, split_words
+from core.text import delete_words, replace_word, split_words
 
 if TYPE_CHECKING:
     from core.information.measuring import Picture
@@ -280,13 +280,10 @@ def _check(model: NoisePredictor, prompt: str, n_steps: int | None, n_guesses: i
 
 
 def _swapped(prompt: str, word: str, to: str) -> str:
-    """The prompt with another word, or several, in the place of every occurrence of one."""
+    """The prompt with a word replaced, if it is replaced by words that are others."""
     to = to.strip()
     if not split_words(to):
         raise PromptError(f"{to!r} is no word to put in the place of {word!r}; leave `to` out to delete it.")
     if to.lower() == word:
         raise PromptError(f"{word!r} would stay what it is; give another word.")
-    for found in reversed(split_words(prompt)):
-        if found.text == word:
-            prompt = prompt[: found.start] + to + prompt[found.end :]
-    return prompt
+    return replace_word(prompt, word, to)

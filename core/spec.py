@@ -37,6 +37,9 @@ class ModelSpec:
     """Scale of classifier-free guidance; 1 is none."""
     stages: tuple[Stage, ...] = STAGES
     """Early, middle and late, in that order, without gaps."""
+    log_snr_profile: tuple[float, ...] = ()
+    """How often information is looked for in each of equal pieces of log-SNR from -5 to 7, in any unit, set by
+    `python -m training benchmark density`; none: equally often. No result depends on it but for its error."""
     image_size: int | None = None
     """Side of the square picture in pixels; None: taken from the loaded U-Net and autoencoder."""
     half: bool = True
@@ -52,6 +55,7 @@ BUILT_IN = {
         hookpoints=("down_blocks.0.attentions.0", "mid_block.attentions.0", "up_blocks.1.attentions.0"),
         num_inference_steps=25,
         guidance_scale=4.0,
+        log_snr_profile=(1.0, 1.6, 2.7, 2.0, 0.9, 0.6, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5),
         image_size=128,
         half=False,
     ),

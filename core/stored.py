@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from core.information.results import Attribution, Given, Timeline
+from core.information.results import Attribution, Curves, Given, Timeline
 
 GIVEN: tuple[Given, ...] = ("rest", "nothing")
 QUALITY = 82
@@ -87,8 +87,10 @@ def save_attribution(a: Attribution, path: Path) -> None:
     """An attribution as safetensors: arrays in float32, everything else as JSON in the file's metadata."""
     arrays = {name: getattr(a, name) for name in _ARRAYS}
     arrays.update({f"timeline.{name}": values for name, values in a.timeline._asdict().items()})
+    if a.curves is not None:
+        arrays.update({f"curves.{name}": values for name, values in a.curves._asdict().items()})
     stored = {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in arrays.items()}
-    rest = {f.name: getattr(a, f.name) for f in fields(a) if f.name not in (*_ARRAYS, "timeline")}
+    rest = {f.name: getattr(a, f.name) for f in fields(a) if f.name not in (*_ARRAYS, "timeline", "curves")}
     save_file(stored, path, metadata={"attribution": json.dumps({**rest, "settings": dict(a.settings)})})
 
 
@@ -98,4 +100,6 @@ def load_attribution(path: Path) -> Attribution:
         rest = json.loads(file.metadata()["attribution"])
         arrays = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118 - no mapping
     timeline = Timeline(*(arrays.pop(f"timeline.{name}") for name in Timeline._fields))
-    return Attribution(**{**rest, **arrays, "words": tuple(rest["words"]), "timeline": timeline})
+    parts = [arrays.pop(f"curves.{name}", None) for name in Curves._fields]
+    curves = None if any(part is None for part in parts) else Curves(*parts)
+    return Attribution(**{**rest, **arrays, "words": tuple(rest["words"]), "timeline": timeline, "curves": curves})

@@ -63,6 +63,14 @@ def only_words(prompt: str, words: Iterable[str]) -> str:
     return " ".join(kept)
 
 
+def replace_word(prompt: str, word: str, to: str) -> str:
+    """The prompt with another word, or several, in the place of every occurrence of one."""
+    for found in reversed(split_words(prompt)):
+        if found.text == word.lower():
+            prompt = prompt[: found.start] + to + prompt[found.end :]
+    return prompt
+
+
 def _tidy(text: str) -> str:
     text = " ".join(text.split())
     text = re.sub(r"\s+([,.;:!?])", r"\1", text)

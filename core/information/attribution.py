@@ -19,10 +19,11 @@ from core.information.measuring import (
     last_of,
     measure,
     relative_errors,
+    sampler_for,
     settings_of,
 )
 from core.information.quadrature import Sampler
-from core.information.results import Attribution, AttributionProgress, Floats, Given, Timeline, mean_and_stderr
+from core.information.results import Attribution, AttributionProgress, Curves, Floats, Given, Timeline, mean_and_stderr
 from core.text import delete_words, distinct_words, only_words
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def attribute_iter(
     plan = Plan(
         comparisons=compare(prompt, chosen, given) + whole,
         seed=int(seed),
-        sampler=sampler or Sampler(),
+        sampler=sampler_for(model, sampler),
         batch_size=batch_size,
         max_evals=max_evals,
         what=f"{len(chosen)} words",
@@ -170,6 +171,7 @@ def _summarise(estimate: Estimate, edges: Floats, asked: _Asked) -> Attribution:
     widths = np.diff(edges)
     per_width = np.divide(1.0, widths, out=np.zeros_like(widths), where=widths > 0)
     when, when_stderr = mean_and_stderr(estimate.timeline * per_width)
+    errors = mean_and_stderr(estimate.errors[:, :n_words] * per_width)
     return Attribution(
         words=asked.words,
         bits=totals[:n_words],
@@ -179,6 +181,7 @@ def _summarise(estimate: Estimate, edges: Floats, asked: _Asked) -> Attribution:
         direct_bits=direct[:n_words],
         direct_stderr=direct_stderr[:n_words],
         timeline=Timeline(edges, when[:n_words], when_stderr[:n_words]),
+        curves=Curves(*(part[:, side] for side in range(2) for part in errors)),
         prompt_bits=float(totals[-1]) if asked.whole_prompt else None,
         prompt_stderr=float(stderr[-1]) if asked.whole_prompt else None,
         n_evals=estimate.n_evals,

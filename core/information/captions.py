@@ -12,7 +12,7 @@ import numpy as np
 
 from core.errors import PromptError
 from core.information.estimator import Comparison, Estimate, NoisePredictor
-from core.information.measuring import Plan, check_text, integrated_range, last_of, measure, settings_of
+from core.information.measuring import Plan, check_text, integrated_range, last_of, measure, sampler_for, settings_of
 from core.information.quadrature import Sampler
 from core.information.ranking import Ranking, closest, differences, wanted_error
 from core.information.results import Floats, Progress, mean_and_stderr
@@ -95,7 +95,7 @@ def rank_captions_iter(
         raise ValueError(f"certainty is a probability above 0.5 and below 1, such as 0.95, not {certainty}.")
     context, others = ("", texts) if orthogonal else (texts[0], texts[1:])
     comparisons = [Comparison(context, text) for text in others]
-    plan = Plan(comparisons, int(seed), sampler or Sampler(), batch_size, max_evals, f"{len(texts)} captions")
+    plan = Plan(comparisons, int(seed), sampler_for(model, sampler), batch_size, max_evals, f"{len(texts)} captions")
     settings = settings_of(model, plan, certainty=certainty, orthogonal=orthogonal)
 
     def summarise(estimate: Estimate) -> Ranking:

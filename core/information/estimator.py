@@ -69,6 +69,9 @@ class Estimate(NamedTuple):
     """[R, P] direct bits."""
     timeline: Floats
     """[R, P, S] orthogonal bits in each bin of log-SNR."""
+    errors: Floats
+    """[R, P, 2, S] squared errors of the noise predictions of context and text, integrated over each bin of log-SNR.
+    What is a half in bits of their difference is `direct`."""
     n_evals: int
     """Latents evaluated for them, unfinished replicates and the pilot included."""
 
@@ -113,6 +116,7 @@ class Estimator:
         self._maps = np.zeros((0, len(comparisons), *model.latent_shape[1:]))
         self._direct = np.zeros((0, len(comparisons)))
         self._timeline = np.zeros((0, len(comparisons), n_bins))
+        self._errors = np.zeros((0, len(comparisons), 2, n_bins))
         self._n_finished = 0
         self.n_evals = 0
 
@@ -124,7 +128,7 @@ class Estimator:
     def result(self) -> Estimate:
         """The replicates finished so far."""
         n = self._n_finished
-        return Estimate(self._maps[:n], self._direct[:n], self._timeline[:n], self.n_evals)
+        return Estimate(self._maps[:n], self._direct[:n], self._timeline[:n], self._errors[:n], self.n_evals)
 
     def run(self, n_replicates: int) -> Generator[None, None, None]:
         """Go on until there are `n_replicates` in all, pausing after every U-Net call."""
@@ -133,9 +137,9 @@ class Estimator:
             for index, group in enumerate(self._groups):
                 yield from self._pilot(index, group)
         start = len(self._maps)
-        self._maps, self._direct, self._timeline = (
+        self._maps, self._direct, self._timeline, self._errors = (
             np.concatenate([old, np.zeros((n_replicates - start, *old.shape[1:]))])
-            for old in (self._maps, self._direct, self._timeline)
+            for old in (self._maps, self._direct, self._timeline, self._errors)
         )
         for index, group in enumerate(self._groups):
             draws = [
@@ -188,7 +192,9 @@ class Estimator:
 
     def _add(self, batch: Draw, eps: Tensor, owner: NDArray[np.int64], group: _Group) -> None:
         """Add m noise samples to the replicates that own them, [m]."""
-        orthogonal, direct = contributions(eps, batch.noise.to(eps.device), group.context, group.text)
+        noise = batch.noise.to(eps.device)
+        orthogonal, direct = contributions(eps, noise, group.context, group.text)
+        errors = squared_errors(eps, noise, batch.log_snr)[:, [group.context, group.text]].transpose(0, 2, 1)
         weight = batch.weight.numpy()
         n_bins = len(self._edges) - 1
         bins = np.searchsorted(self._edges, batch.log_snr.numpy(), side="right").clip(1, n_bins) - 1
@@ -196,6 +202,8 @@ class Estimator:
         np.add.at(self._maps, where, weight[:, None, None, None] * orthogonal)
         np.add.at(self._direct, where, weight[:, None] * direct)
         np.add.at(self._timeline, (*where, bins[:, None]), weight[:, None] * orthogonal.sum((2, 3)))
+        which = owner[:, None, None], np.array(group.columns)[:, None], np.arange(2), bins[:, None, None]
+        np.add.at(self._errors, which, weight[:, None, None] * errors)
 
 
 def noisy(x: Tensor, log_snr: Tensor, noise: Tensor) -> Tensor:
@@ -217,6 +225,19 @@ def contributions(eps: Tensor, noise: Tensor, context: list[int], text: list[int
     orthogonal = apart.square().sum(2)
     direct = (apart * (2 * noise[:, None] - e_c - e_y)).sum((2, 3, 4))
     return _HALF_BIT * orthogonal.double().cpu().numpy(), _HALF_BIT * direct.double().cpu().numpy()
+
+
+@torch.no_grad()
+def squared_errors(eps: Tensor, noise: Tensor, log_snr: Tensor) -> Floats:
+    """[m, T] squared errors of predictions [m, T, C, h, w] of noise [m, C, h, w], with a control variate.
+
+    A prediction leaves most of the noise's own length in its error where there is little of it in x_a. How much longer
+    than on average a noise is has mean 0, and is taken off times sigmoid(a)^2: all that varies for standard normal
+    latents under antithetic noise.
+    """
+    errors = (noise[:, None] - eps).square().sum((2, 3, 4)).double().cpu()
+    longer = noise.square().sum((1, 2, 3)).double().cpu() - noise[0].numel()
+    return np.asarray((errors - (torch.sigmoid(log_snr) ** 2 * longer)[:, None]).numpy())
 
 
 class Cost(NamedTuple):

@@ -85,6 +85,11 @@ class Plan:
         return self.evals(next((look for look in self.looks if look >= needed), self.looks[-1]))
 
 
+def sampler_for(model: NoisePredictor, sampler: Sampler | None) -> Sampler:
+    """The sampler asked for, or the default one, which looks where the model's words mostly speak, if that is known."""
+    return sampler or Sampler(profile=getattr(getattr(model, "spec", None), "log_snr_profile", ()))
+
+
 def integrated_range(model: NoisePredictor, sampler: Sampler) -> tuple[float, float]:
     """The log-SNRs between which a sampler integrates."""
     density = sampler.density(model.schedule.log_snr_range)

@@ -18,6 +18,7 @@ from core.information.measuring import (
     integrated_range,
     last_of,
     measure,
+    sampler_for,
     settings_of,
 )
 from core.information.quadrature import Sampler
@@ -113,7 +114,7 @@ def decompose_iter(
     surprisals = {word: float(surprisal(word)) for word in chosen} if surprisal else {}
     comparisons = list(dict.fromkeys(comparison for pair in pairs for comparison in pair.comparisons))
     target = check_rel_error(rel_error)
-    plan = Plan(comparisons, int(seed), sampler or Sampler(), batch_size, max_evals, f"{len(chosen)} words")
+    plan = Plan(comparisons, int(seed), sampler_for(model, sampler), batch_size, max_evals, f"{len(chosen)} words")
     settings = settings_of(model, plan, rel_error=target, surprisals=surprisals)
 
     def summarise(estimate: Estimate) -> Decomposition:

@@ -27,6 +27,9 @@ class Sampler:
     samples. A density fitted to the very picture would save no more than its pilot costs."""
     clip: float = 0.5
     """The range ends this many scales on either side of `loc`: -5 to 7, as published. What lies outside is left out."""
+    profile: tuple[float, ...] = ()
+    """How often to look into each of equally likely pieces of the logistic, in any unit; none: equally often. A model's
+    own, measured beforehand on other pictures, stands in its spec, and costs no pilot."""
     n_points: int = 8
     """Noise samples in a replicate."""
     min_replicates: int = 8
@@ -38,7 +41,7 @@ class Sampler:
     shared: bool = True
     """One noise and one batch for all words; False: each word has its own noise, and its own prompts."""
     fitted: bool = False
-    """Fit the density to the integrand on a pilot that is left out of the estimate. Pays for itself in long runs."""
+    """Fit the density to the integrand on a pilot that is left out of the estimate, in the place of `profile`."""
     n_pilot: int = 16
     """Noise samples of the pilot."""
     prompts_per_word: int = 2
@@ -48,6 +51,8 @@ class Sampler:
     def __post_init__(self) -> None:
         if self.n_points < 2 or self.n_points % 2 or self.min_replicates < 2:
             raise ValueError("n_points has to be even and at least 2, min_replicates at least 2.")
+        if any(weight <= 0 for weight in self.profile):
+            raise ValueError(f"Every weight of a profile has to be positive, not {min(self.profile)}.")
         if self.prompts_per_word not in (2, 3):
             raise ValueError(f"prompts_per_word is 2 or 3, not {self.prompts_per_word}.")
 
@@ -64,7 +69,10 @@ class Sampler:
         high = min(self.loc + self.scale * self.clip, trained_range[1])
         if low >= high:
             raise ValueError(f"The log-SNR range of {self} does not meet the trained range {trained_range}.")
-        return Density(self.loc, self.scale, low, high)
+        density = Density(self.loc, self.scale, low, high)
+        if not self.profile or self.fitted:
+            return density
+        return replace(density, knots=_knots(np.array(self.profile)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,4 +169,9 @@ def fit(density: Density, log_snr: Floats, values: Floats, share_kept: float = 0
     padded = np.pad(strength, 1, mode="edge")
     smooth = padded[:-2] / 4 + padded[1:-1] / 2 + padded[2:] / 4
     shares = share_kept / len(smooth) + (1 - share_kept) * smooth / smooth.sum()
-    return replace(density, knots=np.concatenate([[0.0], np.cumsum(shares)[:-1], [1.0]]))
+    return replace(density, knots=_knots(shares))
+
+
+def _knots(weights: Floats) -> Floats:
+    """The distribution function at the ends of evenly likely pieces, from what each of them weighs."""
+    return np.concatenate([[0.0], np.cumsum(weights / weights.sum())[:-1], [1.0]])

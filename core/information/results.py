@@ -34,6 +34,23 @@ class Timeline(NamedTuple):
     """[W, S] standard errors of `bits`."""
 
 
+class Curves(NamedTuple):
+    """How far the model's guesses of the noise are off, without and with each word, in the timeline's bins.
+
+    Squared errors, summed over the latents, mean over a bin; 0 in one of no width. Half the area between a word's two
+    curves is its direct information, in nats (Guo, Shamai & Verdu 2005; Kong et al. 2024, arXiv 2310.07972).
+    """
+
+    without: Floats
+    """[W, S] given the rest of the prompt, or nothing."""
+    without_stderr: Floats
+    """[W, S] its standard error. The two curves share their noise: their difference is known better than either."""
+    with_word: Floats
+    """[W, S] given the word as well."""
+    with_word_stderr: Floats
+    """[W, S] its standard error."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Measurement:
     """How an estimate of information came about, whatever was estimated."""
@@ -92,6 +109,8 @@ class Attribution(Measurement):
     """The prompt as typed."""
     given: Given
     """What each word's bits are given: the `rest` of the prompt (CMI), or `nothing` (MI)."""
+    curves: Curves | None = None
+    """What the direct bits are the difference of; None in results that were stored without."""
 
     def interval(self, level: float = 0.95) -> tuple[Floats, Floats]:
         """Confidence limits (low, high), [W] bits each, of `bits`."""
@@ -114,6 +133,8 @@ class Attribution(Measurement):
                 **{name: np.asarray(data[name], dtype=np.float64) for name in arrays},
                 "words": tuple(data["words"]),
                 "timeline": Timeline(*(np.asarray(part, np.float64) for part in data["timeline"].values())),
+                "curves": data.get("curves")
+                and Curves(*(np.asarray(part, np.float64) for part in data["curves"].values())),
             }
         )
 

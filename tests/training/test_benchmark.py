@@ -79,8 +79,14 @@ def test_intervals_cover_and_are_paired_over_prompts() -> None:
 
 
 def test_the_ladder_goes_from_the_published_way_to_ours_one_switch_at_a_time() -> None:
-    switches = ("stratified", "antithetic", "shared", "fitted", "prompts_per_word")
-    for ours in (Sampler(), Sampler(fitted=True), Sampler(antithetic=False), Sampler(n_points=4)):
+    switches = ("stratified", "antithetic", "shared", "fitted", "profile", "prompts_per_word")
+    for ours in (
+        Sampler(),
+        Sampler(profile=(1.0, 2.0)),
+        Sampler(fitted=True),
+        Sampler(antithetic=False),
+        Sampler(n_points=4),
+    ):
         samplers = [method.sampler for method in ladder(ours)]
         assert samplers[0] == replace(Sampler.published(), n_points=ours.n_points)
         assert samplers[-1] == ours
@@ -193,8 +199,8 @@ def test_every_part_is_measured_unless_some_are_named(capsys: pytest.CaptureFixt
     run.add_arguments(parser)
     assert parser.parse_args([]).names == []
     on_cpu, on_gpu = (run.Run("picturebook", device, True, Path()) for device in ("cpu", "cuda"))
-    assert [name for name in run.PARTS if run._wanted(name, [], on_gpu)] == list(run.PARTS)
-    assert [name for name in run.PARTS if run._wanted(name, [], on_cpu)] == list(run.PARTS)[:-1]  # all but fed
+    assert [name for name in run.PARTS if run._wanted(name, [], on_gpu)] == list(run.PARTS)[:-1]  # all but conformance
+    assert [name for name in run.PARTS if run._wanted(name, [], on_cpu)] == list(run.PARTS)[:-2]  # nor fed
     assert [name for name in run.PARTS if run._wanted(name, ["sae", "fed"], on_cpu)] == ["sae", "fed"]
     with pytest.raises(SystemExit):
         parser.parse_args(["estimater"])

@@ -5,16 +5,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
+import core
 from core.diffuser import Diffuser
 from core.information.ranking import Ranking
 from core.spec import ModelSpec
-from core.text import split_words
+from core.text import distinct_words, split_words
 from tests.conftest import make_pipeline
-from training.evaluate import captions, localisation, pid, run
+from training.evaluate import captions, changes, likelihood, localisation, pid, run, words
 from training.evaluate.captions import OPPOSITE, others_of, outcome_of, shuffled
+from training.evaluate.changes import Changed, Returned, foretold
+from training.evaluate.grids import weighted_pearson
 from training.evaluate.localisation import (
+    ALONG_SAMPLER,
     AT_FLAT,
     AT_LOGISTIC,
     BOTH,
@@ -23,12 +28,14 @@ from training.evaluate.localisation import (
     METHODS,
     WHOLE,
     Scored,
+    Source,
     as_published,
     best_threshold,
-    in_its_range,
+    masks_of,
     targets_of,
     word_ious,
 )
+from training.evaluate.maps import in_its_range
 from training.evaluate.pid import Found
 from training.evaluate.pid_pairs import (
     HOMONYM,
@@ -252,27 +259,135 @@ def test_the_published_way_spends_as_much(n_evals: int, n_words: int) -> None:
     assert (sampler.scale, sampler.stratified, sampler.antithetic, sampler.shared) == (2.0, False, False, False)
 
 
-def test_every_method_makes_a_map_of_every_word_for_what_it_says_it_costs(reader: Diffuser) -> None:
-    settings = localisation.Settings(n_points=2, n_replicates=2, num_inference_steps=2, batch_size=3)
-    scene = make_scene(1, "test")
+@pytest.mark.parametrize("source", ["painted", "drawn"])
+def test_every_method_makes_a_map_of_every_word_for_what_it_says_it_costs(reader: Diffuser, source: Source) -> None:
+    settings = localisation.Settings(n_scenes=1, n_fit=0, n_points=2, n_replicates=2, num_inference_steps=2)
     rows = reader.n_unet_rows
-    scored = localisation.measure(reader, scene, settings)
-    n_words = len(targets_of(caption_of(scene)))
+    ((scored,), _) = localisation.Bench(reader, settings).scored(source)
+    targets = targets_of(caption_of(make_scene(0, "test")))
     assert set(scored.maps) == set(scored.evals) == set(METHODS)
     for maps in scored.maps.values():
-        assert maps.shape == (n_words, 16, 16)
+        assert maps.shape == (len(targets), 16, 16)
         assert bool(maps.isfinite().all())
     computed = sum(n for name, n in scored.evals.items() if name != BOTH)
     assert reader.n_unet_rows - rows == computed - scored.evals[CMI_PUBLISHED] // 3
     attention = scored.maps[AT_FLAT]
     assert not torch.allclose(attention[0], attention[1])
     assert not torch.allclose(attention, scored.maps[AT_LOGISTIC])
+    assert not torch.allclose(attention, scored.maps[ALONG_SAMPLER])
     root = (in_its_range(scored.maps[CMI]) * in_its_range(attention)).sqrt()
     torch.testing.assert_close(scored.maps[BOTH], root)
-    whole = word_ious(scored, WHOLE, "thing", 0.5)
-    labels = torch.from_numpy(paint(scene).labels).long()
-    areas = [torch.isin(labels, torch.tensor(c)).float().mean() for c in targets_of(caption_of(scene)).values()]
-    assert whole == pytest.approx([float(area) for area in areas[: len(whole)]])
+
+
+def test_masks_are_those_of_a_words_classes_if_they_are_large_enough() -> None:
+    labels = torch.zeros(32, 32, dtype=torch.long)
+    labels[:20] = 1
+    labels[20:, :9] = 2
+    one, two, both, none = masks_of(labels, [[1], [2], [1, 2], [5]])
+    assert (int(one.sum()), int(two.sum()), int(both.sum()), int(none.sum())) == (640, 0, 748, 0)
+    scene = make_scene(1, "test")
+    targets = list(targets_of(caption_of(scene)).values())
+    truth = torch.from_numpy(paint(scene).labels).long()
+    areas = [torch.isin(truth, torch.tensor(classes)).sum() for classes in targets]
+    assert masks_of(truth, targets).sum((1, 2)).tolist() == [int(area) for area in areas]
+
+
+# --- changes ----------------------------------------------------------------------------------------------------------
+
+
+def changed(picture: int, kind: str, told: float, change: float) -> Changed:
+    """A word whose CMI and change are the same ramp over four cells, of two heights."""
+    ramp = np.arange(4.0).reshape(2, 2)
+    foretold = {changes.CMI: told * ramp, changes.ALONG_SAMPLER: -told * ramp, changes.AT_FLAT: np.ones((2, 2))}
+    return Changed(picture, kind, foretold, dict.fromkeys(changes.CHANGES, change * ramp))
+
+
+def test_correlations_are_right_by_hand(reader: Diffuser) -> None:
+    bench = changes.Bench(reader, changes.Settings(n_scenes=4, n_bootstrap=50))
+    pairs = [(1.0, 2.0), (2.0, 1.0), (3.0, 4.0), (4.0, 3.0)]
+    listed = [changed(i, "thing", *pair) for i, pair in enumerate(pairs)]
+    bench.measured = listed, [Returned(0.01, 1.0)] * 4
+    assert bench.pictures("thing", "left out", changes.CMI).value == pytest.approx(0.6)
+    assert bench.pictures("thing", "left out", changes.ALONG_SAMPLER).value == pytest.approx(-0.6)
+    assert bench.pictures(changes.ALL, "swapped", changes.CMI).value == pytest.approx(0.6)
+    # The next picture's word: 2, 3, 4 and, as there is none after the last, 1.
+    assert [told.sum() / 6 for told in foretold(listed, changes.OF_ANOTHER)] == [2, 3, 4, 1]
+    assert bench.pictures("thing", "left out", changes.OF_ANOTHER).value == pytest.approx(
+        np.corrcoef([2, 3, 4, 1], [2, 1, 4, 3])[0, 1]
+    )
+    assert bench.pixels("thing", "left out", changes.CMI).value == pytest.approx(1)
+    assert bench.pixels("thing", "left out", changes.ALONG_SAMPLER).value == pytest.approx(-1)
+    assert np.isnan(bench.pixels("thing", "left out", changes.AT_FLAT).value)  # a flat map foretells nothing
+    low, high = bench.pictures("thing", "left out", changes.CMI).estimate[1:]
+    assert low < 0.6 < high
+    assert "0.010" in changes.returned(bench).markdown()
+
+
+def test_weights_of_a_correlation_are_repeats() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 5))
+    times = np.array([[2, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    by_hand = [np.corrcoef(np.repeat(x, row), np.repeat(y, row))[0, 1] for row in times]
+    np.testing.assert_allclose(weighted_pearson(x, y, times.astype(float)), by_hand)
+
+
+@pytest.mark.parametrize("told", CAPTIONS[:20])
+def test_every_word_that_was_chosen_can_be_another(told: Caption) -> None:
+    others = changes.others_of(told, np.random.default_rng(0))
+    present = set(distinct_words(told.text))
+    assert set(others) <= present
+    assert {"thing", "place", "style", "relation"}.issuperset(kind for kind, _ in others.values())
+    assert not any(to in others for kind, to in others.values() if kind != "relation")
+    assert len(others) == len(told.words) + bool(told.place_word) + told.style_told + bool(told.story.relation)
+
+
+def test_a_pictures_changes_are_those_of_its_own_noise(reader: Diffuser) -> None:
+    settings = changes.Settings(n_points=2, n_replicates=2, num_inference_steps=2, n_guesses=1)
+    rows = reader.n_unet_rows
+    found, back = changes.measure(reader, 7, make_scene(1, "test"), settings)
+    caption_ = caption_of(make_scene(1, "test"))
+    n = len(changes.others_of(caption_, np.random.default_rng(0)))
+    assert len(found) == n
+    assert reader.n_unet_rows - rows == 2 * 1 + 2 * (1 + 2 * n) + 4 * (n + 1) + 4
+    x = reader.encode(Image.fromarray(paint(make_scene(1, "test")).image))
+    whole = core.change_word(reader, x, caption_.text, caption_.words[0], num_inference_steps=2, n_guesses=1)
+    np.testing.assert_allclose(found[0].change["left out"], whole.change, rtol=1e-3, atol=1e-6)
+    assert back.error == pytest.approx(whole.reconstruction_error, rel=1e-3)
+    assert all(word.picture == 7 for word in found)
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def test_words_are_told_apart_by_hand() -> None:
+    scores, positive = np.array([3.0, 1.0, 2.0, 0.0]), np.array([True, True, False, False])
+    weights = np.array([[1.0, 1, 1, 1], [1, 0, 1, 1], [0, 1, 2, 1]])
+    np.testing.assert_allclose(words.auroc(scores, positive, weights), [3 / 4, 1, 1 / 3])
+    assert words.auroc(np.zeros(4), positive, weights)[0] == 0.5
+    area = np.array([[1.0, 0], [0, 0]])
+    assert words.lift(np.ones((2, 2)), area) == 1
+    assert words.lift(area, area) == 4
+    assert np.isnan(words.lift(np.zeros((2, 2)), area))
+
+
+def test_every_word_has_its_kind_and_its_bits(reader: Diffuser) -> None:
+    number = next(n for n in range(99) if CAPTIONS[n].story.relation and CAPTIONS[n].style_told)
+    scene, told = make_scene(number, "test"), CAPTIONS[number]
+    settings = words.Settings(n_points=2, n_replicates=2)
+    rows = reader.n_unet_rows
+    found = words.measure(reader, number, scene, settings)
+    present = distinct_words(told.text)
+    assert len(found) == len(present)
+    assert reader.n_unet_rows - rows == 4 * (2 * (len(present) + 1) + 1)
+    kinds = {word: row.kind for word, row in zip(present, found, strict=True)}
+    assert [word for word, kind in kinds.items() if kind == "relation"] == [told.story.relation]
+    assert [word for word, kind in kinds.items() if kind == "style"] == [told.story.style]
+    assert {word for word, kind in kinds.items() if kind == "thing"} == set(told.words)
+    assert all(row.grammar == 0 for row in found if row.kind == "other")
+    assert all(row.grammar > 0 for row in found if row.kind != "other")
+    assert 0 < sum(row.totals["attention"] for row in found) < 1
+    shown = words.share_of_things(paint(scene).labels, told)
+    assert 0 < shown.mean() < 1
 
 
 # --- from the command line --------------------------------------------------------------------------------------------
@@ -283,6 +398,15 @@ def test_every_method_makes_a_map_of_every_word_for_what_it_says_it_costs(reader
     [
         ("captions", captions, captions.Settings(n_scenes=2, n_points=2, n_replicates=2, n_bootstrap=20)),
         ("pid", pid, pid.Settings(n_scenes=1, n_points=2, n_replicates=2, n_bootstrap=20)),
+        (
+            "changes",
+            changes,
+            changes.Settings(
+                n_scenes=3, n_points=2, n_replicates=2, num_inference_steps=2, n_guesses=1, n_bootstrap=20
+            ),
+        ),
+        ("likelihood", likelihood, likelihood.Settings(n_scenes=2, n_fit=3, n_bootstrap=20)),
+        ("words", words, words.Settings(n_scenes=3, n_points=2, n_replicates=2, n_bootstrap=20)),
         (
             "localisation",
             localisation,

@@ -65,6 +65,12 @@ class Run:
         settings = estimator.QUICK if self.quick else estimator.Settings()
         return estimator.part(self.model, settings, self.folder / "estimator")
 
+    def density(self) -> list[Table]:
+        """Where on the log-SNR line words are hard to measure."""
+        from training.benchmark import density
+
+        return density.tables(self.model, density.QUICK if self.quick else density.Settings())
+
     def sae(self) -> Table:
         """Steps of SAE training."""
         from training.benchmark import saes
@@ -92,11 +98,12 @@ class Run:
         return conformance.part(self.device, small=self.quick)
 
 
-PARTS: dict[str, Callable[[Run], Table]] = {
+PARTS: dict[str, Callable[[Run], Table | list[Table]]] = {
     "app": Run.app,
     "generation": Run.generation,
     "attribution": Run.attribution,
     "estimator": Run.estimator,
+    "density": Run.density,
     "sae": Run.sae,
     "fed": Run.fed,
     "conformance": Run.conformance,
@@ -124,7 +131,8 @@ def main(arguments: argparse.Namespace) -> None:
     """Measure what was asked for, write it and print it."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     run = Run(arguments.model, arguments.device, arguments.quick, arguments.out)
-    tables = [part(run) for name, part in PARTS.items() if _wanted(name, arguments.names, run)]
+    made = [part(run) for name, part in PARTS.items() if _wanted(name, arguments.names, run)]
+    tables = [table for one in made for table in (one if isinstance(one, list) else [one])]
     device = str(run.model.device) if "model" in vars(run) else arguments.device or "the app's default"
     whence = report.origin(" ".join(["python -m training", *sys.argv[1:]]), load, device)
     report.write(arguments.out, "Benchmark", whence, tables)

@@ -17,7 +17,7 @@ from PIL import Image
 
 import core
 from core.diffuser import Diffuser
-from core.information.quadrature import Sampler
+from core.information.measuring import sampler_for
 from core.information.ranking import Ranking
 from core.text import split_words
 from training.evaluate.grids import Floats, Resampled, resampled
@@ -98,7 +98,9 @@ class Bench:
             Image.fromarray(paint(scene).image),
             captions,
             certainty=ENDLESS,
-            sampler=Sampler(n_points=settings.n_points, min_replicates=settings.n_replicates),
+            sampler=replace(
+                sampler_for(self._model, None), n_points=settings.n_points, min_replicates=settings.n_replicates
+            ),
             max_evals=settings.n_points * settings.n_replicates * (len(captions) + 1),
             seed=scene.seed[-1],
         )
@@ -113,17 +115,17 @@ def others_of(caption: Caption, rng: np.random.Generator) -> dict[str, list[str]
     """Captions that differ from a scene's own in one respect, for each respect that it has."""
     story = caption.story
     at = int(rng.integers(len(caption.words)))
-    noun = _other(rng, [noun for noun in NOUNS if noun.name not in story.nouns])
+    noun = any_of(rng, [noun for noun in NOUNS if noun.name not in story.nouns])
     words = (*caption.words[:at], noun.name, *caption.words[at + 1 :])
     others = {"thing": [replace(caption, words=words).text]}
     if story.relation is not None:
         others["relation"] = [replace(caption, story=replace(story, relation=OPPOSITE[story.relation])).text]
     if caption.place_word is not None:
-        place = _other(rng, [place for place in PLACES if place.name != story.place])
+        place = any_of(rng, [place for place in PLACES if place.name != story.place])
         changed = replace(caption, story=replace(story, place=place.name), place_word=place.name)
         others["place"] = [changed.text]
     if caption.style_told:
-        style = _other(rng, [style for style in STYLES[1:] if style != story.style])
+        style = any_of(rng, [style for style in STYLES[1:] if style != story.style])
         others["style"] = [replace(caption, story=replace(story, style=style)).text]
     shuffles = shuffled(caption.text, rng)
     return others | ({"order of the words": shuffles} if shuffles else {})
@@ -199,5 +201,6 @@ def _mean(values: Floats, bench: Bench) -> Resampled:
     return resampled(values[:, None], bench.settings.n_bootstrap)
 
 
-def _other(rng: np.random.Generator, options: Sequence[Option]) -> Option:
+def any_of(rng: np.random.Generator, options: Sequence[Option]) -> Option:
+    """One of them, all equally likely."""
     return options[int(rng.integers(len(options)))]

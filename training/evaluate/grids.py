@@ -1,5 +1,6 @@
 """How well masks on coarse grids agree with a caption's things, and how sure a mean over pictures is."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -104,6 +105,28 @@ def resampled(ious: Floats, n_draws: int) -> Resampled:
     rows = np.random.default_rng(0).integers(len(ious), size=(n_draws, len(ious)))
     with np.errstate(invalid="ignore"):
         return Resampled(float(sums.sum() / counts.sum()), sums[rows].sum(1) / counts[rows].sum(1))
+
+
+def resampled_words(pictures: Sequence[Sequence[float]], n_draws: int) -> Resampled:
+    """The mean over words of pictures that have various numbers of them, as by `resampled`."""
+    width = max(1, *map(len, pictures))
+    return resampled(np.array([[*words, *[np.nan] * (width - len(words))] for words in pictures]), n_draws)
+
+
+def repeats(pictures: Sequence[int], n_pictures: int, n_draws: int) -> Floats:
+    """[n, words] how often each word counts when the pictures that they are of are drawn anew, as by `resampled`."""
+    rows = np.random.default_rng(0).integers(n_pictures, size=(n_draws, n_pictures))
+    times = np.array([np.bincount(row, minlength=n_pictures) for row in rows])
+    return np.asarray(times[:, list(pictures)], np.float64)
+
+
+def weighted_pearson(x: Floats, y: Floats, weights: Floats) -> Floats:
+    """[n] correlation of x and y, [m], under each row of weights [n, m]; not a number where either is constant."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = weights / weights.sum(1, keepdims=True)
+        apart_x, apart_y = x - (share @ x)[:, None], y - (share @ y)[:, None]
+        both, of_x, of_y = ((share * product).sum(1) for product in (apart_x * apart_y, apart_x**2, apart_y**2))
+        return np.asarray(both / np.sqrt(of_x * of_y))
 
 
 def _estimate(value: float, draws: Floats) -> Estimate:

@@ -6,7 +6,7 @@ On painted scenes, whose every word and mask is known (the claims: Dewan et al. 
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 import core
 from core.diffuser import Diffuser
-from core.information.quadrature import Sampler
+from core.information.measuring import sampler_for
 from core.information.results import Given
 from training.evaluate.grids import Floats, Resampled, resampled
 from training.evaluate.picturebook import NO_TARGET
@@ -91,7 +91,9 @@ class Bench:
             second,
             given=given,
             rel_error=NO_TARGET,
-            sampler=Sampler(n_points=settings.n_points, min_replicates=settings.n_replicates),
+            sampler=replace(
+                sampler_for(self._model, None), n_points=settings.n_points, min_replicates=settings.n_replicates
+            ),
             seed=scene.seed[-1],
         ).pairs[0]
         cells = _share_of_cells(painting.labels, caption, first)

@@ -22,7 +22,18 @@ from core.sae_source import EMBEDDED, list_saes
 from core.segmentation import load_segmenter
 from training import report
 from training.evaluate import captions as caption_ranking
-from training.evaluate import concepts, interventions, layout, localisation, picturebook, pid, sae
+from training.evaluate import (
+    changes,
+    concepts,
+    interventions,
+    layout,
+    likelihood,
+    localisation,
+    picturebook,
+    pid,
+    sae,
+    words,
+)
 from training.evaluate.picturebook import held_out_scenes
 from training.evaluate.pictures import load_judges
 from training.evaluate.sae_by_k import by_k
@@ -224,7 +235,8 @@ def evaluate_information(module: ModuleType) -> Callable[[Diffuser, Asked], list
         engine = Path(core.__file__).parent
         files = [*sorted((engine / "information").glob("*.py")), engine / "inversion.py", engine / "attention.py"]
         code = [path.read_text() for path in files]
-        key = fingerprint(module, _own_weights(model), settings, [model.spec.name, model.spec.revision, *code])
+        weights = [*_own_weights(model), PACKAGE / "segmenter"]
+        key = fingerprint(module, weights, settings, [model.spec.name, model.spec.revision, *code])
         return _tables({part.__name__: part for part in module.PARTS}, asked, key, lambda part: part(bench))
 
     return evaluate
@@ -248,13 +260,16 @@ def _model_and_judges(package: Path) -> list[Path]:
 
 EVALUATIONS: dict[str, Callable[[Diffuser, Asked], list[Table]]] = {
     "captions": evaluate_information(caption_ranking),
+    "changes": evaluate_information(changes),
     "interventions": evaluate_interventions,
     "concepts": evaluate_concepts,
     "layout": evaluate_layout,
+    "likelihood": evaluate_information(likelihood),
     "localisation": evaluate_information(localisation),
     "picturebook": evaluate_picturebook,
     "pid": evaluate_information(pid),
     "sae": evaluate_sae,
+    "words": evaluate_information(words),
 }
 
 

@@ -112,6 +112,20 @@ class GaussianWorld:
         inside = [antiderivative(c, a) - antiderivative(y, a) for a in (low, high)]
         return (inside[1] - inside[0]) / 2
 
+    def bits_per_dim(self, x: Tensor, text: str, low: float, high: float) -> float:
+        """-log2 p(x | text) / d, if outside [low, high] the model knew no better than a standard normal.
+
+        The squared error's antiderivative is that of `direct`, of sigmoid(a) it is log(1 + exp(a)).
+        """
+        known = self.known(text)
+        z = known.vectors.T @ (_flat(x) - known.mean)
+        nats = self.d * np.log(2 * np.pi * np.e) / 2
+        for sign, a in ((1, high), (-1, low)):
+            v, w = known.values, np.exp(-a)
+            errors = np.sum(np.log((v + w) / w) + (z**2 - v) / (v + w))
+            nats -= sign * (self.d * np.logaddexp(0, a) - errors) / 2
+        return float(nats / np.log(2) / self.d)
+
     def orthogonal(self, x: Tensor, context: str, text: str, low: float, high: float) -> Floats:
         """1/2 Int E(e_context - e_text)^2 da over [low, high], [C, h, w].
 

@@ -1,11 +1,14 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from core.information.measuring import sampler_for
 from core.information.quadrature import Density, Sampler, draw, fit
 from core.schedule import NoiseSchedule
+from core.spec import ModelSpec
 
 RANGE = NoiseSchedule.stable_diffusion().log_snr_range
 FAST = Sampler()
@@ -42,7 +45,15 @@ def test_densities_add_up_to_one_and_quantiles_invert_them(base: Density, knots:
 
 
 @pytest.mark.parametrize(
-    "sampler", [FAST, PLAIN, Sampler(stratified=False), Sampler(antithetic=False), Sampler(scale=2.0, clip=3.0)]
+    "sampler",
+    [
+        FAST,
+        PLAIN,
+        Sampler(stratified=False),
+        Sampler(antithetic=False),
+        Sampler(scale=2.0, clip=3.0),
+        Sampler(profile=(1.0, 3.0, 0.5)),
+    ],
 )
 def test_every_way_of_drawing_is_unbiased(sampler: Sampler) -> None:
     # Int a^2 E[(1 + sum of eps)^2] da over [-5, 7] with 4 noises a sample: 5 * (7^3 + 5^3) / 3
@@ -54,6 +65,26 @@ def test_every_way_of_drawing_is_unbiased(sampler: Sampler) -> None:
     error = np.std(values) / np.sqrt(len(values))
     assert abs(np.mean(values) - 780) < 4 * error
     assert error < 30
+
+
+def test_a_profile_says_how_often_each_piece_is_looked_into() -> None:
+    density = Sampler(profile=(1.0, 6.0, 1.0)).density(RANGE)
+    flat = FAST.density(RANGE)
+    thirds = flat.quantile(np.array([0, 1 / 3, 2 / 3, 1]))
+    np.testing.assert_allclose(density.quantile(np.array([0, 1 / 8, 7 / 8, 1])), thirds)
+    inside = (thirds[1:] + thirds[:-1]) / 2
+    np.testing.assert_allclose(density.pdf(inside) / flat.pdf(inside), [3 / 8, 18 / 8, 3 / 8])
+    fitted = Sampler(profile=(1.0, 6.0, 1.0), fitted=True).density(RANGE)  # the pilot's own takes its place
+    np.testing.assert_array_equal(fitted.knots, flat.knots)
+    with pytest.raises(ValueError, match="has to be positive, not 0"):
+        Sampler(profile=(1.0, 0.0))
+
+
+def test_a_models_own_profile_is_the_default_and_an_asked_for_sampler_stays() -> None:
+    model = SimpleNamespace(spec=ModelSpec("m", "nowhere", log_snr_profile=(1.0, 2.0)))
+    assert sampler_for(model, None) == Sampler(profile=(1.0, 2.0))  # type: ignore[arg-type]
+    assert sampler_for(model, PLAIN) is PLAIN  # type: ignore[arg-type]
+    assert sampler_for(SimpleNamespace(), None) == Sampler()  # type: ignore[arg-type]
 
 
 def test_strata_leave_no_gap() -> None:
