@@ -55,7 +55,7 @@ BUILT_IN = {
         hookpoints=("down_blocks.0.attentions.0", "mid_block.attentions.0", "up_blocks.1.attentions.0"),
         num_inference_steps=25,
         guidance_scale=4.0,
-        log_snr_profile=(1.0, 1.6, 2.7, 2.0, 0.9, 0.6, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5),
+        log_snr_profile=(1.1, 1.42, 2.33, 1.98, 1.01, 0.71, 0.57, 0.55, 0.56, 0.63, 0.6, 0.53),
         image_size=128,
         half=False,
     ),
