@@ -1,7 +1,7 @@
 """What edits did to a picture, measured: where things went, what else changed, how far from data it is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +69,8 @@ class Outcome:
     """All that the tab shows of one run."""
 
     scene: Scene
+    asked: tuple[Wish, ...]
+    """As it was asked for; where the stages are compared, each result has it at its own."""
     unedited: Image.Image
     results: tuple[Result, ...]
     """One, or one a stage."""
@@ -76,11 +78,25 @@ class Outcome:
     """Whether a segmenter looked."""
 
 
+class Plan(NamedTuple):
+    """What is to be drawn."""
+
+    asked: tuple[Wish, ...]
+    stages: tuple[str, ...] = ()
+    """At which stages to try it; none: at the wishes' own times."""
+
+    @property
+    def rows(self) -> list[tuple[str, tuple[Wish, ...]]]:
+        """The stage and the wishes of each edited picture."""
+        if not self.stages:
+            return [("", self.asked)]
+        return [(stage, tuple(replace(one, stage=stage, steps=None) for one in self.asked)) for stage in self.stages]
+
+
 def measure_redrawn(
-    scene: Scene, asked: Sequence[tuple[str, tuple[Wish, ...]]], redrawn: Redrawn, dictionary: Dictionary,
-    segmenter: Segmenter | None,
+    scene: Scene, plan: Plan, redrawn: Redrawn, dictionary: Dictionary, segmenter: Segmenter | None
 ) -> Outcome:
-    """Measure the pictures of a run: `asked` are the stage and the wishes of each edited one."""
+    """Measure the pictures of a run."""
     unedited, *images = redrawn.images
     table = next(iter(dictionary.tables.values()))
     labels = [
@@ -89,7 +105,7 @@ def measure_redrawn(
     ]
     known = _known(segmenter, table)
     results = []
-    for (stage, wishes), image, new, beyond in zip(asked, images, labels[1:], redrawn.beyond, strict=True):
+    for (stage, wishes), image, new, beyond in zip(plan.rows, images, labels[1:], redrawn.beyond, strict=True):
         classes = [_classes(one, dictionary, known) for one in wishes]
         where = _elsewhere(wishes, classes, labels[0], unedited.size[0])
         difference = _pixels(image) - _pixels(unedited)
@@ -103,10 +119,12 @@ def measure_redrawn(
             ]
         change = np.asarray(difference.abs().mean(0).double().numpy())
         results.append(Result(wishes, stage, image, change, low, high, kept, tuple(moved), beyond))
-    return Outcome(scene, unedited, tuple(results), segmenter is not None)
+    return Outcome(scene, plan.asked, unedited, tuple(results), segmenter is not None)
 
 
-def where_it_is(segmenter: Segmenter, image: Image.Image, table: ConceptTable, label: str) -> tuple[float, float] | None:
+def where_it_is(
+    segmenter: Segmenter, image: Image.Image, table: ConceptTable, label: str
+) -> tuple[float, float] | None:
     """The centre of what a label means, x and y from 0 to 1; None where it is not in the picture."""
     labels = torch.from_numpy(final_labels(segmenter, image, table.class_names))
     mask = _mask(labels, [table.class_names.index(name) for name in _meanings(label, table)])
@@ -141,7 +159,7 @@ def _region(wish: Wish, size: int) -> Tensor:
 
 
 def _elsewhere(wishes: Sequence[Wish], classes: Sequence[list[int]], old: Tensor | None, size: int) -> Tensor:
-    """[H, W] what should stay: for what is moved or taken away, neither its region nor where it was; else everything."""
+    """[H, W] what should stay: for what is moved or taken away, neither the region nor where it was; else all of it."""
     where = torch.ones(size, size, dtype=torch.bool)
     for wish, of_wish in zip(wishes, classes, strict=True):
         if wish.kind == "whole":
@@ -155,17 +173,18 @@ def _elsewhere(wishes: Sequence[Wish], classes: Sequence[list[int]], old: Tensor
 
 def _moved(wish: Wish, classes: list[int], old: Tensor, new: Tensor) -> Moved:
     region = _region(wish, len(old))
-    both = [_mask(labels, classes) for labels in (old, new)]
-    there = [int(mask.sum()) >= _least(mask) for mask in both]
-    centres = [mask.nonzero().double().mean(0).round().long().tolist() if ok else None
-               for mask, ok in zip(both, there, strict=True)]
-    return Moved(
-        wish.what,
-        (there[0], there[1]),
-        (float(both[0].double().mean()), float(both[1].double().mean())),
-        tuple(float(region[mask].double().mean()) if ok else float("nan") for mask, ok in zip(both, there, strict=True)),  # type: ignore[arg-type]
-        tuple(centre is not None and bool(region[centre[0], centre[1]]) for centre in centres),  # type: ignore[arg-type]
-    )
+    seen = [_seen(_mask(labels, classes), region) for labels in (old, new)]
+    there, area, inside, centre_inside = zip(*seen, strict=True)
+    return Moved(wish.what, there, area, inside, centre_inside)
+
+
+def _seen(mask: Tensor, region: Tensor) -> tuple[bool, float, float, bool]:
+    """Whether something is there, the part of the picture that it fills, the part of it inside, and its centre's."""
+    area = float(mask.double().mean())
+    if int(mask.sum()) < _least(mask):
+        return False, area, float("nan"), False
+    row, column = mask.nonzero().double().mean(0).round().long().tolist()
+    return True, area, float(region[mask].double().mean()), bool(region[row, column])
 
 
 def _mask(labels: Tensor, classes: Sequence[int]) -> Tensor:

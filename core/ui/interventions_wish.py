@@ -41,6 +41,8 @@ OWN_WINDOW = "own"
 """A window of steps in place of a stage."""
 GRID = 32
 """A painted region is kept as so many cells on a side: finer than any block looks, and short enough for an address."""
+STRENGTHS = {"move": (16.0, 0.5), "whole": (4.0, 0.05), "remove": (1.0, 0.05)}
+"""Largest strength on the page's slider by kind, and its steps."""
 MAX_WISHES = 8
 """Most edits at once."""
 
@@ -80,7 +82,7 @@ class Wish:
         """The label, or the numbers."""
         return self.label or ", ".join(map(str, self.concepts))
 
-    def told(self, n_steps: int) -> str:
+    def told(self, n_steps: int, with_time: bool = True) -> str:
         """The wish in a few words."""
         name = self.label or f"concept{'s' * (len(self.concepts) > 1)} {self.what}"
         where = "painted region" if self.region == PAINTED else REGIONS[self.region].lstrip("↖↑↗←→↙↓↘ ")
@@ -90,7 +92,7 @@ class Wish:
             "remove": f"no {name}" + ("" if self.region == "all" else f" in {where}"),
         }[self.kind]
         when = f"steps {self.steps[0] + 1} to {self.steps[1] + 1} of {n_steps}" if self.steps else self.stage
-        return f"{act} · {when} · strength {self.strength:g}"
+        return " · ".join([act, *([when] if with_time else []), f"strength {self.strength:g}"])
 
 
 def wish_of(document: Any, spec: ModelSpec, n_steps: int) -> Wish:
@@ -192,13 +194,16 @@ def stage_problem(stage: Any, spec: ModelSpec, n_steps: int) -> str | None:
     return None
 
 
-def window_problem(first: Any, last: Any, n_steps: int) -> str | None:
-    """Why steps, from 0, are no window of a run. People count them from 1."""
+def window_problem(first: Any, last: Any, n_steps: int, start: int = 0) -> str | None:
+    """Why steps, counted from `start`, are no window of a run."""
     whole = all(isinstance(one, int | float) and math.isfinite(one) and one == int(one) for one in (first, last))
-    if whole and 0 <= first <= last < n_steps:
+    if whole and start <= first <= last < start + n_steps:
         return None
-    shown = f"{first + 1:g} to {last + 1:g}" if whole else f"{first} to {last}"
-    return f"The window has to lie within the picture's steps, 1 to {n_steps}, the first not after the last; not {shown}."
+    shown = f"{first:g} to {last:g}" if whole else f"“{str(first)[:20]}” to “{str(last)[:20]}”"
+    return (
+        f"The window has to lie within this picture's steps, {start} to {start + n_steps - 1}, and its end not before "
+        f"its beginning; not {shown}."
+    )
 
 
 def strength_problem(strength: Any) -> str | None:
@@ -300,4 +305,3 @@ def _window(steps: Any) -> tuple[Any, Any]:
     if isinstance(steps, list | tuple) and len(steps) == 2:
         return steps[0], steps[1]
     raise ValueError("An edit's steps are two numbers, the first and the last, from 0.")
-

@@ -1,4 +1,4 @@
-"""The long jobs, drawing, reading, measuring, editing, as generators that say how far they are and stop when nobody wants them.
+"""The long jobs (drawing, reading, measuring, editing) as generators that say how far they are and stop if unwanted.
 
 A job yields after every U-Net call. It is stopped by its ticket (Cancel, a newer job, a closed page) or by closing
 the generator (a client that cancels); either way the engine's generator is closed, which frees the model.
