@@ -44,11 +44,11 @@ def _wishes(outcome: Outcome) -> str:
     return f'<p class="id-iv-lead"><b>{told}</b>{", at each of the three stages" if compare else ""}</p>'
 
 
-def drawing_html(item: Redrawing, names: Sequence[str], frames: Sequence[str]) -> str:
-    """The pictures as they are drawn."""
+def drawing_html(item: Redrawing, names: Sequence[str]) -> str:
+    """The pictures as they are drawn, each with its name."""
     figures = "".join(
         f'<figure class="{name}"><img src="{frame}" alt=""><figcaption>{name}</figcaption></figure>'
-        for name, frame in zip(names, frames, strict=False)
+        for name, frame in zip(names, item.frames, strict=True)
     )
     return (
         f'<div class="id-iv running"><p class="id-iv-lead">Step {item.done} of {item.n_steps}: what the pictures are '

@@ -165,8 +165,10 @@ class _Events:
         """(ticket, compare, status, panel)"""
         return self._begin(request, scene, compare=True)
 
-    def begin_asked(self, request: gr.Request, scene: Scene | None, go: Go) -> Any:
+    def begin_asked(self, request: gr.Request, scene: Scene | None, go: Go | None) -> Any:
         """(ticket, compare, status, panel)"""
+        if go is None:
+            return 0, False, gr.skip(), gr.skip()
         return self._begin(request, scene, go.compare)
 
     def _begin(self, request: gr.Request, scene: Scene | None, compare: bool) -> Any:
@@ -195,26 +197,30 @@ class _Events:
         if scene is None or not runtime.tickets.claim(number, "edit"):
             yield (gr.skip(),) * 5
             return
+        # Words that are still being read give way to this, and have their turn after it.
+        stale = "words" if runtime.stored(scene.key, given, rel_error) is None else ""
         try:
-            outcome = yield from self._draw(number, scene, self._plan(compare, wishes, Fields(*fields)))
+            outcome = yield from self._draw(number, scene, self._plan(compare, wishes, Fields(*fields)), stale)
         except (JobError, ValueError) as error:
             runtime.tickets.drop(number)
-            yield self._panel(old), gr.skip(), gr.skip(), gr.skip(), status_html(str(error), kind="error")
+            told = status_html(str(error), kind="error", stale=stale)
+            yield self._panel(old), gr.skip(), gr.skip(), gr.skip(), told
             return
         if outcome is None:
             newer = runtime.tickets.newest(str(request.session_hash)) > number
-            told = gr.skip() if newer else status_html("Cancelled.")
+            told = gr.skip() if newer else status_html("Cancelled.", stale=stale)
             yield self._panel(old), gr.skip(), gr.skip(), gr.skip(), told
             return
         from core.ui.interventions_panel import slider_images
 
-        yield self._panel(outcome), slider_images(outcome), outcome, gr.skip(), status_html()
-        # Words that were still being read when this came between have their turn now.
-        if runtime.stored(scene.key, given, rel_error) is None:
+        yield self._panel(outcome), slider_images(outcome), outcome, gr.skip(), status_html(stale=stale)
+        if stale:
             for words, told in measure_updates(runtime, number, scene, given, rel_error):
                 yield gr.skip(), gr.skip(), gr.skip(), words, told
 
-    def _draw(self, ticket: int, scene: Scene, plan: "Plan") -> "Generator[tuple[Any, ...], None, Outcome | None]":
+    def _draw(
+        self, ticket: int, scene: Scene, plan: "Plan", stale: str
+    ) -> "Generator[tuple[Any, ...], None, Outcome | None]":
         """Yields what `run` does, and returns what came of it; None if it was cancelled."""
         from core.ui.interventions_panel import drawing_html
         from core.ui.interventions_reading import measure_redrawn
@@ -225,11 +231,12 @@ class _Events:
         with closing(intervene(runtime, ticket, scene, edits)) as work:
             for item in work:
                 if isinstance(item, Waiting):
-                    yield (*(gr.skip(),) * 4, status_html(item.text, 0.0, _STALE))
+                    yield *(gr.skip(),) * 4, status_html(item.text, 0.0, f"{_STALE} {stale}")
                 elif isinstance(item, Redrawing):
                     text = f"Drawing again: step {item.done} of {item.n_steps}{seconds_left(item.seconds_left)}"
                     panel = drawing_html(item, names) if item.frames else gr.skip()
-                    yield panel, *(gr.skip(),) * 3, status_html(text, item.done / item.n_steps, _STALE)
+                    told = status_html(text, item.done / item.n_steps, f"{_STALE} {stale}")
+                    yield panel, gr.skip(), gr.skip(), gr.skip(), told
                 elif runtime.dictionary is not None:
                     return measure_redrawn(scene, plan, item, runtime.dictionary, runtime.segmenter)
         return None
@@ -302,13 +309,14 @@ class _Events:
         dictionary, typed = self.runtime.dictionary, Fields(*fields)
         if dictionary is None:
             return [gr.skip()] * (len(typed) + 7)
+        begun = gr.skip()
         if asked is not None:
             *kept, one = asked.wishes
             here = scene is not None and asked.picture == (scene.prompt, scene.seed, scene.steps, scene.guidance)
             form = filled(self.runtime, dictionary, scene, one)
             wishes, region, cells, suggested = tuple(kept), one.region, one.cells, ""
             if here:
-                asked, go = None, Go(go.number + 1 if go else 1, asked.compare)
+                asked, begun = None, Go(go.number + 1 if go else 1, asked.compare)
         elif typed.blank or typed.what == suggested:
             one = suggestion(self.runtime, dictionary, scene)
             form, region, cells, suggested = filled(self.runtime, dictionary, scene, one), one.region, "", one.what
@@ -316,7 +324,7 @@ class _Events:
             form = refreshed(self.runtime, dictionary, scene, typed.stage)
             region, cells = typed.region, typed.cells
         chips = chips_html(wishes, self._steps(scene))
-        return [*form, *brush_updates(scene, region, cells), wishes, chips, suggested, asked, go]
+        return [*form, *brush_updates(scene, region, cells), wishes, chips, suggested, asked, begun]
 
     def hint(self, kind: str, what: str | None, way: str | None) -> str:
         """What an edit would act on."""
