@@ -1,4 +1,4 @@
-"""The functions of the page for programs: `/generate`, `/attribute`, `/concepts`, `/concept` and `/layout`.
+"""The functions of the page for programs: `/generate`, `/attribute`, `/concepts`, `/concept`, `/layout`, `/intervene`.
 
 Their inputs are components of their own, out of sight, because only components check files: a path that a client makes
 up never reaches a function.
@@ -26,6 +26,8 @@ from core.ui.inputs import (
     seed_problem,
     step_problem,
 )
+from core.ui.interventions_api import intervention
+from core.ui.interventions_wish import KINDS, REGIONS
 from core.ui.jobs import JobError, Waiting, bring, draw, foretell, measure
 from core.ui.runtime import Runtime
 from core.ui.scene import Scene
@@ -94,6 +96,43 @@ def build_api(runtime: Runtime) -> None:
                 scores = item.scores.astype(float).round(4).tolist()
                 yield {"labels": item.labels.tolist(), "classes": list(item.classes), "scores": scores}
 
+    def intervene(
+        prompt: str,
+        seed: float,
+        steps: float,
+        guidance: float,
+        kind: str,
+        label: str,
+        concepts: str,
+        hookpoint: str,
+        branch: str,
+        region: str,
+        stage: str,
+        mask: str | None = None,
+        first_step: float | None = None,
+        last_step: float | None = None,
+        strength: float | None = None,
+        further: Any = None,
+    ) -> Iterator[tuple[Any, Any, Any]]:
+        """Draw the picture of `prompt` with and without an edit of what the model thinks of.
+
+        `kind` is `move` (to `region`, or draw there), `whole` (change the whole picture) or `remove`. What is edited is
+        told by `label`, or by `concepts`: numbers, separated by commas, at one `hookpoint` (empty: the model's second)
+        and `branch`. `region` is a part of the picture, or `mask` a picture of its size that is above 0 inside. The
+        edit lasts from `first_step` to `last_step` (from 0), or a `stage`; without either, as serves the kind best.
+        `further` edits are a list of objects with these names. Returns the unedited and the edited picture, and
+        everything that was measured.
+        """
+        _refuse(*draw_problems(runtime, prompt, seed, steps, guidance))
+        named = {"kind": kind, "label": label, "concepts": concepts, "region": region, "stage": stage}
+        named |= {"steps": None if first_step is None and last_step is None else [first_step, last_step]}
+        named |= {"strength": strength}
+        if concepts.strip():
+            named |= {"hookpoint": hookpoint, "branch": branch}
+        run = (prompt.strip(), int(seed), int(steps), float(guidance))
+        for item in _told(intervention(runtime, *run, [named, *(further or [])], mask)):
+            yield (gr.skip(),) * 3 if item is None else item
+
     def concepts(query: str) -> Any:
         """The concepts of all blocks that a word finds, best first; where it finds none, the nearest labels."""
         from core.ui.concept_reading import search_all  # which imports torch
@@ -140,6 +179,24 @@ def build_api(runtime: Runtime) -> None:
             [prompt, seed, steps, guidance, step, hookpoint, branch, method],
             gr.JSON(label="layout"),
             api_name="layout",
+            **MODEL,
+        )
+        gr.Button().click(
+            intervene,
+            [
+                *(prompt, seed, steps, guidance),
+                gr.Radio(list(KINDS), value="move", label="kind"),
+                gr.Textbox(value="", label="label"),
+                gr.Textbox(value="", label="concepts"),
+                *(hookpoint, branch),
+                gr.Radio(list(REGIONS), value="all", label="region"),
+                gr.Radio(["", *(one.name for one in spec.stages)], value="", label="stage"),
+                Picture(label="mask", **PICTURE),
+                *(Number(label=name) for name in ("first_step", "last_step", "strength")),
+                gr.JSON(label="further"),
+            ],
+            [*(gr.Image(label=name, format="png") for name in ("unedited", "edited")), gr.JSON(label="measured")],
+            api_name="intervene",
             **MODEL,
         )
         query = gr.Textbox(label="query")

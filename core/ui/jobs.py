@@ -1,11 +1,11 @@
-"""The long jobs, drawing, reading, measuring, as generators that say how far they are and stop when nobody wants them.
+"""The long jobs (drawing, reading, measuring, editing) as generators that say how far they are and stop if unwanted.
 
 A job yields after every U-Net call. It is stopped by its ticket (Cancel, a newer job, a closed page) or by closing
 the generator (a client that cancels); either way the engine's generator is closed, which frees the model.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,12 +21,16 @@ from core.ui.runtime import Runtime
 from core.ui.scene import Scene
 
 if TYPE_CHECKING:
+    from core.changes import Beyond
+    from core.edits import ConceptEdit
     from core.layout import Layout
     from core.sampling import Preview
     from core.trace import Trace, Tracer
 
 _FRAME_SIDE = 160
 """Largest side of a preview on the film strip, in pixels."""
+_PREVIEW_SECONDS = 0.6
+"""Between previews of pictures that are drawn again: decoding several takes a while."""
 
 
 class Waiting(NamedTuple):
@@ -61,6 +65,28 @@ class Measuring(NamedTuple):
     """Part of the work that is done, 0..1, at the present spread."""
     seconds_left: float
     """At the pace so far."""
+
+
+class Redrawing(NamedTuple):
+    """A picture is drawn again, with and without edits."""
+
+    done: int
+    """Steps so far."""
+    n_steps: int
+    """Steps in all."""
+    frames: tuple[str, ...]
+    """Previews as data URLs, the unedited one first; none where the last ones are still new."""
+    seconds_left: float
+    """At the pace so far."""
+
+
+class Redrawn(NamedTuple):
+    """A picture without edits, and with each list of them."""
+
+    images: tuple[Image.Image, ...]
+    """The unedited one first."""
+    beyond: "tuple[Beyond, ...]"
+    """How far each of the others went from what data have."""
 
 
 class JobError(RuntimeError):
@@ -186,6 +212,56 @@ def foretell(
     if _wanted(runtime, ticket):
         source = runtime.dictionary.source
         yield runtime.engine.predict_layout(runtime.model, prompt, seed=seed, source=source, **options)
+
+
+def intervene(
+    runtime: Runtime, ticket: int | None, scene: Scene, edits: "Sequence[Sequence[ConceptEdit]]"
+) -> "Generator[Waiting | Redrawing | Redrawn, None, None]":
+    """Draw a scene's picture once more, and beside it once for each list of edits; the last item is all of them.
+
+    All are rows of one batch, so that what no edit touches is the same in all of them.
+    """
+    yield from _wait_for_model(runtime, ticket)
+    if runtime.editor is None:
+        raise JobError(no_concepts(runtime.name))
+    if not _wanted(runtime, ticket):
+        return
+    n_evals = 2 * scene.steps * (len(edits) + 1)
+    with closing(runtime.run(n_evals, _redrawn, scene, [(), *edits])) as items:
+        for item in items:
+            if not _wanted(runtime, ticket):
+                return
+            yield item
+
+
+def _redrawn(
+    runtime: Runtime, scene: Scene, rows: "Sequence[Sequence[ConceptEdit]]"
+) -> "Generator[Redrawing | Redrawn, None, None]":
+    from core.changes import Watch
+
+    editor, model = runtime.editor, runtime.model
+    if editor is None:
+        return
+    watch = Watch(editor, rows, scene.steps)
+    run = model.sample(
+        [scene.prompt] * len(rows),
+        seeds=[scene.seed] * len(rows),
+        num_inference_steps=scene.steps,
+        guidance_scale=scene.guidance,
+        contexts=[editor.editing_each(rows, scene.steps), watch.context],
+    )
+    started = shown_at = time.monotonic()
+    with closing(run) as states:
+        for state in states:
+            done, now = state.moment.step + 1, time.monotonic()
+            if done == scene.steps:
+                yield Redrawn(tuple(model.decode(state.x)), tuple(map(watch.beyond, range(1, len(rows)))))
+                return
+            frames: tuple[str, ...] = ()
+            if now - shown_at > _PREVIEW_SECONDS:
+                frames = tuple(_frame(image) for image in model.decode(state.x0))
+                shown_at = time.monotonic()
+            yield Redrawing(done, scene.steps, frames, (now - started) / done * (scene.steps - done))
 
 
 class _Drawn(NamedTuple):

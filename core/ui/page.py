@@ -11,6 +11,8 @@ from core.ui.attribution_tab import AttributionTab, build_attribution_tab
 from core.ui.concepts_tab import ConceptsTab, build_concepts_tab
 from core.ui.examples import Example, keep_example, load_examples
 from core.ui.inputs import PICTURE, Number, Picture, html
+from core.ui.interventions_tab import InterventionsTab, build_interventions_tab
+from core.ui.interventions_wiring import wire_interventions
 from core.ui.layout_tab import LayoutTab, build_layout_tab
 from core.ui.picture import stage_html, status_html
 from core.ui.questions import Questions, build_questions
@@ -58,6 +60,7 @@ class Page:
     questions: Questions
     concepts: ConceptsTab
     layout: LayoutTab
+    interventions: InterventionsTab
     examples: dict[str, Example]
     load: Any
     unload: Any
@@ -88,6 +91,8 @@ def build_demo(runtime: Runtime) -> Any:
                     concepts = build_concepts_tab(runtime)
                 with gr.Tab("Layout", render_children=True):
                     layout = build_layout_tab(runtime)
+                with gr.Tab("Interventions", render_children=True):
+                    interventions = build_interventions_tab(runtime)
         page = Page(
             badge=badge,
             clock=gr.Timer(1.0),
@@ -103,11 +108,12 @@ def build_demo(runtime: Runtime) -> Any:
             questions=questions,
             concepts=concepts,
             layout=layout,
+            interventions=interventions,
             examples={example.name: example for example in examples},
             load=demo.load,
             unload=demo.unload,
         )
-        wire(runtime, page)
+        wire_interventions(runtime, page, wire(runtime, page))
         build_api(runtime)
         build_questions_api(runtime)
     demo.queue(max_size=32, default_concurrency_limit=None)

@@ -19,6 +19,7 @@ from core.ui.lent import Lender, LentEngine, on_zero_gpu, seconds_of
 from core.ui.scene import target
 
 if TYPE_CHECKING:
+    from core.edits import Editor
     from core.segmentation import Segmenter
     from core.trace import Trace
 
@@ -132,6 +133,15 @@ class Runtime:
     def dictionary(self) -> "Dictionary | None":
         """The model's concepts; None while they are being loaded, or where there are none."""
         return self._dictionary
+
+    @property
+    def editor(self) -> "Editor | None":
+        """What edits pictures by the model's concepts; None where there are none yet, or none at all."""
+        if self._model is None or self._dictionary is None:
+            return None
+        from core.edits import Editor
+
+        return Editor(self._model, self._dictionary.saes, self._dictionary.tables.__getitem__)
 
     @property
     def segmenter(self) -> "Segmenter | None":

@@ -32,8 +32,11 @@ _REFRESH_SECONDS = 0.15
 _DRAWN = "Reading the words…"
 
 
-def wire(runtime: Runtime, page: "Page") -> None:
-    """Connect the page's components. Each job is begun (checked, numbered, told) and then waits for its turn."""
+def wire(runtime: Runtime, page: "Page") -> list[Any]:
+    """Connect the page's components. Each job is begun (checked, numbered, told) and then waits for its turn.
+
+    Returns the events after which there is another picture.
+    """
     events = _Events(runtime, page)
     bar, tab = page.bar, page.tab
     asked = [bar.prompt, bar.seed, bar.steps, bar.guidance]
@@ -58,7 +61,8 @@ def wire(runtime: Runtime, page: "Page") -> None:
     shown = [*asked, tab.given, tab.rel_error, page.stage, page.scene, tab.panel, page.status]
     picking = bar.examples.pick(events.pick, None, shown, queue=False, **QUIET)
     loading = page.load(events.load, None, [*shown, page.autorun], **QUIET)
-    for ready in (drawing, bringing, picking, loading):
+    pictures = [drawing, bringing, picking, loading]
+    for ready in pictures:
         ready.success(
             events.read,
             [page.scene, page.concepts.query],
@@ -98,6 +102,7 @@ def wire(runtime: Runtime, page: "Page") -> None:
     )
     page.unload(events.leave)
     wire_questions(runtime, page, MODEL, QUIET)
+    return pictures
 
 
 class _Events:

@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,7 @@ def table_of(place: Place, sae: SparseAutoencoder, labels: dict[int, str]) -> Co
     return ConceptTable(SaeId(*place, "all"), frame, info, sae.W_dec.detach(), lambda _: pytest.fail("no files"))
 
 
-@pytest.fixture(scope="module")
-def editor(model: Diffuser) -> Editor:
+def make_editor(model: Diffuser) -> Editor:
     """SAEs of random weights; the label cat is of three latents in one half and one in the other."""
     generator = torch.Generator().manual_seed(0)
     saes = {
@@ -72,6 +72,11 @@ def editor(model: Diffuser) -> Editor:
         sae.encoder.weight[[3, 5, 7]] *= 3
     labels = {COND: {3: "cat", 7: "cat", 11: "cat", 20: "whale"}, UNCOND: {5: "cat"}}
     return Editor(model, saes, lambda place: table_of(place, saes[place], labels[place]))
+
+
+@pytest.fixture(scope="module")
+def editor(model: Diffuser) -> Editor:
+    return make_editor(model)
 
 
 def draw(model: Diffuser, editor: Editor | None = None, *edits: ConceptEdit, steps: int = STEPS) -> Generation:
@@ -131,6 +136,42 @@ def test_an_edit_is_removed_when_the_work_fails_or_is_given_up(model: Diffuser, 
     with pytest.raises(ValueError, match="were made for 5 steps; this run has 4"):
         model.generate(PROMPT, num_inference_steps=4, contexts=[editor.editing([change], STEPS)])
     assert torch.equal(draw(model).latents, plain.latents)
+
+
+def test_an_edit_that_is_taken_from_several_leaves_no_trace(model: Diffuser, editor: Editor) -> None:
+    first, second = GlobalEdit(label="cat", strength=2), SpatialEdit(label="whale", region="left")
+    alone, other = draw(model, editor, first), draw(model, editor, second)
+    both = draw(model, editor, first, second)
+    assert torch.equal(draw(model, editor, first).latents, alone.latents)
+    assert not torch.allclose(both.latents, alone.latents, atol=1e-3)
+    assert not torch.allclose(both.latents, other.latents, atol=1e-3)
+    silent = replace(second, strength=0)
+    assert torch.equal(draw(model, editor, first, silent).latents, alone.latents)
+
+
+def test_hooks_are_gone_after_an_edit_that_fails_while_the_sampler_runs(model: Diffuser, editor: Editor) -> None:
+    @dataclass(frozen=True, eq=False, kw_only=True)
+    class Failing(GlobalEdit):
+        def change(self, z: Tensor, concepts: Any, inside: Tensor) -> Tensor:  # noqa: ARG002
+            raise RuntimeError("in the middle")
+
+    plain = draw(model)
+    calls = model.n_unet_calls
+    with pytest.raises(RuntimeError, match="in the middle"):
+        draw(model, editor, Failing(label="cat", steps=(2, 3)))
+    assert model.n_unet_calls == calls + 3
+    assert sum(len(module._forward_hooks) for module in model.unet.modules()) == 0
+    assert torch.equal(draw(model).latents, plain.latents)
+
+
+def test_concepts_chosen_in_any_way_are_the_same_edit(model: Diffuser, editor: Editor) -> None:
+    settings: dict[str, Any] = {"region": "top-left", "strength": 3, "stage": "early"}
+    here: dict[str, Any] = {"hookpoints": [MIDDLE], "branches": ["cond"]}
+    by_label = draw(model, editor, SpatialEdit(label="cat", **here, **settings))
+    by_number = draw(model, editor, SpatialEdit(concepts=[3, 7, 11], **here, **settings))
+    by_place = draw(model, editor, SpatialEdit(concepts=[Target(COND, n) for n in (3, 7, 11)], **settings))
+    assert torch.equal(by_label.latents, by_number.latents)
+    assert torch.equal(by_label.latents, by_place.latents)
 
 
 # --- the formulas -----------------------------------------------------------------------------------------------------

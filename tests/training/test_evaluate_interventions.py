@@ -19,7 +19,7 @@ from training.evaluate import interventions, run
 from training.evaluate.grids import Resampled
 from training.evaluate.interventions import QUICK, Bench
 from training.evaluate.interventions_arms import Arm, Request, Unedited, context, draw_arm, labelled_things, requests
-from training.evaluate.interventions_seen import CELL, Eye, Look, elsewhere, frequencies, fulfilled, layout_iou
+from training.evaluate.interventions_seen import Eye, Look, elsewhere, fulfilled
 from training.evaluate.pictures import Judges
 from training.picturebook.world import LABELS
 
@@ -100,20 +100,6 @@ def test_elsewhere_is_neither_the_region_nor_where_the_thing_was() -> None:
     assert where.sum() == 128 * 128 - 64 * 64 - 20 * 20
     assert not where[:64, :64].any()
     assert elsewhere(Request("styling", "cat", "night", 0), labels).all()
-
-
-def test_layout_and_frequencies_by_hand() -> None:
-    old, where = label_map((slice(0, 0), slice(0, 0))), torch.ones(128, 128, dtype=torch.bool)
-    assert layout_iou(old, old, where) == 1
-    new = old.clone()
-    new[32:64] = GRASS
-    assert layout_iou(new, old, where) == pytest.approx((32 / 64 + 64 / 96) / 2)
-    even = torch.full((3, 128, 128), 0.2)
-    assert frequencies(even, where) == pytest.approx((0.2, 0), abs=1e-6)
-    stripes = torch.tensor([0.3, -0.3]).repeat(64).expand(3, 128, 128)
-    assert CELL % 2 == 0
-    assert frequencies(stripes, where) == pytest.approx((0, 0.3), abs=1e-6)
-    assert frequencies(even, where & (old == SEA)) == pytest.approx((0.2, 0), abs=1e-6)
 
 
 def test_pictures_far_from_all_others_are_odd() -> None:

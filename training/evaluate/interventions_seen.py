@@ -12,17 +12,15 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import AutoModelForSemanticSegmentation
 
+from core.changes import frequencies, layout_iou
 from core.edits.kinds import Inside
 from training.evaluate.interventions_arms import Request
 from training.evaluate.pictures import BATCH, MIN_AREA, Judges, measure
 from training.picturebook.autoencoder import to_pixels
 from training.picturebook.world import NOUN_INDEX, NOUNS, STYLES, THING_INDEX
 
-CELL = 8
-"""Side in pixels of what counts as low spatial frequency: the mean over so large cells, as a latent covers."""
 N_NEIGHBOURS = 3
 QUANTILE = 0.99
 """Share of unedited pictures that are no artifacts."""
@@ -158,26 +156,9 @@ def elsewhere(one: Request, labels: Tensor) -> Tensor:
     return ~region & (labels != _thing(one.thing))
 
 
-def layout_iou(new: Tensor, old: Tensor, where: Tensor) -> float:
-    """Mean over the classes that the old label map [H, W] shows there, of the intersection over union."""
-    ious = []
-    for label in sorted(set(old[where].tolist())):
-        a, b = (new == label) & where, (old == label) & where
-        if label >= 0 and int(b.sum()) >= MIN_AREA:
-            ious.append(float((a & b).sum() / (a | b).sum()))
-    return float(np.mean(ious)) if ious else float("nan")
-
-
-def frequencies(difference: Tensor, where: Tensor) -> tuple[float, float]:
-    """Root mean squares, over where [H, W], of a difference [3, H, W]: of its means over cells, and of the rest."""
-    low = F.interpolate(F.avg_pool2d(difference[None], CELL), scale_factor=CELL, mode="nearest")[0]
-    coarse, fine = (float(part[:, where].square().mean().sqrt()) for part in (low, difference - low))
-    return coarse, fine
-
-
 def _changes(new: Look, old: Look, i: int, where: Tensor) -> dict[str, float]:
     low, high = frequencies(new.pixels[i] - old.pixels[i], where)
-    return {"low": low, "high": high, "layout": layout_iou(new.labels[i], old.labels[i], where)}
+    return {"low": low, "high": high, "layout": layout_iou(new.labels[i], old.labels[i], where, MIN_AREA)}
 
 
 def _thing(noun: str) -> int:

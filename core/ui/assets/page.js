@@ -5,8 +5,9 @@
   const query = new URLSearchParams(location.search);
   const state = { word: query.get("word"), step: null, opacity: 72, common: false, focus: null };
   // What the tabs' own scripts hang their parts into, by the tab's name: what lies on the picture ({ src, tag } or null),
-  // what a click on the picture means (x and y from 0 to 1), what the address remembers, and what follows every change.
-  const page = (window.idPage = { state, query, overlays: {}, clicks: {}, parameters: {}, watchers: [] });
+  // what a click on the picture means (x and y from 0 to 1), what the address remembers (parameters beside those of the
+  // words, or all of them), and what follows every change.
+  const page = (window.idPage = { state, query, overlays: {}, clicks: {}, parameters: {}, addresses: {}, watchers: [] });
   let wantedTab = query.get("tab");
   const all = (selector, root = document) => Array.from(root.querySelectorAll(selector));
   const one = (selector, root = document) => root.querySelector(selector);
@@ -136,10 +137,11 @@
 
   // The address always restores what is shown, so that a reload or a copied address loses nothing.
   function address() {
-    const kept = panel()?.dataset.query;
+    const whole = page.addresses[openTab()]?.();
+    const kept = whole ?? panel()?.dataset.query;
     if (!kept) return null;
     const parameters = new URLSearchParams(kept);
-    const word = chosenWord();
+    const word = whole ? null : chosenWord();
     if (word) parameters.set("word", word);
     if (openTab() !== WORDS) parameters.set("tab", openTab().toLowerCase());
     for (const [name, value] of Object.entries(page.parameters[openTab()]?.() ?? {})) parameters.set(name, value);
