@@ -124,7 +124,7 @@ def build_api(runtime: Runtime) -> None:
         everything that was measured.
         """
         _refuse(*draw_problems(runtime, prompt, seed, steps, guidance))
-        named = {"kind": kind, "label": label, "concepts": concepts, "region": region, "stage": stage}
+        named: dict[str, Any] = {"kind": kind, "label": label, "concepts": concepts, "region": region, "stage": stage}
         named |= {"steps": None if first_step is None and last_step is None else [first_step, last_step]}
         named |= {"strength": strength}
         if concepts.strip():

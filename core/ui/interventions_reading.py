@@ -110,7 +110,8 @@ def measure_redrawn(
         where = _elsewhere(wishes, classes, labels[0], unedited.size[0])
         difference = _pixels(image) - _pixels(unedited)
         low, high = frequencies(difference, where) if where.any() else (np.nan, np.nan)
-        kept, moved = np.nan, [None] * len(wishes)
+        kept = np.nan
+        moved: list[Moved | None] = [None] * len(wishes)
         if labels[0] is not None and new is not None:
             kept = layout_iou(new, labels[0], where, _least(where)) if where.any() else np.nan
             moved = [

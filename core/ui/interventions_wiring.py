@@ -316,7 +316,7 @@ class _Events:
             form = filled(self.runtime, dictionary, scene, one)
             wishes, region, cells, suggested = tuple(kept), one.region, one.cells, ""
             if here:
-                asked, begun = None, Go(go.number + 1 if go else 1, asked.compare)
+                begun, asked = Go(go.number + 1 if go else 1, asked.compare), None
         elif typed.blank or typed.what == suggested:
             one = suggestion(self.runtime, dictionary, scene)
             form, region, cells, suggested = filled(self.runtime, dictionary, scene, one), one.region, "", one.what
