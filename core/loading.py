@@ -66,8 +66,10 @@ def load_model(
         _offload(pipeline, spec, place)
         return Diffuser(pipeline, spec, device=place)
     for module in modules:
-        apart = text_device is not None and module is pipeline.text_encoder
-        torch.nn.Module.to(module, *((torch.device(text_device), torch.float32) if apart else (place,)))
+        if text_device is not None and module is pipeline.text_encoder:
+            torch.nn.Module.to(module, torch.device(text_device), torch.float32)
+        else:
+            torch.nn.Module.to(module, place)
     return Diffuser(pipeline, spec)
 
 

@@ -73,4 +73,4 @@ class Rounding:
             parts.append(self._model.predict_noise(x[rows], a[rows], embeddings[rows]))
             self.n_evals += len(parts[-1])
             yield
-        return torch.cat(parts).unflatten(0, (m, n))
+        return torch.cat(parts).reshape(m, n, *parts[0].shape[1:])

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from core.changes import Beyond
     from core.edits import ConceptEdit
     from core.layout import Layout
-    from core.sampling import Preview
     from core.trace import Trace, Tracer
 
 _FRAME_SIDE = 160
@@ -271,9 +270,8 @@ class _Drawn(NamedTuple):
     trace: "Trace | None"
 
 
-def _drawn(
-    runtime: Runtime, prompt: str, seed: int, steps: int, guidance: float
-) -> "Generator[Preview | _Drawn, None, None]":
+def _drawn(runtime: Runtime, prompt: str, seed: int, steps: int, guidance: float) -> Generator[Any, None, None]:
+    """Previews, and last what was drawn."""
     tracer = _tracer(runtime)
     watched = {"contexts": [tracer.context]} if tracer else {}
     work = runtime.model.generate_iter(prompt, seed=seed, num_inference_steps=steps, guidance_scale=guidance, **watched)

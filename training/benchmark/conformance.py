@@ -26,7 +26,7 @@ import core
 from core.activations import Key, record
 from core.concepts import load_concepts
 from core.diffuser import Diffuser
-from core.edits import Editor, GlobalEdit
+from core.edits import Editor, GlobalEdit, Target
 from core.hookpoints import nearest_hookpoints
 from core.information.quadrature import Sampler
 from core.sae import SaeConfig, SaeId, SparseAutoencoder
@@ -147,8 +147,14 @@ def _write(folder: Path, dtype: str, small: bool) -> None:
 
 def _load(folder: Path, device: torch.device, effort: Effort, book: _Book) -> Diffuser:
     published = BUILT_IN["sd-v1-4"]
-    drawn = {"num_inference_steps": effort.n_steps, "image_size": 8 * effort.size.latent_side}
-    spec = replace(published, name="full-size", source=str(folder), revision=None, **drawn)
+    spec = replace(
+        published,
+        name="full-size",
+        source=str(folder),
+        revision=None,
+        num_inference_steps=effort.n_steps,
+        image_size=8 * effort.size.latent_side,
+    )
     with book.timed("load it") as found:
         model = core.load_model(spec, device=device, dtype=None if device.type == "cuda" else effort.dtype)
         found.append(f"{sum(p.numel() for p in model.unet.parameters()) / 1e6:.0f} million weights in the U-Net")
@@ -215,8 +221,8 @@ def _edit_and_foretell(model: Diffuser, root: Path, effort: Effort, book: _Book)
     editor = Editor(model, saes, lambda place: load_concepts(root, *place))
     place = next(iter(saes))
     means = editor.table(place).frame["mean"].to_numpy()
-    where = {"hookpoints": [place.hookpoint], "branches": [place.branch], "steps": (0, 0)}
-    edit = GlobalEdit(concepts=[int(np.nanargmax(means))], strength=8.0, **where)
+    concept = Target(place, int(np.nanargmax(means)))
+    edit = GlobalEdit(concepts=[concept], branches=[place.branch], steps=(0, 0), strength=8.0)
 
     def drawn(strength: float) -> Tensor:
         contexts = [editor.editing([replace(edit, strength=strength)])]
@@ -237,8 +243,9 @@ def _edit_and_foretell(model: Diffuser, root: Path, effort: Effort, book: _Book)
 def _attribute(model: Diffuser, effort: Effort, book: _Book) -> None:
     latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(1))
     with book.timed("attribute a picture to its words") as found:
-        options = {"sampler": effort.attribution, "max_evals": effort.max_evals}
-        a = core.attribute(model, latents, PROMPT, words=effort.words, **options)
+        a = core.attribute(
+            model, latents, PROMPT, words=effort.words, sampler=effort.attribution, max_evals=effort.max_evals
+        )
         found += [
             f"{len(a.words)} words, {a.n_evals} evaluations, {a.stopped}",
             f"rounding up to {100 * a.settings['rounding']:.2g} % of a word's bits, so {a.settings['dtype']} was used",
