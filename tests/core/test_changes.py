@@ -27,7 +27,7 @@ def test_layout_by_hand() -> None:
     assert layout_iou(new, old, where) == pytest.approx((32 / 64 + 64 / 96) / 2)
     assert layout_iou(new, old, where & (old == GRASS)) == 1
     old[:2, :2] = 5
-    assert layout_iou(new, old, where, min_area=5) == pytest.approx(((32 * 128 - 4) / (64 * 128 - 4) + 64 / 96) / 2)
+    assert layout_iou(new, old, where, min_area=5) == pytest.approx(((32 * 128 - 4) / (64 * 128) + 64 / 96) / 2)
     assert math.isnan(layout_iou(new, old, torch.zeros_like(where)))
 
 
