@@ -216,7 +216,7 @@ def hint_html(editor: "Editor | None", kind: str, what: str | None, way: str | N
         return _hint(_concepts_said(editor, wish))
     said, _, near = problem.partition(" The nearest: ")
     buttons = " ".join(
-        f'<button type="button" class="id-suggest id-iv-near" data-word="{escape(word)}">{escape(word)}</button>'
+        f'<button type="button" class="id-find id-iv-near" data-word="{escape(word)}">{escape(word)}</button>'
         for word in near.rstrip(".").split(", ")
         if near
     )

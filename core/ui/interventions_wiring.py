@@ -74,8 +74,8 @@ class Go(NamedTuple):
     compare: bool
 
 
-def wire_interventions(runtime: Runtime, page: "Page", ready: Sequence[Any]) -> None:
-    """Connect the tab's components; `ready` are the events after which there is another picture."""
+def wire_interventions(runtime: Runtime, page: "Page", pictures: Sequence[Any], loading: Any) -> None:
+    """Connect the tab's components; the events are those that `wire` returns."""
     tab, scene = page.interventions, page.scene
     events = _Events(runtime)
     edited = [scene, tab.wishes, *tab.fields]
@@ -103,8 +103,8 @@ def wire_interventions(runtime: Runtime, page: "Page", ready: Sequence[Any]) -> 
 
     known = [scene, tab.asked, tab.suggested, tab.go, tab.wishes, *tab.fields]
     put = [*tab.fields, tab.hint, tab.painter, tab.brush, *listed, tab.suggested, tab.asked, tab.go]
-    restoring = page.load(events.restore, None, [tab.asked, page.status], **QUIET)
-    for one in (restoring, *ready):
+    restoring = loading.success(events.restore, None, [tab.asked, page.status], **QUIET)
+    for one in (restoring, *pictures):
         one.success(events.fill, known, put, **QUIET)
 
     named = [tab.kind, tab.what, tab.way]
@@ -115,7 +115,8 @@ def wire_interventions(runtime: Runtime, page: "Page", ready: Sequence[Any]) -> 
     of_kind = [tab.region, tab.stage, tab.first, tab.last, tab.strength]
     tab.kind.input(events.of_kind, [scene, tab.kind], of_kind, **_AT_ONCE)
     tab.region.input(brush_updates, [scene, tab.region, tab.cells], [tab.painter, tab.brush], **_AT_ONCE)
-    tab.painter.change(events.paint, tab.painter, tab.cells, **_LATEST)
+    painted = [tab.painter.input, tab.painter.change, tab.painter.apply, tab.painter.clear]
+    gr.on(painted, events.paint, tab.painter, tab.cells, **_LATEST)
     tab.stage.input(events.of_stage, [scene, tab.stage], [tab.first, tab.last], **_AT_ONCE)
     gr.on([tab.first.input, tab.last.input], lambda: OWN_WINDOW, None, tab.stage, **_AT_ONCE)
 
@@ -311,14 +312,14 @@ class _Events:
         dictionary, typed = self.runtime.dictionary, Fields(*fields)
         if dictionary is None:
             return [gr.skip()] * (len(typed) + 8)
-        begun, hint = gr.skip(), gr.skip()
+        begun, hint, still = gr.skip(), gr.skip(), gr.skip()
         if asked is not None:
             *kept, one = asked.wishes
             here = scene is not None and asked.picture == (scene.prompt, scene.seed, scene.steps, scene.guidance)
             form, hint = filled(self.runtime, dictionary, scene, one), self._hint_of(one)
             wishes, region, cells, suggested = tuple(kept), one.region, one.cells, ("", "")
             if here:
-                begun, asked = Go(go.number + 1 if go else 1, asked.compare), None
+                begun, still = Go(go.number + 1 if go else 1, asked.compare), None
         elif typed.blank or (typed.what, typed.region) == suggested:
             one = suggestion(self.runtime, dictionary, scene)
             form, hint = filled(self.runtime, dictionary, scene, one), self._hint_of(one)
@@ -328,7 +329,7 @@ class _Events:
             region, cells = typed.region, typed.cells
         chips = chips_html(wishes, self._steps(scene))
         brush = brush_updates(scene, region, cells) if PAINTED in (region, typed.region) else (gr.skip(), gr.skip())
-        return [*form, hint, *brush, wishes, chips, suggested, asked, begun]
+        return [*form, hint, *brush, wishes, chips, suggested, still, begun]
 
     def hint(self, kind: str, what: str | None, way: str | None) -> str:
         """What an edit would act on."""

@@ -113,7 +113,7 @@ def build_demo(runtime: Runtime) -> Any:
             load=demo.load,
             unload=demo.unload,
         )
-        wire_interventions(runtime, page, wire(runtime, page))
+        wire_interventions(runtime, page, *wire(runtime, page))
         build_api(runtime)
         build_questions_api(runtime)
     demo.queue(max_size=32, default_concurrency_limit=None)

@@ -32,10 +32,10 @@ _REFRESH_SECONDS = 0.15
 _DRAWN = "Reading the words…"
 
 
-def wire(runtime: Runtime, page: "Page") -> list[Any]:
+def wire(runtime: Runtime, page: "Page") -> tuple[list[Any], Any]:
     """Connect the page's components. Each job is begun (checked, numbered, told) and then waits for its turn.
 
-    Returns the events after which there is another picture.
+    Returns the events after which there is another picture, and that after which the page's address was read.
     """
     events = _Events(runtime, page)
     bar, tab = page.bar, page.tab
@@ -61,8 +61,8 @@ def wire(runtime: Runtime, page: "Page") -> list[Any]:
     shown = [*asked, tab.given, tab.rel_error, page.stage, page.scene, tab.panel, page.status]
     picking = bar.examples.pick(events.pick, None, shown, queue=False, **QUIET)
     loading = page.load(events.load, None, [*shown, page.autorun], **QUIET)
-    pictures = [drawing, bringing, picking, loading]
-    for ready in pictures:
+    pictures = [drawing, bringing, picking]
+    for ready in (*pictures, loading):
         ready.success(
             events.read,
             [page.scene, page.concepts.query],
@@ -102,7 +102,7 @@ def wire(runtime: Runtime, page: "Page") -> list[Any]:
     )
     page.unload(events.leave)
     wire_questions(runtime, page, MODEL, QUIET)
-    return pictures
+    return pictures, loading
 
 
 class _Events:

@@ -267,7 +267,7 @@ def test_a_link_fills_the_form_and_runs_once_its_picture_is_there(runtime: Runti
     assert told == gr.skip()
     blank = Fields("move", None, None, "top-left", "", "early", 1, 1, 1)
     *form, hint, _, _, wishes, chips, _, still, go = events.fill(None, asked, ("", ""), None, (), *blank)
-    assert (Fields(*form).kind, wishes, still, go) == ("whole", (MOVE,), asked, gr.skip())
+    assert (Fields(*form).kind, wishes, still, go) == ("whole", (MOVE,), gr.skip(), gr.skip())
     assert "cat → top right · early · strength 4" in chips
     assert "1 concept (SAE features) of “whale”" in hint
     *_, still, go = events.fill(scene, asked, ("", ""), None, (), *blank)
