@@ -117,19 +117,20 @@ def test_a_newcomer_finds_an_example_and_wrong_input_is_told(open_page: Open) ->
 
 
 def test_edits_are_painted_listed_and_cancelled(open_page: Open) -> None:
-    page = open_page(query="?" + urlencode({**PICTURE, "steps": 60}))
-    expect(page.get_by_label("to step")).to_have_value("24")  # the form is that of the new picture
+    page = open_page(query="?" + urlencode({**PICTURE, "steps": 40}))
+    expect(page.get_by_label("to step")).to_have_value("16")  # the form is that of the new picture
     page.locator("#id-iv-where label", has_text="brush").click()
     canvas = page.locator("#id-iv-brush canvas").first
     canvas.scroll_into_view_if_needed()
-    page.wait_for_timeout(1000)  # the editor sets itself up
+    page.wait_for_timeout(2000)  # the editor sets itself up
     box = canvas.bounding_box()
     assert box
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] / 2 + 30, box["y"] + box["height"] / 2 + 30, steps=4)
-    page.mouse.up()
-    page.wait_for_timeout(1000)
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    with page.expect_response(lambda response: "layer_0" in (response.request.post_data or "")):
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + 30, y + 30, steps=4)
+        page.mouse.up()
     page.locator("#id-iv-keep").click()
     expect(page.locator(".id-iv-chips")).to_contain_text("penguin → painted region · early")
     page.locator("#id-iv-show").click()
