@@ -78,6 +78,8 @@ class InterventionsTab:
     """State: what the page's address asks for, until it has been done."""
     go: Any
     """State: changes when the address asks for a run."""
+    ticket: Any
+    """Of the present run; 0 for none. That of a picture or its words is not to be overwritten."""
     compare: Any
     """Whether the present run compares the stages. Like a ticket it travels with the request."""
 
@@ -162,6 +164,7 @@ def build_interventions_tab(runtime: Runtime) -> InterventionsTab:
         suggested=gr.State(("", "")),
         asked=gr.State(None),
         go=gr.State(None),
+        ticket=gr.Number(visible=False, value=0),
         compare=gr.Checkbox(False, visible=False),
     )
 

@@ -80,7 +80,7 @@ def wire_interventions(runtime: Runtime, page: "Page", pictures: Sequence[Any], 
     events = _Events(runtime)
     edited = [scene, tab.wishes, *tab.fields]
 
-    begun = [page.ticket, tab.compare, page.status, tab.panel]
+    begun = [tab.ticket, tab.compare, page.status, tab.panel]
     shown = tab.show.click(events.accept, edited, None, validator=events.check, **QUIET)
     compared = tab.each.click(events.accept, edited, None, validator=events.check_each, **QUIET)
     for beginning in (
@@ -90,7 +90,7 @@ def wire_interventions(runtime: Runtime, page: "Page", pictures: Sequence[Any], 
     ):
         beginning.success(
             events.run,
-            [page.ticket, tab.compare, scene, page.tab.given, page.tab.rel_error, tab.outcome, tab.wishes, *tab.fields],
+            [tab.ticket, tab.compare, scene, page.tab.given, page.tab.rel_error, tab.outcome, tab.wishes, *tab.fields],
             [tab.panel, tab.slider, tab.outcome, page.tab.panel, page.status],
             **MODEL,
             **QUIET,

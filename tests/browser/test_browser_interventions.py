@@ -117,8 +117,8 @@ def test_a_newcomer_finds_an_example_and_wrong_input_is_told(open_page: Open) ->
 
 
 def test_edits_are_painted_listed_and_cancelled(open_page: Open) -> None:
-    page = open_page(query="?" + urlencode({**PICTURE, "steps": 40}))
-    expect(page.get_by_label("to step")).to_have_value("16")  # the form is that of the new picture
+    page = open_page(query="?" + urlencode({**PICTURE, "steps": 20}))
+    expect(page.get_by_label("to step")).to_have_value("8")  # the form is that of the new picture
     page.locator("#id-iv-where label", has_text="brush").click()
     canvas = page.locator("#id-iv-brush canvas").first
     canvas.scroll_into_view_if_needed()
