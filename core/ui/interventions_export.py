@@ -22,14 +22,9 @@ TAB = "interventions"
 
 def png_url(image: Image.Image) -> str:
     """A picture as a data URL, to be kept as it is."""
-    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    """A picture as a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def settings(scene: Scene, model_name: str, source: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from core.schedule import stage_steps
 from core.spec import Stage
-from core.ui.colours import scale_gradient
+from core.ui.colours import scale_gradient, scale_rgb
 from core.ui.export import download_url
 from core.ui.images import data_url, layer
 from core.ui.interventions_export import link_query, png_url, python_lines, to_json
@@ -32,7 +32,7 @@ def outcome_html(runtime: Runtime, outcome: Outcome) -> str:
     asked = link_query(outcome.scene, outcome.asked, compare)
     body = _stages(outcome, runtime.spec.stages) if compare else f"{_map(results[0])}{_figures(results[0], outcome)}"
     return (
-        f'<div class="id-iv" data-query="{escape(asked)}" data-change="{_map_url(results[0])}">'
+        f'<div class="id-iv" data-query="{escape(asked)}" data-change="{_overlay_url(results[0])}">'
         f'<p class="id-old">previous picture</p>{_wishes(outcome)}{body}{_explained(outcome)}'
         f"{_keep(runtime, outcome)}{_python(runtime, outcome)}</div>"
     )
@@ -70,6 +70,13 @@ def _large(image: Image.Image) -> Image.Image:
 def _map_url(result: Result) -> str:
     shown = layer(result.change, np.zeros_like(result.change), _MUCH)
     return data_url(shown, quality=80)
+
+
+def _overlay_url(result: Result) -> str:
+    """The same to lie on the unedited picture, which is seen where nothing changed."""
+    share = np.clip(result.change / _MUCH, 0, 1)
+    rgba = np.concatenate([scale_rgb(share), np.minimum(2 * share, 1)[..., None]], axis=-1)
+    return data_url(Image.fromarray((rgba * 255).round().astype(np.uint8), "RGBA"), quality=80)
 
 
 def _map(result: Result) -> str:
@@ -144,7 +151,7 @@ def _stages(outcome: Outcome, stages: tuple[Stage, ...]) -> str:
     spans = {stage.name: stage_steps(stage, outcome.scene.steps, stages) for stage in stages}
     figures = "".join(
         f'<figure class="{result.stage}"><button type="button" class="id-iv-choose" data-index="{i}" '
-        f'aria-pressed="{"true" if i == 0 else "false"}" data-change="{_map_url(result)}">'
+        f'aria-pressed="{"true" if i == 0 else "false"}" data-change="{_overlay_url(result)}">'
         f'<img src="{data_url(result.image)}" alt="edited {result.stage}">'
         f'<img src="{_map_url(result)}" alt="what changed"></button>'
         f"<figcaption><b>{result.stage}</b> {spans[result.stage][0] + 1}–{spans[result.stage][-1] + 1}</figcaption>"

@@ -109,15 +109,15 @@ def build_interventions_tab(runtime: Runtime) -> InterventionsTab:
             kinds = [(name, kind) for kind, name in KINDS.items()]
             kind = gr.Radio(kinds, value="move", label="Do", elem_id="id-iv-kind", min_width=300, scale=2)
         hint = html('<p class="id-hint id-iv-hint"></p>', js_on_load=_HINT)
-        with gr.Accordion("Which concepts do numbers mean?", open=False, elem_id="id-iv-ways"):
-            info = "A concept’s number, such as 12 or 12, 40 under What, means something at one block and half alone."
-            way = gr.Dropdown([], label="Concepts of", info=info)
         with gr.Row():
             regions = [*((name, region) for region, name in REGIONS.items()), ("paint it with a brush", PAINTED)]
             region = gr.Radio(regions, value="top-left", label="Where", elem_id="id-iv-where", min_width=270)
             with gr.Column(min_width=270):
                 stage, first, last, strength = _when_and_how_strong(runtime)
         painter, brush = _brush()
+        with gr.Accordion("Which concepts do numbers mean?", open=False, elem_id="id-iv-ways"):
+            info = "A concept’s number, such as 12 or 12, 40 under What, means something at one block and half alone."
+            way = gr.Dropdown([], label="Concepts of", info=info)
         cells = gr.Textbox(value="", visible=False)
         chips = html(chips_html((), 1), js_on_load=_CHIPS)
         with gr.Row(elem_id="id-iv-buttons"):
@@ -133,6 +133,7 @@ def build_interventions_tab(runtime: Runtime) -> InterventionsTab:
             interactive=False,
             max_height=420,
             buttons=["fullscreen"],
+            slider_position=12,  # a thing that goes from right to left would be seen on neither side of the middle
             elem_id="id-iv-slider",
         )
         panel = html(empty_html(why_empty(runtime)), elem_id="id-iv-panel", js_on_load=_CHOOSE)

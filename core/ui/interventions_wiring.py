@@ -97,19 +97,20 @@ def wire_interventions(runtime: Runtime, page: "Page", ready: Sequence[Any]) -> 
     tab.panel.choose(events.choose, tab.outcome, tab.slider, **_AT_ONCE)
 
     listed = [tab.wishes, tab.chips]
-    tab.keep.click(events.keep, edited, [*listed, tab.what], validator=events.check_kept, **QUIET)
+    tab.keep.click(events.keep, edited, [*listed, tab.what, tab.hint], validator=events.check_kept, **QUIET)
     tab.chips.drop(events.drop, [scene, tab.wishes], listed, **_AT_ONCE)
 
     known = [scene, tab.asked, tab.suggested, tab.go, tab.wishes, *tab.fields]
-    put = [*tab.fields, tab.painter, tab.brush, *listed, tab.suggested, tab.asked, tab.go]
+    put = [*tab.fields, tab.hint, tab.painter, tab.brush, *listed, tab.suggested, tab.asked, tab.go]
     restoring = page.load(events.restore, None, [tab.asked, page.status], **QUIET)
     for one in (restoring, *ready):
         one.success(events.fill, known, put, **QUIET)
 
     named = [tab.kind, tab.what, tab.way]
-    gr.on([one.change for one in named], events.hint, named, tab.hint, **_LATEST)
-    tab.hint.point(events.point, scene, [tab.what, tab.way], **_AT_ONCE)
-    tab.hint.choose(events.near, None, tab.what, **_AT_ONCE)
+    # Not when they change: what this script puts there changes several at once, and answers would come in any order.
+    gr.on([one.input for one in named], events.hint, named, tab.hint, **_LATEST)
+    tab.hint.point(events.point, [scene, tab.kind], [tab.what, tab.way, tab.hint], **_AT_ONCE)
+    tab.hint.choose(events.near, [tab.kind, tab.way], [tab.what, tab.hint], **_AT_ONCE)
     of_kind = [tab.region, tab.stage, tab.first, tab.last, tab.strength]
     tab.kind.input(events.of_kind, [scene, tab.kind], of_kind, **_AT_ONCE)
     tab.region.input(brush_updates, [scene, tab.region, tab.cells], [tab.painter, tab.brush], **_AT_ONCE)
@@ -263,10 +264,10 @@ class _Events:
 
     # --- the list
 
-    def keep(self, scene: Scene | None, wishes: Wishes, *fields: Any) -> tuple[Any, str, str]:
-        """Put the edit into the list, and make room for another: (wishes, chips, what)."""
+    def keep(self, scene: Scene | None, wishes: Wishes, *fields: Any) -> tuple[Any, str, str, str]:
+        """Put the edit into the list, and make room for another: (wishes, chips, what, hint)."""
         wishes = (*wishes, Fields(*fields).wish)
-        return wishes, chips_html(wishes, self._steps(scene)), ""
+        return wishes, chips_html(wishes, self._steps(scene)), "", self.hint("move", "", None)
 
     def drop(self, scene: Scene | None, wishes: Wishes, event: gr.EventData) -> tuple[Any, str]:
         """Take an edit from the list: (wishes, chips)."""
@@ -300,7 +301,7 @@ class _Events:
         wishes: Wishes,
         *fields: Any,
     ) -> list[Any]:
-        """The form for a picture: (fields, painter, brush, wishes, chips, suggested, asked, go).
+        """The form for a picture: (fields, hint, painter, brush, wishes, chips, suggested, asked, go).
 
         What an address asks for is put there, and done once its picture is there. Else a beginning is suggested, unless
         somebody has put something there.
@@ -308,38 +309,43 @@ class _Events:
         self.runtime.ready.wait()
         dictionary, typed = self.runtime.dictionary, Fields(*fields)
         if dictionary is None:
-            return [gr.skip()] * (len(typed) + 7)
-        begun = gr.skip()
+            return [gr.skip()] * (len(typed) + 8)
+        begun, hint = gr.skip(), gr.skip()
         if asked is not None:
             *kept, one = asked.wishes
             here = scene is not None and asked.picture == (scene.prompt, scene.seed, scene.steps, scene.guidance)
-            form = filled(self.runtime, dictionary, scene, one)
+            form, hint = filled(self.runtime, dictionary, scene, one), self._hint_of(one)
             wishes, region, cells, suggested = tuple(kept), one.region, one.cells, ""
             if here:
                 begun, asked = Go(go.number + 1 if go else 1, asked.compare), None
         elif typed.blank or typed.what == suggested:
             one = suggestion(self.runtime, dictionary, scene)
-            form, region, cells, suggested = filled(self.runtime, dictionary, scene, one), one.region, "", one.what
+            form, hint = filled(self.runtime, dictionary, scene, one), self._hint_of(one)
+            region, cells, suggested = one.region, "", one.what
         else:
             form = refreshed(self.runtime, dictionary, scene, typed.stage)
             region, cells = typed.region, typed.cells
         chips = chips_html(wishes, self._steps(scene))
-        return [*form, *brush_updates(scene, region, cells), wishes, chips, suggested, asked, begun]
+        return [*form, hint, *brush_updates(scene, region, cells), wishes, chips, suggested, asked, begun]
 
     def hint(self, kind: str, what: str | None, way: str | None) -> str:
         """What an edit would act on."""
         return hint_html(self.runtime.editor, kind, what, way)
 
-    def near(self, event: gr.EventData) -> str:
-        """A label that was offered."""
-        return str((event._data or {}).get("word", ""))
+    def _hint_of(self, wish: Wish) -> str:
+        return self.hint(wish.kind, wish.what, f"{wish.hookpoint}|{wish.branch}")
 
-    def point(self, scene: Scene | None, event: gr.EventData) -> tuple[Any, Any]:
-        """The concepts at a point of the picture: (what, way)."""
+    def near(self, kind: str, way: str | None, event: gr.EventData) -> tuple[str, str]:
+        """A label that was offered: (what, hint)."""
+        word = str((event._data or {}).get("word", ""))
+        return word, self.hint(kind, word, way)
+
+    def point(self, scene: Scene | None, kind: str, event: gr.EventData) -> tuple[Any, Any, Any]:
+        """The concepts at a point of the picture: (what, way, hint)."""
         dictionary, asked = self.runtime.dictionary, event._data or {}
         trace = None if scene is None else self.runtime.trace(scene.key)
         if dictionary is None or trace is None:
-            return gr.skip(), gr.skip()
+            return (gr.skip(),) * 3
         from core.edits import concepts_at
         from core.ui.concept_reading import way_key
 
@@ -349,8 +355,9 @@ class _Events:
                 trace, float(asked["x"]), float(asked["y"]), place, steps=None if step is None else [int(step)]
             )
         except (KeyError, TypeError, ValueError):
-            return gr.skip(), gr.skip()
-        return ", ".join(str(target.number) for target in found), way_key(place)
+            return (gr.skip(),) * 3
+        what, way = ", ".join(str(target.number) for target in found), way_key(place)
+        return what, way, self.hint(kind, what, way)
 
     def of_kind(self, scene: Scene | None, kind: str) -> tuple[Any, ...]:
         """What goes with a kind of edit: (region, stage, first, last, strength)."""

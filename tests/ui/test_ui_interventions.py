@@ -55,6 +55,8 @@ STEPS, SIZE = 5, 128
 PROMPT = "a cat on the grass"
 MOVE = Wish("move", "cat", region="top-right", stage="early", strength=4.0)
 TYPED = Fields("move", "cat", f"{MIDDLE}|cond", "top-right", "", "early", 1, 2, 4)
+SENT = TYPED._replace(way=None)
+"""As a page sends it that knows no blocks yet."""
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
 
@@ -258,9 +260,10 @@ def test_a_link_fills_the_form_and_runs_once_its_picture_is_there(runtime: Runti
     assert asked == Asked((PROMPT, 3, STEPS, 4.0), (MOVE, whole), True)
     assert told == gr.skip()
     blank = Fields("move", None, None, "top-left", "", "early", 1, 1, 1)
-    *form, _, _, wishes, chips, _, still, go = events.fill(None, asked, "", None, (), *blank)
+    *form, hint, _, _, wishes, chips, _, still, go = events.fill(None, asked, "", None, (), *blank)
     assert (Fields(*form).kind, wishes, still, go) == ("whole", (MOVE,), asked, gr.skip())
     assert "cat → top right · early · strength 4" in chips
+    assert "1 concept (SAE features) of “whale”" in hint
     *_, still, go = events.fill(scene, asked, "", None, (), *blank)
     assert (still, go) == (None, Go(1, True))
     for wrong in ({"edits": "[{]"}, {"edits": '[{"label": "cat", "steps": [0, 99]}]'}, {"steps": "many"}):
@@ -285,20 +288,21 @@ def test_pointing_names_the_concepts_there(runtime: Runtime, scene: Scene) -> No
     from core.trace import Tracer
 
     events, model = _Events(runtime), runtime.model
-    assert events.point(scene, event(x=0.5, y=0.5, step=None)) == (gr.skip(), gr.skip())
+    assert events.point(scene, "move", event(x=0.5, y=0.5, step=None)) == (gr.skip(),) * 3
     tracer = Tracer(model, runtime.dictionary.saes)  # type: ignore[union-attr]
     for _ in model.sample([PROMPT], seeds=[3], num_inference_steps=STEPS, contexts=[tracer.context]):
         pass
     runtime.keep_trace(scene.key, tracer.trace())
     expected = core.edits.concepts_at(tracer.trace(), 0.9, 0.1, COND, steps=[1])
-    what, way = events.point(scene, event(x=0.9, y=0.1, step=1))
+    what, way, hint = events.point(scene, "move", event(x=0.9, y=0.1, step=1))
     assert (what, way) == (", ".join(str(one.number) for one in expected), f"{MIDDLE}|cond")
-    assert events.point(scene, event(x="a", y=0.1)) == (gr.skip(), gr.skip())
+    assert f"{expected[0].number} (" in hint
+    assert events.point(scene, "move", event(x="a", y=0.1)) == (gr.skip(),) * 3
 
 
 def test_edits_are_kept_in_a_list_and_taken_from_it(runtime: Runtime, scene: Scene) -> None:
     events = _Events(runtime)
-    wishes, chips, what = events.keep(scene, (), *TYPED)
+    wishes, chips, what, _ = events.keep(scene, (), *TYPED)
     assert (wishes, what) == ((MOVE,), "")
     assert 'data-index="0"' in chips
     # An empty form beside a list is no mistake; alone it is.
@@ -465,14 +469,21 @@ def drawn(visitor: Visitor, *data: Any) -> None:
     visitor.run("draw", ticket, *data, None)
 
 
-def test_a_picture_is_edited_and_the_result_can_be_kept(editing_app: App) -> None:
+def test_a_picture_is_edited_and_then_its_words_have_their_turn(
+    editing_app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(_: Runtime, ticket: int, scene: Scene, *settings: Any) -> Iterator[tuple[str, str]]:
+        assert (ticket, scene.prompt, settings) == (number, PROMPT, ("rest", 0.2))
+        yield "the words", "told"
+
+    monkeypatch.setattr("core.ui.interventions_wiring.measure_updates", measured)
     visitor = Visitor(editing_app)
     drawn(visitor, PROMPT, 3, STEPS, 4)
-    assert visitor.join("accept", None, None, *TYPED).status_code == 200
+    assert visitor.join("accept", None, None, *SENT).status_code == 200
     list(visitor.results())
-    ticket, compare, status, _ = visitor.run("begin_show", None)["data"]
+    number, compare, status, _ = visitor.run("begin_show", None)["data"]
     assert "Waiting" in status
-    visitor.join("run", ticket, compare, None, "rest", 0.5, None, None, *TYPED)
+    visitor.join("run", number, compare, None, "rest", 0.2, None, None, *SENT)
     messages = list(visitor.results())
     told = " ".join(json.dumps(data) for message, data in messages if message == "process_generating")
     assert "Drawing again: step 1 of 5" in told
@@ -482,6 +493,7 @@ def test_a_picture_is_edited_and_the_result_can_be_kept(editing_app: App) -> Non
         if message in ("process_generating", "process_completed") and "data-query" in str(data["data"][0])
     )
     assert "cat → top right · early · strength 4" in str(panel)
+    assert "the words" in json.dumps(messages[-1])
 
 
 @pytest.mark.parametrize(
@@ -495,7 +507,7 @@ def test_a_picture_is_edited_and_the_result_can_be_kept(editing_app: App) -> Non
 def test_wrong_input_is_refused_beside_its_field(editing_app: App, changed: dict[str, Any], told: str) -> None:
     visitor = Visitor(editing_app)
     drawn(visitor, PROMPT, 3, STEPS, 4)
-    answer = visitor.join("accept", None, None, *TYPED._replace(**changed))
+    answer = visitor.join("accept", None, None, *SENT._replace(**changed))
     assert answer.status_code == 422
     wrong = [one for one in answer.json()["detail"] if not one["is_valid"]]
     assert len(wrong) == 1
@@ -517,18 +529,18 @@ def test_a_picture_of_ones_own_cannot_be_edited(editing_app: App, picture: Path)
 
 def test_cancel_frees_the_model(editing_app: App) -> None:
     visitor = Visitor(editing_app)
-    drawn(visitor, PROMPT, 3, 60, 4)
+    drawn(visitor, PROMPT, 3, 30, 4)
     ticket, compare, *_ = visitor.run("begin_each", None)["data"]
     assert compare is True
     calls = editing_app.model.n_unet_calls  # type: ignore[attr-defined]
-    visitor.join("run", ticket, compare, None, "rest", 0.5, None, None, *TYPED)
+    visitor.join("run", ticket, compare, None, "rest", 0.2, None, None, *SENT)
     until = time.monotonic() + 20
     while editing_app.model.n_unet_calls == calls and time.monotonic() < until:  # type: ignore[attr-defined]
         time.sleep(0.01)
     visitor.join("cancel")
     last = [data for message, data in visitor.results() if message == "process_completed"]
     assert any("Cancelled" in json.dumps(data) for data in last)
-    assert calls < editing_app.model.n_unet_calls < calls + 60  # type: ignore[attr-defined]
+    assert calls < editing_app.model.n_unet_calls < calls + 30  # type: ignore[attr-defined]
     assert not editing_app.model._lock.locked()  # type: ignore[attr-defined]
 
 
