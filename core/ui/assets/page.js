@@ -211,7 +211,10 @@
     else if (hit(".id-link")) copy(address() ?? location.href, hit(".id-link"));
     else if (hit(".id-copy")) copy(one("pre", hit(".id-code")).textContent, hit(".id-copy"));
     else if (hit(".id-canvas")) clickPicture(event, hit(".id-canvas"));
-    else if (hit('#id-right [role="tab"]')) setTimeout(() => { apply(); remember(); });
+    else if (hit('#id-right [role="tab"]')) {
+      // A tab that the address opens is no choice of a person's: what the page shows then is not yet what was asked for.
+      setTimeout(() => { apply(); if (event.isTrusted) remember(); });
+    }
   });
 
   function clickPicture(event, canvas) {
