@@ -30,7 +30,7 @@ def outcome_html(runtime: Runtime, outcome: Outcome) -> str:
     results = outcome.results
     compare = len(results) > 1
     asked = link_query(outcome.scene, outcome.asked, compare)
-    body = _stages(outcome, runtime.spec.stages) if compare else f"{_map(results[0])}{_figures(results[0], outcome)}"
+    body = _stages(outcome, runtime.spec.stages) if compare else _one(outcome)
     return (
         f'<div class="id-iv" data-query="{escape(asked)}" data-change="{_overlay_url(results[0])}">'
         f'<p class="id-old">previous picture</p>{_wishes(outcome)}{body}{_explained(outcome)}'
@@ -79,10 +79,13 @@ def _overlay_url(result: Result) -> str:
     return data_url(Image.fromarray((rgba * 255).round().astype(np.uint8), "RGBA"), quality=80)
 
 
-def _map(result: Result) -> str:
+def _one(outcome: Outcome) -> str:
+    """The figures of a single result beside its map."""
+    result = outcome.results[0]
     return (
-        f'<figure class="id-iv-map"><img src="{_map_url(result)}" alt="Map of what changed">'
-        f"<figcaption>Where it changed: {_scale()}</figcaption></figure>"
+        f'<div class="id-iv-one">{_figures(result, outcome)}'
+        f'<figure><img src="{_map_url(result)}" alt="Map of what changed">'
+        f"<figcaption>Where it changed: {_scale()}</figcaption></figure></div>"
     )
 
 

@@ -73,7 +73,7 @@ class InterventionsTab:
     outcome: Any
     """State: what is shown."""
     suggested: Any
-    """State: what was last put into `what` without being asked."""
+    """State: what was last put into `what` and `region` without being asked."""
     asked: Any
     """State: what the page's address asks for, until it has been done."""
     go: Any
@@ -159,7 +159,7 @@ def build_interventions_tab(runtime: Runtime) -> InterventionsTab:
         panel=panel,
         wishes=gr.State(nothing),
         outcome=gr.State(None),
-        suggested=gr.State(""),
+        suggested=gr.State(("", "")),
         asked=gr.State(None),
         go=gr.State(None),
         compare=gr.Checkbox(False, visible=False),

@@ -26,6 +26,7 @@ from core.ui.interventions_tab import empty_html, why_empty
 from core.ui.interventions_wish import (
     MAX_WISHES,
     OWN_WINDOW,
+    PAINTED,
     Wish,
     default_stage,
     edit_of,
@@ -296,7 +297,7 @@ class _Events:
         self,
         scene: Scene | None,
         asked: Asked | None,
-        suggested: str,
+        suggested: tuple[str, str],
         go: Go | None,
         wishes: Wishes,
         *fields: Any,
@@ -315,18 +316,19 @@ class _Events:
             *kept, one = asked.wishes
             here = scene is not None and asked.picture == (scene.prompt, scene.seed, scene.steps, scene.guidance)
             form, hint = filled(self.runtime, dictionary, scene, one), self._hint_of(one)
-            wishes, region, cells, suggested = tuple(kept), one.region, one.cells, ""
+            wishes, region, cells, suggested = tuple(kept), one.region, one.cells, ("", "")
             if here:
                 begun, asked = Go(go.number + 1 if go else 1, asked.compare), None
-        elif typed.blank or typed.what == suggested:
+        elif typed.blank or (typed.what, typed.region) == suggested:
             one = suggestion(self.runtime, dictionary, scene)
             form, hint = filled(self.runtime, dictionary, scene, one), self._hint_of(one)
-            region, cells, suggested = one.region, "", one.what
+            region, cells, suggested = one.region, "", (one.what, one.region)
         else:
             form = refreshed(self.runtime, dictionary, scene, typed.stage)
             region, cells = typed.region, typed.cells
         chips = chips_html(wishes, self._steps(scene))
-        return [*form, hint, *brush_updates(scene, region, cells), wishes, chips, suggested, asked, begun]
+        brush = brush_updates(scene, region, cells) if PAINTED in (region, typed.region) else (gr.skip(), gr.skip())
+        return [*form, hint, *brush, wishes, chips, suggested, asked, begun]
 
     def hint(self, kind: str, what: str | None, way: str | None) -> str:
         """What an edit would act on."""

@@ -244,12 +244,18 @@ def test_something_is_suggested_to_begin_with(runtime: Runtime, scene: Scene) ->
 def test_what_somebody_typed_stays(runtime: Runtime, scene: Scene) -> None:
     events = _Events(runtime)
     blank = Fields("move", None, None, "top-left", "", "early", 1, 1, 1)
-    form = Fields(*events.fill(scene, None, "", None, (), *blank)[: len(blank)])
+    form = Fields(*events.fill(scene, None, ("", ""), None, (), *blank)[: len(blank)])
     assert form.what.value == "cat"
     assert (form.stage, form.first, form.last) == ("early", 1, 2)
-    kept = Fields(*events.fill(scene, None, "cat", None, (), *TYPED._replace(what="whale"))[: len(blank)])
+    kept = Fields(
+        *events.fill(scene, None, ("cat", "top-right"), None, (), *TYPED._replace(what="whale"))[: len(blank)]
+    )
     assert "value" not in kept.what.constructor_args
     assert kept.region == gr.skip()
+    elsewhere = Fields(*events.fill(scene, None, ("cat", "left"), None, (), *TYPED)[: len(blank)])
+    assert elsewhere.region == gr.skip()
+    untouched = Fields(*events.fill(scene, None, ("cat", "top-right"), None, (), *TYPED)[: len(blank)])
+    assert untouched.region.value == "bottom-right"
 
 
 def test_a_link_fills_the_form_and_runs_once_its_picture_is_there(runtime: Runtime, scene: Scene) -> None:
@@ -260,11 +266,11 @@ def test_a_link_fills_the_form_and_runs_once_its_picture_is_there(runtime: Runti
     assert asked == Asked((PROMPT, 3, STEPS, 4.0), (MOVE, whole), True)
     assert told == gr.skip()
     blank = Fields("move", None, None, "top-left", "", "early", 1, 1, 1)
-    *form, hint, _, _, wishes, chips, _, still, go = events.fill(None, asked, "", None, (), *blank)
+    *form, hint, _, _, wishes, chips, _, still, go = events.fill(None, asked, ("", ""), None, (), *blank)
     assert (Fields(*form).kind, wishes, still, go) == ("whole", (MOVE,), asked, gr.skip())
     assert "cat → top right · early · strength 4" in chips
     assert "1 concept (SAE features) of “whale”" in hint
-    *_, still, go = events.fill(scene, asked, "", None, (), *blank)
+    *_, still, go = events.fill(scene, asked, ("", ""), None, (), *blank)
     assert (still, go) == (None, Go(1, True))
     for wrong in ({"edits": "[{]"}, {"edits": '[{"label": "cat", "steps": [0, 99]}]'}, {"steps": "many"}):
         asked, told = events.restore(SimpleNamespace(query_params={**query, **wrong}))  # type: ignore[arg-type]
