@@ -44,9 +44,9 @@ def build_api(runtime: Runtime) -> None:
 
     def generate(prompt: str, seed: float, steps: float, guidance: float) -> Iterator[tuple[Any, Any]]:
         """Draw a picture of `prompt`. Returns the picture and the settings that draw it again."""
-        _refuse(*draw_problems(runtime, prompt, seed, steps, guidance))
+        refuse(*draw_problems(runtime, prompt, seed, steps, guidance))
         text = prompt.strip()
-        for item in _told(draw(runtime, None, text, int(seed), int(steps), float(guidance))):
+        for item in told(draw(runtime, None, text, int(seed), int(steps), float(guidance))):
             if isinstance(item, Scene):
                 settings = {
                     "model": runtime.name,
@@ -64,10 +64,10 @@ def build_api(runtime: Runtime) -> None:
 
         Returns everything: totals, maps, timeline, errors, settings.
         """
-        _refuse(picture_problem(picture), prompt_problem(runtime, prompt))
-        _refuse(rel_error_problem(rel_error), seed_problem(seed))
+        refuse(picture_problem(picture), prompt_problem(runtime, prompt))
+        refuse(rel_error_problem(rel_error), seed_problem(seed))
         wanted = [word.strip() for word in (words or "").split(",") if word.strip()] or None
-        for item in _told(_attribution(runtime, picture, prompt.strip(), wanted, given, float(rel_error), int(seed))):
+        for item in told(_attribution(runtime, picture, prompt.strip(), wanted, given, float(rel_error), int(seed))):
             yield json.loads(json.dumps(item.to_dict())) if isinstance(item, Attribution) else gr.skip()
 
     def layout(
@@ -85,11 +85,11 @@ def build_api(runtime: Runtime) -> None:
         An empty `hookpoint` is the model's second. Returns labels [h][w] (index into classes, -1 for none), the
         classes, and their scores [class][h][w].
         """
-        _refuse(*draw_problems(runtime, prompt, seed, steps, guidance))
-        _refuse(step_problem(step, steps))
+        refuse(*draw_problems(runtime, prompt, seed, steps, guidance))
+        refuse(step_problem(step, steps))
         options = {"step": int(step), "hookpoint": hookpoint.strip() or None, "branch": branch, "method": method}
         run = {"num_inference_steps": int(steps), "guidance_scale": float(guidance)}
-        for item in _told(foretell(runtime, None, prompt.strip(), int(seed), **options, **run)):
+        for item in told(foretell(runtime, None, prompt.strip(), int(seed), **options, **run)):
             if isinstance(item, Waiting):
                 yield gr.skip()
             else:
@@ -123,14 +123,14 @@ def build_api(runtime: Runtime) -> None:
         `further` edits are a list of objects with these names. Returns the unedited and the edited picture, and
         everything that was measured.
         """
-        _refuse(*draw_problems(runtime, prompt, seed, steps, guidance))
+        refuse(*draw_problems(runtime, prompt, seed, steps, guidance))
         named: dict[str, Any] = {"kind": kind, "label": label, "concepts": concepts, "region": region, "stage": stage}
         named |= {"steps": None if first_step is None and last_step is None else [first_step, last_step]}
         named |= {"strength": strength}
         if concepts.strip():
             named |= {"hookpoint": hookpoint, "branch": branch}
         run = (prompt.strip(), int(seed), int(steps), float(guidance))
-        for item in _told(intervention(runtime, *run, [named, *(further or [])], mask)):
+        for item in told(intervention(runtime, *run, [named, *(further or [])], mask)):
             yield (gr.skip(),) * 3 if item is None else item
 
     def concepts(query: str) -> Any:
@@ -155,8 +155,14 @@ def build_api(runtime: Runtime) -> None:
         pictures = [{**one.drawn._asdict(), "peak": one.peak, "map": one.map.tolist()} for one in found.gallery]
         scores = {**found.scores._asdict(), "further": [one._asdict() for one in found.scores.further]}
         neighbours = [one._asdict() for one in table.neighbours(found.number)]
-        told = {"hookpoint": wanted, "branch": branch, "number": found.number, "label": found.label, "kind": found.kind}
-        return {**told, "scores": scores, "gallery": pictures, "neighbours": neighbours}
+        plain = {
+            "hookpoint": wanted,
+            "branch": branch,
+            "number": found.number,
+            "label": found.label,
+            "kind": found.kind,
+        }
+        return {**plain, "scores": scores, "gallery": pictures, "neighbours": neighbours}
 
     with gr.Group(visible=False):
         prompt = gr.Textbox(label="prompt")
@@ -253,13 +259,14 @@ def _attribution(
     yield from measure(runtime, None, scene, given, rel_error, words)
 
 
-def _refuse(*problems: str | None) -> None:
+def refuse(*problems: str | None) -> None:
+    """Raise the first problem that there is, as the client's error."""
     for problem in problems:
         if problem:
             raise gr.Error(problem, print_exception=False)
 
 
-def _told(items: Iterator[Any]) -> Iterator[Any]:
+def told(items: Iterator[Any]) -> Iterator[Any]:
     """The items, with errors a user can act on as the client's error. A closed request closes the work."""
     try:
         yield from items

@@ -10,7 +10,7 @@ import gradio as gr
 from core.information.decomposition import Decomposition
 from core.information.ranking import Ranking
 from core.text import distinct_words
-from core.ui.api import _refuse, _told
+from core.ui.api import refuse, told
 from core.ui.inputs import (
     PICTURE,
     Number,
@@ -46,11 +46,11 @@ def build_questions_api(runtime: Runtime) -> None:
 
         Returns everything of every pair: redundancy, unique, synergy, each with its total, map and errors; settings.
         """
-        _refuse(picture_problem(picture), prompt_problem(runtime, prompt))
-        _refuse(rel_error_problem(rel_error), seed_problem(seed))
+        refuse(picture_problem(picture), prompt_problem(runtime, prompt))
+        refuse(rel_error_problem(rel_error), seed_problem(seed))
         wanted = [word.strip() for word in (words or "").split(",") if word.strip()] or distinct_words(prompt)
-        _refuse(_too_many(wanted))
-        for item in _told(_decomposition(picture, prompt.strip(), wanted, given, float(rel_error), int(seed))):
+        refuse(_too_many(wanted))
+        for item in told(_decomposition(picture, prompt.strip(), wanted, given, float(rel_error), int(seed))):
             yield _jsonable(item.to_dict()) if isinstance(item, Decomposition) else gr.skip()
 
     def rank_captions(picture: str, captions: str, certainty: float, seed: float) -> Iterator[Any]:
@@ -58,9 +58,9 @@ def build_questions_api(runtime: Runtime) -> None:
 
         Returns the order, bits over nothing (direct), what lies between each two, chances, the published rule's bits.
         """
-        _refuse(picture_problem(picture), captions_problem(runtime, captions))
-        _refuse(certainty_problem(certainty), seed_problem(seed))
-        for item in _told(_ranking(picture, split_captions(captions), float(certainty), int(seed))):
+        refuse(picture_problem(picture), captions_problem(runtime, captions))
+        refuse(certainty_problem(certainty), seed_problem(seed))
+        for item in told(_ranking(picture, split_captions(captions), float(certainty), int(seed))):
             yield _jsonable(ranking_dict(item)) if isinstance(item, Ranking) else gr.skip()
 
     def change_word(picture: str, prompt: str, word: str, to: str) -> Iterator[tuple[Any, Any, Any]]:
@@ -68,8 +68,8 @@ def build_questions_api(runtime: Runtime) -> None:
 
         Returns both pictures, and how much changed where, beside the error of drawing it again.
         """
-        _refuse(picture_problem(picture), prompt_problem(runtime, prompt), other_word_problem(runtime, to))
-        for item in _told(_change(picture, prompt.strip(), word, (to or "").strip() or None)):
+        refuse(picture_problem(picture), prompt_problem(runtime, prompt), other_word_problem(runtime, to))
+        for item in told(_change(picture, prompt.strip(), word, (to or "").strip() or None)):
             if isinstance(item, Waiting | Measuring):
                 yield gr.skip(), gr.skip(), gr.skip()
             else:

@@ -95,7 +95,8 @@ def test_bits_of_words_stand_beside_their_ceiling(model: Diffuser, judges: Judge
 
 def test_autoencoders_come_with_it_small_and_good() -> None:
     """What the manifest says is what `evaluate sae` measured on held-out pictures of these very weights."""
-    lines = [json.loads(line) for line in (PACKAGE / "saes" / MANIFEST).read_text().splitlines()]
+    told = [json.loads(line) for line in (PACKAGE / "saes" / MANIFEST).read_text().splitlines()]
+    lines = [line for line in told if line["path"] != "gallery"]
     hookpoints = core.load_model("picturebook").hookpoints
     every = [SaeId(hookpoint, branch, "all").path for hookpoint in hookpoints for branch in ("cond", "uncond")]
     assert [line["path"] for line in lines] == every

@@ -414,7 +414,6 @@ def test_the_token_is_used_and_appears_nowhere(root: Path, hub: Hub, tmp_path: P
     assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
 
 
-@pytest.mark.xfail(strict=True, reason="the embedded card tells of earlier weights until it is measured anew")
 def test_the_embedded_collection_is_fit_to_be_published() -> None:
     root = Path(core.__file__).parent / "picturebook" / "saes"
     made = make_release(root, SAES, TABLES)
