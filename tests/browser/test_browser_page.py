@@ -73,9 +73,9 @@ def test_a_prompt_becomes_a_picture_and_its_words_get_bits(open_page: Open) -> N
         assert image.size == (1024, 1024)
 
     again = open_page(query="?" + page.url.partition("?")[2])
-    drawn = page.locator(".id-picture").get_attribute("src") or ""
-    expect(again.locator(".id-picture")).to_have_attribute("src", drawn)
-    # Its words stay at “Reading the words…”: what follows a picture drawn for a link does not begin.
+    wait_until_measured(again, "grass")
+    assert again.locator(".id-picture").get_attribute("src") == page.locator(".id-picture").get_attribute("src")
+    expect(again.locator(".id-chip[data-word='on']").first).to_have_attribute("aria-pressed", "true")
 
 
 def test_cancel_stops_and_the_page_goes_on(open_page: Open) -> None:
