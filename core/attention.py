@@ -56,13 +56,14 @@ def word_maps(model: Diffuser, prompt: str, maps: Tensor) -> WordMaps:
         ValueError: The maps are not of as many tokens as the model's prompts have.
     """
     model.vocabulary.check_length(prompt)
-    n_tokens = model.vocabulary.limit + 2
-    if maps.ndim < 3 or maps.shape[-3] != n_tokens:
-        raise ValueError(f"Maps [..., {n_tokens}, h, w] of this model's tokens are needed, not {list(maps.shape)}.")
+    spans = model.vocabulary.token_spans(prompt)
+    # Beside a longer prompt, one in the same batch has more rows than its own.
+    if maps.ndim < 3 or maps.shape[-3] < len(spans) or maps.shape[-3] % (model.vocabulary.window + 2):
+        raise ValueError(f"Maps [..., {len(spans)}, h, w] of this prompt's tokens are needed, not {list(maps.shape)}.")
     words = distinct_words(prompt)
-    belongs = torch.zeros(len(words), n_tokens, dtype=maps.dtype, device=maps.device)
+    belongs = torch.zeros(len(words), maps.shape[-3], dtype=maps.dtype, device=maps.device)
     for word in split_words(prompt):
-        for token, (start, end) in enumerate(model.vocabulary.token_spans(prompt)):
+        for token, (start, end) in enumerate(spans):
             if start < word.end and end > word.start:
                 belongs[words.index(word.text), token] = 1
     return WordMaps(tuple(words), torch.einsum("wt,...tyx->...wyx", belongs, maps))

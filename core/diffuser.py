@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from core.errors import Cancelled, ModelError
 from core.hookpoints import check_hookpoints, nearest_hookpoints
@@ -56,11 +57,11 @@ class Diffuser:
     def __init__(self, pipeline: Any, spec: ModelSpec, *, device: torch.device | None = None) -> None:
         """`device` is where the parts compute that wait in main memory until then; None: all compute where they are."""
         self._unet, self._vae = pipeline.unet.eval(), pipeline.vae.eval()
-        self._text_encoder, self._tokenizer = pipeline.text_encoder.eval(), pipeline.tokenizer
+        self._text_encoder = pipeline.text_encoder.eval()
         for module in (self._unet, self._vae, self._text_encoder):
             module.requires_grad_(False)
         self.schedule, self._prediction_type = _read_scheduler(pipeline.scheduler)
-        self.vocabulary = Vocabulary(self._tokenizer)
+        self.vocabulary = Vocabulary(pipeline.tokenizer)
         factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
         side = int(self._unet.config.sample_size)
         self.image_size = side * factor
@@ -141,13 +142,17 @@ class Diffuser:
         return [Image.fromarray(value) for value in values]
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [N, L, D] of texts; the empty text is allowed. Each distinct text is encoded once and kept."""
+        """Embeddings [N, L, D] of texts; the empty text is allowed. Each distinct text is encoded once and kept.
+
+        A text of more tokens than the text encoder reads at once is read in windows, which L counts together. Where
+        another of the texts has fewer, its last rows are zeros, which the U-Net is told to leave out of account.
+        """
         for text in dict.fromkeys(texts):
             if text not in self._embeddings:
                 # One by one: a text's rounding would otherwise depend on which others it was first met with.
                 self._embeddings[text] = self._encode_one(text)
             self._embeddings.move_to_end(text)
-        embeddings = torch.stack([self._embeddings[text] for text in texts])
+        embeddings = pad_sequence([self._embeddings[text] for text in texts], batch_first=True)
         while len(self._embeddings) > _TEXTS_KEPT:
             self._embeddings.popitem(last=False)
         return embeddings
@@ -155,10 +160,8 @@ class Diffuser:
     @torch.no_grad()
     def _encode_one(self, text: str) -> Tensor:
         self.vocabulary.check_length(text)
-        tokens = self._tokenizer(
-            text, padding="max_length", max_length=self._tokenizer.model_max_length, return_tensors="pt"
-        )
-        embedding: Tensor = self._text_encoder(tokens.input_ids.to(self._text_encoder.device))[0][0]
+        tokens = torch.tensor(self.vocabulary.windows(text), device=self._text_encoder.device)
+        embedding: Tensor = self._text_encoder(tokens)[0].flatten(0, 1)
         return embedding.to(self._text_device)
 
     def predict_noise(self, x: Tensor, log_snr: Tensor, embeddings: Tensor) -> Tensor:
@@ -180,12 +183,20 @@ class Diffuser:
                 x.to(self.device, self.dtype, memory_format=self._memory_format),
                 timesteps.to(self.device, torch.float32),
                 encoder_hidden_states=embeddings.to(self.device, self.dtype),
+                encoder_attention_mask=self._shorter(embeddings),
                 return_dict=False,
             )[0].float()
         if self._prediction_type == "epsilon":
             return out
         scale = abar.to(self.device, torch.float32)[:, None, None, None]
         return scale.sqrt() * out + (1 - scale).sqrt() * x.to(self.device, torch.float32)
+
+    def _shorter(self, embeddings: Tensor) -> Tensor | None:
+        """[B, L] which rows of embeddings are of the text; None where all are."""
+        if embeddings.shape[1] <= self.vocabulary.window + 2:
+            return None
+        mask = embeddings.any(-1)
+        return None if mask.all() else mask.to(self.device)
 
     def generate(
         self,

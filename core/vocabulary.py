@@ -5,6 +5,7 @@ vocabulary has whole words; a word outside it falls apart into letters, or into 
 """
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 from core.errors import EmptyPromptError, PromptTooLongError, UnknownWordError
@@ -13,6 +14,8 @@ from core.text import split_words
 _END = "</w>"
 _ONE_LETTER = frozenset({"a", "i"})
 _N_BYTES = 256
+_MOST_WINDOWS = 4
+"""A long prompt is read in so many windows at most: an attention layer's work grows with each."""
 
 
 class Vocabulary:
@@ -20,15 +23,19 @@ class Vocabulary:
 
     known_words: tuple[str, ...]
     """Whole words of a word-level vocabulary, sorted; empty where any text can be spelled."""
+    window: int
+    """Most tokens that the text encoder reads at once, without the start and end marks."""
     limit: int
-    """Most tokens in a prompt, without the start and end marks."""
+    """Most tokens in a prompt, likewise. A model that can spell any text reads longer ones window by window; one with
+    a vocabulary of its own was never shown any."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self.limit = int(tokenizer.model_max_length) - 2
+        self.window = int(tokenizer.model_max_length) - 2
         vocabulary = tokenizer.get_vocab()
         n_letters = sum(len(token.removesuffix(_END)) == 1 and token.endswith(_END) for token in vocabulary)
         self.spells_anything = n_letters >= _N_BYTES
+        self.limit = self.window * (_MOST_WINDOWS if self.spells_anything else 1)
         stems = {token.removesuffix(_END) for token in vocabulary if token.endswith(_END)}
         words = () if self.spells_anything else sorted(stem for stem in stems if self._is_word(stem))
         self.known_words = tuple(words)
@@ -62,9 +69,21 @@ class Vocabulary:
         if n_tokens > self.limit:
             raise PromptTooLongError(n_tokens, self.limit, len(split_words(prompt)))
 
+    def windows(self, prompt: str) -> list[list[int]]:
+        """What the text encoder reads: tokens from start to end mark, padded, a window after another; never none."""
+        tokens = self._tokenizer(prompt, add_special_tokens=False).input_ids
+        start, end, padding = (getattr(self._tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
+        return [[start, *part, end] + [padding] * (self.window - len(part)) for part in _parts(tokens, self.window)]
+
     def token_spans(self, prompt: str) -> list[tuple[int, int]]:
-        """Where each token of a prompt begins and ends in it, marks of start and end, which have (0, 0), included."""
-        return [(start, end) for start, end in self._tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]]
+        """Where each token of `windows`, one after another, begins and ends in the prompt; marks have (0, 0)."""
+        asked = self._tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+        none = (0, 0)
+        return [
+            span
+            for part in _parts(asked["offset_mapping"], self.window)
+            for span in (none, *map(tuple, part), none, *[none] * (self.window - len(part)))
+        ]
 
     def _knows(self, piece: str) -> bool:
         tokens = self._tokenizer.tokenize(piece)
@@ -80,3 +99,7 @@ class Vocabulary:
     def _nearest(self, word: str, n: int) -> list[str]:
         long_enough = [known for known in self.known_words if len(known) > 2]
         return difflib.get_close_matches(word.lower(), long_enough, n=n, cutoff=0.6)
+
+
+def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[at : at + size] for at in range(0, max(len(items), 1), size)]

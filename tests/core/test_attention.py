@@ -162,7 +162,7 @@ def test_the_layers_of_a_block_are_averaged(model: Diffuser) -> None:
 def test_words_of_several_tokens_are_summed_and_all_occurrences_count(model: Diffuser) -> None:
     maps = torch.arange(MAX_LENGTH, dtype=torch.float32)[:, None, None].expand(-1, 2, 3).contiguous()
     # start a(1) cat(2) ,(3) a(4) moon-cat(5 6 7: the tokenizer has no hyphen of its own) and Cat
-    tokens = model._tokenizer.tokenize("moon-cat")
+    tokens = model.vocabulary._tokenizer.tokenize("moon-cat")
     words, of_words = word_maps(model, "a cat, a moon-cat  and Cat", maps)
     assert words == ("a", "cat", "moon-cat", "and")
     n = len(tokens)

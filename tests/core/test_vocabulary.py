@@ -54,4 +54,4 @@ def test_a_vocabulary_with_every_byte_knows_every_word() -> None:
     vocabulary = Vocabulary(CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77))
     assert vocabulary.unknown_words("a floccinaucinihilipilification") == {}
     assert vocabulary.known_words == ()
-    assert vocabulary.limit == 75
+    assert (vocabulary.window, vocabulary.limit) == (75, 300)
