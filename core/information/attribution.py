@@ -51,7 +51,8 @@ def attribute(
     """How many bits each word of `prompt` tells `image`, where, and when in the denoising.
 
     image: a PIL picture, the path of one, a `Generation`, or latents [1, C, h, w].
-    words: those asked for; all of the prompt's by default. A word that occurs twice counts as one.
+    words: those asked for; all of the prompt's by default. A word that occurs twice, or is asked for twice, counts as
+        one; the result has them in the prompt's order.
     given: `rest` measures a word given the rest of the prompt (CMI), `nothing` the word alone (MI).
     rel_error: sampling stops when every word's standard error is at most this share of its bits (of a tenth of the
         largest word's, for smaller words), or when `max_evals` latents have gone through the U-Net.

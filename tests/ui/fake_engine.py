@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from core.errors import ArtifactError, EmptyPromptError, PromptTooLongError, UnknownWordError, WordNotInPromptError
+from core.errors import ArtifactError, EmptyPromptError, PromptTooLongError, UnknownWordError
 from core.information.attribution import choose_words
 from core.information.captions import check_captions
 from core.information.decomposition import Decomposition, Replicates, split
@@ -101,11 +101,7 @@ class FakeEngine:
     ) -> Iterator[Any]:
         assert image.size == (SIZE, SIZE)
         model.check_prompt(prompt)
-        present = distinct_words(prompt)
-        for word in words or []:
-            if word not in present:
-                raise WordNotInPromptError(word, present)
-        chosen = tuple(words or present)
+        chosen = choose_words(prompt, words)
         return self._attribute(model, prompt, chosen, given, rel_error, seed, num_inference_steps)
 
     def decompose_iter(

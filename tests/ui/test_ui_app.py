@@ -225,7 +225,8 @@ def test_a_client_draws_and_measures(app: App) -> None:
     with Image.open(path) as image:
         assert image.convert("RGB").tobytes() == paint("a cat on snow", 2).tobytes()
     assert settings["num_inference_steps"] == 4
-    result = client.predict(handle_file(path), "a cat on snow", "cat, snow", "nothing", 0.2, 5, api_name="/attribute")
+    asked = "snow, cat, Snow"  # one twice, and not in the prompt's order
+    result = client.predict(handle_file(path), "a cat on snow", asked, "nothing", 0.2, 5, api_name="/attribute")
     assert result["words"] == ["cat", "snow"]
     assert result["given"] == "nothing"
     assert len(result["maps"][0]) == 16
