@@ -172,7 +172,9 @@ def _summarise(estimate: Estimate, edges: Floats, asked: _Asked) -> Attribution:
     widths = np.diff(edges)
     per_width = np.divide(1.0, widths, out=np.zeros_like(widths), where=widths > 0)
     when, when_stderr = mean_and_stderr(estimate.timeline * per_width)
-    errors = mean_and_stderr(estimate.errors[:, :n_words] * per_width)
+    errors = estimate.errors[:, :n_words] * per_width
+    each = mean_and_stderr(errors)
+    _, difference_stderr = mean_and_stderr(errors[:, :, 0] - errors[:, :, 1])
     return Attribution(
         words=asked.words,
         bits=totals[:n_words],
@@ -182,7 +184,7 @@ def _summarise(estimate: Estimate, edges: Floats, asked: _Asked) -> Attribution:
         direct_bits=direct[:n_words],
         direct_stderr=direct_stderr[:n_words],
         timeline=Timeline(edges, when[:n_words], when_stderr[:n_words]),
-        curves=Curves(*(part[:, side] for side in range(2) for part in errors)),
+        curves=Curves(each[0][:, 0], each[1][:, 0], each[0][:, 1], each[1][:, 1], difference_stderr),
         prompt_bits=float(totals[-1]) if asked.whole_prompt else None,
         prompt_stderr=float(stderr[-1]) if asked.whole_prompt else None,
         n_evals=estimate.n_evals,
