@@ -16,7 +16,7 @@ from core.information.captions import check_captions
 from core.information.decomposition import Decomposition, Replicates, split
 from core.information.partial import _different
 from core.information.ranking import Ranking, differences
-from core.information.results import Attribution, AttributionProgress, Progress, Timeline
+from core.information.results import Attribution, AttributionProgress, Curves, Progress, Timeline
 from core.schedule import NoiseSchedule, stage_at, step_times
 from core.spec import BUILT_IN
 from core.text import delete_words, distinct_words, split_words
@@ -232,6 +232,10 @@ def attribution(
     shape = np.exp(-((centre[None] + 2 - np.arange(len(words))[:, None]) ** 2) / 4)
     when = shape / (shape * np.diff(edges)).sum(1, keepdims=True) * bits[:, None]
     direct = np.where(np.array(words) == "blue", -1.0, 0.9) * bits
+    # Two curves whose half areas are the direct bits apart; each by itself is known ten times worse than that.
+    without = np.broadcast_to(900 / (1 + np.exp(-centre)), when.shape)
+    apart = 2 * np.log(2) * when / bits[:, None] * direct[:, None]
+    curves = Curves(without, without * 0.1, without - apart, without * 0.1, np.abs(apart) * 0.01)
     reached = float((stderr / np.maximum(bits, 0.1 * bits.max())).max())
     return Attribution(
         words=words,
@@ -242,6 +246,7 @@ def attribution(
         direct_bits=direct,
         direct_stderr=stderr,
         timeline=Timeline(edges, when, when * 0.2 + 0.01),
+        curves=curves,
         prompt_bits=None,
         prompt_stderr=None,
         n_evals=n_replicates * 24,
