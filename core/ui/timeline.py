@@ -232,6 +232,9 @@ def _height(top: float, values: Floats) -> Floats:
 
 
 def _tick(value: float) -> str:
+    """A number short enough to stand left of a chart on a narrow page."""
+    if 0 < value < 0.1:
+        return f"{value:g}".removeprefix("0")
     return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}".replace("-", "−")
 
 

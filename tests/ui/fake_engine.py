@@ -14,6 +14,7 @@ from core.errors import ArtifactError, EmptyPromptError, PromptTooLongError, Unk
 from core.information.attribution import choose_words
 from core.information.captions import check_captions
 from core.information.decomposition import Decomposition, Replicates, split
+from core.information.likelihood import Likelihood
 from core.information.partial import _different
 from core.information.ranking import Ranking, differences
 from core.information.results import Attribution, AttributionProgress, Curves, Progress, Timeline
@@ -129,6 +130,15 @@ class FakeEngine:
         """The longest caption fits best; the published rule likes the shortest."""
         texts = check_captions(model, captions)  # type: ignore[arg-type]
         return self._run(model, "rank", lambda n: ranking(texts, certainty, seed, n), certainty)
+
+    def likelihood_iter(
+        self, model: FakeModel, _image: Image.Image, prompt: str, *, error: float, seed: int, num_inference_steps: int
+    ) -> Iterator[Any]:
+        """Every letter of the prompt saves a bit."""
+        model.check_prompt(prompt)
+        return self._run(
+            model, f"expect {prompt}", lambda n: likelihood(prompt, error, seed, num_inference_steps, n), error
+        )
 
     def change_word_iter(
         self, model: FakeModel, _image: Image.Image, prompt: str, word: str, to: str | None
@@ -307,4 +317,33 @@ def ranking(captions: tuple[str, ...], certainty: float, seed: int, n_replicates
         rel_error=0.1,
         seed=seed,
         settings={"certainty": certainty},
+    )
+
+
+def likelihood(prompt: str, error: float, seed: int, n_steps: int, n_replicates: int) -> Likelihood:
+    """A letter of the prompt saves a bit; an error a dimension grows as that of standard normal latents."""
+    edges = NoiseSchedule.stable_diffusion().bin_edges(n_steps, -5.0, 7.0)
+    gain, n_dims = float(len(prompt)), 1024
+    centre = (edges[1:] + edges[:-1]) / 2
+    without = 1 / (1 + np.exp(-centre))
+    errors = np.stack([without, 0.9 * without])
+    return Likelihood(
+        prompt=prompt,
+        bits_per_dim=-0.5 - gain / n_dims,
+        stderr=error,
+        unprompted_bits_per_dim=-0.5,
+        unprompted_stderr=error,
+        gain=gain,
+        gain_stderr=0.5,
+        n_dims=n_dims,
+        log_snr_range=(-5.0, 7.0),
+        edges=edges,
+        errors=errors,
+        error_stderr=0.1 * errors,
+        n_evals=16 * n_replicates,
+        n_replicates=n_replicates,
+        stopped="cancelled",
+        rel_error=error,
+        seed=seed,
+        settings={"error": error, "num_inference_steps": n_steps},
     )

@@ -234,7 +234,7 @@ def test_a_client_draws_and_measures(app: App) -> None:
 
 def test_these_functions_are_public(app: App) -> None:
     info = httpx.get(f"{app.url}gradio_api/info").json()
-    public = "attribute change_word concept concepts decompose generate intervene layout rank_captions"
+    public = "attribute change_word concept concepts decompose generate intervene layout likelihood rank_captions"
     assert sorted(info["named_endpoints"]) == [f"/{name}" for name in public.split()]
     assert info["unnamed_endpoints"] == {}
     seed = next(p for p in info["named_endpoints"]["/generate"]["parameters"] if p["parameter_name"] == "seed")

@@ -114,6 +114,8 @@ def test_error_curves_are_drawn_by_their_logarithm() -> None:
     _, below = steps_of(with_it)
     assert (below[1] - ys[1]) / (ys[0] - ys[1]) == pytest.approx(np.log10(2), abs=0.01)
     assert below[2] == ys[0]  # nothing has no logarithm: it lies on the floor, which is the smallest error
+    small = errors_svg(edges, errors / 1000, np.zeros_like(errors), "two", (Stage("late", 0.0, 1.0),))
+    assert ">.01</text>" in small
     assert [t.text for t in ET.fromstring(svg).iter("text") if "end" in str(t.get("class"))][:3] == ["10", "100", "1k"]
 
 
