@@ -12,7 +12,7 @@ from core.ui.scene import step_stages
 Floats = NDArray[np.float64]
 
 _WIDTH, _HEIGHT = 640.0, 234.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 8.0, 34.0, 46.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 8.0, 34.0, 46.0
 
 
 def timeline_svg(
