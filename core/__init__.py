@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from core.information.attribution import attribute, attribute_iter
     from core.information.captions import rank_captions, rank_captions_iter
     from core.information.decomposition import Decomposition
-    from core.information.likelihood import Likelihood, likelihood
+    from core.information.likelihood import Likelihood, likelihood, likelihood_iter
     from core.information.partial import decompose, decompose_iter
     from core.information.quadrature import Sampler
     from core.information.ranking import Ranking
@@ -76,6 +76,7 @@ _HOME = {
     "decompose_iter": "core.information.partial",
     "invert": "core.inversion",
     "likelihood": "core.information.likelihood",
+    "likelihood_iter": "core.information.likelihood",
     "load_concepts": "core.concepts",
     "load_model": "core.loading",
     "load_sae": "core.sae_source",
@@ -123,6 +124,7 @@ __all__ = [  # the same names again: a type checker has to read them literally
     "decompose_iter",
     "invert",
     "likelihood",
+    "likelihood_iter",
     "load_concepts",
     "load_model",
     "load_sae",

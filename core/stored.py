@@ -88,7 +88,7 @@ def save_attribution(a: Attribution, path: Path) -> None:
     arrays = {name: getattr(a, name) for name in _ARRAYS}
     arrays.update({f"timeline.{name}": values for name, values in a.timeline._asdict().items()})
     if a.curves is not None:
-        arrays.update({f"curves.{name}": values for name, values in a.curves._asdict().items()})
+        arrays.update({f"curves.{name}": part for name, part in a.curves._asdict().items() if part is not None})
     stored = {name: np.ascontiguousarray(values, dtype=np.float32) for name, values in arrays.items()}
     rest = {f.name: getattr(a, f.name) for f in fields(a) if f.name not in (*_ARRAYS, "timeline", "curves")}
     save_file(stored, path, metadata={"attribution": json.dumps({**rest, "settings": dict(a.settings)})})
@@ -100,6 +100,6 @@ def load_attribution(path: Path) -> Attribution:
         rest = json.loads(file.metadata()["attribution"])
         arrays = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118 - no mapping
     timeline = Timeline(*(arrays.pop(f"timeline.{name}") for name in Timeline._fields))
-    parts = [arrays.pop(f"curves.{name}", None) for name in Curves._fields]
-    curves = None if any(part is None for part in parts) else Curves(*parts)
+    parts = {name: arrays.pop(f"curves.{name}") for name in Curves._fields if f"curves.{name}" in arrays}
+    curves = Curves(**parts) if parts else None
     return Attribution(**{**rest, **arrays, "words": tuple(rest["words"]), "timeline": timeline, "curves": curves})

@@ -51,7 +51,8 @@ def attribute(
     """How many bits each word of `prompt` tells `image`, where, and when in the denoising.
 
     image: a PIL picture, the path of one, a `Generation`, or latents [1, C, h, w].
-    words: those asked for; all of the prompt's by default. A word that occurs twice counts as one.
+    words: those asked for; all of the prompt's by default. A word that occurs twice, or is asked for twice, counts as
+        one; the result has them in the prompt's order.
     given: `rest` measures a word given the rest of the prompt (CMI), `nothing` the word alone (MI).
     rel_error: sampling stops when every word's standard error is at most this share of its bits (of a tenth of the
         largest word's, for smaller words), or when `max_evals` latents have gone through the U-Net.
@@ -171,7 +172,9 @@ def _summarise(estimate: Estimate, edges: Floats, asked: _Asked) -> Attribution:
     widths = np.diff(edges)
     per_width = np.divide(1.0, widths, out=np.zeros_like(widths), where=widths > 0)
     when, when_stderr = mean_and_stderr(estimate.timeline * per_width)
-    errors = mean_and_stderr(estimate.errors[:, :n_words] * per_width)
+    errors = estimate.errors[:, :n_words] * per_width
+    each = mean_and_stderr(errors)
+    _, difference_stderr = mean_and_stderr(errors[:, :, 0] - errors[:, :, 1])
     return Attribution(
         words=asked.words,
         bits=totals[:n_words],
@@ -181,7 +184,7 @@ def _summarise(estimate: Estimate, edges: Floats, asked: _Asked) -> Attribution:
         direct_bits=direct[:n_words],
         direct_stderr=direct_stderr[:n_words],
         timeline=Timeline(edges, when[:n_words], when_stderr[:n_words]),
-        curves=Curves(*(part[:, side] for side in range(2) for part in errors)),
+        curves=Curves(each[0][:, 0], each[1][:, 0], each[0][:, 1], each[1][:, 1], difference_stderr),
         prompt_bits=float(totals[-1]) if asked.whole_prompt else None,
         prompt_stderr=float(stderr[-1]) if asked.whole_prompt else None,
         n_evals=estimate.n_evals,

@@ -110,6 +110,37 @@ def likelihood(
         PromptError: A prompt that the model cannot take.
         ValueError: An `error` that is no positive number, a `max_evals` that is too small.
     """
+    run = likelihood_iter(
+        model,
+        image,
+        prompt,
+        error=error,
+        seed=seed,
+        max_evals=max_evals,
+        batch_size=batch_size,
+        num_inference_steps=num_inference_steps,
+        sampler=sampler,
+    )
+    return last_of(run, callback)
+
+
+def likelihood_iter(
+    model: NoisePredictor,
+    image: "Picture | Generation",
+    prompt: str,
+    *,
+    error: float = 0.01,
+    seed: int = 0,
+    max_evals: int | None = None,
+    batch_size: int | None = None,
+    num_inference_steps: int | None = None,
+    sampler: Sampler = WIDE,
+) -> Generator[Progress[Likelihood] | Likelihood, None, None]:
+    """`likelihood`, with a `Progress` after every U-Net call, and last the `Likelihood`.
+
+    The prompt and settings are checked here, before the first `next()`. Closing the generator stops the work within one
+    U-Net call and frees the model.
+    """
     check_text(model, prompt)
     target = check_rel_error(error)
     plan = Plan([Comparison("", prompt)], int(seed), sampler, batch_size, max_evals, "2 prompts")
@@ -122,10 +153,9 @@ def likelihood(
     def summarise(estimate: Estimate) -> Likelihood:
         return _summarise(estimate, edges, n_dims, prompt, plan.seed, settings)
 
-    run: Generator[Progress[Likelihood] | Likelihood, None, None] = measure(
+    return measure(
         model, image, plan, edges, summarise, excess=lambda result: result.rel_error / target, progress=Progress
     )
-    return last_of(run, callback)
 
 
 def _summarise(

@@ -49,6 +49,8 @@ class Curves(NamedTuple):
     """[W, S] given the word as well."""
     with_word_stderr: Floats
     """[W, S] its standard error."""
+    difference_stderr: Floats | None = None
+    """[W, S] the standard error of the first less the second; None in results that were stored without."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -126,6 +128,7 @@ class Attribution(Measurement):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Attribution":
         """The result that `to_dict` stored."""
+        curves = data.get("curves")
         arrays = ("bits", "stderr", "maps", "map_stderr", "direct_bits", "direct_stderr")
         return cls(
             **{
@@ -133,8 +136,7 @@ class Attribution(Measurement):
                 **{name: np.asarray(data[name], dtype=np.float64) for name in arrays},
                 "words": tuple(data["words"]),
                 "timeline": Timeline(*(np.asarray(part, np.float64) for part in data["timeline"].values())),
-                "curves": data.get("curves")
-                and Curves(*(np.asarray(part, np.float64) for part in data["curves"].values())),
+                "curves": curves and Curves(**{name: part and np.asarray(part) for name, part in curves.items()}),
             }
         )
 

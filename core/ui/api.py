@@ -62,7 +62,8 @@ def build_api(runtime: Runtime) -> None:
     def attribute(picture: str, prompt: str, words: str, given: str, rel_error: float, seed: float) -> Iterator[Any]:
         """Bits that each of `words` (separated by commas; all if empty) of `prompt` told `picture`.
 
-        Returns everything: totals, maps, timeline, errors, settings.
+        A word that is named twice counts once; the result has them in the prompt's order. Returns everything: totals,
+        maps, timeline, the two error curves, errors, settings.
         """
         refuse(picture_problem(picture), prompt_problem(runtime, prompt))
         refuse(rel_error_problem(rel_error), seed_problem(seed))

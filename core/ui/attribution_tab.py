@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from core.information.results import Attribution
-from core.ui.export import download_url, link_query, python_lines, table_rows, to_csv, to_json
+from core.ui.export import download_url, link_query, python_lines, steps_csv, table_rows, to_csv, to_json
 from core.ui.inputs import html
 from core.ui.jobs import JobError, Measuring, Waiting, measure
 from core.ui.picture import seconds_left, status_html
@@ -128,12 +128,14 @@ def panel_html(runtime: Runtime, scene: Scene, a: Attribution, running: bool = F
 def _keep(runtime: Runtime, scene: Scene, a: Attribution) -> str:
     stages = runtime.spec.stages
     csv_url = download_url(to_csv(a, stages), "text/csv")
+    steps_url = download_url(steps_csv(a, stages), "text/csv")
     json_url = download_url(to_json(scene, a, runtime.name, stages), "application/json")
     link = "" if scene.own else '<button type="button" class="id-button id-link">Copy link</button>'
     return (
         '<div class="id-keep" role="group" aria-label="Keep this result"><span>Keep this:</span>'
         '<button type="button" class="id-button id-png">PNG</button>'
         f'<a class="id-button" download="attribution.csv" href="{csv_url}">CSV</a>'
+        f'<a class="id-button" download="attribution-steps.csv" href="{steps_url}">CSV by step</a>'
         f'<a class="id-button" download="attribution.json" href="{json_url}">JSON</a>{link}</div>'
     )
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from core.information.results import Attribution
+from core.information.results import Attribution, Curves
 from core.spec import STAGES, Stage
-from core.ui.scene import Scene, contradicts, direct_half_width, half_width, stage_shares, target
+from core.ui.scene import Scene, contradicts, direct_half_width, half_width, stage_shares, step_stages, t95, target
 
 COLUMNS = ("word", "bits", "bits_95", "direct_bits", "direct_bits_95")
 
@@ -32,6 +32,34 @@ def table_rows(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> list[dict[
 def to_csv(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> str:
     """The table as CSV."""
     return csv_of(table_rows(a, stages), COLUMNS)
+
+
+def steps_csv(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> str:
+    """The timeline as CSV, a row a word and step: bits per unit of log-SNR, and the two error curves where known."""
+    when, factor = a.timeline, t95(a.n_replicates)
+    parts = {"bits": when.bits, "bits_95": factor * when.stderr}
+    if a.curves is not None:
+        parts |= {
+            "error_without": a.curves.without,
+            "error_without_95": factor * a.curves.without_stderr,
+            "error_with": a.curves.with_word,
+            "error_with_95": factor * a.curves.with_word_stderr,
+        }
+        if a.curves.difference_stderr is not None:
+            parts["error_difference_95"] = factor * a.curves.difference_stderr
+    rows = [
+        {
+            "word": word,
+            "step": step + 1,
+            "stage": stage,
+            "log_snr_from": round(float(when.edges[step]), 4),
+            "log_snr_to": round(float(when.edges[step + 1]), 4),
+            **{name: round(float(values[i, step]), 6) for name, values in parts.items()},
+        }
+        for i, word in enumerate(a.words)
+        for step, stage in enumerate(step_stages(when.bits.shape[1], stages))
+    ]
+    return csv_of(rows, ("word", "step"))
 
 
 def csv_of(rows: list[dict[str, Any]], columns: Sequence[str] = ()) -> str:
@@ -82,8 +110,13 @@ def to_json(scene: Scene, a: Attribution, model_name: str, stages: tuple[Stage, 
             "bits": _rounded(a.timeline.bits),
             "stderr": _rounded(a.timeline.stderr),
         },
+        "curves": None if a.curves is None else _curves(a.curves),
     }
     return json.dumps(document, ensure_ascii=False)
+
+
+def _curves(curves: Curves) -> dict[str, Any]:
+    return {name: None if part is None else _rounded(part) for name, part in curves._asdict().items()}
 
 
 def _rounded(values: Any) -> Any:

@@ -170,6 +170,13 @@ def rel_error_problem(rel_error: Any) -> str | None:
     return f"The relative error must be a number from 0.01 to 1, such as 0.1{_not(rel_error)}."
 
 
+def bits_error_problem(error: Any) -> str | None:
+    """Why bits a dimension cannot be told with such an error."""
+    if isinstance(error, int | float) and 0.001 <= error <= 1:
+        return None
+    return f"The error must be a number of bits a dimension from 0.001 to 1, such as 0.01{_not(error)}."
+
+
 def certainty_problem(certainty: Any) -> str | None:
     """Why an order cannot be wanted as certain as that."""
     if isinstance(certainty, int | float) and 0.5 < certainty < 1:

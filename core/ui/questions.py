@@ -1,4 +1,4 @@
-"""Further questions about the picture's words, below the attribution: two words, a word left out, captions."""
+"""Further questions about the picture, below the attribution: two words, a word left out, captions, all of it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from core.ui.answers import asking_html, empty_html
 from core.ui.inputs import html
 
 _ASK = (
-    "const questions = ['pair', 'absence', 'captions', 'stop'];"
+    "const questions = ['pair', 'absence', 'captions', 'likelihood', 'stop'];"
     " window.idPage.ask = (question, data) => questions.includes(question) && trigger(question, data ?? {});"
 )
 _PAIR = """
@@ -38,6 +38,15 @@ _ABSENCE = """
   <span class="id-question-problem" role="status"></span></p>
 </div>
 """
+_LIKELIHOOD = """
+<div class="id-question" id="id-likelihood-ask">
+  <h3>How well does the model expect this picture?</h3>
+  <p class="id-hint">A model that guesses noise well gives pictures a probability, too; this measures the picture’s,
+  with its prompt and without it.</p>
+  <p class="id-question-row"><button type="button" class="id-button id-likelihood-go">Measure it</button>
+  <span class="id-question-problem" role="status"></span></p>
+</div>
+"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Question:
     """One question's own components."""
 
     name: str
-    """`pair`, `absence` or `captions`: also the event of the asker that asks it."""
+    """`pair`, `absence`, `captions` or `likelihood`: also the event of the asker that asks it."""
     ticket: Any
     """Number of the job; travels with the request that uses it."""
     asked: Any
@@ -61,10 +70,11 @@ class Questions:
     """The components that `wire_questions` wires up."""
 
     asker: Any
-    """Its events `pair`, `absence`, `captions` and `stop` come from the page's script and carry what is asked."""
+    """Its events, the questions' names and `stop`, come from the page's script and carry what is asked."""
     pair: Question
     absence: Question
     ranking: Question
+    likelihood: Question
     other: Any
     """What to put in the place of a word; empty: nothing."""
     fold: Any
@@ -75,9 +85,9 @@ class Questions:
     """The button that compares them."""
 
     @property
-    def each(self) -> tuple[Question, Question, Question]:
-        """The three, in the page's order."""
-        return self.pair, self.absence, self.ranking
+    def each(self) -> tuple[Question, ...]:
+        """All of them, in the page's order."""
+        return self.pair, self.absence, self.ranking, self.likelihood
 
 
 def build_questions() -> Questions:
@@ -104,7 +114,11 @@ def build_questions() -> Questions:
         )
         compare = gr.Button("Compare", elem_id="id-compare", size="sm")
         ranking = _question("captions", "The captions will appear here, the best fitting first.")
-    return Questions(asker, pair, absence, ranking, other, fold, captions, compare)
+    html(_LIKELIHOOD)
+    likelihood = _question(
+        "likelihood", "The picture’s bits a dimension will appear here, with its prompt and without."
+    )
+    return Questions(asker, pair, absence, ranking, likelihood, other, fold, captions, compare)
 
 
 def _question(name: str, what: str) -> Question:

@@ -1,4 +1,4 @@
-"""Further questions about a picture's words for programs: `/decompose`, `/rank_captions` and `/change_word`."""
+"""Further questions about a picture for programs: `/decompose`, `/rank_captions`, `/change_word`, `/likelihood`."""
 
 import json
 from collections.abc import Generator, Iterator
@@ -15,6 +15,7 @@ from core.ui.inputs import (
     PICTURE,
     Number,
     Picture,
+    bits_error_problem,
     captions_problem,
     certainty_problem,
     other_word_problem,
@@ -25,7 +26,7 @@ from core.ui.inputs import (
     split_captions,
 )
 from core.ui.jobs import Measuring, Waiting, bring
-from core.ui.questions_jobs import change, rank, take_apart
+from core.ui.questions_jobs import change, expect, rank, take_apart
 from core.ui.ranking_panel import ranking_dict
 from core.ui.runtime import Runtime
 from core.ui.scene import Scene
@@ -75,6 +76,16 @@ def build_questions_api(runtime: Runtime) -> None:
             else:
                 yield item.before, item.after, _change_dict(item)
 
+    def likelihood(picture: str, prompt: str, error: float, seed: float) -> Iterator[Any]:
+        """How many bits a dimension `picture` has for the model, with `prompt` and without, to a standard `error`.
+
+        Returns both, what the prompt saves in all, the two error curves, each with its errors; settings.
+        """
+        refuse(picture_problem(picture), prompt_problem(runtime, prompt))
+        refuse(bits_error_problem(error), seed_problem(seed))
+        for item in told(_likelihood(picture, prompt.strip(), float(error), int(seed))):
+            yield gr.skip() if isinstance(item, Waiting | Measuring) else _jsonable(item.to_dict())
+
     def _decomposition(
         picture: str, prompt: str, words: list[str], given: str, rel_error: float, seed: int
     ) -> Iterator[Any]:
@@ -89,6 +100,10 @@ def build_questions_api(runtime: Runtime) -> None:
         scene = yield from _brought(runtime, picture, prompt, 0)
         yield from change(runtime, None, scene, word, to)
 
+    def _likelihood(picture: str, prompt: str, error: float, seed: int) -> Iterator[Any]:
+        scene = yield from _brought(runtime, picture, prompt, seed)
+        yield from expect(runtime, None, scene, error)
+
     with gr.Group(visible=False):
         picture = Picture(label="picture", **PICTURE)
         prompt = gr.Textbox(label="prompt")
@@ -100,6 +115,7 @@ def build_questions_api(runtime: Runtime) -> None:
         certainty = Number(value=0.95, label="certainty")
         word = gr.Textbox(label="word")
         to = gr.Textbox(value="", label="to")
+        error = Number(value=0.01, label="error")
         gr.Button().click(
             decompose,
             [picture, prompt, words, given, rel_error, seed],
@@ -119,6 +135,13 @@ def build_questions_api(runtime: Runtime) -> None:
             [picture, prompt, word, to],
             [gr.Image(label="before", format="png"), gr.Image(label="after", format="png"), gr.JSON(label="change")],
             api_name="change_word",
+            **MODEL,
+        )
+        gr.Button().click(
+            likelihood,
+            [picture, prompt, error, seed],
+            gr.JSON(label="likelihood"),
+            api_name="likelihood",
             **MODEL,
         )
 

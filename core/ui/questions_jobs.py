@@ -1,4 +1,4 @@
-"""Further questions about a picture's words as jobs like those in `jobs.py`: two words, a word left out, captions."""
+"""Further questions about a picture as jobs like those in `jobs.py`: two words, a word left out, captions, itself."""
 
 import time
 from collections.abc import Generator, Sequence
@@ -12,6 +12,7 @@ from core.ui.runtime import Runtime
 from core.ui.scene import Scene
 
 if TYPE_CHECKING:
+    from core.information.likelihood import Likelihood
     from core.inversion import WordChange
 
 
@@ -58,6 +59,25 @@ def rank(
         ticket,
         lambda: runtime.engine.rank_captions_iter(
             runtime.model, scene.image, captions, certainty=certainty, seed=scene.seed
+        ),
+    )
+    yield from measuring(work)
+
+
+def expect(
+    runtime: Runtime, ticket: int | None, scene: Scene, error: float = 0.01
+) -> "Generator[Waiting | Measuring | Likelihood, None, None]":
+    """Measure how well the model expects a picture; the last item is the result, unless the job was cancelled."""
+    work = engine_items(
+        runtime,
+        ticket,
+        lambda: runtime.engine.likelihood_iter(
+            runtime.model,
+            scene.image,
+            scene.prompt,
+            error=error,
+            seed=scene.seed,
+            num_inference_steps=scene.steps,
         ),
     )
     yield from measuring(work)

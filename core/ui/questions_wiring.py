@@ -1,4 +1,4 @@
-"""What happens when a further question about the picture's words is asked, and how its answer grows."""
+"""What happens when a further question about the picture is asked, and how its answer grows."""
 
 import json
 import time
@@ -12,10 +12,11 @@ from core.ui.absence_panel import absence_html
 from core.ui.answers import asking_html
 from core.ui.inputs import captions_problem, other_word_problem, split_captions, verdicts
 from core.ui.jobs import JobError, Measuring, Waiting
+from core.ui.likelihood_panel import likelihood_html
 from core.ui.pair_panel import pair_html
 from core.ui.picture import seconds_left
 from core.ui.questions import Question
-from core.ui.questions_jobs import rank, take_apart, without_word
+from core.ui.questions_jobs import expect, rank, take_apart, without_word
 from core.ui.ranking_panel import chance, ranking_html
 from core.ui.runtime import Runtime
 from core.ui.scene import Scene
@@ -34,7 +35,7 @@ Update = tuple[Any, Any]
 def wire_questions(runtime: Runtime, page: "Page", model: dict[str, Any], quiet: dict[str, Any]) -> None:
     """Connect the questions. `model` and `quiet` are options of events: of those that use the model, of all."""
     events, all_of = _Events(runtime, page), page.questions
-    pair, absence, ranking = all_of.each
+    pair, absence, ranking, likelihood = all_of.each
 
     def begun(question: Question) -> list[Any]:
         return [question.ticket, question.asked, question.status]
@@ -61,6 +62,8 @@ def wire_questions(runtime: Runtime, page: "Page", model: dict[str, Any], quiet:
     filled = [all_of.captions, all_of.fold, *begun(ranking)]
     restored = asker.captions(events.restore_captions, [page.scene], filled, **quiet)
     answer(restored, ranking, events.ranking)
+    measured = asker.likelihood(events.begin_expected, [page.scene], begun(likelihood), **quiet)
+    answer(measured, likelihood, events.expected)
 
     statuses = [question.status for question in all_of.each]
     for stopping in (asker.stop, page.cancel.click):
@@ -99,6 +102,9 @@ class _Events:
 
     def begin_captions(self, scene: Scene | None, captions: str, request: gr.Request) -> tuple[int, str, str]:
         return self._begin("captions", scene, request, {"captions": split_captions(captions)})
+
+    def begin_expected(self, scene: Scene | None, request: gr.Request) -> tuple[int, str, str]:
+        return self._begin("likelihood", scene, request, {})
 
     def restore_captions(self, scene: Scene | None, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
         text = str((event._data or {}).get("captions", ""))
@@ -143,6 +149,14 @@ class _Events:
             return
         work = rank(self.runtime, int(ticket), scene, wanted["captions"])
         yield from self._updates("captions", ticket, request, work, ranking_html, scene, _certainty)
+
+    def expected(self, ticket: float, asked: str, scene: Scene | None, request: gr.Request) -> Iterator[Update]:
+        """Yields (panel, status)."""
+        if self._wanted(ticket, asked, scene) is None or scene is None:
+            yield gr.skip(), gr.skip()
+            return
+        work = expect(self.runtime, int(ticket), scene)
+        yield from self._updates("likelihood", ticket, request, work, likelihood_html, scene, _bits_error)
 
     def _wanted(self, ticket: float, asked: str, scene: Scene | None) -> dict[str, Any] | None:
         """What was asked, if this request is the one to answer it."""
@@ -225,6 +239,13 @@ def _certainty(item: Measuring) -> str:
     wanted = item.partial.settings["certainty"]
     sure = f"the order is right with {chance(item.partial.p_order)}, wanted {wanted:.0%}"
     return f"Comparing the captions: {sure}{seconds_left(item.seconds_left)}"
+
+
+def _bits_error(item: Measuring) -> str:
+    done = f"{item.n_evals} evaluations"
+    if item.partial is not None:
+        done = f"error {item.error:.3f} bits a dimension, wanted {item.partial.settings['error']:g}"
+    return f"Measuring the picture: {done}{seconds_left(item.seconds_left)}"
 
 
 def _way(item: Measuring) -> str:

@@ -1,6 +1,6 @@
-"""Charts over the denoising as small SVGs: when a word spoke, and when a layout was known."""
+"""Charts over the denoising as small SVGs: when a word spoke, what it spared the model, when a layout was known."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,8 +11,8 @@ from core.ui.scene import step_stages
 
 Floats = NDArray[np.float64]
 
-_WIDTH, _HEIGHT = 640.0, 226.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 8.0, 26.0, 46.0
+_WIDTH, _HEIGHT = 640.0, 234.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 8.0, 34.0, 46.0
 
 
 def timeline_svg(
@@ -28,24 +28,77 @@ def timeline_svg(
     `edges` [S + 1] are log-SNRs, `bits` [S] and their 95 % half-widths [S] are per unit of log-SNR; `top` is the upper
     end of the axis, by default this word's own. Colours come from the page's CSS variables.
     """
-    names = step_stages(len(bits), stages)
-    marks = _step_marks(_across(edges, edges), names)
-    bands = _stage_bands(_across(edges, edges), names, stages)
-    xs_edges, bits, half_width = merge_narrow(edges, bits, half_width, names)
-    xs = _across(xs_edges, edges)
+    joined, bits, half_width = merge_narrow(edges, bits, half_width, step_stages(len(bits), stages))
+    xs = _across(joined, edges)
     top = nice_ceiling(float((bits + half_width).max(initial=0.0)) if top is None else top)
-
     height = partial(_height, top)
     parts = [
-        f'<svg class="id-timeline" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{label}">',
-        *bands,
-        *_axis(top, height, "bits per unit of log-SNR"),
+        *_axis((0.0, top / 2, top), height, "bits per unit of log-SNR"),
         f'<path class="id-band" d="{_band(xs, height(bits + half_width), height(np.maximum(bits - half_width, 0)))}"/>',
-        f'<path class="id-area" d="{_steps(xs, height(bits))}V{_HEIGHT - _BOTTOM:g}H{xs[0]:.1f}Z"/>',
+        _area(xs, height(bits), _HEIGHT - _BOTTOM),
         f'<path class="id-line" d="{_steps(xs, height(bits))}"/>',
-        *marks,
+    ]
+    return _over_log_snr(edges, parts, len(bits), label, stages)
+
+
+def errors_svg(
+    edges: Floats, errors: Floats, half_width: Floats, label: str, stages: tuple[Stage, ...] = STAGES
+) -> str:
+    """The squared errors of two guesses [2, S] with their 95 % half-widths [2, S], logarithmic; the first is dashed."""
+    names = step_stages(errors.shape[1], stages)
+    joined = [merge_narrow(edges, e, h, names) for e, h in zip(errors, half_width, strict=True)]
+    drawn = np.array([e for _, e, _ in joined])
+    known = drawn[drawn > 0]
+    top = nice_ceiling(float(max(e.max() + h[e.argmax()] for _, e, h in joined)))
+    bottom = max(1 / nice_ceiling(float(1 / known.min())) if len(known) else 0.0, top / 1e6)
+    decades = [10.0**power for power in range(-12, 12) if 1.9 * bottom < 10.0**power < top / 1.9]
+
+    def height(values: Floats) -> Floats:
+        return _height(1.0, np.log(np.maximum(values, bottom) / bottom) / np.log(top / bottom))
+
+    parts = _axis((bottom, *decades, top), height, "squared error, logarithmic")
+    for (at, values, half), kind in zip(joined, (" dashed", ""), strict=True):
+        xs = _across(at, edges)
+        parts.append(f'<path class="id-band" d="{_band(xs, height(values + half), height(values - half))}"/>')
+        parts.append(f'<path class="id-line{kind}" d="{_steps(xs, height(values))}"/>')
+    return _over_log_snr(edges, parts, drawn.shape[1], label, stages)
+
+
+def difference_svg(
+    edges: Floats, bits: Floats, half_width: Floats | None, label: str, stages: tuple[Stage, ...] = STAGES
+) -> str:
+    """Signed bits [S] per unit of log-SNR, so that areas above zero less those below are bits."""
+    half = np.zeros_like(bits) if half_width is None else half_width
+    joined, bits, half = merge_narrow(edges, bits, half, step_stages(len(bits), stages))
+    xs = _across(joined, edges)
+    top = nice_ceiling(float((bits + half).max(initial=0.0)))
+    below = float((half - bits).max(initial=0.0))
+    low = nice_ceiling(below) if below > 0 else 0.0
+
+    def height(values: Floats) -> Floats:
+        return _height(top + low, values + low)
+
+    zero = float(height(np.array(0.0)))
+    ticks = (-low, 0.0, top) if low > top / 6 else (0.0, top)
+    parts = [
+        *_axis(ticks, height, "bits per unit of log-SNR"),
+        f'<path class="id-band" d="{_band(xs, height(bits + half), height(bits - half))}"/>',
+        _area(xs, height(bits), zero),
+        f'<path class="id-line" d="{_steps(xs, height(bits))}"/>',
+    ]
+    return _over_log_snr(edges, parts, len(bits), label, stages)
+
+
+def _over_log_snr(edges: Floats, drawn: list[str], n_drawn: int, label: str, stages: tuple[Stage, ...]) -> str:
+    """A chart whose steps are as wide as their log-SNR, with what is drawn on it."""
+    xs, names = _across(edges, edges), step_stages(len(edges) - 1, stages)
+    parts = [
+        f'<svg class="id-timeline" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{label}">',
+        *_stage_bands(xs, names, stages),
+        *drawn,
+        *_step_marks(xs, names),
         f'<text class="id-axis" x="{_LEFT}" y="{_HEIGHT - 6}">log-SNR {_signed(edges[0])} (noise)</text>',
-        f'<text class="id-axis end" x="{_WIDTH - _RIGHT}" y="13">{_joined_note(len(bits), len(names))}</text>',
+        f'<text class="id-axis end" x="{_WIDTH - _RIGHT}" y="16">{_joined_note(n_drawn, len(names))}</text>',
         f'<text class="id-axis end" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 6}">{_signed(edges[-1])} (picture)</text>',
         "</svg>",
     ]
@@ -75,7 +128,7 @@ def _over_steps(curves: Mapping[str, Floats], top: float, label: str, unit: str,
     parts = [
         f'<svg class="id-timeline" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{label}">',
         *_stage_bands(xs, names, stages),
-        *_axis(top, height, unit),
+        *_axis((0.0, top / 2, top), height, unit),
         lines,
         *_step_marks(xs, names),
         f'<text class="id-axis" x="{_LEFT}" y="{_HEIGHT - 6}">step 1 (noise)</text>',
@@ -144,15 +197,15 @@ def _stage_bands(xs: Floats, names: list[str], stages: tuple[Stage, ...]) -> lis
     return parts
 
 
-def _axis(top: float, height: Callable[[Floats], Floats], unit: str) -> list[str]:
+def _axis(ticks: Sequence[float], height: Callable[[Floats], Floats], unit: str) -> list[str]:
     parts = []
-    for value in (0.0, top / 2, top):
+    for value in ticks:
         y = float(height(np.array(value)))
         parts.append(
             f'<line class="id-grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="id-axis end" x="{_LEFT - 6}" y="{y + 4:.1f}">{value:g}</text>'
+            f'<text class="id-axis end" x="{_LEFT - 6}" y="{y + 4:.1f}">{_tick(value)}</text>'
         )
-    parts.append(f'<text class="id-axis" x="0" y="13">{unit}</text>')
+    parts.append(f'<text class="id-axis" x="0" y="16">{unit}</text>')
     return parts
 
 
@@ -178,12 +231,23 @@ def _height(top: float, values: Floats) -> Floats:
     return np.asarray(_HEIGHT - _BOTTOM - np.clip(values / top, 0, 1) * (_HEIGHT - _TOP - _BOTTOM))
 
 
+def _tick(value: float) -> str:
+    """A number short enough to stand left of a chart on a narrow page."""
+    if 0 < value < 0.1:
+        return f"{value:g}".removeprefix("0")
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}".replace("-", "−")
+
+
 def _signed(value: float) -> str:
     return f"{value:.1f}".replace("-", "−")
 
 
 def _steps(xs: Floats, ys: Floats) -> str:
     return f"M{xs[0]:.1f},{ys[0]:.1f}" + "".join(f"V{y:.1f}H{x:.1f}" for x, y in zip(xs[1:], ys, strict=True))
+
+
+def _area(xs: Floats, ys: Floats, zero: float) -> str:
+    return f'<path class="id-area" d="{_steps(xs, ys)}V{zero:g}H{xs[0]:.1f}Z"/>'
 
 
 def _points(xs: Floats, ys: Floats) -> str:

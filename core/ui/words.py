@@ -1,8 +1,11 @@
 """The prompt as chips, and what is said about the word that is chosen."""
 
 import json
+import math
 from collections.abc import Sequence
 from html import escape
+
+import numpy as np
 
 from core.information.results import Attribution, Floats, Given
 from core.spec import STAGES, Stage
@@ -10,7 +13,10 @@ from core.text import distinct_words, split_words
 from core.ui.colours import ink_on, scale_hex
 from core.ui.images import data_url, layer
 from core.ui.scene import contradicts, direct_half_width, half_width, stage_shares, t95, unsure
-from core.ui.timeline import common_top, timeline_svg
+from core.ui.timeline import common_top, difference_svg, errors_svg, timeline_svg
+
+_TWO_LN2 = 2 * math.log(2)
+"""What an area between two error curves is divided by to be bits."""
 
 
 def pair(value: float, error: float) -> tuple[str, str]:
@@ -82,9 +88,45 @@ def cards(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> str:
             f'<h4>When it spoke</h4><p class="id-hint">The picture grows out of noise from left to right; '
             f"<dfn>log-SNR</dfn> is the logarithm of how much signal there is for the noise, and the area under the "
             f"curve is the word’s bits. The pale band is the 95% error.</p>"
-            f'<div class="id-own">{own}</div><div class="id-same">{same}</div>{_share_bar(shares[i], stages)}</section>'
+            f'<div class="id-own">{own}</div><div class="id-same">{same}</div>{_share_bar(shares[i], stages)}'
+            f"{_curves(a, i, stages)}</section>"
         )
     return "".join(parts)
+
+
+def _curves(a: Attribution, i: int, stages: tuple[Stage, ...]) -> str:
+    """The two error curves behind a word's direct bits, folded; nothing where they were not stored."""
+    if a.curves is None:
+        return ""
+    word, factor, edges = escape(a.words[i]), t95(a.n_replicates), a.timeline.edges
+    errors = np.stack([a.curves.without[i], a.curves.with_word[i]])
+    half = factor * np.stack([a.curves.without_stderr[i], a.curves.with_word_stderr[i]])
+    apart = a.curves.difference_stderr
+    known = None if apart is None else factor * apart[i] / _TWO_LN2
+    uncertain = float(np.linalg.norm(half[1] * np.diff(edges))) / _TWO_LN2
+    alone = f"{float(f'{uncertain:.2g}'):,g}"
+    without, with_it = (
+        ("without", f"with “{word}”") if a.given == "rest" else ("with no prompt", f"with “{word}” alone")
+    )
+    total = plus_minus(float(a.direct_bits[i]), float(direct_half_width(a)[i]))
+    labels = f"Squared errors without “{a.words[i]}” and with it", f"Half of what lies between them for “{a.words[i]}”"
+    return (
+        '<details class="id-more id-curves"><summary>The two error curves behind the second count</summary>'
+        '<p class="id-hint">At every level of noise the model guesses which part is noise. Drawn is how far off it is, '
+        f"as <dfn>squared error</dfn> summed over the latents: {curve_key('dashed', without)} and "
+        f"{curve_key('', with_it)}, each with its pale 95% band.</p>"
+        f"{errors_svg(edges, errors, half, escape(labels[0]), stages)}"
+        '<p class="id-hint">Half of the area between the two curves is the word’s direct information in nats, and over '
+        f"ln 2 the second count above, <b>{total} bits</b>. It is known far better than the area under either, half of "
+        f"which may be off by about {alone} bits, because both curves see the same noise. "
+        f"That half by itself, in bits{'' if known is None else ', with its band'}:</p>"
+        f"{difference_svg(edges, (errors[0] - errors[1]) / _TWO_LN2, known, escape(labels[1]), stages)}</details>"
+    )
+
+
+def curve_key(kind: str, text: str) -> str:
+    """What a curve is, after a piece of its line; the kind is `dashed` or none."""
+    return f'<span class="id-curve"><i class="{kind}" aria-hidden="true"></i>{text}</span>'
 
 
 def _sentence(a: Attribution, i: int) -> str:

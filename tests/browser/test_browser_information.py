@@ -85,6 +85,25 @@ def test_a_word_is_left_out(open_page: Open) -> None:
     assert "without=penguin" in page.url
 
 
+def test_a_picture_is_asked_how_well_it_is_expected(open_page: Open) -> None:
+    page = open_page(width=390, height=844)
+    open_example(page)
+    page.locator(".id-likelihood-go").click()
+    page.wait_for_selector(done("likelihood"))
+    lead = page.locator(".id-likelihood .id-lead").inner_text()
+    told = re.search(r"has (.+) ± 0.02 bits a dimension with its prompt, and (.+) ± 0.02 without", lead)
+    assert told
+    with_prompt, without = (float(number.replace("−", "-")) for number in told.groups())
+    assert with_prompt < without < 0
+    assert "expected=1" in page.url
+    again = open_page(query="?" + page.url.partition("?")[2])
+    again.wait_for_selector(".id-likelihood:not(.empty)")
+    expect(again.locator(".id-likelihood .id-lead")).to_contain_text("bits a dimension")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator(".id-example").nth(1).click()
+    expect(page.locator(".id-likelihood.old .id-old")).to_have_text("previous picture")
+
+
 def test_captions_are_ranked(open_page: Open) -> None:
     page = open_page(width=390, height=844)
     open_example(page)

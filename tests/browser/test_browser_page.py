@@ -103,6 +103,26 @@ def test_an_unknown_word_offers_words_to_click(open_page: Open) -> None:
     expect(page.locator(".id-unknown")).to_have_count(0)
 
 
+def test_the_error_curves_stay_unfolded_from_word_to_word(open_page: Open) -> None:
+    page = open_page(width=390, height=844)
+    page.wait_for_selector(".id-overlay:not([hidden])")
+    chart = page.locator(".id-card:not([hidden]) .id-curves svg").first
+    expect(chart).to_be_hidden()
+    page.locator(".id-card:not([hidden]) .id-curves summary").click()
+    expect(chart).to_have_attribute("aria-label", re.compile("“tree”"))
+    expect(chart).to_be_visible()
+    page.locator(".id-chip[data-word='penguin']").click()
+    expect(chart).to_have_attribute("aria-label", re.compile("“penguin”"))
+    expect(chart).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator(".id-example").nth(1).click()  # another picture, and a panel that is made anew
+    page.wait_for_selector(".id-chip[data-word='balloon']")
+    expect(chart).to_be_visible()
+    page.locator(".id-card:not([hidden]) .id-curves summary").click()
+    page.locator(".id-chip[data-word='house']").click()
+    expect(chart).to_be_hidden()
+
+
 def test_a_narrow_page_does_not_scroll_sideways(open_page: Open) -> None:
     for scheme in ("light", "dark"):
         page = open_page(width=390, height=844, scheme=scheme)

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from core.errors import ArtifactError, EmptyPromptError, PromptTooLongError, UnknownWordError, WordNotInPromptError
+from core.errors import ArtifactError, EmptyPromptError, PromptTooLongError, UnknownWordError
 from core.information.attribution import choose_words
 from core.information.captions import check_captions
 from core.information.decomposition import Decomposition, Replicates, split
+from core.information.likelihood import Likelihood
 from core.information.partial import _different
 from core.information.ranking import Ranking, differences
-from core.information.results import Attribution, AttributionProgress, Progress, Timeline
+from core.information.results import Attribution, AttributionProgress, Curves, Progress, Timeline
 from core.schedule import NoiseSchedule, stage_at, step_times
 from core.spec import BUILT_IN
 from core.text import delete_words, distinct_words, split_words
@@ -101,11 +102,7 @@ class FakeEngine:
     ) -> Iterator[Any]:
         assert image.size == (SIZE, SIZE)
         model.check_prompt(prompt)
-        present = distinct_words(prompt)
-        for word in words or []:
-            if word not in present:
-                raise WordNotInPromptError(word, present)
-        chosen = tuple(words or present)
+        chosen = choose_words(prompt, words)
         return self._attribute(model, prompt, chosen, given, rel_error, seed, num_inference_steps)
 
     def decompose_iter(
@@ -133,6 +130,15 @@ class FakeEngine:
         """The longest caption fits best; the published rule likes the shortest."""
         texts = check_captions(model, captions)  # type: ignore[arg-type]
         return self._run(model, "rank", lambda n: ranking(texts, certainty, seed, n), certainty)
+
+    def likelihood_iter(
+        self, model: FakeModel, _image: Image.Image, prompt: str, *, error: float, seed: int, num_inference_steps: int
+    ) -> Iterator[Any]:
+        """Every letter of the prompt saves a bit."""
+        model.check_prompt(prompt)
+        return self._run(
+            model, f"expect {prompt}", lambda n: likelihood(prompt, error, seed, num_inference_steps, n), error
+        )
 
     def change_word_iter(
         self, model: FakeModel, _image: Image.Image, prompt: str, word: str, to: str | None
@@ -236,6 +242,10 @@ def attribution(
     shape = np.exp(-((centre[None] + 2 - np.arange(len(words))[:, None]) ** 2) / 4)
     when = shape / (shape * np.diff(edges)).sum(1, keepdims=True) * bits[:, None]
     direct = np.where(np.array(words) == "blue", -1.0, 0.9) * bits
+    # Two curves whose half areas are the direct bits apart; each by itself is known ten times worse than that.
+    without = np.broadcast_to(900 / (1 + np.exp(-centre)), when.shape)
+    apart = 2 * np.log(2) * when / bits[:, None] * direct[:, None]
+    curves = Curves(without, without * 0.1, without - apart, without * 0.1, np.abs(apart) * 0.01)
     reached = float((stderr / np.maximum(bits, 0.1 * bits.max())).max())
     return Attribution(
         words=words,
@@ -246,6 +256,7 @@ def attribution(
         direct_bits=direct,
         direct_stderr=stderr,
         timeline=Timeline(edges, when, when * 0.2 + 0.01),
+        curves=curves,
         prompt_bits=None,
         prompt_stderr=None,
         n_evals=n_replicates * 24,
@@ -306,4 +317,33 @@ def ranking(captions: tuple[str, ...], certainty: float, seed: int, n_replicates
         rel_error=0.1,
         seed=seed,
         settings={"certainty": certainty},
+    )
+
+
+def likelihood(prompt: str, error: float, seed: int, n_steps: int, n_replicates: int) -> Likelihood:
+    """A letter of the prompt saves a bit; an error a dimension grows as that of standard normal latents."""
+    edges = NoiseSchedule.stable_diffusion().bin_edges(n_steps, -5.0, 7.0)
+    gain, n_dims = float(len(prompt)), 1024
+    centre = (edges[1:] + edges[:-1]) / 2
+    without = 1 / (1 + np.exp(-centre))
+    errors = np.stack([without, 0.9 * without])
+    return Likelihood(
+        prompt=prompt,
+        bits_per_dim=-0.5 - gain / n_dims,
+        stderr=error,
+        unprompted_bits_per_dim=-0.5,
+        unprompted_stderr=error,
+        gain=gain,
+        gain_stderr=0.5,
+        n_dims=n_dims,
+        log_snr_range=(-5.0, 7.0),
+        edges=edges,
+        errors=errors,
+        error_stderr=0.1 * errors,
+        n_evals=16 * n_replicates,
+        n_replicates=n_replicates,
+        stopped="cancelled",
+        rel_error=error,
+        seed=seed,
+        settings={"error": error, "num_inference_steps": n_steps},
     )

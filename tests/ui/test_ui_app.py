@@ -225,7 +225,8 @@ def test_a_client_draws_and_measures(app: App) -> None:
     with Image.open(path) as image:
         assert image.convert("RGB").tobytes() == paint("a cat on snow", 2).tobytes()
     assert settings["num_inference_steps"] == 4
-    result = client.predict(handle_file(path), "a cat on snow", "cat, snow", "nothing", 0.2, 5, api_name="/attribute")
+    asked = "snow, cat, Snow"  # one twice, and not in the prompt's order
+    result = client.predict(handle_file(path), "a cat on snow", asked, "nothing", 0.2, 5, api_name="/attribute")
     assert result["words"] == ["cat", "snow"]
     assert result["given"] == "nothing"
     assert len(result["maps"][0]) == 16
@@ -233,7 +234,7 @@ def test_a_client_draws_and_measures(app: App) -> None:
 
 def test_these_functions_are_public(app: App) -> None:
     info = httpx.get(f"{app.url}gradio_api/info").json()
-    public = "attribute change_word concept concepts decompose generate intervene layout rank_captions"
+    public = "attribute change_word concept concepts decompose generate intervene layout likelihood rank_captions"
     assert sorted(info["named_endpoints"]) == [f"/{name}" for name in public.split()]
     assert info["unnamed_endpoints"] == {}
     seed = next(p for p in info["named_endpoints"]["/generate"]["parameters"] if p["parameter_name"] == "seed")

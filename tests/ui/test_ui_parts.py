@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 
 from core.information.results import Attribution
-from core.spec import BUILT_IN
+from core.spec import BUILT_IN, Stage
 from core.stored import load_attribution, save_attribution
 from core.ui.attribution_tab import panel_html
 from core.ui.colours import SCALE, ink_on, scale_hex, scale_in_oklab
 from core.ui.examples import load_examples
-from core.ui.export import link_query, python_lines, to_csv, to_json
+from core.ui.export import link_query, python_lines, steps_csv, to_csv, to_json
 from core.ui.images import layer
 from core.ui.link import Link, read_link
 from core.ui.picture import stage_html
 from core.ui.runtime import Runtime, Tickets
-from core.ui.scene import Scene, contradicts, half_width, stage_shares, step_stages, unsure
-from core.ui.timeline import merge_narrow, nice_ceiling, timeline_svg
-from core.ui.words import chips, hints, plus_minus
+from core.ui.scene import Scene, contradicts, direct_half_width, half_width, stage_shares, step_stages, unsure
+from core.ui.timeline import difference_svg, errors_svg, merge_narrow, nice_ceiling, timeline_svg
+from core.ui.words import cards, chips, hints, plus_minus
 from tests.ui.fake_engine import attribution, paint
 
 SPEC = BUILT_IN["picturebook"]
@@ -88,9 +88,60 @@ def test_timeline_areas_are_the_bits(a: Attribution) -> None:
     _, joined, errors = merge_narrow(a.timeline.edges, a.timeline.bits[i], a.timeline.stderr[i], step_stages(25))
     top = nice_ceiling(float((joined + errors).max()))
     span = a.timeline.edges[-1] - a.timeline.edges[0]
-    unit = (xs[-1] - xs[0]) / span * (baseline - 26) / top
+    unit = (xs[-1] - xs[0]) / span * (baseline - 34) / top
     drawn = sum((x1 - x0) * (baseline - y) for x0, x1, y in zip(xs, xs[1:], ys, strict=False))
     assert drawn / unit == pytest.approx(a.bits[i], rel=0.02)
+
+
+def steps_of(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Edges [S + 1] and heights [S] of what `M x0,y0 V y H x...` draws, up to a closing `Z`."""
+    points = [float(v) for v in re.findall(r"-?\d+\.?\d*", path)]
+    return np.array([points[0], *points[3::2]]), np.array(points[2::2])
+
+
+def paths(svg: str, kind: str) -> list[str]:
+    return [p.get("d", "") for p in ET.fromstring(svg).iter("path") if p.get("class") == kind]
+
+
+def test_error_curves_are_drawn_by_their_logarithm() -> None:
+    edges = np.array([-4.0, -2.0, 0.0, 4.0])
+    errors = np.array([[10.0, 100.0, 1000.0], [10.0, 50.0, 0.0]])
+    svg = errors_svg(edges, errors, np.zeros_like(errors), "two", (Stage("late", 0.0, 1.0),))
+    (without,), (with_it,) = (paths(svg, f"id-line{kind}") for kind in (" dashed", ""))
+    xs, ys = steps_of(without)
+    assert np.diff(xs) / (xs[-1] - xs[0]) == pytest.approx([0.25, 0.25, 0.5], abs=1e-3)
+    assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2], abs=0.2)
+    _, below = steps_of(with_it)
+    assert (below[1] - ys[1]) / (ys[0] - ys[1]) == pytest.approx(np.log10(2), abs=0.01)
+    assert below[2] == ys[0]  # nothing has no logarithm: it lies on the floor, which is the smallest error
+    small = errors_svg(edges, errors / 1000, np.zeros_like(errors), "two", (Stage("late", 0.0, 1.0),))
+    assert ">.01</text>" in small
+    assert [t.text for t in ET.fromstring(svg).iter("text") if "end" in str(t.get("class"))][:3] == ["10", "100", "1k"]
+
+
+def test_a_difference_below_zero_hangs_below_the_axis() -> None:
+    edges = np.linspace(-6.0, 6.0, 4)
+    bits, half = np.array([2.0, -1.0, 0.5]), np.array([0.0, 1.0, 0.0])
+    stages = (Stage("late", 0.0, 1.0),)
+    svg = difference_svg(edges, bits, half, "one", stages)
+    area = paths(svg, "id-area")[0]
+    zero = float(re.findall(r"V(-?\d+\.?\d*)H[\d.]+Z", area)[0])
+    _, ys = steps_of(paths(svg, "id-line")[0])
+    assert (zero - ys) / (zero - ys[0]) * 2 == pytest.approx(bits, abs=0.02)
+    assert paths(svg, "id-band") != paths(difference_svg(edges, bits, None, "one", stages), "id-band")
+
+
+def test_the_curves_stand_in_a_fold_where_there_are_some(a: Attribution) -> None:
+    html = cards(a)
+    assert html.count('<details class="id-more id-curves">') == len(WORDS)  # closed, all of them
+    half = direct_half_width(a)
+    assert f"<b>{plus_minus(a.direct_bits[3], half[3])} bits</b>" in html
+    assert ", with its band:" in html
+    assert a.curves is not None
+    old = dataclasses.replace(a, curves=a.curves._replace(difference_stderr=None))
+    assert ", with its band:" not in cards(old)
+    assert "with no prompt" in cards(dataclasses.replace(a, given="nothing"))
+    assert "<details" not in cards(dataclasses.replace(a, curves=None))
 
 
 @pytest.mark.parametrize(
@@ -159,6 +210,24 @@ def test_csv_and_json_hold_all_numbers(a: Attribution, scene: Scene) -> None:
     assert stored["settings"]["rel_error"] == 0.1
     assert np.array(stored["maps"]).sum((1, 2)) == pytest.approx(a.bits, abs=1e-3)
     assert len(stored["timeline"]["edges"]) == 26
+    assert a.curves is not None
+    assert np.array(stored["curves"]["with_word"]) == pytest.approx(a.curves.with_word, abs=1e-5)
+    assert json.loads(to_json(scene, dataclasses.replace(a, curves=None), "m"))["curves"] is None
+
+
+def test_a_row_a_step_adds_up_to_both_counts(a: Attribution) -> None:
+    rows = [row for row in csv.DictReader(io.StringIO(steps_csv(a))) if row["word"] == "cat"]
+    assert [row["stage"] for row in rows] == step_stages(25)
+    numbers = {name: np.array([float(row[name]) for row in rows]) for name in rows[0] if name not in ("word", "stage")}
+    widths = numbers["log_snr_to"] - numbers["log_snr_from"]
+    assert numbers["bits"] @ widths == pytest.approx(a.bits[3], rel=1e-3)
+    apart = (numbers["error_without"] - numbers["error_with"]) @ widths / (2 * np.log(2))
+    assert apart == pytest.approx(a.direct_bits[3], rel=1e-3)
+    assert a.curves is not None
+    old = dataclasses.replace(a, curves=a.curves._replace(difference_stderr=None))
+    assert "error_with_95" in steps_csv(old)
+    assert "difference" not in steps_csv(old)
+    assert "error" not in steps_csv(dataclasses.replace(a, curves=None))
 
 
 def test_python_lines_are_python(a: Attribution, scene: Scene) -> None:
@@ -207,6 +276,16 @@ def test_stored_attribution_comes_back(a: Attribution, tmp_path: Path) -> None:
     for name in ("bits", "maps", "direct_stderr"):
         assert getattr(back, name) == pytest.approx(getattr(a, name), rel=1e-6)
     assert back.timeline.bits == pytest.approx(a.timeline.bits, rel=1e-6)
+    assert a.curves is not None
+    assert back.curves is not None
+    for mine, theirs in zip(back.curves, a.curves, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-6)
+    old = dataclasses.replace(a, curves=a.curves._replace(difference_stderr=None))
+    for without in (old, dataclasses.replace(a, curves=None)):
+        save_attribution(without, tmp_path / "b.safetensors")
+        again = load_attribution(tmp_path / "b.safetensors").curves
+        assert (again is None) == (without.curves is None)
+        assert again is None or again.difference_stderr is None
 
 
 def test_broken_or_missing_examples_do_not_keep_the_page_from_opening(tmp_path: Path, examples_dir: Path) -> None:

@@ -19,6 +19,7 @@ from core.ui.absence_panel import absence_csv, absence_html, absence_json, absen
 from core.ui.colours import _VISIONS, SIGNED, _linear, _linear_to_oklab, signed_scale_in_oklab
 from core.ui.images import signed_layer
 from core.ui.inputs import captions_problem
+from core.ui.likelihood_panel import likelihood_csv, likelihood_html, likelihood_json, likelihood_python
 from core.ui.pair_export import pair_csv, pair_json, pair_python
 from core.ui.pair_panel import pair_html
 from core.ui.questions_jobs import Absence
@@ -27,7 +28,7 @@ from core.ui.runtime import Runtime
 from core.ui.scene import Scene
 from core.ui.words import against
 from tests.ui.conftest import App, Visitor
-from tests.ui.fake_engine import FakeEngine, attribution, decomposition, paint, ranking
+from tests.ui.fake_engine import FakeEngine, attribution, decomposition, likelihood, paint, ranking
 from tests.ui.test_ui_app import drawn, problems
 
 PROMPT = ("a cat and a dog", 1, 4, 4)
@@ -200,6 +201,30 @@ def test_an_order_that_is_not_known_is_not_told_as_a_fact(runtime: Runtime, scen
     assert [chance(p) for p in (0.5, 0.953, 0.9951, 0.99999)] == ["50%", "95%", "99.5%", "over 99.9%"]
 
 
+def test_bits_a_dimension_are_told_with_and_without_the_prompt(runtime: Runtime, scene: Scene) -> None:
+    found = likelihood(scene.prompt, 0.01, 0, 4, 8)
+    half = found.interval_factor() * found.gain_stderr
+    panel = likelihood_html(runtime, scene, found)
+    assert "<strong>−0.51 ± 0.02 bits a dimension</strong> with its prompt, and −0.50 ± 0.02 without" in panel
+    assert f"The prompt saves <strong>15.0 ± {half:.1f} bits</strong> in all" in panel
+    assert "noise has 2.05" in panel
+    assert panel.count("<svg") == 1
+    assert "The prompt costs <strong>15.0" in likelihood_html(runtime, scene, replace(found, gain=-15.0))
+    assert "within the error" in likelihood_html(runtime, scene, replace(found, gain=half / 2))
+
+
+def test_what_is_kept_of_bits_a_dimension_repeats_them(scene: Scene) -> None:
+    found = likelihood(scene.prompt, 0.01, 7, 4, 8)
+    rows = list(csv.DictReader(io.StringIO(likelihood_csv(found))))
+    assert [float(row["error_with"]) for row in rows] == pytest.approx(found.errors[1], abs=1e-5)
+    document = json.loads(likelihood_json(scene, found, "picturebook"))
+    assert document["picture"]["prompt"] == document["prompt"] == scene.prompt
+    assert document["unprompted_bits_per_dim"] == -0.5
+    lines = likelihood_python(scene, found, "picturebook")
+    compile(lines, "lines", "exec")
+    assert "error=0.01, seed=7,\n    num_inference_steps=4" in lines
+
+
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +255,14 @@ def test_captions_are_ranked(visitor: Visitor) -> None:
     assert restored[0] == "a cat\na crab"
     assert restored[1]["open"] is True
     assert "“a crab” <strong>fits better</strong>" in visitor.run("ranking", *restored[2:4], None)["data"][0]
+
+
+def test_a_picture_is_asked_how_well_it_is_expected(visitor: Visitor) -> None:
+    drawn(visitor, *PROMPT)
+    panel, status = ask(visitor, "begin_expected", "expected")
+    assert "The prompt saves <strong>15.0" in panel
+    assert "the wanted certainty was reached" in panel
+    assert "id-stop" not in status
 
 
 @pytest.mark.parametrize(
@@ -368,3 +401,19 @@ def test_a_program_changes_a_word(app: App, picture: Path) -> None:
     for word, to, says in (("crab", "", "is not in the prompt"), ("cat", "zebra", "zebra")):
         with pytest.raises(AppError, match=says):
             client.predict(file, "a cat and a dog", word, to, api_name="/change_word")
+
+
+def test_a_program_asks_how_well_a_picture_is_expected(app: App, picture: Path) -> None:
+    client = Client(app.url, verbose=False)
+    file = handle_file(str(picture))
+    found = client.predict(file, "a cat and a dog", 0.02, 3, api_name="/likelihood")
+    assert found["gain"] == 15
+    assert found["seed"] == 3
+    assert np.shape(found["errors"]) == (2, 25)
+    for prompt, error, says in (
+        ("a zebra", 0.02, "zebra"),
+        ("a cat", 0, "bits a dimension from 0.001"),
+        ("", 0.02, "Describe"),
+    ):
+        with pytest.raises(AppError, match=says):
+            client.predict(file, prompt, error, 0, api_name="/likelihood")

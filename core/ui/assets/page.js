@@ -3,7 +3,7 @@
 (() => {
   "use strict";
   const query = new URLSearchParams(location.search);
-  const state = { word: query.get("word"), step: null, opacity: 72, common: false, focus: null };
+  const state = { word: query.get("word"), step: null, opacity: 72, common: false, curves: false, focus: null };
   // What the tabs' own scripts hang their parts into, by the tab's name: what lies on the picture ({ src, tag } or null),
   // what a click on the picture means (x and y from 0 to 1), what the address remembers (parameters beside those of the
   // words, or all of them), and what follows every change.
@@ -68,6 +68,7 @@
     }
     for (const chip of all(".id-chip")) attribute(chip, "aria-pressed", String(chip.dataset.word === word));
     for (const part of all("[data-for]")) set(part, "hidden", part.dataset.for !== word);
+    for (const fold of all(".id-curves")) set(fold, "open", state.curves);
     for (const row of all("[data-row]")) row.classList.toggle("chosen", row.dataset.row === word);
     attribute(one("#id-main"), "data-tab", openTab().toLowerCase());
     for (const watch of page.watchers) watch(openTab());
@@ -231,6 +232,11 @@
     else return;
     apply();
   });
+
+  // Each word has its own curves: they stay unfolded from word to word, and when a card is made anew.
+  document.addEventListener("toggle", (event) => {
+    if (event.target.matches?.(".id-curves") && event.target.closest("[data-for]:not([hidden])")) state.curves = event.target.open;
+  }, true);
 
   // Arrow keys walk along the film strip and along the words.
   document.addEventListener("keydown", (event) => {

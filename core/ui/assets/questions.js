@@ -1,14 +1,15 @@
-// Further questions about words: which two are asked about, what an answer lays on the picture, what the address keeps.
+// Further questions about the picture: which two are asked about, what an answer lays on the picture, what the address keeps.
 (() => {
   "use strict";
   const page = window.idPage;
   const TAB = "Attribution";
+  const ANSWERS = ["pair", "absence", "ranking", "likelihood"]; // in the page's order
   const one = (selector, root = document) => root.querySelector(selector);
   const all = (selector, root = document) => Array.from(root.querySelectorAll(selector));
   const set = (element, name, value) => { if (element && element[name] !== value) element[name] = value; };
 
   const query = page.query;
-  const asked = new URLSearchParams(["pair", "pairgiven", "without", "instead", "captions"].flatMap((name) =>
+  const asked = new URLSearchParams(["pair", "pairgiven", "without", "instead", "captions", "expected"].flatMap((name) =>
     query.has(name) ? [[name, query.get(name)]] : []));
   let part = null; // which of the four maps lies on the picture
   let second = null;
@@ -63,6 +64,8 @@
     set(one(".id-without"), "textContent", other ? `with “${other}” for` : "without");
     set(one(".id-pair-go"), "disabled", !others.length);
     set(one(".id-absence-go"), "disabled", !chosen);
+    set(one("#id-likelihood-ask .id-question-problem"), "textContent", none);
+    set(one(".id-likelihood-go"), "disabled", !chosen);
     set(select, "disabled", !others.length);
   }
 
@@ -75,13 +78,14 @@
     if (pair?.length === 2) askPair(...pair, wanted.get("pairgiven") === "nothing" ? "nothing" : "rest");
     if (wanted.get("without")) ask("absence", { word: wanted.get("without"), to: wanted.get("instead") ?? "" });
     if (wanted.get("captions")) ask("captions", { captions: wanted.get("captions") });
+    if (wanted.get("expected")) ask("likelihood");
   }
 
   page.watchers.push(() => {
     controls();
     restore();
     const rooms = all(".id-asking");
-    ["pair", "absence", "ranking"].forEach((name, i) => {
+    ANSWERS.forEach((name, i) => {
       mark(answer(name), rooms[i]);
       // The room that an answer will take is made when it is asked for, not when it comes.
       one(`.id-${name}.empty`)?.classList.toggle("asked", busy(rooms[i]));
@@ -102,7 +106,7 @@
 
   page.parameters[TAB] = () => {
     const found = {};
-    const [pair, absence, ranking] = ["pair", "absence", "ranking"].map((name) => {
+    const [pair, absence, ranking, likelihood] = ANSWERS.map((name) => {
       const root = answer(name);
       return root && !root.classList.contains("old") ? root.dataset : null;
     });
@@ -111,6 +115,7 @@
     if (absence) found.without = absence.word;
     if (absence?.to) found.instead = absence.to;
     if (ranking) found.captions = ranking.captions;
+    if (likelihood) found.expected = "1";
     return found;
   };
 
@@ -129,6 +134,7 @@
       page.apply();
     } else if (hit(".id-pair-go") && second) askPair(page.chosenWord(), second);
     else if (hit(".id-absence-go")) ask("absence", { word: page.chosenWord() });
+    else if (hit(".id-likelihood-go")) ask("likelihood");
     else if (hit(".id-stop")) ask("stop");
     else if (hit(".id-answer-png")) savePng(hit(".id-answer"));
   }, true);
@@ -168,7 +174,7 @@
   // An answer that came is remembered by the address.
   let last = "";
   new MutationObserver(() => {
-    const now = ["pair", "absence", "ranking"].map((name) => {
+    const now = ANSWERS.map((name) => {
       const root = answer(name);
       return root && !root.classList.contains("running") ? JSON.stringify({ ...root.dataset }) : "";
     }).join("|");

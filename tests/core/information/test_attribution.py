@@ -158,6 +158,14 @@ def test_a_word_does_not_depend_on_which_others_were_asked_for(world: GaussianWo
     np.testing.assert_allclose(alone.maps[0], together.maps[2], rtol=1e-9)
 
 
+def test_a_word_asked_for_twice_counts_and_costs_once(world: GaussianWorld, x: torch.Tensor) -> None:
+    twice = attribute(world, x, PROMPT, words=["sea", "red", " SEA"], rel_error=1e9, batch_size=1000)
+    once = attribute(world, x, PROMPT, words=["red", "sea"], rel_error=1e9, batch_size=1000)
+    assert twice.words == ("red", "sea")
+    assert twice.n_evals == once.n_evals
+    np.testing.assert_array_equal(twice.bits, once.bits)
+
+
 def test_words_share_their_evaluations_and_texts_are_encoded_once() -> None:
     world = GaussianWorld(WORDS)
     x = world.draw_picture(np.random.default_rng(0))

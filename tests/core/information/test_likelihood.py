@@ -84,6 +84,19 @@ def test_a_words_two_curves_are_its_direct_bits_apart(world: GaussianWorld, x: t
     again = type(a).from_dict(a.to_dict())
     assert again.curves is not None
     np.testing.assert_array_equal(again.curves.without, a.curves.without)
+    assert a.curves.difference_stderr is not None
+    assert again.curves.difference_stderr is not None
+    np.testing.assert_array_equal(again.curves.difference_stderr, a.curves.difference_stderr)
+    # The noise that the two share leaves their difference, which is known better than as of two runs.
+    assert (a.curves.difference_stderr < np.hypot(a.curves.without_stderr, a.curves.with_word_stderr)).all()
+
+
+def test_in_a_single_bin_the_error_of_the_difference_is_the_direct_bits(world: GaussianWorld, x: torch.Tensor) -> None:
+    a = attribute(world, x, PROMPT, rel_error=0.2, num_inference_steps=1)
+    assert a.curves is not None
+    assert a.curves.difference_stderr is not None
+    width = np.diff(a.timeline.edges)
+    np.testing.assert_allclose(a.curves.difference_stderr @ width / (2 * math.log(2)), a.direct_stderr, rtol=1e-4)
 
 
 def test_it_stops_is_cancelled_and_refuses_as_others_do(world: GaussianWorld, x: torch.Tensor) -> None:
