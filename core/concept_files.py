@@ -25,6 +25,8 @@ from core.sae_files import SPARSIFY_WEIGHTS, WEIGHTS
 TABLE = "concepts.parquet"
 COUNTS = "counts.safetensors"
 EXAMPLES = "examples.safetensors"
+EFFECTS = "word_effects"
+"""Column of a table, in some: what words do to a latent."""
 REMEDY = "Make it with `python -m training labels`."
 
 Kind = Literal["object", "place", "style", "context-free", "unlabelled"]
@@ -133,15 +135,26 @@ class TableInfo:
     """By label, other words for it."""
     made_with: Mapping[str, Any] = field(default_factory=dict)
     """JSON: the settings it was made with."""
+    effect_words: tuple[str, ...] = ()
+    """Words whose effect on each latent is in the table, in the column's order."""
 
 
-def save_table(folder: Path, rows: Sequence[Named], info: TableInfo) -> None:
-    """Write the table of an SAE, a row a latent, in one go."""
+def save_table(folder: Path, rows: Sequence[Named], info: TableInfo, effects: Tensor | None = None) -> None:
+    """Write the table of an SAE, a row a latent, in one go.
+
+    effects: [effect words, d_sae] what each word does to a latent at one moment of a picture: the change of its mean
+        value over all positions, to a scale of the SAE's own (`training.effects`).
+    """
     records = [
         {"latent": number, "label": row.label, "kind": row.kind, **_plain(row.scores)}
         for number, row in enumerate(rows)
     ]
-    schema = _schema().with_metadata({_INFO: json.dumps(asdict(info))})
+    schema = _schema()
+    if effects is not None:
+        schema = schema.append(pa.field(EFFECTS, pa.list_(pa.float32())))
+        for record, own in zip(records, effects.T.tolist(), strict=True):
+            record[EFFECTS] = own
+    schema = schema.with_metadata({_INFO: json.dumps(asdict(info))})
     part = folder / f"{TABLE}.part"
     pq.write_table(pa.Table.from_pylist(records, schema=schema), part, compression="zstd")
     os.replace(part, folder / TABLE)
@@ -165,7 +178,8 @@ def read_table(path: Path) -> tuple[Any, TableInfo]:
         what = f"column {lacking[0]!r}" if lacking else "metadata"
         raise ArtifactError(f"{path} is no concept table, or one of another version: it has no {what}. {REMEDY}")
     told = json.loads(metadata[_INFO])
-    info = TableInfo(**{f.name: told[f.name] for f in fields(TableInfo)} | {"class_names": tuple(told["class_names"])})
+    told = {f.name: told[f.name] for f in fields(TableInfo) if f.name in told}
+    info = TableInfo(**told | {name: tuple(told.get(name, ())) for name in ("class_names", "effect_words")})
     return table.to_pandas(), info
 
 

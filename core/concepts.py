@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from core.concept_files import (
     COUNTS,
+    EFFECTS,
     EXAMPLES,
     REMEDY,
     TABLE,
@@ -167,6 +168,13 @@ class ConceptTable:
         """The labels that some concept has, sorted."""
         return tuple(sorted(self._numbers))
 
+    def effect(self, word: str) -> npt.NDArray[np.float32] | None:
+        """[d_sae] what a word does to each latent at one moment of a picture; None where it was not measured."""
+        if EFFECTS not in self.frame or word not in self.info.effect_words:
+            return None
+        which = self.info.effect_words.index(word)
+        return np.array([float(own[which]) for own in self.frame[EFFECTS]], dtype=np.float32)
+
     @cached_property
     def counts(self) -> Counts:
         """How often latents and classes meet."""
@@ -294,7 +302,7 @@ def load_concepts(
     Args:
         source: The SAEs' collection: a built-in model's name, a local folder, or `owner/name[@revision]` on the Hub,
             of which, and of the dataset with its tables, only what is looked at is fetched.
-        hookpoint: Dotted module name of the block; None: the middle one of the collection.
+        hookpoint: Dotted module name of the block; None: the second of the collection, the bottleneck.
         branch: `cond` or `uncond`.
         t: Normalised time of the sampler's step, or `all` for the SAE shared by every step.
 
@@ -344,6 +352,6 @@ def _best_first(hit: Hit) -> tuple[float, float, int]:
 
 
 def _middle_hookpoint(collection: Collection) -> str:
-    """The middle one of a collection's hookpoints; empty if it has none."""
+    """The second of a collection's hookpoints, or its only one; empty if it has none."""
     names = list(dict.fromkeys(sae_id.hookpoint for sae_id in collection.ids))
-    return names[len(names) // 2] if names else ""
+    return names[:2][-1] if names else ""

@@ -52,7 +52,13 @@ BUILT_IN = {
     "picturebook": ModelSpec(
         name="picturebook",
         source=str(Path(__file__).parent / "picturebook" / "model"),
-        hookpoints=("down_blocks.0.attentions.0", "mid_block.attentions.0", "up_blocks.1.attentions.0"),
+        # Styles come in through the two blocks above the bottleneck alone, things through the bottleneck.
+        hookpoints=(
+            "down_blocks.0.attentions.0",
+            "mid_block.attentions.0",
+            "up_blocks.0.attentions.0",
+            "up_blocks.0.attentions.1",
+        ),
         num_inference_steps=25,
         guidance_scale=4.0,
         log_snr_profile=(1.1, 1.42, 2.33, 1.98, 1.01, 0.71, 0.57, 0.55, 0.56, 0.63, 0.6, 0.53),

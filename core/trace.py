@@ -31,6 +31,10 @@ class Place(NamedTuple):
     branch: Branch
     """Half of the guided batch."""
 
+    def __str__(self) -> str:
+        """As it is told to people."""
+        return f"{self.hookpoint} ({self.branch})"
+
 
 @dataclass(frozen=True, eq=False)
 class Trace:

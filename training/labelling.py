@@ -38,6 +38,7 @@ from core.segmentation import Segmenter
 from core.text import distinct_words
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.drawn import Batch, class_areas, draw, label_maps
+from training.effects import pairs_of, word_effects
 from training.evaluate.sae import steps_of
 from training.naming import Facts, Names, name_latents
 from training.picturebook.world import NOUNS, PLACES, STYLES
@@ -45,7 +46,7 @@ from training.pool import ExampleKeeper, choose_pool
 from training.prompts import Prompts
 from training.tally import Shape, Tally
 
-_NOT_COUNTED = ("gallery", "gallery_side", "places", "styles", "words")
+_NOT_COUNTED = ("gallery", "gallery_side", "places", "styles", "words", "effect_pictures")
 """Settings that decide what is made of the counts."""
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,8 @@ class LabelConfig:
     """Words that tell a picture's style."""
     words: Mapping[str, Sequence[str]] = field(default_factory=_other_words)
     """By class, other words for it, for searching."""
+    effect_pictures: int = 16
+    """Pictures of each style on which the effect of its word is measured."""
 
     def __post_init__(self) -> None:
         if self.batch < 4 or self.batch % 2:
@@ -229,17 +232,34 @@ class Labeller:
         )
         names = Names(self._classes, frozenset(config.places), config.styles)
         words = {label: other for label, other in config.words.items() if label in (*self._classes, *config.styles)}
+        effects = self._effects()
         (self._root / MANIFEST).unlink(missing_ok=True)  # it tells of the tables before
         for sae_id, tally in state.tallies.items():
             folder = self._root / sae_id.path
             rows = name_latents(tally, facts, names)
             made = {name: value for name, value in recipe.items() if name not in ("classes", "saes")}
             told = {**made, **sae_id._asdict(), "steps": self._steps[sae_id], "n_pictures": len(prompts)}
-            save_table(folder, rows, TableInfo(recipe["saes"][sae_id.path], self._classes, words, told))
+            own = [effect[sae_id] for effect in effects.values() if sae_id in effect]
+            effect_words = tuple(effects) if own else ()
+            info = TableInfo(recipe["saes"][sae_id.path], self._classes, words, told, effect_words)
+            save_table(folder, rows, info, torch.stack(own) if own else None)
             save_tensors(folder / COUNTS, counts_of(tally))
             kinds = Counter(row.kind for row in rows)
             log.info("%s: %s", sae_id.path, ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS))
         self._write_examples(state)
+
+    def _effects(self) -> dict[str, dict[SaeId, Tensor]]:
+        """By style word, what it does to each SAE of the half with the prompt; without words that no prompt has."""
+        saes = {sae_id: sae for sae_id, sae in self._saes.items() if sae_id.branch == "cond"}
+        effects = {}
+        for word in self._config.styles if saes else ():
+            pairs = pairs_of(self._prompts, word, self._config.effect_pictures, self._config.pictures)
+            if pairs:
+                seeds = [self._seed(pair.number) for pair in pairs]
+                steps = {sae_id: self._steps[sae_id] for sae_id in saes}
+                effects[word] = word_effects(self._model, saes, steps, pairs, seeds)
+                log.info("the effect of %r, on %d pictures", word, len(pairs))
+        return effects
 
     def _add(self, state: State | None, number: int) -> State:
         """Draw a batch and count it."""

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from core.activations import BRANCHES, Editing, Key, edit
@@ -16,6 +18,9 @@ from core.edits.kinds import Chosen, ConceptEdit, Inside, ReplaceEdit, Target, c
 from core.sae import Code, SparseAutoencoder
 from core.sae_source import find_collection
 from core.trace import Place, load_saes
+
+LEAST_EFFECT = 0.01
+"""Concepts that a word moves by less than this share of the one that it moves most are left alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,17 +89,28 @@ class Editor:
         places = self._places(one)
         if one.label is None:
             return self._numbered(one.concepts, places)
-        wanted = " ".join(one.label.casefold().split())
-        found = {place: carrying(self.table(place), wanted) for place in places}
+        wanted = _word(one.label)
+        found = {place: self._of_label(one, place, wanted) for place in places}
         if not any(found.values()) and one.hookpoints is None:
             # A thing may have its concepts elsewhere than what such edits mostly raise.
             places = [place for place in self.saes if place.branch in {place.branch for place in places}]
-            found = {place: carrying(self.table(place), wanted) for place in places}
+            found = {place: self._of_label(one, place, wanted) for place in places}
         if not any(found.values()):
             labels = sorted({label for place in places for label in self.table(place).labels})
             near = difflib.get_close_matches(wanted, labels, n=N_NEAREST, cutoff=0)
             raise ValueError(f"No concept carries the label {one.label!r} there. The nearest: {', '.join(near)}.")
         return {place: numbers for place, numbers in found.items() if numbers}
+
+    def _of_label(self, one: ConceptEdit, place: Place, label: str) -> tuple[int, ...]:
+        effect = self.table(place).effect(label) if one.by_word else None
+        return carrying(self.table(place), label) if effect is None else moved(effect)
+
+    def _unit(self, one: ConceptEdit, place: Place, numbers: Sequence[int]) -> Tensor:
+        """[n] what a strength of 1 adds to each of an edit's concepts."""
+        table = self.table(place)
+        effect = table.effect(_word(one.label)) if one.by_word and one.label is not None else None
+        values = table.frame["mean"].to_numpy() if effect is None else effect
+        return torch.tensor(values[list(numbers)], dtype=torch.float32)
 
     def _places(self, one: ConceptEdit) -> list[Place]:
         """Where the edit may act by its hookpoints and branches, or by what was measured to serve best."""
@@ -105,13 +121,17 @@ class Editor:
             )
         there = [place for place in self.saes if place.branch in branches]
         if one.hookpoints is None:
-            names = [self.model.hookpoints[i] for i in one.default_hookpoints if i < len(self.model.hookpoints)]
+            names = self.model.hookpoints[one.default_hookpoints]
             return [place for place in there if place.hookpoint in names] or there
+        if not one.hookpoints:
+            raise ValueError("An edit's hookpoints are none: name some, or leave them out for those that serve best.")
         places = [Place(hookpoint, branch) for hookpoint in one.hookpoints for branch in branches]
         if missing := [place for place in places if place not in self.saes]:
-            known = ", ".join(f"{hookpoint} ({branch})" for hookpoint, branch in self.saes)
-            raise ValueError(f"There is no SAE for all times at {' ('.join(missing[0])}). There are: {known}.")
+            raise self._no_sae(missing[0])
         return places
+
+    def _no_sae(self, place: Place) -> ValueError:
+        return ValueError(f"There is no SAE for all times at {place}. There are: {', '.join(map(str, self.saes))}.")
 
     def _numbered(self, concepts: Sequence[Target | int], places: Sequence[Place]) -> dict[Place, tuple[int, ...]]:
         found: dict[Place, list[int]] = {}
@@ -119,12 +139,12 @@ class Editor:
             if not isinstance(concept, Target):
                 if len(places) != 1:
                     raise ValueError("A number means a concept of one place: name one hookpoint and one branch.")
-                concept = Target(places[0], int(concept))
+                concept = Target(places[0], concept)
             if concept.place not in self.saes:
-                raise ValueError(f"There is no SAE for all times at {concept.place}.")
+                raise self._no_sae(concept.place)
             try:
                 found.setdefault(concept.place, []).append(self.table(concept.place).check(concept.number))
-            except IndexError as error:
+            except (IndexError, TypeError) as error:
                 raise ValueError(str(error)) from error
         return {place: tuple(dict.fromkeys(numbers)) for place, numbers in found.items()}
 
@@ -165,7 +185,8 @@ class Editor:
                 torch.tensor(frame[name].to_numpy()[list(numbers)], dtype=torch.float32, device=sae.b_dec.device)
                 for name in ("mean", "p99", "threshold")
             ]
-            chosen = Chosen(torch.tensor(numbers, device=sae.b_dec.device), *figures)
+            unit = self._unit(one, place, numbers).to(sae.b_dec.device)
+            chosen = Chosen(torch.tensor(numbers, device=sae.b_dec.device), unit, *figures)
             columns = torch.tensor([union.index(number) for number in numbers], device=sae.b_dec.device)
             steps = window_of(one, n_steps, self.model.spec.stages)
             parts.append(_Part(one, chosen, columns, steps, rows, Inside(one.where, self.model.image_size)))
@@ -228,8 +249,19 @@ def values_of(code: Code, numbers: Tensor, d_sae: int) -> Tensor:
 
 def carrying(table: ConceptTable, word: str) -> tuple[int, ...]:
     """The concepts whose label is a word, or has it among its other words."""
-    labels = [label for label in table.labels if word in (label.casefold(), *table.info.words.get(label, ()))]
+    words = table.info.words
+    labels = [label for label in table.labels if word in map(str.casefold, (label, *words.get(label, ())))]
     return tuple(number for label in labels for number in table.numbers(label))
+
+
+def moved(effect: NDArray[np.float32]) -> tuple[int, ...]:
+    """The concepts that a word raises or lowers by more than hardly at all."""
+    sizes = np.abs(effect)
+    return tuple(np.flatnonzero(sizes > LEAST_EFFECT * sizes.max(initial=0.0)).tolist())
+
+
+def _word(label: str) -> str:
+    return " ".join(label.casefold().split())
 
 
 def _exchange(part: _Part, patches: Mapping[Key, Tensor], key: Key, z: Tensor, inside: Tensor, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What can be done to concepts, and when and where in the picture."""
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
@@ -38,6 +39,8 @@ class Chosen(NamedTuple):
 
     numbers: Tensor
     """[n] latents."""
+    unit: Tensor
+    """[n] what a strength of 1 adds."""
     mean: Tensor
     """[n] mean value where active."""
     most: Tensor
@@ -58,8 +61,8 @@ class ConceptEdit:
     concepts: Sequence[Target | int] = ()
     """Concepts in place of a label. A bare number is of the edit's one hookpoint and branch."""
     strength: float = 1.0
-    """0 is no edit. For what is raised, in units of each concept's mean value where it is active; for what is brought
-    to a target, the share of the way there, at most all of it."""
+    """0 is no edit. For what is raised, in units of each concept's mean value where it is active, or of what the word
+    of a style does to it; for what is brought to a target, the share of the way there, at most all of it."""
     stage: str | None = None
     """`early`, `middle` or `late`, in place of `steps`; by default what suits the edit best."""
     steps: tuple[int, int] | None = None
@@ -72,10 +75,13 @@ class ConceptEdit:
 
     default_stage: ClassVar[str] = "middle"
     """Where neither `stage` nor `steps` is given."""
-    default_hookpoints: ClassVar[tuple[int, ...]] = (1,)
+    default_hookpoints: ClassVar[slice] = slice(1, 2)
     """Where no hookpoints are given: which of the model's, by measurement."""
     default_branches: ClassVar[tuple[Branch, ...]] = ("cond",)
     """Where no branches are given."""
+    by_word: ClassVar[bool] = False
+    """Whether a label whose word's effect was measured means the concepts that the word moves, each by as much as it
+    does, rather than those that carry the label."""
 
     def change(self, z: Tensor, concepts: Chosen, inside: Tensor) -> Tensor:
         """The new values [..., P, n] of the chosen concepts.
@@ -109,7 +115,7 @@ class SpatialEdit(ConceptEdit):
     def change(self, z: Tensor, concepts: Chosen, inside: Tensor) -> Tensor:
         """Add the strength inside, take the values away outside."""
         kept = 1 - min(self.strength, 1.0) * (1 - inside) if self.silence else 1
-        return z * kept + self.strength * inside * concepts.mean
+        return z * kept + self.strength * inside * concepts.unit
 
     @property
     def where(self) -> Region:
@@ -119,13 +125,22 @@ class SpatialEdit(ConceptEdit):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GlobalEdit(ConceptEdit):
-    """Raise concepts everywhere, which changes the look of the whole picture."""
+    """Raise concepts everywhere, which changes the look of the whole picture.
 
-    default_hookpoints: ClassVar[tuple[int, ...]] = (0,)
+    A style is no concept that is there or not: its word raises or lowers hundreds of them a little. So for a style's
+    label those are moved in the proportions in which its word moves them at one moment of a picture; a strength of 1 is
+    what the word itself does there (`training.effects`).
+    """
+
+    strength: float = 3.0
+    """As for every edit; the default was chosen by measurement, for styles."""
+
+    default_hookpoints: ClassVar[slice] = slice(2, None)
+    by_word: ClassVar[bool] = True
 
     def change(self, z: Tensor, concepts: Chosen, inside: Tensor) -> Tensor:
         """Add the strength."""
-        return z + self.strength * inside * concepts.mean
+        return z + self.strength * inside * concepts.unit
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -133,7 +148,7 @@ class ReplaceEdit(ConceptEdit):
     """Bring concepts to a value that data have, by default to silence; or exchange the patches where they are."""
 
     default_stage: ClassVar[str] = "early"
-    default_hookpoints: ClassVar[tuple[int, ...]] = (0, 1, 2)
+    default_hookpoints: ClassVar[slice] = slice(None)
     default_branches: ClassVar[tuple[Branch, ...]] = get_args(Branch)
 
     to: float = 0.0
@@ -183,7 +198,12 @@ def window_of(one: ConceptEdit, n_steps: int, stages: Sequence[Stage]) -> range:
     if one.steps is not None:
         if one.stage is not None:
             raise ValueError("An edit has either a stage or steps, not both.")
-        first, last = one.steps
+        try:
+            first, last = map(operator.index, one.steps)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"An edit's steps are its first and its last, two whole numbers, not {one.steps!r}."
+            ) from error
         if not 0 <= first <= last < n_steps:
             raise ValueError(
                 f"The steps {first} to {last} are not a window of this sampler's, which are 0 to {n_steps - 1}."

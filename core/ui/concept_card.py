@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from core.concept_files import KINDS, Kind
+from core.concept_files import EFFECTS, KINDS, Kind
 from core.spec import STAGES, Stage
 from core.ui.concept_reading import search_all, title, way_key
-from core.ui.dictionary import Dictionary
+from core.ui.dictionary import Dictionary, block_words
 from core.ui.export import download_url
 from core.ui.images import data_url, layer
 from core.ui.timeline import strength_svg
@@ -36,12 +36,6 @@ _FITS = {
     "style": "<small>AUROC: how often a picture of that style has more of it than another; a half is chance.</small>",
 }
 BRANCH_WORDS = {"cond": "with the prompt", "uncond": "without the prompt"}
-
-
-def block_words(hookpoint: str) -> str:
-    """Where in the model a block is."""
-    depth = next((name for name in ("down", "mid", "up") if hookpoint.startswith(name)), "")
-    return {"down": "on the way down", "mid": "in the middle", "up": "on the way up"}.get(depth, "at")
 
 
 def place_words(place: "Place") -> str:
@@ -267,7 +261,7 @@ def _percent(share: float) -> str:
 
 
 def _csv_url(table: "ConceptTable", number: int) -> str:
-    text = table.frame.iloc[[number]].drop(columns="further").to_csv(index=False)
+    text = table.frame.iloc[[number]].drop(columns=["further", EFFECTS], errors="ignore").to_csv(index=False)
     return download_url(text, "text/csv")
 
 

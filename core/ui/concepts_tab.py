@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from core.ui.dictionary import no_concepts
+from core.ui.dictionary import block_words, no_concepts
 from core.ui.inputs import concept_number, html
 from core.ui.runtime import Runtime
 from core.ui.scene import Scene
@@ -64,7 +64,7 @@ def concepts_html(runtime: Runtime, scene: Scene | None, trace: "Trace | None") 
     """The panel of a picture and its codes; without them, the room that it will take, or why it stays empty."""
     if scene is None or trace is None or runtime.dictionary is None or not trace.n_steps:
         return f'<div class="id-thoughts empty"><p class="id-empty">{_why_empty(runtime)}</p></div>'
-    from core.ui.concept_card import BRANCH_WORDS, block_words  # which import torch
+    from core.ui.concept_card import BRANCH_WORDS  # which imports torch
     from core.ui.concept_reading import pack, usual_first
 
     places = [place for place in usual_first(trace) if place in runtime.dictionary.tables]

@@ -30,6 +30,17 @@ class Dictionary:
     """How each foretells a layout."""
 
 
+def block_words(hookpoint: str) -> str:
+    """Where in the model a block is; of several that follow each other at one level, which of them."""
+    way = next((words for name, words in _WAYS.items() if hookpoint.startswith(name)), "at")
+    number = hookpoint.rsplit(".", 1)[-1]
+    return way + (_WHICH[int(number)] if number.isdecimal() and int(number) < len(_WHICH) else "")
+
+
+_WAYS = {"down": "on the way down", "mid": "in the middle", "up": "on the way up"}
+_WHICH = ("", ", second", ", third")
+
+
 def no_concepts(name: str) -> str:
     """Why a model has none to show, and what to do."""
     return (

@@ -14,6 +14,7 @@ from core.ui.dictionary import Dictionary
 from core.ui.interventions_wish import (
     OWN_WINDOW,
     PAINTED,
+    STRENGTH_INFO,
     STRENGTHS,
     Wish,
     cells_mask,
@@ -148,8 +149,7 @@ def strength_slider(kind: str, value: float | None = None) -> Any:
     """The slider for a kind of edit."""
     strength = default_strength(kind) if value is None else value
     top, step = STRENGTHS[kind]
-    info = "Part of the way to nothing." if kind == "remove" else "Times the concept’s usual value."
-    return gr.Slider(value=strength, maximum=max(top, strength), step=step, info=info)
+    return gr.Slider(value=strength, maximum=max(top, strength), step=step, info=STRENGTH_INFO[kind])
 
 
 def brush_updates(scene: Scene | None, region: str, cells: str) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import gradio as gr
 from core.ui.dictionary import no_concepts
 from core.ui.inputs import Number, html
 from core.ui.interventions_form import CANVAS, chips_html
-from core.ui.interventions_wish import KINDS, OWN_WINDOW, PAINTED, REGIONS, STRENGTHS, Wish
+from core.ui.interventions_wish import KINDS, OWN_WINDOW, PAINTED, REGIONS, STRENGTH_INFO, STRENGTHS, Wish
 from core.ui.runtime import Runtime
 
 _HINT = (
@@ -176,8 +176,8 @@ def _when_and_how_strong(runtime: Runtime) -> tuple[Any, Any, Any, Any]:
         first = Number(value=1, label="From step", min_width=90)
         last = Number(value=1, label="to step", min_width=90)
     top, step = STRENGTHS["move"]
-    info = "Times the concept’s usual value."
-    strength = gr.Slider(0, top, value=1, step=step, label="How strong", info=info, elem_id="id-iv-strength")
+    info, label = STRENGTH_INFO["move"], "How strong"
+    strength = gr.Slider(0, top, value=1, step=step, label=label, info=info, elem_id="id-iv-strength")
     return stage, first, last, strength
 
 

@@ -41,8 +41,13 @@ OWN_WINDOW = "own"
 """A window of steps in place of a stage."""
 GRID = 32
 """A painted region is kept as so many cells on a side: finer than any block looks, and short enough for an address."""
-STRENGTHS = {"move": (16.0, 0.5), "whole": (4.0, 0.05), "remove": (1.0, 0.05)}
+STRENGTHS = {"move": (16.0, 0.5), "whole": (6.0, 0.25), "remove": (1.0, 0.05)}
 """Largest strength on the page's slider by kind, and its steps."""
+STRENGTH_INFO = {
+    "move": "Times the concept’s usual value.",
+    "whole": "Times what a style’s word does, or a concept’s usual value.",
+    "remove": "Part of the way to nothing.",
+}
 MAX_WISHES = 8
 """Most edits at once."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from core.ui.colours import label_colours
-from core.ui.dictionary import no_concepts
+from core.ui.dictionary import block_words, no_concepts
 from core.ui.export import download_url
 from core.ui.images import data_url
 from core.ui.inputs import html
@@ -178,11 +178,11 @@ def _choices(reading: "Reading") -> str:
     """What is read, folded behind one control."""
     ways = list(reading.foretold)
     first = ways[0]
-    hookpoints = sorted({way.place.hookpoint for way in ways}, key=_depth)
+    hookpoints = sorted({way.place.hookpoint for way in ways}, key=lambda name: (_depth(name), name))
     branches = [str(name) for name in dict.fromkeys(way.place.branch for way in ways)]
     told = [("told", "what the prompt names, and places"), ("any", "anything it knows")]
     groups = (
-        ("block", "Read at", [(name, f"{_block(name)} <code>{escape(name)}</code>") for name in hookpoints]),
+        ("block", "Read at", [(name, f"{block_words(name)} <code>{escape(name)}</code>") for name in hookpoints]),
         ("branch", "In the half that computes", [(name, _BRANCHES[name]) for name in branches]),
         ("told", "The reader may name", told if reading.among else told[1:]),
     )
@@ -205,10 +205,6 @@ def _group(name: str, legend: str, options: list[tuple[str, str]], start: str) -
 
 def _depth(hookpoint: str) -> int:
     return next((i for i, part in enumerate(("down", "mid", "up")) if hookpoint.startswith(part)), 3)
-
-
-def _block(hookpoint: str) -> str:
-    return ("on the way down", "in the middle", "on the way up", "at")[_depth(hookpoint)]
 
 
 def _keep(runtime: Runtime, scene: Scene, reading: "Reading") -> str:

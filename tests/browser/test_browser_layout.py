@@ -51,7 +51,7 @@ def test_another_block_is_read_without_the_server(open_page: Open) -> None:
     page.on("request", lambda request: asked.append(request.url) if "queue" in request.url else None)
     before = page.evaluate(PAINTED)
     page.locator(".id-layout-ways summary").click()
-    page.get_by_label("on the way up").check()
+    page.get_by_label("on the way up up_blocks.0.attentions.0").check()
     page.get_by_label("anything it knows").check()
     assert page.evaluate(PAINTED) != before
     assert page.locator(".id-layout-said:visible").count() == 1

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from core.sae_source import write_index
 
 DOWN, MIDDLE, UP = "down_blocks.0.attentions.0", "mid_block.attentions.0", "up_blocks.1.attentions.0"
 IDS = (SaeId(DOWN, "cond", "all"), SaeId(MIDDLE, "cond", "all"), SaeId(UP, "cond", "all"), SaeId(MIDDLE, "cond", 1.0))
+MIDDLE_ID = IDS[1]
 CLASSES = ("whale", "sun", "sunflower", "ship", "grass", "teddy bear")
 NAMES: tuple[tuple[str, Kind, float], ...] = (
     ("whale", "object", 0.3),
@@ -126,6 +128,17 @@ def test_counts_and_classes(table: ConceptTable) -> None:
     assert float(table.counts.n_cells) == 64
     assert table.info.made_with == {"n_pictures": 4}
     assert table.labels == ("grass", "night", "ship", "sun", "sunflower", "teddy bear", "whale")
+
+
+def test_the_effects_of_words(table: ConceptTable, root: Path) -> None:
+    assert table.effect("night") is None
+    folder, effects = root / MIDDLE_ID.path, torch.arange(20.0).view(2, 10)
+    info = replace(table.info, effect_words=("night", "sepia"))
+    save_table(folder, [named(*name) for name in NAMES], info, effects)
+    again = core.load_concepts(root, *MIDDLE_ID)
+    assert again.effect("sepia") == pytest.approx(effects[1].numpy())
+    assert again.effect("cubist") is None
+    assert again[3].scores == table[3].scores
 
 
 def numbers(found: Any) -> list[int]:

@@ -33,6 +33,8 @@ COND, UNCOND = Place(MIDDLE, "cond"), Place(MIDDLE, "uncond")
 PROMPT, STEPS = "a cat on the grass", 5
 QUARTER = torch.zeros(8, 8, dtype=torch.bool)
 QUARTER[:4, :4] = True
+EFFECT = torch.zeros(64)
+EFFECT[[2, 5, 9, 30]] = torch.tensor([0.5, -0.25, 0.125, 0.004])  # the last is below a hundredth of the first
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +59,10 @@ def table_of(place: Place, sae: SparseAutoencoder, labels: dict[int, str]) -> Co
             "threshold": np.float32(0),
         }
     )
-    info = TableInfo("", ("cat", "whale"), words={"whale": ["orca"]})
+    words: tuple[str, ...] = ()
+    if place.branch == "cond":
+        frame["word_effects"], words = list(EFFECT[:, None].numpy()), ("night",)
+    info = TableInfo("", ("cat", "whale"), words={"whale": ["Orca"]}, effect_words=words)
     return ConceptTable(SaeId(*place, "all"), frame, info, sae.W_dec.detach(), lambda _: pytest.fail("no files"))
 
 
@@ -213,6 +218,19 @@ def test_a_target_is_held_to_the_range_seen_in_data(model: Diffuser, editor: Edi
         torch.testing.assert_close(flat(after[key] - before[key]), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_style_moves_what_its_word_moves_as_much_as_it_does(model: Diffuser, editor: Editor) -> None:
+    key = Key(*COND, 0)
+    style = GlobalEdit(label=" Night", strength=3, steps=(0, 0))
+    assert editor.concepts(style) == {COND: (2, 5, 9)}
+    before, after = updates(model, editor, [style])
+    expected = 3 * EFFECT[[2, 5, 9]] @ editor.saes[COND].W_dec[[2, 5, 9]]
+    torch.testing.assert_close(
+        flat(after[key] - before[key]), expected.expand_as(flat(after[key])), atol=1e-5, rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="No concept carries the label 'night'"):  # a place for it is not known
+        editor.concepts(SpatialEdit(label="night", region="left"))
+
+
 def test_several_edits_each_act_on_what_the_one_before_left(model: Diffuser, editor: Editor) -> None:
     key = Key(*COND, 1)
     edits = [
@@ -296,9 +314,15 @@ def test_stages_are_windows() -> None:
         (GlobalEdit(concepts=[64]), "There is no concept 64"),
         (GlobalEdit(concepts=[3], branches=["cond", "uncond"]), "one hookpoint and one branch"),
         (GlobalEdit(concepts=[Target(Place(UP, "cond"), 3)]), "There is no SAE"),
-        (GlobalEdit(label="cat", hookpoints=[UP]), "There is no SAE"),
+        (
+            GlobalEdit(label="cat", hookpoints=[UP]),
+            r"no SAE for all times at up\S+ \(cond\). There are: mid",
+        ),
+        (GlobalEdit(label="cat", hookpoints=[]), "hookpoints are none"),
+        (GlobalEdit(concepts=[3.7]), "float"),  # type: ignore[list-item]
+        (GlobalEdit(label="cat", steps=(0.5, 2)), "two whole numbers"),  # type: ignore[arg-type]
+        (GlobalEdit(label="cat", steps=(1,)), "two whole numbers"),  # type: ignore[arg-type]
         (GlobalEdit(label="cat", branches=[]), "some of cond, uncond, not none"),
-        (GlobalEdit(label="cat", hookpoints=[]), "No concept carries"),
         (GlobalEdit(label="cat", branches=["text"]), "some of cond, uncond, not text"),
         (GlobalEdit(label="cat", steps=(2, 5)), "steps 2 to 5 are not a window of this sampler's, which are 0 to 4"),
         (GlobalEdit(label="cat", steps=(3, 2)), "not a window"),

@@ -204,7 +204,7 @@ def test_pictures_of_an_arm_are_those_of_its_requests(
     picturebook: Diffuser, editor: Editor, steps: tuple[int, int]
 ) -> None:
     asked = [move("top-left", 3), Request("styling", "cat", "night", 3)]
-    arm, unedited = Arm("edit", steps, 8.0), Unedited(picturebook, N_STEPS, 2)
+    arm, unedited = Arm("edit", steps, 40.0), Unedited(picturebook, N_STEPS, 2)
     unedited.know(asked)
     before = picturebook.n_unet_calls
     together = list(draw_arm(editor, arm, asked, unedited))

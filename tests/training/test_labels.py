@@ -407,6 +407,10 @@ def test_a_killed_run_goes_on_and_several_processes_add_up(
     whole = made(collection)
     assert whole[f"{IDS[0].path}/{COUNTS}"].n_cells == 8 * 2 * 64  # half of 16 pictures, at two steps
     assert whole[f"{IDS[1].path}/{COUNTS}"].n_cells == 8 * 256
+    effect = core.load_concepts(collection, *IDS[0]).effect("blue")
+    assert effect is not None
+    assert np.abs(effect).max() > 1e-4
+    assert core.load_concepts(collection, *IDS[1]).effect("blue") is None  # the half that reads no word
     clear(collection)
     with pytest.raises(KeyboardInterrupt):
         label(collection, model, Run(tmp_path / "killed", every=0), Prompt(dies_at=9))

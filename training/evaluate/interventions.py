@@ -49,7 +49,7 @@ class Settings:
     """Quarters and styles asked for; None: all."""
     strengths: tuple[float, ...] = (2.0, 4.0, 8.0)
     """Of the edits that move, alike at every stage."""
-    style_strengths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    style_strengths: tuple[float, ...] = (2.0, 3.0, 4.0)
     """Of the edits that change the style."""
     betas: tuple[float, ...] = (0.5, 2.0, 8.0)
     """Of the published formula that moves: multiples of the norm of a position's code."""
@@ -75,7 +75,7 @@ QUICK = Settings(
     n_style_seeds=1,
     n_wishes=2,
     strengths=(4.0,),
-    style_strengths=(1.0,),
+    style_strengths=(3.0,),
     betas=(1.0,),
     style_betas=(256.0,),
     stride=6,

@@ -150,7 +150,8 @@ def published(editor: Editor, arm: Arm, asked: Sequence[Request]) -> AbstractCon
         raise ValueError("The published formula needs a strength and steps.")
     beta, place = arm.strength, Place(model.hookpoints[1], "cond")
     sae = editor.saes[place]
-    chosen = [torch.tensor(editor.concepts(_at(one, place))[place]) for one in asked]
+    table = editor.table(place)
+    chosen = [torch.tensor(carrying(table, one.thing if one.kind == "moving" else one.wish)) for one in asked]
 
     def change(_: Key, update: Tensor) -> Tensor:
         new = update.clone()
@@ -198,11 +199,6 @@ def labelled_things(editor: Editor, n: int) -> tuple[str, ...]:
     if n > len(found):
         raise ValueError(f"Concepts carry the labels of {len(found)} things; {n} were asked for.")
     return tuple(found[i * len(found) // n] for i in range(n))
-
-
-def _at(one: Request, place: Place) -> ConceptEdit:
-    label = one.thing if one.kind == "moving" else one.wish
-    return GlobalEdit(label=label, hookpoints=[place.hookpoint], branches=[place.branch])
 
 
 def _where(noun: str) -> str:
