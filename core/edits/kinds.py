@@ -135,7 +135,7 @@ class GlobalEdit(ConceptEdit):
     strength: float = 3.0
     """As for every edit; the default was chosen by measurement, for styles."""
 
-    default_hookpoints: ClassVar[slice] = slice(2, None)
+    default_hookpoints: ClassVar[slice] = slice(1, None)
     by_word: ClassVar[bool] = True
 
     def change(self, z: Tensor, concepts: Chosen, inside: Tensor) -> Tensor:
