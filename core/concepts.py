@@ -42,7 +42,7 @@ from core.gallery import Drawn, Fetch, Gallery
 from core.meanings import ALIKE, Meanings
 from core.sae import AllTimes, Code, SaeId
 from core.sae_files import CONFIG
-from core.sae_source import Collection, find_collection, load_sae
+from core.sae_source import Collection, find_collection, load_sae, usual_hookpoint
 from core.sampling import Branch
 
 N_NEAREST = 5
@@ -310,7 +310,7 @@ def load_concepts(
         ArtifactError: There is no such SAE, or no table of it, or the table was made for another SAE.
     """
     collection = find_collection(source)
-    sae_id = SaeId(_middle_hookpoint(collection) if hookpoint is None else hookpoint, branch, t)
+    sae_id = SaeId(usual_hookpoint(collection.ids) if hookpoint is None else hookpoint, branch, t)
     sae = load_sae(collection, *sae_id)
     path = collection.tables.find(f"{sae_id.path}/{TABLE}")
     if path is None:
@@ -349,9 +349,3 @@ def evolution(codes: Mapping[int, Code], number: int) -> Evolution:
 
 def _best_first(hit: Hit) -> tuple[float, float, int]:
     return -hit.similarity, -hit.score, hit.number
-
-
-def _middle_hookpoint(collection: Collection) -> str:
-    """The second of a collection's hookpoints, or its only one; empty if it has none."""
-    names = list(dict.fromkeys(sae_id.hookpoint for sae_id in collection.ids))
-    return names[:2][-1] if names else ""

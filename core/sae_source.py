@@ -145,6 +145,11 @@ def list_saes(root: Path) -> list[SaeId]:
     return _ids(sorted(path.parent.relative_to(root).as_posix() for path in root.glob(f"*/*/*/{CONFIG}")))
 
 
+def usual_hookpoint(ids: Sequence[SaeId]) -> str:
+    """Where one looks unless told otherwise: the second of the hookpoints, or the only one; empty without any."""
+    return list(dict.fromkeys(sae_id.hookpoint for sae_id in ids))[:2][-1] if ids else ""
+
+
 def write_index(root: Path, ids: Sequence[SaeId], **others: Any) -> None:
     """Write a collection's index, `others` (JSON) beside the list, in one go."""
     root.mkdir(parents=True, exist_ok=True)

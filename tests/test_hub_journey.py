@@ -81,5 +81,5 @@ def test_the_app_runs_on_what_came_down(hub: Hub, tmp_path: Path) -> None:
     finally:
         run.terminate()
         run.wait(60)
-    assert len([path for path in hub.asked("resolve", "GET") if path.endswith("sae_weights.safetensors")]) == 6
-    assert len([path for path in hub.asked("resolve", "GET") if path.endswith("concepts.parquet")]) == 6
+    assert len([path for path in hub.asked("resolve", "GET") if path.endswith("sae_weights.safetensors")]) == 8
+    assert len([path for path in hub.asked("resolve", "GET") if path.endswith("concepts.parquet")]) == 8

@@ -18,7 +18,17 @@ from core.gallery import COLUMNS, FOLDER, Gallery
 from core.sae import SaeId
 from core.sae_files import CONFIG, read_json
 from core.sae_source import INDEX, TABLES, Collection, find_collection, load_sae
-from training.sae_card import CARD, MEASURED, SAE_FILES, TABLE_FILES, Line, concepts_card, manifest_text, sae_card
+from training.sae_card import (
+    CARD,
+    MEASURED,
+    SAE_FILES,
+    TABLE_FILES,
+    Line,
+    concepts_card,
+    example_of,
+    manifest_text,
+    sae_card,
+)
 
 Content = Path | bytes
 """A file on this disk, or what is to be in it."""
@@ -79,7 +89,7 @@ def make_release(root: Path, saes_repo: str, tables_repo: str) -> Release:
     _check_front(tables)
     index = {name: value for name, value in collection.index.items() if name != TABLES}
     ids = [SaeId.parse(line["path"]) for line in sae_lines]
-    return Release(saes_repo, tables_repo, saes, tables, index, ids[len(ids) // 2])
+    return Release(saes_repo, tables_repo, saes, tables, index, example_of(ids))
 
 
 def size_of(content: Content) -> int:

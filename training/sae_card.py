@@ -12,7 +12,7 @@ from core.concept_files import COUNTS, EXAMPLES, TABLE, weights_sha256
 from core.gallery import FOLDER
 from core.sae import SaeId
 from core.sae_files import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS
-from core.sae_source import INDEX, Collection, find_collection
+from core.sae_source import INDEX, Collection, find_collection, usual_hookpoint
 from core.schedule import step_at
 from core.spec import BUILT_IN, ModelSpec
 from training.report import Table
@@ -129,7 +129,7 @@ def concepts_card(collection: Collection, source: str, tables: str, lines: Seque
     """The card of the dataset `tables`: the concepts of the SAEs that `core.load_sae` calls `source`."""
     name = collection.index["recipe"]["model"]
     ids = [SaeId.parse(line["path"]) for line in lines if line["path"] != FOLDER]
-    shown = _shown(ids)
+    shown = example_of(ids)
     configs = "".join(
         f"- config_name: {config_name(sae_id)}\n  data_files: {sae_id.path}/{TABLE}\n"
         + "  default: true\n" * (sae_id == shown)
@@ -179,7 +179,7 @@ def _front(spec: ModelSpec, tables: str) -> str:
 
 def _snippet(collection: Collection, spec: ModelSpec, source: str, lines: Sequence[Line]) -> str:
     """Python that runs as it stands, where this project is installed."""
-    shown = _shown(collection.ids)
+    shown = example_of(collection.ids)
     step = step_at(0.5 if shown.t == "all" else shown.t, spec.num_inference_steps)
     place = f'hookpoint="{shown.hookpoint}", branch="{shown.branch}", t={_time(shown)}'
     text = f"""import core
@@ -223,10 +223,9 @@ def _summary(lines: Sequence[Line]) -> str:
     return head + "".join(rows)
 
 
-def _shown(ids: Sequence[SaeId]) -> SaeId:
-    """The SAE that the cards use as their example: the middle block's first."""
-    names = list(dict.fromkeys(sae_id.hookpoint for sae_id in ids))
-    return next(sae_id for sae_id in ids if sae_id.hookpoint == names[len(names) // 2])
+def example_of(ids: Sequence[SaeId]) -> SaeId:
+    """The SAE that the cards use as their example."""
+    return next(sae_id for sae_id in ids if sae_id.hookpoint == usual_hookpoint(ids))
 
 
 def _time(sae_id: SaeId) -> str:

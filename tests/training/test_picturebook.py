@@ -65,7 +65,7 @@ def test_the_command_makes_a_folder_that_the_engine_and_plain_diffusers_load(tra
 
 def test_the_model_comes_with_autoencoders_and_names_of_their_latents(trained: Path) -> None:
     root = trained / "out" / "saes"
-    assert len(list_saes(root)) == 6
+    assert len(list_saes(root)) == 8
     for sae_id in list_saes(root):
         table = core.load_concepts(root, *sae_id)
         assert len(table) == core.load_sae(root, *sae_id).cfg.d_sae

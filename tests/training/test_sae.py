@@ -88,7 +88,7 @@ def test_the_committed_recipes_are_recipes(tmp_path: Path) -> None:
     embedded = read_recipe(SaeRecipe, RECIPE)
     unet = json.loads((Path(core.__file__).parent / "picturebook" / "model" / "unet" / "config.json").read_text())
     narrow, wide = unet["block_out_channels"]
-    widths = dict(zip(core.load_model("picturebook").hookpoints, (narrow, wide, narrow), strict=True))
+    widths = dict(zip(core.load_model("picturebook").hookpoints, (narrow, wide, wide, wide), strict=True))
     for hookpoint, d_in in widths.items():  # so that a code means something
         assert embedded.training.k_of.get(hookpoint, embedded.training.k) <= 0.06 * d_in
     (tmp_path / "wrong.json").write_text(json.dumps({"training": {**asdict(embedded.training), "steps": 3}}))

@@ -49,7 +49,7 @@ class Settings:
     """Quarters and styles asked for; None: all."""
     strengths: tuple[float, ...] = (2.0, 4.0, 8.0)
     """Of the edits that move, alike at every stage."""
-    style_strengths: tuple[float, ...] = (2.0, 3.0, 4.0)
+    style_strengths: tuple[float, ...] = (2.0, 2.5, 3.0, 3.5)
     """Of the edits that change the style."""
     betas: tuple[float, ...] = (0.5, 2.0, 8.0)
     """Of the published formula that moves: multiples of the norm of a position's code."""
