@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from core.edits import Editor
-from core.edits.kinds import GlobalEdit, SpatialEdit
+from core.edits.kinds import ConceptEdit, GlobalEdit, SpatialEdit
 from core.schedule import stage_steps, step_times
 from training.evaluate.grids import Floats, Resampled, resampled
 from training.evaluate.interventions_arms import Arm, Kind, Request, Unedited, draw_arm, labelled_things, requests
@@ -162,9 +162,11 @@ class Bench:
     def chosen(self, kind: Kind, method: str, stage: str) -> Arm:
         """The arm of a method and stage whose strength fulfils most wishes, the smallest of equals, where it is swept.
 
-        Edits have one strength at all stages, the best at its best stage; the published formula has its best at each.
+        Edits have one strength at all stages, the best at the stage that such edits are for; the published formula has
+        its best at each.
         """
-        arms = [arm for arm in self.swept(kind) if arm.method == method and (method == "edit" or arm.stage == stage)]
+        at = EDITS[kind].default_stage if method == "edit" else stage
+        arms = [arm for arm in self.swept(kind) if arm.method == method and arm.stage == at]
         best = max(arms, key=lambda arm: (self.mean(kind, "sweep", arm, "fulfilled").value, -(arm.strength or 0)))
         return best._replace(steps=self.stages[stage], stage=stage)
 
@@ -244,11 +246,11 @@ def windows(bench: Bench) -> Table:
         steps = (first, first + settings.width - 1)
         row: dict[str, Cell] = {"steps": f"{steps[0]} to {steps[1]}", "t": _times(bench, steps)}
         for kind in KINDS:
-            arm = Arm("edit", steps, DEFAULTS[kind])
+            arm = Arm("edit", steps, EDITS[kind].strength)
             row[f"{kind}: fulfilled"] = str(bench.mean(kind, "sweep", arm, "fulfilled").estimate)
             row[f"{kind}: change, low"] = str(bench.mean(kind, "sweep", arm, "low").estimate)
         rows.append(row)
-    note = f"Strengths: {', '.join(f'{kind} {DEFAULTS[kind]:g}' for kind in KINDS)}, the defaults."
+    note = f"Strengths: {', '.join(f'{kind} {EDITS[kind].strength:g}' for kind in KINDS)}, the defaults."
     return Table("windows", "When edits act", rows, (note, *bench.notes))
 
 
@@ -267,7 +269,7 @@ def switching(bench: Bench) -> Table:
 
 
 KINDS: tuple[Kind, ...] = ("moving", "styling")
-DEFAULTS: dict[Kind, float] = {"moving": SpatialEdit.strength, "styling": GlobalEdit.strength}
+EDITS: dict[Kind, type[ConceptEdit]] = {"moving": SpatialEdit, "styling": GlobalEdit}
 PARTS = (windows, switching, sweep, moving, styling)
 """In this order."""
 
