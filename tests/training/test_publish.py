@@ -385,7 +385,7 @@ def test_the_line_that_the_command_ends_with_loads_what_was_published(
 ) -> None:
     command("--saes", str(root))
     sae = eval(capsys.readouterr().out.splitlines()[-1], {"core": core})
-    assert torch.equal(sae.W_dec, core.load_sae(root, *IDS[2]).W_dec)
+    assert torch.equal(sae.W_dec, core.load_sae(root, *IDS[1]).W_dec)
 
 
 def in_its_own_process(hub: Hub, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
