@@ -105,6 +105,7 @@ def test_an_unknown_word_offers_words_to_click(open_page: Open) -> None:
 
 def test_the_error_curves_stay_unfolded_from_word_to_word(open_page: Open) -> None:
     page = open_page(width=390, height=844)
+    page.wait_for_selector(READY)
     page.wait_for_selector(".id-overlay:not([hidden])")
     chart = page.locator(".id-card:not([hidden]) .id-curves svg").first
     expect(chart).to_be_hidden()
