@@ -170,10 +170,13 @@ class ConceptTable:
 
     def effect(self, word: str) -> npt.NDArray[np.float32] | None:
         """[d_sae] what a word does to each latent at one moment of a picture; None where it was not measured."""
-        if EFFECTS not in self.frame or word not in self.info.effect_words:
-            return None
-        which = self.info.effect_words.index(word)
-        return np.array([float(own[which]) for own in self.frame[EFFECTS]], dtype=np.float32)
+        words = self.info.effect_words
+        return self._effects[:, words.index(word)] if word in words else None
+
+    @cached_property
+    def _effects(self) -> npt.NDArray[np.float32]:
+        """[d_sae, effect words]."""
+        return np.stack([np.asarray(own, dtype=np.float32) for own in self.frame[EFFECTS]])
 
     @cached_property
     def counts(self) -> Counts:

@@ -52,7 +52,7 @@ BUILT_IN = {
     "picturebook": ModelSpec(
         name="picturebook",
         source=str(Path(__file__).parent / "picturebook" / "model"),
-        # Styles come in through the two blocks above the bottleneck alone, things through the bottleneck.
+        # Styles come in through the two blocks above the bottleneck alone (README, what an edit changes).
         hookpoints=(
             "down_blocks.0.attentions.0",
             "mid_block.attentions.0",

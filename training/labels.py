@@ -55,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shared-steps", type=int, default=config.shared_steps, help="steps read of SAEs for all times"
     )
     parser.add_argument("--gallery", type=int, default=config.gallery, help="pictures in the shared pool of examples")
+    parser.add_argument(
+        "--effect-pictures",
+        type=int,
+        default=config.effect_pictures,
+        help="pictures that show what a style word does",
+    )
     parser.add_argument("--seed", type=int, default=config.seed, help="of the pictures' noise")
     parser.add_argument("--places", nargs="*", default=(*config.places, *PLACE_TAGS), help="classes that are places")
     parser.add_argument("--styles", nargs="*", default=config.styles, help="words that tell a picture's style")
@@ -77,6 +83,7 @@ def main(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         places=tuple(arguments.places),
         styles=tuple(arguments.styles),
+        effect_pictures=arguments.effect_pictures,
     )
     model = core.load_model(arguments.model, device=arguments.device)
     source = open_prompts(
