@@ -156,6 +156,7 @@ def sae_lens(asked: Namespace, batches: Batches) -> Rebuild:
         total_training_samples=asked.steps * batches.x.shape[1],
         train_batch_size_samples=batches.x.shape[1],
         lr=asked.lr,
+        lr_end=asked.lr,  # without a schedule it is not used, but has to be there
         autocast=low,
         device=asked.device,
     )
