@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from core.concepts import ConceptTable, load_concepts
     from core.diffuser import Diffuser
-    from core.edits import GlobalEdit, ReplaceEdit, SpatialEdit
+    from core.edits import GlobalEdit, RemoveEdit, ReplaceEdit, SpatialEdit
     from core.errors import (
         ArtifactError,
         Cancelled,
@@ -59,6 +59,7 @@ _HOME = {
     "PromptError": "core.errors",
     "PromptTooLongError": "core.errors",
     "Ranking": "core.information.ranking",
+    "RemoveEdit": "core.edits",
     "ReplaceEdit": "core.edits",
     "SaeId": "core.sae",
     "Sampler": "core.information.quadrature",
@@ -107,6 +108,7 @@ __all__ = [  # the same names again: a type checker has to read them literally
     "PromptError",
     "PromptTooLongError",
     "Ranking",
+    "RemoveEdit",
     "ReplaceEdit",
     "SaeId",
     "Sampler",

@@ -30,6 +30,10 @@ Architecture = Literal["topk", "batchtopk"]
 _THRESHOLD_RATE = 0.01
 """Weight of a batch in the running mean of its smallest active value."""
 
+ENCODER_NORM = 0.5
+"""Norm of the encoder's rows at first. Random directions overlap, so that k whole projections overshoot: half of each
+learns faster, and ends lower, than the whole (measured on planted data, to 600 steps); less leaves latents dead."""
+
 
 class SaeId(NamedTuple):
     """Which activations an SAE reads."""
@@ -128,7 +132,7 @@ class SparseAutoencoder(nn.Module):
         self.cfg, self.metadata = cfg, dict(metadata or {})
         rows = F.normalize(torch.randn(cfg.d_sae, cfg.d_in, generator=generator), dim=1)
         self.encoder = nn.Linear(cfg.d_in, cfg.d_sae, device="meta")  # without drawing weights that nobody wants
-        self.encoder.weight = nn.Parameter(rows.clone())
+        self.encoder.weight = nn.Parameter(ENCODER_NORM * rows)
         self.encoder.bias = nn.Parameter(torch.zeros(cfg.d_sae))
         self.W_dec = nn.Parameter(rows)
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))

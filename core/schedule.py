@@ -117,3 +117,22 @@ def stage_steps(stage: Stage, n_steps: int, stages: Sequence[Stage] = STAGES) ->
     """The sampler steps of a stage."""
     inside = [step for step, t in enumerate(step_times(n_steps)) if stage_at(float(t), stages) == stage]
     return range(inside[0], inside[-1] + 1) if inside else range(0)
+
+
+def named_steps(name: str, n_steps: int, stages: Sequence[Stage] = STAGES) -> range:
+    """The sampler steps of a stage by its name, or of those from one to a later one, such as `middle to late`; none
+    where a stage has none.
+
+    Raises:
+        ValueError: There is no such stage.
+    """
+    names = [stage.name for stage in stages]
+    first, _, last = name.partition(" to ") if isinstance(name, str) else ("", "", "")
+    last = last or first
+    if first not in names or last not in names[names.index(first) :]:
+        raise ValueError(
+            f"The stage is one of {', '.join(names)}, or as {names[0]} to {names[-1]}, not {str(name)[:40]!r}."
+        )
+    named = stages[names.index(first) : names.index(last) + 1]
+    steps = [step for stage in named for step in stage_steps(stage, n_steps, stages)]
+    return range(steps[0], steps[-1] + 1) if steps else range(0)

@@ -1,4 +1,4 @@
-"""Edits of a picture through its concepts: raised, silenced or replaced, while the sampler runs.
+"""Edits of a picture through its concepts: raised, removed or replaced, while the sampler runs.
 
 An edit changes what a block adds to the stream by (z_new - z) @ W_dec, where z is the code of the update and z_new the
 same code with a few latents changed. What the SAE does not rebuild stays as it was, and strength 0 is no edit, to the
@@ -13,6 +13,7 @@ from core.edits.kinds import (
     GlobalEdit,
     Region,
     RegionName,
+    RemoveEdit,
     ReplaceEdit,
     SpatialEdit,
     Target,
@@ -26,6 +27,7 @@ __all__ = [
     "GlobalEdit",
     "Region",
     "RegionName",
+    "RemoveEdit",
     "ReplaceEdit",
     "SpatialEdit",
     "Target",

@@ -27,7 +27,7 @@ from core.ui.inputs import (
     step_problem,
 )
 from core.ui.interventions_api import intervention
-from core.ui.interventions_wish import KINDS, REGIONS
+from core.ui.interventions_wish import KINDS, REGIONS, offered_stages
 from core.ui.jobs import JobError, Waiting, bring, draw, foretell, measure
 from core.ui.runtime import Runtime
 from core.ui.scene import Scene
@@ -197,7 +197,7 @@ def build_api(runtime: Runtime) -> None:
                 gr.Textbox(value="", label="concepts"),
                 *(hookpoint, branch),
                 gr.Radio(list(REGIONS), value="all", label="region"),
-                gr.Radio(["", *(one.name for one in spec.stages)], value="", label="stage"),
+                gr.Radio(["", *offered_stages(spec)], value="", label="stage"),
                 Picture(label="mask", **PICTURE),
                 *(Number(label=name) for name in ("first_step", "last_step", "strength")),
                 gr.JSON(label="further"),

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import numpy as np
 from PIL import Image
 
-from core.ui.interventions_wish import GRID, PAINTED, Wish, to_text
+from core.ui.interventions_wish import GRID, PAINTED, Wish, edit_class, to_text
 from core.ui.scene import Scene
 
 if TYPE_CHECKING:
@@ -119,7 +119,6 @@ def painted(cells, size):
 
 
 def _edit_line(wish: Wish, each_stage: bool) -> str:
-    name = {"move": "SpatialEdit", "whole": "GlobalEdit", "remove": "ReplaceEdit"}[wish.kind]
     if wish.label:
         parts = [f"label={json.dumps(wish.label, ensure_ascii=False)}"]
     else:
@@ -130,7 +129,7 @@ def _edit_line(wish: Wish, each_stage: bool) -> str:
         parts.append(f'region="{wish.region}"')
     when = "stage=stage" if each_stage else f"steps={wish.steps}" if wish.steps else f'stage="{wish.stage}"'
     parts += [f"strength={wish.strength:g}", when]
-    return f"core.{name}({', '.join(parts)})"
+    return f"core.{edit_class(wish.kind).__name__}({', '.join(parts)})"
 
 
 def _moved(one: "Moved") -> dict[str, Any]:

@@ -8,7 +8,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from core.schedule import stage_steps
+from core.schedule import named_steps
 from core.spec import ModelSpec
 from core.ui.dictionary import Dictionary
 from core.ui.interventions_wish import (
@@ -22,6 +22,7 @@ from core.ui.interventions_wish import (
     default_stage,
     default_strength,
     edit_of,
+    offered_stages,
     parse_what,
     region_problem,
     stage_problem,
@@ -112,7 +113,7 @@ def n_steps_of(scene: Scene | None, spec: ModelSpec) -> int:
 
 def span(stage: str, spec: ModelSpec, n_steps: int) -> tuple[Any, Any]:
     """First and last step of a stage, as people count them; nothing new where it has none."""
-    steps = next((stage_steps(one, n_steps, spec.stages) for one in spec.stages if one.name == stage), range(0))
+    steps = range(0) if stage == OWN_WINDOW else named_steps(stage, n_steps, spec.stages)
     return (steps[0] + 1, steps[-1] + 1) if steps else (gr.skip(), gr.skip())
 
 
@@ -129,7 +130,7 @@ def filled(runtime: Runtime, dictionary: Dictionary, scene: Scene | None, one: W
         way=gr.Dropdown(choices=way_choices(dictionary), value=way),
         region=gr.Radio(value=one.region, interactive=one.kind != "whole"),
         cells=one.cells,
-        stage=one.stage or OWN_WINDOW,
+        stage=one.stage if one.stage in offered_stages(spec) else OWN_WINDOW,
         first=first,
         last=last,
         strength=strength_slider(one.kind, one.strength),

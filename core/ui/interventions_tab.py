@@ -10,7 +10,16 @@ import gradio as gr
 from core.ui.dictionary import no_concepts
 from core.ui.inputs import Number, html
 from core.ui.interventions_form import CANVAS, chips_html
-from core.ui.interventions_wish import KINDS, OWN_WINDOW, PAINTED, REGIONS, STRENGTH_INFO, STRENGTHS, Wish
+from core.ui.interventions_wish import (
+    KINDS,
+    OWN_WINDOW,
+    PAINTED,
+    REGIONS,
+    STRENGTH_INFO,
+    STRENGTHS,
+    Wish,
+    offered_stages,
+)
 from core.ui.runtime import Runtime
 
 _HINT = (
@@ -170,7 +179,7 @@ def build_interventions_tab(runtime: Runtime) -> InterventionsTab:
 
 
 def _when_and_how_strong(runtime: Runtime) -> tuple[Any, Any, Any, Any]:
-    names = [*(one.name for one in runtime.spec.stages), ("own steps", OWN_WINDOW)]
+    names = [*offered_stages(runtime.spec), ("own steps", OWN_WINDOW)]
     stage = gr.Radio(names, value=runtime.spec.stages[0].name, label="When", elem_id="id-iv-when")
     with gr.Row(elem_id="id-iv-window"):
         first = Number(value=1, label="From step", min_width=90)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from core.schedule import stage_steps
+from core.schedule import named_steps
 from core.spec import ModelSpec
 from core.ui.inputs import concept_number
 
@@ -41,12 +41,12 @@ OWN_WINDOW = "own"
 """A window of steps in place of a stage."""
 GRID = 32
 """A painted region is kept as so many cells on a side: finer than any block looks, and short enough for an address."""
-STRENGTHS = {"move": (16.0, 0.5), "whole": (6.0, 0.25), "remove": (1.0, 0.05)}
+STRENGTHS = {"move": (16.0, 0.5), "whole": (6.0, 0.25), "remove": (16.0, 0.5)}
 """Largest strength on the page's slider by kind, and its steps."""
 STRENGTH_INFO = {
     "move": "Times the concept’s usual value.",
     "whole": "Times what a style’s word does, or a concept’s usual value.",
-    "remove": "Part of the way to nothing.",
+    "remove": "1 silences what stands for it, which the other blocks mostly undo; more turns it into its opposite.",
 }
 MAX_WISHES = 8
 """Most edits at once."""
@@ -71,7 +71,7 @@ class Wish:
     cells: str = ""
     """The painted region: a bit a cell, row by row, as hexadecimal digits."""
     stage: str = ""
-    """Early, middle or late; empty where steps are named."""
+    """Early, middle, late, or from one to another as `middle to late`; empty where steps are named."""
     steps: tuple[int, int] | None = None
     """First and last step, from 0."""
     strength: float = 1.0
@@ -191,10 +191,11 @@ def region_problem(region: Any, cells: Any) -> str | None:
 
 def stage_problem(stage: Any, spec: ModelSpec, n_steps: int) -> str | None:
     """Why a stage cannot be used in a run of so many steps."""
-    stages = {one.name: one for one in spec.stages}
-    if problem := _one_of("stage", stage, stages):
-        return problem
-    if not stage_steps(stages[stage], n_steps, spec.stages):
+    try:
+        steps = named_steps(stage, n_steps, spec.stages)
+    except ValueError as error:
+        return str(error)
+    if not steps:
         return f"With {n_steps} steps the {stage} stage has none: take another, or name the steps."
     return None
 
@@ -218,6 +219,12 @@ def strength_problem(strength: Any) -> str | None:
     return f"The strength is a finite number from 0 on, such as 4; not “{str(strength)[:40]}”."
 
 
+def offered_stages(spec: ModelSpec) -> tuple[str, ...]:
+    """The stages that the page offers: each, and all but the first together."""
+    names = [stage.name for stage in spec.stages]
+    return (*names, *([f"{names[1]} to {names[-1]}"] if len(names) > 2 else []))
+
+
 def default_stage(kind: str) -> str:
     """When an edit of a kind serves best."""
     return edit_class(kind).default_stage
@@ -230,9 +237,9 @@ def default_strength(kind: str) -> float:
 
 def edit_class(kind: str) -> "type[ConceptEdit]":
     """What makes an edit of a kind."""
-    from core.edits import GlobalEdit, ReplaceEdit, SpatialEdit  # which import torch
+    from core.edits import GlobalEdit, RemoveEdit, SpatialEdit  # which import torch
 
-    return {"move": SpatialEdit, "whole": GlobalEdit, "remove": ReplaceEdit}[kind]
+    return {"move": SpatialEdit, "whole": GlobalEdit, "remove": RemoveEdit}[kind]
 
 
 def edit_of(wish: Wish, size: int) -> "ConceptEdit":

@@ -17,6 +17,7 @@ from core.edits import (
     ConceptEdit,
     Editor,
     GlobalEdit,
+    RemoveEdit,
     ReplaceEdit,
     SpatialEdit,
     Target,
@@ -121,6 +122,7 @@ def test_strength_nothing_is_no_edit_to_the_bit(model: Diffuser, editor: Editor)
     nothing = [
         SpatialEdit(label="cat", region="left", strength=0),
         GlobalEdit(label="whale", strength=0),
+        RemoveEdit(label="cat", strength=0),
         ReplaceEdit(label="cat", strength=0),
     ]
     assert torch.equal(draw(model, editor, *nothing).latents, plain.latents)
@@ -195,11 +197,13 @@ def test_raising_inside_and_silencing_outside(model: Diffuser, editor: Editor) -
         torch.testing.assert_close(difference, expected @ editor.saes[place].W_dec[numbers], atol=1e-5, rtol=1e-5)
 
 
-def test_a_share_of_the_way_to_silence(model: Diffuser, editor: Editor) -> None:
+def test_a_share_of_the_way_to_silence_and_beyond(model: Diffuser, editor: Editor) -> None:
     for change, left in (
         (SpatialEdit(label="cat", region="right", strength=0.25), 0.75),
         (ReplaceEdit(label="cat", strength=0.25, region="left", steps=(0, 0)), 0.75),
         (ReplaceEdit(label="cat", strength=9, region="left", steps=(0, 0)), 0),
+        (RemoveEdit(label="cat", strength=1, region="left", steps=(0, 0)), 0),
+        (RemoveEdit(label="cat", strength=4, region="left", steps=(0, 0)), -3),
     ):
         before, after = updates(model, editor, [change])
         key, numbers = Key(*COND, 0), [3, 7, 11]
@@ -329,6 +333,7 @@ def test_stages_are_windows() -> None:
         (GlobalEdit(label="cat", steps=(-1, 2)), "not a window"),
         (GlobalEdit(label="cat", steps=(0, 2), stage="early"), "either a stage or steps"),
         (GlobalEdit(label="cat", stage="soon"), "one of early, middle, late"),
+        (GlobalEdit(label="cat", stage="late to early"), "one of early, middle, late"),
         (GlobalEdit(label="cat", strength=float("nan")), "finite"),
         (GlobalEdit(label="cat", strength=float("inf")), "finite"),
         (GlobalEdit(label="cat", strength=-1), "from 0 on"),

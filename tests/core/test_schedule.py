@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from diffusers import DDIMScheduler
 
-from core.schedule import NoiseSchedule, stage_at, stage_steps, step_at, step_times
+from core.schedule import NoiseSchedule, named_steps, stage_at, stage_steps, step_at, step_times
 from core.spec import STAGES
 
 SD = NoiseSchedule.stable_diffusion()
@@ -73,3 +73,15 @@ def test_stages_have_no_gap_and_no_overlap() -> None:
         assert steps == list(range(n_steps))
     assert [len(stage_steps(stage, 50)) for stage in STAGES] == [20, 20, 10]
     assert stage_at(float(step_times(6)[4])).name == "middle"  # 0.2 comes out as 0.19999999999999996
+
+
+def test_stages_are_named_alone_or_from_one_to_another() -> None:
+    assert named_steps("middle", 25) == range(10, 20)
+    assert named_steps("middle to late", 25) == range(10, 25)
+    assert named_steps("early to late", 25) == range(25)
+    assert named_steps("late to late", 25) == named_steps("late", 25)
+    assert named_steps("middle", 2) == range(0)
+    assert named_steps("middle to late", 2) == range(1, 2)
+    for name in ("soon", "late to middle", "early to", "early to soon", " to late", "", None):
+        with pytest.raises(ValueError, match="one of early, middle, late, or as early to late"):
+            named_steps(name, 25)  # type: ignore[arg-type]

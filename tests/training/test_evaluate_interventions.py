@@ -92,6 +92,8 @@ def test_a_wish_is_fulfilled_where_the_centre_is() -> None:
     assert fulfilled(move("top-right"), across, "plain")
     style = Request("styling", "cat", "night", 0)
     assert [fulfilled(style, absent, seen) for seen in ("night", "plain")] == [True, False]
+    gone = Request("removing", "cat", "", 0)
+    assert [fulfilled(gone, labels, "plain") for labels in (inside, across, absent)] == [False, False, True]
 
 
 def test_elsewhere_is_neither_the_region_nor_where_the_thing_was() -> None:
@@ -100,6 +102,7 @@ def test_elsewhere_is_neither_the_region_nor_where_the_thing_was() -> None:
     assert where.sum() == 128 * 128 - 64 * 64 - 20 * 20
     assert not where[:64, :64].any()
     assert elsewhere(Request("styling", "cat", "night", 0), labels).all()
+    assert elsewhere(Request("removing", "cat", "", 0), labels).sum() == 128 * 128 - 20 * 20
 
 
 def test_pictures_far_from_all_others_are_odd() -> None:
@@ -122,7 +125,7 @@ def update_of(model: Diffuser, asked: list[Request], contexts: list[Any], step: 
 
 
 def test_the_published_formula_by_hand(picturebook: Diffuser, editor: Editor) -> None:
-    asked = [move("top-right", 3), Request("styling", "cat", "night", 4)]
+    asked = [move("top-right", 3), Request("styling", "cat", "night", 4), Request("removing", "dog", "", 5)]
     place = Place(picturebook.hookpoints[1], "cond")
     key, sae = Key(*place, 0), editor.saes[place]
     before = record(picturebook, steps=[0])
@@ -131,7 +134,7 @@ def test_the_published_formula_by_hand(picturebook: Diffuser, editor: Editor) ->
         picturebook, asked, [before, context(editor, Arm("published formula", (0, 1), 2.0), asked, N_STEPS), after]
     )
     old, new = (part[key].flatten(2).transpose(1, 2) for part in (before, after))
-    for row, label in enumerate(("cat", "night")):
+    for row, label in enumerate(("cat", "night", "dog")):
         numbers = torch.tensor(editor.table(place).numbers(label))
         code = sae.encode(old[row])
         z = torch.zeros(64, sae.cfg.d_sae).scatter_(1, code.indices, code.values)
@@ -139,7 +142,7 @@ def test_the_published_formula_by_hand(picturebook: Diffuser, editor: Editor) ->
         if label == "night":
             expected = 2.0 * norms / norms.sum() * directions.sum(0)
         else:
-            inside = torch.zeros(8, 8)
+            inside = torch.full((8, 8), float(label == "dog"))
             inside[:4, 4:] = 1
             inside = inside.flatten()[:, None]
             expected = inside * 2.0 * norms * directions.sum(0) - (1 - inside) * (z[:, numbers] @ directions)
@@ -172,7 +175,7 @@ def fake_pictures(
     unedited: Unedited,
 ) -> Iterator[Image.Image]:
     assert arm.steps is None or arm.steps[1] < unedited.n_steps
-    rng = np.random.default_rng(int(100 * (arm.strength or 0)))
+    rng = np.random.default_rng(int(100 * abs(arm.strength or 0)))
     for _ in asked:
         yield Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8))
 
@@ -185,9 +188,11 @@ def test_every_table_and_nothing_is_measured_twice(
     asked = run.Asked((), True, tmp_path)
     tables = run.evaluate_interventions(picturebook, asked)
     assert [table.name for table in tables] == [part.__name__ for part in interventions.PARTS]
-    windows, switching, sweep, moving, styling = tables
+    windows, switching, sweep, moving, styling, removing = tables
     assert len(moving.rows) == len(styling.rows) == 2 + 3 * (1 + 1)
-    assert len(sweep.rows) == 2 * (1 + 3 * (1 + 1))
+    assert len(removing.rows) == 2 + 4 * (1 + 1)
+    assert removing.rows[-1]["stage"] == "middle to late"
+    assert len(sweep.rows) == 3 + (3 + 3 + 4) * (1 + 1)
     assert [row["steps"] for row in windows.rows] == ["0 to 1"]
     assert [row["from step"] for row in switching.rows] == [0, 2]
     unedited = moving.rows[0]
@@ -237,6 +242,6 @@ def test_strengths_are_chosen_on_other_pictures_the_smallest_of_equals(editor: E
     assert bench.chosen("moving", "published formula", "late").strength == 2.0
     assert bench.chosen("moving", "published formula", "early").strength == 1.0
     late = bench.chosen("moving", "edit", "late")
-    assert (late.strength, late.stage, late.steps) == (2.0, "late", bench.stages["late"])
+    assert (late.strength, late.stage, late.steps) == (2.0, "late", bench.stages["moving"]["late"])
     seeds = {split: {one.seed for one in bench.asked("moving", split)} for split in ("sweep", "test")}
     assert not seeds["sweep"] & seeds["test"]

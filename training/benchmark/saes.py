@@ -50,7 +50,7 @@ class Settings:
     batch_size: int = 4096
     n_batches: int = 12
     """Different batches, gone through again and again."""
-    n_steps: int = 30
+    n_steps: int = 60
     turn: int = 5
     """Steps that a contestant takes before it is the next one's turn."""
     learning_rate: float = 1e-3

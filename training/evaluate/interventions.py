@@ -1,4 +1,5 @@
-"""What edits of concepts do to pictures, and when: moving a thing, changing the style, and what else changes with it.
+"""What edits of concepts do to pictures, and when: moving a thing, changing the style, taking a thing away, and what
+else changes with it.
 
 Each arm is a way of getting what is asked (`interventions_arms`), over the same captions and seeds; intervals are over
 objects. Edits have the same strengths at every stage; the published formula's betas are on another scale, and it stands
@@ -6,7 +7,7 @@ at the best of them.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from core.edits import Editor
-from core.edits.kinds import ConceptEdit, GlobalEdit, SpatialEdit
-from core.schedule import stage_steps, step_times
+from core.edits.kinds import ConceptEdit, GlobalEdit, RemoveEdit, SpatialEdit
+from core.schedule import named_steps, step_times
 from training.evaluate.grids import Floats, Resampled, resampled
 from training.evaluate.interventions_arms import Arm, Kind, Request, Unedited, draw_arm, labelled_things, requests
 from training.evaluate.interventions_seen import Eye, Look, Seen
@@ -40,7 +41,7 @@ class Settings:
     n_objects: int = 10
     """Things that are moved, and whose pictures change their style."""
     n_seeds: int = 10
-    """Pictures of each thing and wish, where things are moved."""
+    """Pictures of each thing and wish, where things are moved or taken away."""
     n_style_seeds: int = 3
     """The same where styles are changed."""
     n_sweep_seeds: int = 1
@@ -51,10 +52,14 @@ class Settings:
     """Of the edits that move, alike at every stage."""
     style_strengths: tuple[float, ...] = (2.0, 2.5, 3.0, 3.5)
     """Of the edits that change the style."""
+    removal_strengths: tuple[float, ...] = (4.0, 8.0, 12.0)
+    """Of the edits that take a thing away."""
     betas: tuple[float, ...] = (0.5, 2.0, 8.0)
     """Of the published formula that moves: multiples of the norm of a position's code."""
     style_betas: tuple[float, ...] = (64.0, 256.0, 1024.0)
     """Of the published formula that changes the style: they are shared out among the positions."""
+    removal_betas: tuple[float, ...] = (-0.5, -2.0, -8.0)
+    """Of the published formula where it takes away, as those that move."""
     width: int = 5
     """Steps of the window that slides."""
     stride: int = 4
@@ -78,6 +83,8 @@ QUICK = Settings(
     style_strengths=(3.0,),
     betas=(1.0,),
     style_betas=(256.0,),
+    removal_strengths=(8.0,),
+    removal_betas=(-1.0,),
     stride=6,
     width=6,
     num_inference_steps=12,
@@ -102,8 +109,9 @@ class Bench:
         spec = editor.model.spec
         n_steps = settings.num_inference_steps
         self.n_steps = spec.num_inference_steps if n_steps is None else n_steps
-        windows = {stage.name: stage_steps(stage, self.n_steps, spec.stages) for stage in spec.stages}
-        self.stages = {name: (steps[0], steps[-1]) for name, steps in windows.items()}
+        names = [stage.name for stage in spec.stages]
+        self.stages = {kind: self._stages(dict.fromkeys([*names, EDITS[kind].default_stage])) for kind in KINDS}
+        """First and last step of each stage at which wishes of a kind are tried."""
         self._judges, self._package = judges, package
         self._unedited = Unedited(editor.model, self.n_steps, settings.batch_size)
         self._looks: dict[tuple[str, int], Look] = {}
@@ -112,9 +120,12 @@ class Bench:
     def asked(self, kind: Kind, split: Split) -> list[Request]:
         """The changes that are asked for: those of one object stand together."""
         settings = self.settings
-        n_seeds = settings.n_seeds if kind == "moving" else settings.n_style_seeds
-        seeds = range(n_seeds) if split == "test" else range(_SWEPT, _SWEPT + settings.n_sweep_seeds)
+        seeds = range(self.n_seeds(kind)) if split == "test" else range(_SWEPT, _SWEPT + settings.n_sweep_seeds)
         return requests(kind, labelled_things(self.editor, settings.n_objects), seeds, settings.n_wishes)
+
+    def n_seeds(self, kind: Kind) -> int:
+        """Pictures of each thing and wish."""
+        return self.settings.n_style_seeds if kind == "styling" else self.settings.n_seeds
 
     @cached_property
     def eye(self) -> Eye:
@@ -142,6 +153,10 @@ class Bench:
             log.info("%s, %s: %s, %.2f fulfilled", kind, split, arm, share)
         return self._seen[kind, split, arm]
 
+    def _stages(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+        windows = {name: named_steps(name, self.n_steps, self.editor.model.spec.stages) for name in names}
+        return {name: (steps[0], steps[-1]) for name, steps in windows.items()}
+
     def _draw(self, arm: Arm, asked: Sequence[Request]) -> list[Image.Image]:
         return list(draw_arm(self.editor, arm, asked, self._unedited))
 
@@ -167,19 +182,19 @@ class Bench:
         """
         at = EDITS[kind].default_stage if method == "edit" else stage
         arms = [arm for arm in self.swept(kind) if arm.method == method and arm.stage == at]
-        best = max(arms, key=lambda arm: (self.mean(kind, "sweep", arm, "fulfilled").value, -(arm.strength or 0)))
-        return best._replace(steps=self.stages[stage], stage=stage)
+        best = max(arms, key=lambda arm: (self.mean(kind, "sweep", arm, "fulfilled").value, -abs(arm.strength or 0)))
+        return best._replace(steps=self.stages[kind][stage], stage=stage)
 
     def swept(self, kind: Kind) -> list[Arm]:
         """The published formula and edits, at every stage and strength."""
         settings = self.settings
-        betas, strengths = (
-            (settings.betas, settings.strengths)
-            if kind == "moving"
-            else (settings.style_betas, settings.style_strengths)
-        )
+        betas, strengths = {
+            "moving": (settings.betas, settings.strengths),
+            "styling": (settings.style_betas, settings.style_strengths),
+            "removing": (settings.removal_betas, settings.removal_strengths),
+        }[kind]
         arms = []
-        for stage, steps in self.stages.items():
+        for stage, steps in self.stages[kind].items():
             arms += [Arm("published formula", steps, beta, stage) for beta in betas]
             arms += [Arm("edit", steps, strength, stage) for strength in strengths]
         return arms
@@ -202,7 +217,8 @@ class Bench:
         return (
             f"{settings.n_objects} things, {self.n_steps} steps. Intervals: 95 %, over things.",
             "Fulfilled: the centre of the thing's mask is in the quarter, an absent thing being a failure; or the "
-            "style classifier sees the style. Labels come from the first segmenter, masks from the second.",
+            "style classifier sees the style; or the thing is gone. Labels come from the first segmenter, masks from "
+            "the second.",
             "Change: root mean square difference to the unedited picture of the same seed, in shares of the range of "
             "grey; low: of means over 8 x 8 pixels, high: of the rest. Elsewhere: neither in the quarter nor where the "
             "thing was; for a style, everywhere.",
@@ -226,6 +242,12 @@ def styling(bench: Bench) -> Table:
     return _beside(
         bench, "styling", "Changing the style", "Prompt: the style's word in the caption, from the first step."
     )
+
+
+def removing(bench: Bench) -> Table:
+    """Taking things away."""
+    note = "Prompt: the caption without the thing, such as `on the grass`, from the first step."
+    return _beside(bench, "removing", "Taking a thing away", note)
 
 
 def sweep(bench: Bench) -> Table:
@@ -268,9 +290,9 @@ def switching(bench: Bench) -> Table:
     return Table("switching", "When a change of the prompt still changes the picture", rows, (note, *bench.notes))
 
 
-KINDS: tuple[Kind, ...] = ("moving", "styling")
-EDITS: dict[Kind, type[ConceptEdit]] = {"moving": SpatialEdit, "styling": GlobalEdit}
-PARTS = (windows, switching, sweep, moving, styling)
+KINDS: tuple[Kind, ...] = ("moving", "styling", "removing")
+EDITS: dict[Kind, type[ConceptEdit]] = {"moving": SpatialEdit, "styling": GlobalEdit, "removing": RemoveEdit}
+PARTS = (windows, switching, sweep, moving, styling, removing)
 """In this order."""
 
 
@@ -278,13 +300,15 @@ def _beside(bench: Bench, kind: Kind, title: str, note: str) -> Table:
     """Edits beside the controls and the published formula, at strengths chosen on other pictures."""
     arms = [Arm("no edit"), Arm("prompt")]
     for method in ("published formula", "edit"):
-        arms += [bench.chosen(kind, method, stage) for stage in bench.stages]
-    *_, middle, late = arms
+        arms += [bench.chosen(kind, method, stage) for stage in bench.stages[kind]]
+    middle, late = (
+        next(arm for arm in arms if arm.method == "edit" and arm.stage == stage.name)
+        for stage in bench.editor.model.spec.stages[-2:]
+    )
     share = bench.mean(kind, "test", late, "low").share_of(bench.mean(kind, "test", middle, "low"))
-    n_seeds = bench.settings.n_seeds if kind == "moving" else bench.settings.n_style_seeds
     notes = (
-        f"{n_seeds} seeds for each thing and wish. Strengths were chosen on other seeds: of edits one for all stages, "
-        "of the published formula the best at each.",
+        f"{bench.n_seeds(kind)} seeds for each thing and wish. Strengths were chosen on other seeds: of edits one for "
+        "all stages, of the published formula the best at each.",
         note,
         f"At low spatial frequencies {late.stage} edits change {share} of what {middle.stage} edits do.",
     )

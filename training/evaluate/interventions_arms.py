@@ -15,14 +15,14 @@ from torch import Tensor
 
 from core.activations import Key, edit
 from core.diffuser import Diffuser
-from core.edits import ConceptEdit, Editor, GlobalEdit, RegionName, SpatialEdit
+from core.edits import ConceptEdit, Editor, GlobalEdit, RegionName, RemoveEdit, SpatialEdit
 from core.edits.editor import carrying, values_of
 from core.edits.kinds import Inside
 from core.sampling import Moment, SamplerState
 from core.trace import Place
 from training.picturebook.world import NOUN_INDEX, NOUNS, PLACE_INDEX, PLACES, STYLES, THING_INDEX, THINGS
 
-Kind = Literal["moving", "styling"]
+Kind = Literal["moving", "styling", "removing"]
 Method = Literal["no edit", "prompt", "prompt from there on", "published formula", "edit"]
 
 QUARTERS: tuple[RegionName, ...] = ("top-left", "top-right", "bottom-left", "bottom-right")
@@ -37,7 +37,7 @@ class Request(NamedTuple):
     thing: str
     """The only thing in the picture."""
     wish: str
-    """The quarter where it should be, or the style that the picture should have."""
+    """The quarter where it should be, or the style that the picture should have; empty where it should go."""
     seed: int
 
     @property
@@ -50,6 +50,8 @@ class Request(NamedTuple):
         """The caption with the wish written into it. The grammar has no words for quarters, only for sides."""
         if self.kind == "styling":
             return f"a {self.wish} picture of {self.prompt}"
+        if self.kind == "removing":
+            return _where(self.thing)
         vertical, horizontal = self.wish.split("-")
         return f"a {self.thing} {horizontal} {_VERTICAL[vertical]} {_where(self.thing)}"
 
@@ -74,12 +76,14 @@ class Arm(NamedTuple):
             raise ValueError(f"{self.method!r} is no edit.")
         if request.kind == "moving":
             return SpatialEdit(label=request.thing, region=request.wish, strength=self.strength, steps=self.steps)
+        if request.kind == "removing":
+            return RemoveEdit(label=request.thing, strength=self.strength, steps=self.steps)
         return GlobalEdit(label=request.wish, strength=self.strength, steps=self.steps)
 
 
 def requests(kind: Kind, things: Sequence[str], seeds: range, n_wishes: int | None = None) -> list[Request]:
     """For each thing all its wishes, for each wish all its seeds, of which each thing has others."""
-    wishes = (QUARTERS if kind == "moving" else STYLES[1:])[:n_wishes]
+    wishes = {"moving": QUARTERS, "styling": STYLES[1:], "removing": ("",)}[kind][:n_wishes]
     return [
         Request(kind, thing, wish, 1000 * OBJECTS.index(thing) + seed)
         for thing in things
@@ -151,7 +155,7 @@ def published(editor: Editor, arm: Arm, asked: Sequence[Request]) -> AbstractCon
     beta, place = arm.strength, Place(model.hookpoints[1], "cond")
     sae = editor.saes[place]
     table = editor.table(place)
-    chosen = [torch.tensor(carrying(table, one.thing if one.kind == "moving" else one.wish)) for one in asked]
+    chosen = [torch.tensor(carrying(table, one.wish if one.kind == "styling" else one.thing)) for one in asked]
 
     def change(_: Key, update: Tensor) -> Tensor:
         new = update.clone()
@@ -163,7 +167,7 @@ def published(editor: Editor, arm: Arm, asked: Sequence[Request]) -> AbstractCon
             if one.kind == "styling":
                 added = beta * norm / norm.sum() * directions.sum(0)
             else:
-                inside = Inside(one.wish, model.image_size).grid(height, width)
+                inside = Inside(one.wish or "all", model.image_size).grid(height, width)
                 values = values_of(code, numbers, sae.cfg.d_sae)
                 added = inside * beta * norm * directions.sum(0) - (1 - inside) * (values @ directions)
             new[row] += added.T.view(update.shape[1:])

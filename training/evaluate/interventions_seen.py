@@ -32,7 +32,8 @@ class Seen(NamedTuple):
     """One picture, as it was judged."""
 
     fulfilled: bool
-    """The wish: the thing's centre is in its quarter, or the style is the wished one. An absent thing is a failure."""
+    """The wish: the thing's centre is in its quarter, an absent thing being a failure; or the style is the wished one;
+    or the thing is gone."""
     there: bool
     """Whether the thing is in the picture."""
     low: float
@@ -140,6 +141,8 @@ def fulfilled(one: Request, labels: Tensor, style: str) -> bool:
     if one.kind == "styling":
         return style == one.wish
     centre = _centre(one.thing, labels)
+    if one.kind == "removing":
+        return centre is None
     if centre is None:
         return False
     height, width = labels.shape
@@ -151,6 +154,8 @@ def elsewhere(one: Request, labels: Tensor) -> Tensor:
     """[H, W] what should stay: all of it for a style; for a thing, neither where it was nor where it should be."""
     if one.kind == "styling":
         return torch.ones_like(labels, dtype=torch.bool)
+    if one.kind == "removing":
+        return labels != _thing(one.thing)
     height, width = labels.shape
     region = Inside(one.wish, height).grid(height, width).view(height, width) > 0
     return ~region & (labels != _thing(one.thing))
