@@ -10,15 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from core.activations import BRANCHES, Editing, Key, edit
 from core.concepts import N_NEAREST, ConceptTable, load_concepts
 from core.diffuser import Diffuser
-from core.edits.kinds import Chosen, ConceptEdit, Inside, ReplaceEdit, Target, check_strength, window_of
+from core.edits.kinds import Chosen, ConceptEdit, Inside, RemoveEdit, ReplaceEdit, Target, check_strength, window_of
 from core.sae import Code, SparseAutoencoder
 from core.sae_source import find_collection
 from core.trace import Place, load_saes
 
+_MARGIN = 16
+"""A removed thing's surroundings reach so many times less far than the picture's side."""
 LEAST_EFFECT = 0.01
 """Concepts that a word moves by less than this share of the one that it moves most are left alone."""
 
@@ -102,15 +105,12 @@ class Editor:
         return {place: numbers for place, numbers in found.items() if numbers}
 
     def _of_label(self, one: ConceptEdit, place: Place, label: str) -> tuple[int, ...]:
-        effect = self.table(place).effect(label) if one.by_word else None
+        effect = self._effect(one, place)
         return carrying(self.table(place), label) if effect is None else moved(effect)
 
-    def _unit(self, one: ConceptEdit, place: Place, numbers: Sequence[int]) -> Tensor:
-        """[n] what a strength of 1 adds to each of an edit's concepts."""
-        table = self.table(place)
-        effect = table.effect(_word(one.label)) if one.by_word and one.label is not None else None
-        values = table.frame["mean"].to_numpy() if effect is None else effect
-        return torch.tensor(values[list(numbers)], dtype=torch.float32)
+    def _effect(self, one: ConceptEdit, place: Place) -> NDArray[np.float32] | None:
+        """[d_sae] what the word of a style does, if the edit is of one."""
+        return self.table(place).effect(_word(one.label)) if one.by_word and one.label is not None else None
 
     def _places(self, one: ConceptEdit) -> list[Place]:
         """Where the edit may act by its hookpoints and branches, or by what was measured to serve best."""
@@ -181,12 +181,16 @@ class Editor:
         union = sorted({number for _, _, numbers in edits for number in numbers})
         parts = []
         for one, rows, numbers in edits:
-            figures = [
-                torch.tensor(frame[name].to_numpy()[list(numbers)], dtype=torch.float32, device=sae.b_dec.device)
-                for name in ("mean", "p99", "threshold")
-            ]
-            unit = self._unit(one, place, numbers).to(sae.b_dec.device)
-            chosen = Chosen(torch.tensor(numbers, device=sae.b_dec.device), unit, *figures)
+            effect = self._effect(one, place)
+            mean, most, threshold, unit = (
+                torch.tensor(values[list(numbers)], dtype=torch.float32, device=sae.b_dec.device)
+                for values in (
+                    *(frame[name].to_numpy() for name in ("mean", "p99", "threshold")),
+                    frame["mean"].to_numpy() if effect is None else effect,
+                )
+            )
+            named = torch.tensor(numbers, device=sae.b_dec.device)
+            chosen = Chosen(named, unit, effect is not None, mean, most, threshold)
             columns = torch.tensor([union.index(number) for number in numbers], device=sae.b_dec.device)
             steps = window_of(one, n_steps, self.model.spec.stages)
             parts.append(_Part(one, chosen, columns, steps, rows, Inside(one.where, self.model.image_size)))
@@ -215,6 +219,8 @@ class _Placed:
             now = new[part.rows][..., part.columns]
             if isinstance(part.edit, ReplaceEdit) and part.edit.patches is not None:
                 exchanged = _exchange(part, part.edit.patches, key, now, inside, exchanged)
+            elif isinstance(part.edit, RemoveEdit) and not part.concepts.of_word:
+                exchanged = _remove(part, now, inside, exchanged, width)
             else:
                 new[part.rows, :, part.columns] = part.edit.change(now, part.concepts, inside)
         changed = exchanged + ((new - z) @ self._directions).to(x.device)
@@ -273,6 +279,26 @@ def _exchange(part: _Part, patches: Mapping[Key, Tensor], key: Key, z: Tensor, i
     weight = (min(part.edit.strength, 1.0) * inside * there).to(x.device)
     new = x.clone()
     new[part.rows] += weight * (other - x[part.rows])
+    return new
+
+
+def _remove(part: _Part, z: Tensor, inside: Tensor, x: Tensor, width: int) -> Tensor:
+    """x [B, P, C] with what is beside the concepts, in the same row, wherever one of them is there."""
+    height = x.shape[1] // width
+    rows = x[part.rows].view(-1, height, width, x.shape[2])
+    there = (z > 0).any(-1).view(-1, height, width)
+    # What a thing does to the cells around it belongs to it; a cell of a coarse grid has that in itself already.
+    reach = height // _MARGIN
+    there = F.max_pool2d(there.float(), 2 * reach + 1, 1, reach)[..., None].to(x.device)
+    beside = 1 - there
+    n_beside = beside.sum(2)  # [B, h, 1]
+    everywhere = (rows * beside).sum((1, 2)) / beside.sum((1, 2)).clamp_min(1)
+    of_row = (rows * beside).sum(2) / n_beside.clamp_min(1)
+    of_row = torch.where(n_beside > 0, of_row, everywhere[:, None])
+    weight = part.edit.strength * inside.view(height, width, 1).to(x.device) * there
+    weight = weight * beside.amax((1, 2), keepdim=True)  # a thing that is everywhere has nothing beside it
+    new = x.clone()
+    new[part.rows] = (rows + weight * (of_row[:, :, None] - rows)).flatten(1, 2)
     return new
 
 

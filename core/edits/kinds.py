@@ -41,6 +41,8 @@ class Chosen(NamedTuple):
     """[n] latents."""
     unit: Tensor
     """[n] what a strength of 1 adds."""
+    of_word: bool
+    """Whether that is what the word of a style does."""
     mean: Tensor
     """[n] mean value where active."""
     most: Tensor
@@ -62,10 +64,10 @@ class ConceptEdit:
     """Concepts in place of a label. A bare number is of the edit's one hookpoint and branch."""
     strength: float = 1.0
     """0 is no edit. For what is raised, in units of each concept's mean value where it is active, or of what the word
-    of a style does to it; for what is removed, in units of what is there; for what is brought to a target, the share of
-    the way there, at most all of it."""
+    of a style does to it; for what is brought to a target, the share of the way there, at most all of it; for what is
+    removed, how many times the way."""
     stage: str | None = None
-    """`early`, `middle` or `late`, or all from one to another as `middle to late`, in place of `steps`; by default what
+    """`early`, `middle` or `late`, or all from one to another as `early to late`, in place of `steps`; by default what
     suits the edit best."""
     steps: tuple[int, int] | None = None
     """First and last sampler step of the edit, both included, from 0."""
@@ -147,24 +149,29 @@ class GlobalEdit(ConceptEdit):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RemoveEdit(ConceptEdit):
-    """Turn concepts into their opposite where they are, which takes a thing away.
+    """Take a thing away: wherever one of its concepts is active, what the block adds is exchanged for what it adds
+    beside the thing, in the same row of the picture.
 
-    Silence alone, a strength of 1, takes hardly anything away: the word reaches the picture through other blocks and
-    through the skips as well, and as long as there are steps left the thing is drawn again. So more is taken than is
-    there, and until the picture is done.
+    To silence the concepts is not enough: the word reaches the picture through other blocks and through the skips as
+    well, and what is not drawn in the thing's place is drawn from the thing. For the same reason a strength above 1,
+    which goes past what is beside the thing, and until the picture is done.
+
+    A style is everywhere, with nothing beside it. For a style's label, what its word does is taken off, as `GlobalEdit`
+    adds it.
     """
 
     region: Region = "all"
     """Where."""
-    strength: float = 8.0
-    """As for every edit; the default was chosen by measurement."""
+    strength: float = 2.0
+    """How many times the way from the thing to what is beside it; the default was chosen by measurement."""
 
-    default_stage: ClassVar[str] = "middle to late"
+    default_stage: ClassVar[str] = "early to late"
     default_hookpoints: ClassVar[slice] = slice(None)
+    by_word: ClassVar[bool] = True
 
-    def change(self, z: Tensor, concepts: Chosen, inside: Tensor) -> Tensor:  # noqa: ARG002
-        """Take the strength times what is there."""
-        return z * (1 - self.strength * inside)
+    def change(self, z: Tensor, concepts: Chosen, inside: Tensor) -> Tensor:
+        """Take off what a style's word does."""
+        return z - self.strength * inside * concepts.unit
 
     @property
     def where(self) -> Region:

@@ -146,11 +146,6 @@ def _others(result: Result, outcome: Outcome) -> list[str]:
         )
     else:
         lines.append("None of the edited concepts is active where the edit acts: nothing lies beyond what data have.")
-    if past := [one for one in result.wishes if one.kind == "remove" and one.strength > 1]:
-        times = max(one.strength for one in past) - 1
-        lines.append(
-            f"Taking away goes past silence, to <b>-{times:g}</b> times what was there, which data never have."
-        )
     return lines
 
 

@@ -41,12 +41,12 @@ OWN_WINDOW = "own"
 """A window of steps in place of a stage."""
 GRID = 32
 """A painted region is kept as so many cells on a side: finer than any block looks, and short enough for an address."""
-STRENGTHS = {"move": (16.0, 0.5), "whole": (6.0, 0.25), "remove": (16.0, 0.5)}
+STRENGTHS = {"move": (16.0, 0.5), "whole": (6.0, 0.25), "remove": (4.0, 0.25)}
 """Largest strength on the page's slider by kind, and its steps."""
 STRENGTH_INFO = {
     "move": "Times the concept’s usual value.",
     "whole": "Times what a style’s word does, or a concept’s usual value.",
-    "remove": "1 silences what stands for it, which the other blocks mostly undo; more turns it into its opposite.",
+    "remove": "1 puts in its place what is beside it; more goes past that, for what other blocks still draw.",
 }
 MAX_WISHES = 8
 """Most edits at once."""
@@ -71,7 +71,7 @@ class Wish:
     cells: str = ""
     """The painted region: a bit a cell, row by row, as hexadecimal digits."""
     stage: str = ""
-    """Early, middle, late, or from one to another as `middle to late`; empty where steps are named."""
+    """Early, middle, late, or from one to another as `early to late`; empty where steps are named."""
     steps: tuple[int, int] | None = None
     """First and last step, from 0."""
     strength: float = 1.0
@@ -220,9 +220,9 @@ def strength_problem(strength: Any) -> str | None:
 
 
 def offered_stages(spec: ModelSpec) -> tuple[str, ...]:
-    """The stages that the page offers: each, and all but the first together."""
+    """The stages that the page offers: each, and all of them."""
     names = [stage.name for stage in spec.stages]
-    return (*names, *([f"{names[1]} to {names[-1]}"] if len(names) > 2 else []))
+    return (*names, f"{names[0]} to {names[-1]}")
 
 
 def default_stage(kind: str) -> str:

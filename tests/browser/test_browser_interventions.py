@@ -86,8 +86,13 @@ def test_a_newcomer_finds_an_example_and_wrong_input_is_told(open_page: Open) ->
     expect(page.locator("#id-iv-where input:checked")).to_have_value("top-left")  # it stands at the right
     expect(page.get_by_label("From step")).to_have_value("1")
     expect(page.get_by_label("to step")).to_have_value("10")
-    page.locator("#id-iv-when label", has_text="late").click()
+    page.locator("#id-iv-when label", has_text=re.compile(r"^\s*late")).click()
     expect(page.get_by_label("From step")).to_have_value("21")
+    page.locator("#id-iv-kind label", has_text="Take it away").click()
+    expect(page.locator("#id-iv-when input:checked")).to_have_value("early to late")
+    expect(page.get_by_label("From step")).to_have_value("1")
+    expect(page.get_by_label("to step")).to_have_value("25")
+    expect(page.locator("#id-iv-strength input").first).to_have_value("2")
 
     what.fill("pengin")
     what.press("Tab")
@@ -102,7 +107,7 @@ def test_a_newcomer_finds_an_example_and_wrong_input_is_told(open_page: Open) ->
     expect(page.locator("#id-iv-when input:checked")).to_have_value("own")
     page.locator("#id-iv-show").click()
     expect(page.locator("#id-iv-window")).to_contain_text("within this picture's steps, 1 to 25")
-    page.locator("#id-iv-when label", has_text="early").click()
+    page.locator("#id-iv-when label", has_text=re.compile(r"^\s*early\s*$")).click()
     expect(page.get_by_label("to step")).to_have_value("10")
 
     page.locator("#id-iv-where label", has_text="brush").click()

@@ -1,5 +1,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from core.edits import (
     Target,
     concepts_at,
 )
+from core.edits.editor import _remove
 from core.edits.kinds import Inside, window_of
 from core.sae import SaeConfig, SaeId, SparseAutoencoder
 from core.sampling import Generation
@@ -197,13 +199,11 @@ def test_raising_inside_and_silencing_outside(model: Diffuser, editor: Editor) -
         torch.testing.assert_close(difference, expected @ editor.saes[place].W_dec[numbers], atol=1e-5, rtol=1e-5)
 
 
-def test_a_share_of_the_way_to_silence_and_beyond(model: Diffuser, editor: Editor) -> None:
+def test_a_share_of_the_way_to_silence(model: Diffuser, editor: Editor) -> None:
     for change, left in (
         (SpatialEdit(label="cat", region="right", strength=0.25), 0.75),
         (ReplaceEdit(label="cat", strength=0.25, region="left", steps=(0, 0)), 0.75),
         (ReplaceEdit(label="cat", strength=9, region="left", steps=(0, 0)), 0),
-        (RemoveEdit(label="cat", strength=1, region="left", steps=(0, 0)), 0),
-        (RemoveEdit(label="cat", strength=4, region="left", steps=(0, 0)), -3),
     ):
         before, after = updates(model, editor, [change])
         key, numbers = Key(*COND, 0), [3, 7, 11]
@@ -211,6 +211,43 @@ def test_a_share_of_the_way_to_silence_and_beyond(model: Diffuser, editor: Edito
         moved = flat((after[key] - before[key])[..., :4])
         expected = (left - 1) * z @ editor.saes[COND].W_dec[numbers]
         torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_thing_is_exchanged_for_what_is_beside_it(model: Diffuser, editor: Editor) -> None:
+    key, numbers = Key(*COND, 0), [3, 7, 11]
+    for strength in (1.0, 2.5):
+        change = RemoveEdit(label="cat", strength=strength, region="left", steps=(0, 0))
+        before, after = updates(model, editor, [change])
+        there = (codes(editor, COND, before[key])[..., numbers] > 0).any(-1).view(2, 8, 8)
+        assert 0 < there.sum() < there.numel()
+        expected = before[key].clone()
+        for row, y, x in there.nonzero().tolist():
+            old = before[key][row]
+            beside = old[:, y][:, ~there[row, y]] if not there[row, y].all() else old[:, ~there[row]]
+            if x < 4 and beside.numel():
+                expected[row, :, y, x] += strength * (beside.mean(1) - old[:, y, x])
+        torch.testing.assert_close(after[key], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_edge_of_a_thing_goes_with_it_and_what_is_everywhere_stays() -> None:
+    inside, x = torch.ones(32 * 32, 1), torch.randn(2, 32 * 32, 3, generator=torch.Generator().manual_seed(0))
+    z = torch.zeros(2, 32, 32, 1)
+    z[0, 10, 20] = 1.0
+    z[1] = 1.0
+    part = SimpleNamespace(rows=slice(None), edit=RemoveEdit(label="cat", strength=1.0))
+    new = _remove(part, z.flatten(1, 2), inside, x, 32)  # type: ignore[arg-type]
+    changed = (new != x).any(-1).view(2, 32, 32)
+    assert changed[0].nonzero().tolist() == [[y, x] for y in range(8, 13) for x in range(18, 23)]
+    assert not changed[1].any()
+
+
+def test_a_style_is_taken_off_as_its_word_puts_it_on(model: Diffuser, editor: Editor) -> None:
+    key = Key(*COND, 0)
+    before, after = updates(model, editor, [RemoveEdit(label="night", steps=(0, 0))])
+    expected = -2 * EFFECT[[2, 5, 9]] @ editor.saes[COND].W_dec[[2, 5, 9]]
+    torch.testing.assert_close(
+        flat(after[key] - before[key]), expected.expand_as(flat(after[key])), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_a_target_is_held_to_the_range_seen_in_data(model: Diffuser, editor: Editor) -> None:

@@ -19,7 +19,7 @@ from training.evaluate import interventions, run
 from training.evaluate.grids import Resampled
 from training.evaluate.interventions import QUICK, Bench
 from training.evaluate.interventions_arms import Arm, Request, Unedited, context, draw_arm, labelled_things, requests
-from training.evaluate.interventions_seen import Eye, Look, elsewhere, fulfilled
+from training.evaluate.interventions_seen import Eye, Look, cleared, elsewhere, fulfilled
 from training.evaluate.pictures import Judges
 from training.picturebook.world import LABELS
 
@@ -102,7 +102,12 @@ def test_elsewhere_is_neither_the_region_nor_where_the_thing_was() -> None:
     assert where.sum() == 128 * 128 - 64 * 64 - 20 * 20
     assert not where[:64, :64].any()
     assert elsewhere(Request("styling", "cat", "night", 0), labels).all()
-    assert elsewhere(Request("removing", "cat", "", 0), labels).sum() == 128 * 128 - 20 * 20
+    gone = Request("removing", "cat", "", 0)
+    assert elsewhere(gone, labels).sum() == 128 * 128 - 20 * 20
+    new = torch.where(labels == CAT, SEA, labels)
+    new[100:105, 100:120] = CAT + 1  # another thing, over a quarter of it
+    assert cleared(gone, new, labels) == pytest.approx(0.75)
+    assert cleared(gone, labels, labels) == 0
 
 
 def test_pictures_far_from_all_others_are_odd() -> None:
@@ -191,7 +196,7 @@ def test_every_table_and_nothing_is_measured_twice(
     windows, switching, sweep, moving, styling, removing = tables
     assert len(moving.rows) == len(styling.rows) == 2 + 3 * (1 + 1)
     assert len(removing.rows) == 2 + 4 * (1 + 1)
-    assert removing.rows[-1]["stage"] == "middle to late"
+    assert removing.rows[-1]["stage"] == "early to late"
     assert len(sweep.rows) == 3 + (3 + 3 + 4) * (1 + 1)
     assert [row["steps"] for row in windows.rows] == ["0 to 1"]
     assert [row["from step"] for row in switching.rows] == [0, 2]

@@ -52,7 +52,7 @@ class Settings:
     """Of the edits that move, alike at every stage."""
     style_strengths: tuple[float, ...] = (2.0, 2.5, 3.0, 3.5)
     """Of the edits that change the style."""
-    removal_strengths: tuple[float, ...] = (4.0, 8.0, 12.0)
+    removal_strengths: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     """Of the edits that take a thing away."""
     betas: tuple[float, ...] = (0.5, 2.0, 8.0)
     """Of the published formula that moves: multiples of the norm of a position's code."""
@@ -83,7 +83,7 @@ QUICK = Settings(
     style_strengths=(3.0,),
     betas=(1.0,),
     style_betas=(256.0,),
-    removal_strengths=(8.0,),
+    removal_strengths=(2.0,),
     removal_betas=(-1.0,),
     stride=6,
     width=6,
@@ -207,6 +207,8 @@ class Bench:
             "strength": None if arm.strength is None else format(arm.strength, "g"),
         }
         row |= {title: str(self.mean(kind, split, arm, name).estimate) for name, title in FIGURES.items()}
+        if kind == "removing":
+            row |= {"a place where it was": str(self.mean(kind, split, arm, "cleared").estimate)}
         odd, plain = self.mean(kind, split, arm, "odd"), self.mean(kind, split, Arm("no edit"), "odd")
         return row | {"artifacts more than unedited": str(odd.less(plain))}
 
@@ -246,7 +248,10 @@ def styling(bench: Bench) -> Table:
 
 def removing(bench: Bench) -> Table:
     """Taking things away."""
-    note = "Prompt: the caption without the thing, such as `on the grass`, from the first step."
+    note = (
+        "Prompt: the caption without the thing, such as `on the grass`, from the first step. A place where it was: how "
+        "much of the thing's former area shows a place, rather than another thing."
+    )
     return _beside(bench, "removing", "Taking a thing away", note)
 
 
@@ -312,7 +317,7 @@ def _beside(bench: Bench, kind: Kind, title: str, note: str) -> Table:
         note,
         f"At low spatial frequencies {late.stage} edits change {share} of what {middle.stage} edits do.",
     )
-    names = (*FIGURES, "odd", "there")
+    names = (*FIGURES, "odd", "there", *(["cleared"] if kind == "removing" else []))
     figures = [
         {**arm._asdict(), **{name: list(bench.mean(kind, "test", arm, name).estimate) for name in names}}
         for arm in arms

@@ -19,7 +19,7 @@ from core.edits.kinds import Inside
 from training.evaluate.interventions_arms import Request
 from training.evaluate.pictures import BATCH, MIN_AREA, Judges, measure
 from training.picturebook.autoencoder import to_pixels
-from training.picturebook.world import NOUN_INDEX, NOUNS, STYLES, THING_INDEX
+from training.picturebook.world import NOUN_INDEX, NOUNS, STYLES, THING_INDEX, THINGS
 
 N_NEIGHBOURS = 3
 QUANTILE = 0.99
@@ -43,6 +43,8 @@ class Seen(NamedTuple):
     layout: float
     """Mean over classes of the intersection over union with the unedited picture, of what else there is; not a number
     where that has no class."""
+    cleared: float
+    """Share of where the thing was that shows a place now, rather than a thing."""
     odd: bool
     """Whether it is further from unedited pictures than 99 % of them."""
 
@@ -117,6 +119,7 @@ class Eye:
                 fulfilled=fulfilled(one, new.labels[i], new.styles[i]),
                 there=_centre(one.thing, new.labels[i]) is not None,
                 **_changes(new, old, i, elsewhere(one, old.labels[i])),
+                cleared=cleared(one, new.labels[i], old.labels[i]),
                 odd=odd[i],
             )
             for i, one in enumerate(asked)
@@ -159,6 +162,11 @@ def elsewhere(one: Request, labels: Tensor) -> Tensor:
     height, width = labels.shape
     region = Inside(one.wish, height).grid(height, width).view(height, width) > 0
     return ~region & (labels != _thing(one.thing))
+
+
+def cleared(one: Request, new: Tensor, old: Tensor) -> float:
+    """How much of where the thing was shows a place; not a number where it was not."""
+    return float((new[old == _thing(one.thing)] >= len(THINGS)).float().mean())
 
 
 def _changes(new: Look, old: Look, i: int, where: Tensor) -> dict[str, float]:
