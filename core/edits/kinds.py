@@ -162,7 +162,7 @@ class RemoveEdit(ConceptEdit):
 
     region: Region = "all"
     """Where."""
-    strength: float = 2.0
+    strength: float = 1.5
     """How many times the way from the thing to what is beside it; the default was chosen by measurement."""
 
     default_stage: ClassVar[str] = "early to late"

@@ -92,7 +92,7 @@ def test_a_newcomer_finds_an_example_and_wrong_input_is_told(open_page: Open) ->
     expect(page.locator("#id-iv-when input:checked")).to_have_value("early to late")
     expect(page.get_by_label("From step")).to_have_value("1")
     expect(page.get_by_label("to step")).to_have_value("25")
-    expect(page.locator("#id-iv-strength input").first).to_have_value("2")
+    expect(page.locator("#id-iv-strength input").first).to_have_value("1.5")
 
     what.fill("pengin")
     what.press("Tab")

@@ -244,7 +244,7 @@ def test_the_edge_of_a_thing_goes_with_it_and_what_is_everywhere_stays() -> None
 def test_a_style_is_taken_off_as_its_word_puts_it_on(model: Diffuser, editor: Editor) -> None:
     key = Key(*COND, 0)
     before, after = updates(model, editor, [RemoveEdit(label="night", steps=(0, 0))])
-    expected = -2 * EFFECT[[2, 5, 9]] @ editor.saes[COND].W_dec[[2, 5, 9]]
+    expected = -1.5 * EFFECT[[2, 5, 9]] @ editor.saes[COND].W_dec[[2, 5, 9]]
     torch.testing.assert_close(
         flat(after[key] - before[key]), expected.expand_as(flat(after[key])), atol=1e-5, rtol=1e-5
     )
