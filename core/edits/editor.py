@@ -21,7 +21,7 @@ from core.sae_source import find_collection
 from core.trace import Place, load_saes
 
 _MARGIN = 16
-"""A removed thing's surroundings reach so many times less far than the picture's side."""
+"""The edge that goes with a removed thing is the picture's side over this, in whole cells."""
 LEAST_EFFECT = 0.01
 """Concepts that a word moves by less than this share of the one that it moves most are left alone."""
 
@@ -213,7 +213,7 @@ class _Placed:
         x = update.float().flatten(2).transpose(1, 2)  # [B, P, C]
         code = self._sae.encode(x.reshape(-1, channels).to(self._sae.b_dec.device))
         z = values_of(code, self._union, self._sae.cfg.d_sae).view(n, height * width, -1)
-        new, exchanged = z.clone(), x
+        new, exchanged, moved_any = z.clone(), x, False
         for part in parts:
             inside = part.inside.grid(height, width).to(z.device)
             now = new[part.rows][..., part.columns]
@@ -223,7 +223,8 @@ class _Placed:
                 exchanged = _remove(part, now, inside, exchanged, width)
             else:
                 new[part.rows, :, part.columns] = part.edit.change(now, part.concepts, inside)
-        changed = exchanged + ((new - z) @ self._directions).to(x.device)
+                moved_any = True
+        changed = exchanged + ((new - z) @ self._directions).to(x.device) if moved_any else exchanged
         return changed.transpose(1, 2).reshape(update.shape)
 
 

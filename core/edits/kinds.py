@@ -152,9 +152,9 @@ class RemoveEdit(ConceptEdit):
     """Take a thing away: wherever one of its concepts is active, what the block adds is exchanged for what it adds
     beside the thing, in the same row of the picture.
 
-    To silence the concepts is not enough: the word reaches the picture through other blocks and through the skips as
-    well, and what is not drawn in the thing's place is drawn from the thing. For the same reason a strength above 1,
-    which goes past what is beside the thing, and until the picture is done.
+    To silence the concepts is not enough, as the word reaches the picture through other blocks and through the skips
+    too. Hence a strength above 1, which goes past what is beside the thing, and all steps: a thing that is taken away
+    early is drawn again.
 
     A style is everywhere, with nothing beside it. For a style's label, what its word does is taken off, as `GlobalEdit`
     adds it.
