@@ -8,8 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from core.concepts import ConceptTable, load_concepts
-    from core.diffuser import Diffuser
+    from core.concepts.layout import Layout, predict_layout
+    from core.concepts.table import ConceptTable, load_concepts
+    from core.diffusion.diffuser import Diffuser
+    from core.diffusion.images import prepare_image
+    from core.diffusion.loading import load_model
+    from core.diffusion.sampling import Generation, Preview
     from core.edits import GlobalEdit, RemoveEdit, ReplaceEdit, SpatialEdit
     from core.errors import (
         ArtifactError,
@@ -21,21 +25,17 @@ if TYPE_CHECKING:
         UnknownWordError,
         WordNotInPromptError,
     )
-    from core.images import prepare_image
     from core.information.attribution import attribute, attribute_iter
     from core.information.captions import rank_captions, rank_captions_iter
+    from core.information.counterfactual import Inversion, WordChange, change_word, change_word_iter, invert
     from core.information.decomposition import Decomposition
     from core.information.likelihood import Likelihood, likelihood, likelihood_iter
     from core.information.partial import decompose, decompose_iter
     from core.information.quadrature import Sampler
     from core.information.ranking import Ranking
     from core.information.results import Attribution, AttributionProgress, Curves, Timeline
-    from core.inversion import Inversion, WordChange, change_word, change_word_iter, invert
-    from core.layout import Layout, predict_layout
-    from core.loading import load_model
-    from core.sae import SaeId, SparseAutoencoder
-    from core.sae_source import load_sae
-    from core.sampling import Generation, Preview
+    from core.sae.autoencoder import SaeId, SparseAutoencoder
+    from core.sae.collection import load_sae
     from core.spec import ModelSpec
 
 _HOME = {
@@ -43,46 +43,46 @@ _HOME = {
     "Attribution": "core.information.results",
     "AttributionProgress": "core.information.results",
     "Cancelled": "core.errors",
-    "ConceptTable": "core.concepts",
+    "ConceptTable": "core.concepts.table",
     "Curves": "core.information.results",
     "Decomposition": "core.information.decomposition",
-    "Diffuser": "core.diffuser",
-    "Generation": "core.sampling",
+    "Diffuser": "core.diffusion.diffuser",
+    "Generation": "core.diffusion.sampling",
     "GlobalEdit": "core.edits",
     "ImageError": "core.errors",
-    "Inversion": "core.inversion",
-    "Layout": "core.layout",
+    "Inversion": "core.information.counterfactual",
+    "Layout": "core.concepts.layout",
     "Likelihood": "core.information.likelihood",
     "ModelError": "core.errors",
     "ModelSpec": "core.spec",
-    "Preview": "core.sampling",
+    "Preview": "core.diffusion.sampling",
     "PromptError": "core.errors",
     "PromptTooLongError": "core.errors",
     "Ranking": "core.information.ranking",
     "RemoveEdit": "core.edits",
     "ReplaceEdit": "core.edits",
-    "SaeId": "core.sae",
+    "SaeId": "core.sae.autoencoder",
     "Sampler": "core.information.quadrature",
-    "SparseAutoencoder": "core.sae",
+    "SparseAutoencoder": "core.sae.autoencoder",
     "SpatialEdit": "core.edits",
     "Timeline": "core.information.results",
     "UnknownWordError": "core.errors",
-    "WordChange": "core.inversion",
+    "WordChange": "core.information.counterfactual",
     "WordNotInPromptError": "core.errors",
     "attribute": "core.information.attribution",
     "attribute_iter": "core.information.attribution",
-    "change_word": "core.inversion",
-    "change_word_iter": "core.inversion",
+    "change_word": "core.information.counterfactual",
+    "change_word_iter": "core.information.counterfactual",
     "decompose": "core.information.partial",
     "decompose_iter": "core.information.partial",
-    "invert": "core.inversion",
+    "invert": "core.information.counterfactual",
     "likelihood": "core.information.likelihood",
     "likelihood_iter": "core.information.likelihood",
-    "load_concepts": "core.concepts",
-    "load_model": "core.loading",
-    "load_sae": "core.sae_source",
-    "predict_layout": "core.layout",
-    "prepare_image": "core.images",
+    "load_concepts": "core.concepts.table",
+    "load_model": "core.diffusion.loading",
+    "load_sae": "core.sae.collection",
+    "predict_layout": "core.concepts.layout",
+    "prepare_image": "core.diffusion.images",
     "rank_captions": "core.information.captions",
     "rank_captions_iter": "core.information.captions",
 }

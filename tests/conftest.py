@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from core.diffuser import Diffuser
-from core.loading import load_model
-from tests.hub import Hub, point_client_at, serve
+from core.diffusion.diffuser import Diffuser
+from core.diffusion.loading import load_model
+from tests.fakes.hub import Hub, point_client_at, serve
 
 TEXT = """moon desert photo a the and on in of cat dog whale ship house tree sun apple cake grass sea sky snow city
 watercolour painting left right above below at night red blue green big small"""

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from gradio_client import Client
 
-from core.sae_source import EMBEDDED, find_collection
-from tests.hub import Hub, environment, point_client_at, serve
-from training.publish import publish
-from training.release import make_release
-from training.report import Table
-from training.sae_card import write_sae_card
+from core.sae.collection import EMBEDDED, find_collection
+from tests.fakes.hub import Hub, environment, point_client_at, serve
+from training.common.report import Table
+from training.hub.cards import write_sae_card
+from training.hub.publish import publish
+from training.hub.release import make_release
 
 REPO, TABLES = "some-one/picturebook-saes", "some-one/picturebook-concepts"
 FIGURES = {"explained_variance": 0.5, "explained_variance_low": 0.5, "explained_variance_high": 0.5}

@@ -6,12 +6,12 @@ import logging
 import sys
 
 COMMANDS = {
-    "picturebook": ("training.picturebook.run", "train the embedded model and put it into the package"),
-    "sae": ("training.sae", "train sparse autoencoders while the sampler runs"),
-    "labels": ("training.labels", "name the concepts of sparse autoencoders"),
+    "picturebook": ("training.pipeline.run", "train the embedded model and put it into the package"),
+    "sae": ("training.sae.command", "train sparse autoencoders while the sampler runs"),
+    "labels": ("training.labels.command", "name the concepts of sparse autoencoders"),
     "evaluate": ("training.evaluate.run", "measure whether the claims are true"),
-    "publish": ("training.publish", "put autoencoders and concept tables on the Hub"),
-    "deploy-space": ("training.space", "put the app on a Hugging Face Space"),
+    "publish": ("training.hub.publish", "put autoencoders and concept tables on the Hub"),
+    "deploy-space": ("training.hub.space", "put the app on a Hugging Face Space"),
     "benchmark": ("training.benchmark.run", "measure speed, each figure beside a peer or a floor"),
 }
 """Name, module with `add_arguments` and `main`, and help of each command."""

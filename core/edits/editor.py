@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.activations import BRANCHES, Editing, Key, edit
-from core.concepts import N_NEAREST, ConceptTable, load_concepts
-from core.diffuser import Diffuser
+from core.activations.hooks import BRANCHES, Editing, Key, edit
+from core.concepts.table import N_NEAREST, ConceptTable, load_concepts
+from core.concepts.trace import Place, load_saes
+from core.diffusion.diffuser import Diffuser
 from core.edits.kinds import Chosen, ConceptEdit, Inside, RemoveEdit, ReplaceEdit, Target, check_strength, window_of
-from core.sae import Code, SparseAutoencoder
-from core.sae_source import find_collection
-from core.trace import Place, load_saes
+from core.sae.autoencoder import Code, SparseAutoencoder
+from core.sae.collection import find_collection
 
 _MARGIN = 16
 """The edge that goes with a removed thing is the picture's side over this, in whole cells."""

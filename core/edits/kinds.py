@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.activations import Key
-from core.sampling import Branch
-from core.schedule import named_steps
+from core.activations.hooks import Key
+from core.concepts.trace import Place
+from core.diffusion.sampling import Branch
+from core.diffusion.schedule import named_steps
 from core.spec import Stage
-from core.trace import Place
 
 RegionName = Literal["top-left", "top-right", "bottom-left", "bottom-right", "top", "bottom", "left", "right", "all"]
 """Quarters and halves of a picture, and all of it."""
@@ -133,7 +133,7 @@ class GlobalEdit(ConceptEdit):
 
     A style is no concept that is there or not: its word raises or lowers hundreds of them a little. So for a style's
     label those are moved in the proportions in which its word moves them at one moment of a picture; a strength of 1 is
-    what the word itself does there (`training.effects`).
+    what the word itself does there (`training.labels.effects`).
     """
 
     strength: float = 3.0

@@ -2,8 +2,8 @@
 
 from collections.abc import Collection
 
+from core.concepts.trace import Place, Trace
 from core.edits.kinds import Target
-from core.trace import Place, Trace
 
 
 def concepts_at(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.diffusion.text import delete_words, distinct_words, only_words
 from core.errors import PromptError, WordNotInPromptError
 from core.information.estimator import Comparison, Estimate, NoisePredictor
 from core.information.measuring import (
@@ -24,10 +25,9 @@ from core.information.measuring import (
 )
 from core.information.quadrature import Sampler
 from core.information.results import Attribution, AttributionProgress, Curves, Floats, Given, Timeline, mean_and_stderr
-from core.text import delete_words, distinct_words, only_words
 
 if TYPE_CHECKING:
-    from core.sampling import Generation
+    from core.diffusion.sampling import Generation
 
 Event = AttributionProgress | Attribution
 

@@ -18,8 +18,8 @@ from core.information.ranking import Ranking, closest, differences, wanted_error
 from core.information.results import Floats, Progress, mean_and_stderr
 
 if TYPE_CHECKING:
+    from core.diffusion.sampling import Generation
     from core.information.measuring import Picture
-    from core.sampling import Generation
 
 Event = Progress[Ranking] | Ranking
 

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.diffusion.schedule import NoiseSchedule
 from core.information.quadrature import Draw, Sampler, draw, fit
-from core.schedule import NoiseSchedule
 
 Floats = NDArray[np.float64]
 

@@ -29,8 +29,8 @@ from core.information.quadrature import Sampler
 from core.information.results import Floats, Measurement, Progress, mean_and_stderr
 
 if TYPE_CHECKING:
+    from core.diffusion.sampling import Generation
     from core.information.measuring import Picture
-    from core.sampling import Generation
 
 WIDE = Sampler(scale=1000.0, clip=0.5)
 """Flat over all that the model was trained on: here the range decides the result, not only its truncation."""

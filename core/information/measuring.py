@@ -23,7 +23,7 @@ from core.information.results import Floats, Measurement, Progress
 from core.information.rounding import MOST, Rounding, is_rounded
 
 if TYPE_CHECKING:
-    from core.sampling import Generation
+    from core.diffusion.sampling import Generation
 
 BATCH_SIZE = 32
 """Latents in a U-Net call unless told otherwise. More gains little on a CPU, and makes a cancel wait longer."""

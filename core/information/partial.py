@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from core.diffusion.text import delete_words, only_words
 from core.errors import PromptError
 from core.information.attribution import check_given, choose_words
 from core.information.decomposition import Decomposition, PairInformation, Replicates, split
@@ -23,11 +24,10 @@ from core.information.measuring import (
 )
 from core.information.quadrature import Sampler
 from core.information.results import Given, Progress
-from core.text import delete_words, only_words
 
 if TYPE_CHECKING:
+    from core.diffusion.sampling import Generation
     from core.information.measuring import Picture
-    from core.sampling import Generation
 
 Surprisal = Callable[[str], float]
 """Bits of a word's surprisal, -log2 of its probability given what the bits are given."""

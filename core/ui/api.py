@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from core.information.results import Attribution
-from core.ui.dictionary import no_concepts
+from core.ui.concepts.dictionary import no_concepts
+from core.ui.events import MODEL
 from core.ui.inputs import (
     PICTURE,
     Number,
@@ -26,16 +27,15 @@ from core.ui.inputs import (
     seed_problem,
     step_problem,
 )
-from core.ui.interventions_api import intervention
-from core.ui.interventions_wish import KINDS, REGIONS, offered_stages
+from core.ui.interventions.api import intervention
+from core.ui.interventions.request import KINDS, REGIONS, offered_stages
 from core.ui.jobs import JobError, Waiting, bring, draw, foretell, measure
+from core.ui.look.scene import Scene
 from core.ui.runtime import Runtime
-from core.ui.scene import Scene
-from core.ui.wiring import MODEL
 
 if TYPE_CHECKING:
-    from core.concepts import ConceptTable
-    from core.trace import Place
+    from core.concepts.table import ConceptTable
+    from core.concepts.trace import Place
 
 
 def build_api(runtime: Runtime) -> None:
@@ -136,7 +136,7 @@ def build_api(runtime: Runtime) -> None:
 
     def concepts(query: str) -> Any:
         """The concepts of all blocks that a word finds, best first; where it finds none, the nearest labels."""
-        from core.ui.concept_reading import search_all  # which imports torch
+        from core.ui.concepts.results import search_all  # which imports torch
 
         hits, nearest = search_all(_tables(runtime), query, runtime.model)
         return {"hits": [{**place._asdict(), **hit._asdict()} for place, hit in hits], "nearest": list(nearest)}

@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 
 from core.information.results import Attribution
-from core.stored import GIVEN, QUALITY, StoredExample
-from core.ui.images import data_url
+from core.information.stored import GIVEN, QUALITY, StoredExample
+from core.ui.look.images import data_url
+from core.ui.look.scene import Scene
 from core.ui.runtime import Runtime
-from core.ui.scene import Scene
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from core.images import check_size
+from core.diffusion.images import check_size
 from core.ui.runtime import Runtime
 
 MAX_PROMPT = 500

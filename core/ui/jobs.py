@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from core.images import prepare_image
+from core.diffusion.images import prepare_image
 from core.information.results import Attribution, Measurement
-from core.ui.dictionary import no_concepts
-from core.ui.images import data_url
+from core.ui.concepts.dictionary import no_concepts
 from core.ui.inputs import picture_note
+from core.ui.look.images import data_url
+from core.ui.look.scene import Scene
 from core.ui.runtime import Runtime
-from core.ui.scene import Scene
 
 if TYPE_CHECKING:
-    from core.changes import Beyond
+    from core.concepts.layout import Layout
+    from core.concepts.trace import Trace, Tracer
     from core.edits import ConceptEdit
-    from core.layout import Layout
-    from core.trace import Trace, Tracer
+    from core.edits.metrics import Beyond
 
 _FRAME_SIDE = 160
 """Largest side of a preview on the film strip, in pixels."""
@@ -236,7 +236,7 @@ def intervene(
 def _redrawn(
     runtime: Runtime, scene: Scene, rows: "Sequence[Sequence[ConceptEdit]]"
 ) -> "Generator[Redrawing | Redrawn, None, None]":
-    from core.changes import Watch
+    from core.edits.metrics import Watch
 
     editor, model = runtime.editor, runtime.model
     if editor is None:
@@ -282,7 +282,7 @@ def _drawn(runtime: Runtime, prompt: str, seed: int, steps: int, guidance: float
 
 def _traced(runtime: Runtime, scene: Scene) -> "Generator[Trace | None, None, None]":
     """None after each step; last the trace."""
-    from core.trace import trace_image
+    from core.concepts.trace import trace_image
 
     dictionary, tracer, model = runtime.dictionary, _tracer(runtime), runtime.model
     if dictionary is None or tracer is None:
@@ -302,7 +302,7 @@ def _tracer(runtime: Runtime) -> "Tracer | None":
     """What reads the concepts of a picture while it is drawn."""
     if runtime.dictionary is None:
         return None
-    from core.trace import Tracer
+    from core.concepts.trace import Tracer
 
     return Tracer(runtime.model, runtime.dictionary.saes)
 

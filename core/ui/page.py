@@ -7,19 +7,19 @@ from typing import Any
 import gradio as gr
 
 from core.ui.api import build_api
-from core.ui.attribution_tab import AttributionTab, build_attribution_tab
-from core.ui.concepts_tab import ConceptsTab, build_concepts_tab
+from core.ui.attribution.tab import AttributionTab, build_attribution_tab
+from core.ui.concepts.tab import ConceptsTab, build_concepts_tab
+from core.ui.events import wire
 from core.ui.examples import Example, keep_example, load_examples
 from core.ui.inputs import PICTURE, Number, Picture, html
-from core.ui.interventions_tab import InterventionsTab, build_interventions_tab
-from core.ui.interventions_wiring import wire_interventions
-from core.ui.layout_tab import LayoutTab, build_layout_tab
-from core.ui.picture import stage_html, status_html
-from core.ui.questions import Questions, build_questions
-from core.ui.questions_api import build_questions_api
+from core.ui.interventions.events import wire_interventions
+from core.ui.interventions.tab import InterventionsTab, build_interventions_tab
+from core.ui.layout.tab import LayoutTab, build_layout_tab
+from core.ui.look.picture import stage_html, status_html
+from core.ui.look.words import badge_html
+from core.ui.questions.api import build_questions_api
+from core.ui.questions.tab import Questions, build_questions
 from core.ui.runtime import Runtime
-from core.ui.wiring import wire
-from core.ui.words import badge_html
 
 _PICK = (
     "element.addEventListener('click', (event) => { const button = event.target.closest('[data-example]');"

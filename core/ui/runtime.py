@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from core.information.results import Attribution
+from core.information.surprisal import load_surprisal
 from core.spec import BUILT_IN, ModelSpec
-from core.surprisal import load_surprisal
-from core.ui.dictionary import Dictionary, load_dictionary
-from core.ui.lent import Lender, LentEngine, on_zero_gpu, seconds_of
-from core.ui.scene import target
+from core.ui.concepts.dictionary import Dictionary, load_dictionary
+from core.ui.look.scene import target
+from core.ui.zero_gpu import Lender, LentEngine, on_zero_gpu, seconds_of
 
 if TYPE_CHECKING:
+    from core.concepts.trace import Trace
     from core.edits import Editor
-    from core.segmentation import Segmenter
-    from core.trace import Trace
+    from core.segmentation.semantic import Segmenter
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -147,7 +147,7 @@ class Runtime:
     def segmenter(self) -> "Segmenter | None":
         """What says where things are in the model's pictures; None where none comes with it."""
         if self._segmenter is None and self.spec.name == "picturebook":
-            from core.segmentation import load_segmenter
+            from core.segmentation.semantic import load_segmenter
 
             # A lent GPU is not there for what is computed between requests.
             self._segmenter = load_segmenter(device="cpu" if self._lender else self.device)

@@ -12,18 +12,18 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import core
-from core.concept_files import KINDS, file_sha256
-from core.diffuser import Diffuser
-from core.sae import SaeId
-from core.sae_files import CONFIG, WEIGHTS
-from core.sae_source import list_saes
+from core.concepts.io import KINDS, file_sha256
+from core.diffusion.diffuser import Diffuser
+from core.sae.autoencoder import SaeId
+from core.sae.collection import list_saes
+from core.sae.io import CONFIG, WEIGHTS
+from training.evaluate.common.judges import Judges, draw, load_judges, look
 from training.evaluate.picturebook import QUESTIONS, Settings, bits, held_out_scenes, outcomes
-from training.evaluate.pictures import Judges, draw, load_judges, look
-from training.picturebook.autoencoder import psnr, reconstruct, to_pixels
-from training.picturebook.judges import make_scenes, mean_iou, overlap
-from training.picturebook.run import JUDGES, PACKAGE, RECIPE, read_config
-from training.picturebook.scenes import caption_of, paint
-from training.sae_card import MANIFEST
+from training.hub.cards import MANIFEST
+from training.picturebook.models.autoencoder import psnr, reconstruct, to_pixels
+from training.picturebook.models.judges import make_scenes, mean_iou, overlap
+from training.picturebook.world.scenes import caption_of, paint
+from training.pipeline.run import JUDGES, PACKAGE, RECIPE, read_config
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 import core
 from core.artifacts import MANIFEST, READ, Files, Source, check_name, find_source, read_manifest
 from core.errors import ArtifactError
-from core.sae import SaeId
-from core.sae_files import read_sae
-from core.sae_source import find_collection, write_index
-from tests.core.test_concepts import DOWN, IDS, MIDDLE, NAMES, UP, write_one
-from tests.hub import Hub
-from training.sae_card import manifest_lines, manifest_text
+from core.sae.autoencoder import SaeId
+from core.sae.collection import find_collection, write_index
+from core.sae.io import read_sae
+from tests.core.concepts.test_table import DOWN, IDS, MIDDLE, NAMES, UP, write_one
+from tests.fakes.hub import Hub
+from training.hub.cards import manifest_lines, manifest_text
 
 SAES, TABLES = "some-one/saes", "some-one/concepts"
 

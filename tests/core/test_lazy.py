@@ -8,7 +8,7 @@ import core
 
 def test_importing_core_imports_no_torch() -> None:
     code = (
-        "import sys, core, core.spec, core.schedule, core.text, core.errors, core.images, core.information.results\n"
+        "import sys, core, core.spec, core.diffusion.schedule, core.diffusion.text, core.errors, core.diffusion.images, core.information.results\n"
         "core.Attribution, core.prepare_image, core.ModelSpec, core.PromptError\n"
         "heavy = [name for name in ('torch', 'diffusers', 'transformers', 'gradio') if name in sys.modules]\n"
         "assert not heavy, heavy"

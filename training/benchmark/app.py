@@ -20,7 +20,7 @@ from urllib.request import urlopen
 
 from PIL import Image
 
-from training.report import ROOT, Figure, Table, timed
+from training.common.report import ROOT, Figure, Table, timed
 
 log = logging.getLogger(__name__)
 

@@ -23,24 +23,24 @@ from PIL import Image
 from torch import Tensor
 
 import core
-from core.activations import Key, record
-from core.concepts import load_concepts
-from core.diffuser import Diffuser
+from core.activations.hooks import Key, record
+from core.concepts.table import load_concepts
+from core.concepts.trace import load_saes
+from core.diffusion.diffuser import Diffuser
+from core.diffusion.hookpoints import nearest_hookpoints
 from core.edits import Editor, GlobalEdit, Target
-from core.hookpoints import nearest_hookpoints
 from core.information.quadrature import Sampler
-from core.sae import SaeConfig, SaeId, SparseAutoencoder
-from core.sae_files import save_sae
-from core.sae_source import write_index
-from core.segmentation import Segmentation
+from core.sae.autoencoder import SaeConfig, SaeId, SparseAutoencoder
+from core.sae.collection import write_index
+from core.sae.io import save_sae
+from core.segmentation.semantic import Segmentation
 from core.spec import BUILT_IN
-from core.trace import load_saes
-from training.bank import Bank, Moments, TrainerConfig
 from training.benchmark.full_size import FULL, SMALL, Size
 from training.benchmark.speed import unet_seconds
-from training.labelling import LabelConfig, Run
-from training.labels import label_collection
-from training.report import ROOT, Cell, Figure, Table
+from training.common.report import ROOT, Cell, Figure, Table
+from training.labels.command import label_collection
+from training.labels.labeller import LabelConfig, Run
+from training.sae.bank import Bank, Moments, TrainerConfig
 
 log = logging.getLogger(__name__)
 

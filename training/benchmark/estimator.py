@@ -17,14 +17,14 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 import core
-from core.diffuser import Diffuser
+from core.diffusion.diffuser import Diffuser
 from core.information.attribution import choose_words, compare
 from core.information.estimator import Comparison, Estimator, cost
 from core.information.measuring import sampler_for
 from core.information.quadrature import Sampler
 from training.benchmark.arithmetic import Floats, Indices, Interval, needed, ratio, relative_errors, resamples, times
 from training.benchmark.prompts import Sample, held_out
-from training.report import Cell, Table
+from training.common.report import Cell, Table
 
 log = logging.getLogger(__name__)
 

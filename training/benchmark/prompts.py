@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from core.text import delete_words, distinct_words
-from training.picturebook.captions import Split
-from training.picturebook.scenes import caption_of, make_scene, paint
+from core.diffusion.text import delete_words, distinct_words
+from training.picturebook.world.captions import Split
+from training.picturebook.world.scenes import caption_of, make_scene, paint
 
 _SCENES = 2000
 """Scenes looked through before giving up."""

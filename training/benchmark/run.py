@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training import report
-from training.folders import cache_folder
-from training.report import Table
+from training.common import report
+from training.common.folders import cache_folder
+from training.common.report import Table
 
 if TYPE_CHECKING:
-    from core.diffuser import Diffuser
+    from core.diffusion.diffuser import Diffuser
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Run:
 
     def fed(self) -> Table:
         """SAE training while a full-size U-Net feeds it."""
-        from training.benchmark import fed
+        from training.benchmark import streaming as fed
 
         return fed.part(fed.QUICK if self.quick else fed.Settings(), self.place)
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.report import ROOT, Cell, Table
+from training.common.report import ROOT, Cell, Table
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def _contestant(
         "turn": settings.turn,
         "lr": settings.learning_rate,
     }
-    script = Path(__file__).with_name("contestants.py")
+    script = Path(__file__).with_name("baselines.py")
     words = [str(python or sys.executable), str(script), name]
     words += [word for key, value in options.items() for word in (f"--{key}", str(value))]
     environ = {**os.environ, "WANDB_MODE": "disabled"}

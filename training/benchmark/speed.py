@@ -8,12 +8,12 @@ import torch
 from diffusers import DDIMScheduler
 
 import core
-from core.activations import record
-from core.diffuser import Diffuser
+from core.activations.hooks import record
+from core.diffusion.diffuser import Diffuser
+from core.diffusion.loading import read_pipeline
 from core.information.measuring import BATCH_SIZE
-from core.loading import read_pipeline
 from training.benchmark.prompts import held_out
-from training.report import Figure, Table, timed
+from training.common.report import Figure, Table, timed
 
 PICTURE_AIM, ATTRIBUTION_AIM = 3.0, 10.0
 """Seconds."""

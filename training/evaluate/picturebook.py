@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 
 import core
-from core.diffuser import Diffuser
+from core.diffusion.diffuser import Diffuser
 from core.information.quadrature import Sampler
-from training.evaluate.pictures import Judges, Sight, draw, look
-from training.evaluate.shares import Share, share
-from training.picturebook.autoencoder import psnr, to_pixels
-from training.picturebook.captions import Caption, log2_word_given_rest
-from training.picturebook.judges import mean_iou, overlap
-from training.picturebook.scenes import Scene, caption_of, make_scene, paint
-from training.picturebook.world import LABELS
-from training.report import Cell, Table
+from training.common.report import Cell, Table
+from training.evaluate.common.judges import Judges, Sight, draw, look
+from training.evaluate.common.proportions import Share, share
+from training.picturebook.models.autoencoder import psnr, to_pixels
+from training.picturebook.models.judges import mean_iou, overlap
+from training.picturebook.world.captions import Caption, log2_word_given_rest
+from training.picturebook.world.scenes import Scene, caption_of, make_scene, paint
+from training.picturebook.world.world import LABELS
 
 
 @dataclass(frozen=True)

@@ -14,35 +14,28 @@ from typing import NamedTuple, TypeVar
 import torch
 
 import core
-import core.attention
-import core.layout
-from core.diffuser import Diffuser
+import core.activations.attention
+import core.concepts.layout
+from core.diffusion.diffuser import Diffuser
 from core.edits import load_editor
-from core.sae_source import EMBEDDED, list_saes
-from core.segmentation import load_segmenter
-from training import report
-from training.evaluate import captions as caption_ranking
-from training.evaluate import (
-    changes,
-    concepts,
-    interventions,
-    layout,
-    likelihood,
-    localisation,
-    picturebook,
-    pid,
-    sae,
-    words,
-)
+from core.sae.collection import EMBEDDED, list_saes
+from core.segmentation.semantic import load_segmenter
+from training.common import report
+from training.common.folders import cache_folder
+from training.common.report import Table
+from training.evaluate import picturebook
+from training.evaluate.common.judges import load_judges
+from training.evaluate.common.store import fingerprint, kept
+from training.evaluate.information import captions, counterfactual, likelihood, localisation, pid, words
+from training.evaluate.interventions import evaluation as interventions
+from training.evaluate.layout import evaluation as layout
 from training.evaluate.picturebook import held_out_scenes
-from training.evaluate.pictures import load_judges
-from training.evaluate.sae_by_k import by_k
-from training.evaluate.store import fingerprint, kept
-from training.folders import cache_folder
-from training.picturebook.scenes import caption_of
-from training.prompts import GRAMMAR, Prompts, add_prompt_arguments, open_prompts
-from training.report import Table
-from training.sae_card import write_sae_card
+from training.evaluate.sae import concepts
+from training.evaluate.sae import evaluation as sae
+from training.evaluate.sae.by_k import by_k
+from training.hub.cards import write_sae_card
+from training.picturebook.world.scenes import caption_of
+from training.prompts.sources import GRAMMAR, Prompts, add_prompt_arguments, open_prompts
 
 PACKAGE = Path(core.__file__).parent / "picturebook"
 
@@ -171,7 +164,7 @@ def evaluate_layout(model: Diffuser, asked: Asked, package: Path = PACKAGE) -> l
     captions = [caption_of(scene) for scene in held_out_scenes(settings.n_fit + settings.n_pictures)]
     parts = {part.__name__: part for part in layout.PARTS}
     local = _own_weights(model)
-    code = [inspect.getsource(module) for module in (core.attention, core.layout)]
+    code = [inspect.getsource(module) for module in (core.activations.attention, core.concepts.layout)]
     tables = []
     for root in asked.saes:
         shared = [i for i in list_saes(root) if i.t == "all"]
@@ -259,8 +252,8 @@ def _model_and_judges(package: Path) -> list[Path]:
 
 
 EVALUATIONS: dict[str, Callable[[Diffuser, Asked], list[Table]]] = {
-    "captions": evaluate_information(caption_ranking),
-    "changes": evaluate_information(changes),
+    "captions": evaluate_information(captions),
+    "counterfactual": evaluate_information(counterfactual),
     "interventions": evaluate_interventions,
     "concepts": evaluate_concepts,
     "layout": evaluate_layout,

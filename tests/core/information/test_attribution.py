@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from core.diffuser import Diffuser
+from core.diffusion.diffuser import Diffuser
 from core.errors import Cancelled, ImageError, PromptError, WordNotInPromptError
 from core.information.attribution import attribute, attribute_iter
 from core.information.quadrature import Sampler
 from core.information.results import Attribution, AttributionProgress
-from tests.core.information.gaussian import Floats, GaussianWorld
+from tests.fakes.gaussian import Floats, GaussianWorld
 
 WORDS = ["red", "cat", "sea"]
 PROMPT = "red cat sea"

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from core.diffuser import Diffuser
+from core.diffusion.diffuser import Diffuser
 from core.errors import Cancelled, PromptError, UnknownWordError
 from core.information.captions import rank_captions, rank_captions_iter
 from core.information.quadrature import Sampler
 from core.information.ranking import UNKNOWN, Ranking, differences
 from core.information.results import Progress, t_cdf
-from tests.core.information.discrete import world_of
-from tests.core.information.gaussian import GaussianWorld
+from tests.fakes.discrete import world_of
+from tests.fakes.gaussian import GaussianWorld
 
 WORDS = ["red", "cat", "sea"]
 CAPTIONS = ["cat", "red cat sea", "sea"]

@@ -8,7 +8,7 @@ import torch
 
 from core.information.attribution import attribute
 from core.information.quadrature import Sampler
-from tests.core.information.ladder import HIGH, LOW, RUNGS, Network, Rung, TrainedRung, pictures, train
+from tests.fakes.ladder import HIGH, LOW, RUNGS, Network, Rung, TrainedRung, pictures, train
 
 BITS = 1 / math.log(2)
 N_PICTURES = 24

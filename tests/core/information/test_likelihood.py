@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from core.diffuser import Diffuser
+from core.diffusion.diffuser import Diffuser
 from core.errors import Cancelled
 from core.information.attribution import attribute
 from core.information.likelihood import likelihood
 from core.information.quadrature import Sampler
-from tests.core.information.gaussian import GaussianWorld
+from tests.fakes.gaussian import GaussianWorld
 
 PROMPT = "red cat sea"
 

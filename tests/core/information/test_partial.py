@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from core.diffuser import Diffuser
+from core.diffusion.diffuser import Diffuser
 from core.errors import Cancelled, PromptError, WordNotInPromptError
 from core.information.decomposition import Decomposition, smaller_of_means, split_by_surprisal
 from core.information.partial import decompose, decompose_iter
 from core.information.quadrature import Sampler
 from core.information.results import Given, Progress
-from tests.core.information.discrete import DiscreteWorld, world_of
-from tests.core.information.gaussian import Floats, GaussianWorld
+from tests.fakes.discrete import DiscreteWorld, world_of
+from tests.fakes.gaussian import Floats, GaussianWorld
 
 WORDS = ["red", "cat", "sea"]
 PROMPT = "red cat sea"

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from core.diffusion.schedule import NoiseSchedule
 from core.information.measuring import sampler_for
 from core.information.quadrature import Density, Sampler, draw, fit
-from core.schedule import NoiseSchedule
 from core.spec import ModelSpec
 
 RANGE = NoiseSchedule.stable_diffusion().log_snr_range

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.diffuser import Diffuser
+from core.diffusion.diffuser import Diffuser
+from core.diffusion.loading import load_model
+from core.diffusion.schedule import NoiseSchedule
 from core.information import measuring
 from core.information.attribution import attribute, attribute_iter
 from core.information.estimator import Comparison
 from core.information.rounding import Rounding
-from core.loading import load_model
-from core.schedule import NoiseSchedule
 
 APART, PROMPT = 0.5, "a cat"
 

@@ -1,0 +1,105 @@
+"""Which words a model knows, and the nearest known words to one that it does not.
+
+A real CLIP vocabulary has every byte as a token, so any text can be spelled and no word is unknown. A small model's
+vocabulary has whole words; a word outside it falls apart into letters, or into the end mark, and means nothing.
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from core.diffusion.text import split_words
+from core.errors import EmptyPromptError, PromptTooLongError, UnknownWordError
+
+_END = "</w>"
+_ONE_LETTER = frozenset({"a", "i"})
+_N_BYTES = 256
+_MOST_WINDOWS = 4
+"""A long prompt is read in so many windows at most: an attention layer's work grows with each."""
+
+
+class Vocabulary:
+    """A CLIP tokenizer, asked about words."""
+
+    known_words: tuple[str, ...]
+    """Whole words of a word-level vocabulary, sorted; empty where any text can be spelled."""
+    window: int
+    """Most tokens that the text encoder reads at once, without the start and end marks."""
+    limit: int
+    """Most tokens in a prompt, likewise. A model that can spell any text reads longer ones window by window; one with
+    a vocabulary of its own was never shown any."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.window = int(tokenizer.model_max_length) - 2
+        vocabulary = tokenizer.get_vocab()
+        n_letters = sum(len(token.removesuffix(_END)) == 1 and token.endswith(_END) for token in vocabulary)
+        self.spells_anything = n_letters >= _N_BYTES
+        self.limit = self.window * (_MOST_WINDOWS if self.spells_anything else 1)
+        stems = {token.removesuffix(_END) for token in vocabulary if token.endswith(_END)}
+        words = () if self.spells_anything else sorted(stem for stem in stems if self._is_word(stem))
+        self.known_words = tuple(words)
+
+    def unknown_words(self, prompt: str, n: int = 4) -> dict[str, list[str]]:
+        """Each unknown word (or mark) of the prompt with up to `n` of the nearest known words, nearest first."""
+        if self.spells_anything:
+            return {}
+        pieces: list[str] = []
+        at = 0
+        for word in split_words(prompt):
+            pieces += [*prompt[at : word.start].split(), word.text]
+            at = word.end
+        if self._tokenizer.unk_token_id != self._tokenizer.pad_token_id:
+            pieces += prompt[at:].split()  # else a full stop becomes one more mark of the end, as the padding is
+        return {piece: self._nearest(piece, n) for piece in dict.fromkeys(pieces) if not self._knows(piece)}
+
+    def check(self, prompt: str) -> None:
+        """Raise the `PromptError` that fits an empty, overlong or unknown prompt."""
+        words = split_words(prompt)
+        if not words:
+            raise EmptyPromptError
+        unknown = self.unknown_words(prompt)
+        if unknown:
+            raise UnknownWordError(unknown)
+        self.check_length(prompt)
+
+    def check_length(self, prompt: str) -> None:
+        """Raise `PromptTooLongError` where the model would not read the whole prompt."""
+        n_tokens = len(self._tokenizer.tokenize(prompt))
+        if n_tokens > self.limit:
+            raise PromptTooLongError(n_tokens, self.limit, len(split_words(prompt)))
+
+    def windows(self, prompt: str) -> list[list[int]]:
+        """What the text encoder reads: tokens from start to end mark, padded, a window after another; never none."""
+        tokens = self._tokenizer(prompt, add_special_tokens=False).input_ids
+        start, end, padding = (getattr(self._tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
+        return [[start, *part, end] + [padding] * (self.window - len(part)) for part in _parts(tokens, self.window)]
+
+    def token_spans(self, prompt: str) -> list[tuple[int, int]]:
+        """Where each token of `windows`, one after another, begins and ends in the prompt; marks have (0, 0)."""
+        asked = self._tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+        none = (0, 0)
+        return [
+            span
+            for part in _parts(asked["offset_mapping"], self.window)
+            for span in (none, *map(tuple, part), none, *[none] * (self.window - len(part)))
+        ]
+
+    def _knows(self, piece: str) -> bool:
+        tokens = self._tokenizer.tokenize(piece)
+        return all(token.endswith(_END) and self._is_word(token.removesuffix(_END), mark=True) for token in tokens)
+
+    @staticmethod
+    def _is_word(stem: str, mark: bool = False) -> bool:
+        """Whether a whole token is a word: the letters that longer words are built from are not."""
+        if len(stem) == 1:
+            return stem in _ONE_LETTER or stem.isdigit() or (mark and not stem.isalpha())
+        return bool(split_words(stem)) or mark
+
+    def _nearest(self, word: str, n: int) -> list[str]:
+        long_enough = [known for known in self.known_words if len(known) > 2]
+        return difflib.get_close_matches(word.lower(), long_enough, n=n, cutoff=0.6)
+
+
+def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[at : at + size] for at in range(0, max(len(items), 1), size)]

@@ -1,0 +1,120 @@
+"""What an edit did to a picture beside the unedited one: how much else changed, and how far from data it went."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.activations.hooks import Key, record
+from core.concepts.trace import Place
+from core.edits.editor import Editor, values_of
+from core.edits.kinds import ConceptEdit, Inside, window_of
+
+CELL = 8
+"""Side in pixels of what counts as low spatial frequency: the mean over so large cells, as a latent covers."""
+
+
+def frequencies(difference: Tensor, where: Tensor) -> tuple[float, float]:
+    """Root mean squares, over where [H, W], of a difference [3, H, W]: of its means over cells, and of the rest."""
+    low = F.interpolate(F.avg_pool2d(difference[None], CELL), scale_factor=CELL, mode="nearest")[0]
+    coarse, fine = (float(part[:, where].square().mean().sqrt()) for part in (low, difference - low))
+    return coarse, fine
+
+
+def layout_iou(new: Tensor, old: Tensor, where: Tensor, min_area: int = 1) -> float:
+    """Mean over the classes that the old label map [H, W] shows there, of the intersection over union.
+
+    Classes of fewer pixels are left out; not a number where none is left.
+    """
+    ious = []
+    for label in sorted(set(old[where].tolist())):
+        a, b = (new == label) & where, (old == label) & where
+        if label >= 0 and int(b.sum()) >= min_area:
+            ious.append(float((a & b).sum() / (a | b).sum()))
+    return float(np.mean(ious)) if ious else float("nan")
+
+
+class Beyond(NamedTuple):
+    """How the values of edited concepts compare with those that data have."""
+
+    share: float
+    """Part of the active values that lie above the concept's 99th percentile in data, which is 1 % in data; not a
+    number where none is active."""
+    times: float
+    """The largest of them in units of its concept's 99th percentile; 0 where none is active."""
+
+
+class _Watched(NamedTuple):
+    """An edit at one place."""
+
+    row: int
+    place: Place
+    numbers: Tensor
+    """[n] edited concepts."""
+    most: Tensor
+    """[n] their 99th percentiles."""
+    steps: range
+    inside: Inside
+
+
+class Watch:
+    """Reads back, where and while edits act, how strong the edited concepts have become.
+
+    Enter `context` after the edits, in one run of the sampler with a list of edits for each picture of the batch.
+    """
+
+    def __init__(self, editor: Editor, edits: Sequence[Sequence[ConceptEdit]], n_steps: int) -> None:
+        model = editor.model
+        self._saes = editor.saes
+        self._watched = [
+            _watched(editor, row, one, place, numbers, n_steps)
+            for row, of_row in enumerate(edits)
+            for one in of_row
+            if one.strength
+            for place, numbers in editor.concepts(one).items()
+        ]
+        self._n_active, self._n_above = [0] * len(edits), [0] * len(edits)
+        self._times = [0.0] * len(edits)
+        self.context = record(
+            model,
+            dict.fromkeys(one.place.hookpoint for one in self._watched) or None,
+            steps={step for one in self._watched for step in one.steps} or None,
+            sink=self._see,
+        )
+        """For the `contexts` of the run."""
+
+    def beyond(self, row: int) -> Beyond:
+        """What was seen of a picture."""
+        n = self._n_active[row]
+        return Beyond(self._n_above[row] / n if n else float("nan"), self._times[row])
+
+    def _see(self, key: Key, update: Tensor) -> None:
+        for one in self._watched:
+            if one.place != (key.hookpoint, key.branch) or key.step not in one.steps:
+                continue
+            sae = self._saes[one.place]
+            x = update[one.row].flatten(1).T.to(sae.b_dec.device, torch.float32)
+            inside = one.inside.grid(*update.shape[2:]).flatten().to(x.device) > 0
+            z = values_of(sae.encode(x[inside]), one.numbers, sae.cfg.d_sae)
+            shares = (z / one.most)[z > 0]
+            self._n_active[one.row] += shares.numel()
+            self._n_above[one.row] += int((shares > 1).sum())
+            self._times[one.row] = max(self._times[one.row], float(shares.max()) if shares.numel() else 0.0)
+
+
+def _watched(
+    editor: Editor, row: int, one: ConceptEdit, place: Place, numbers: Sequence[int], n_steps: int
+) -> _Watched:
+    device = editor.saes[place].b_dec.device
+    most = torch.tensor(editor.table(place).frame["p99"].to_numpy()[list(numbers)], dtype=torch.float32, device=device)
+    return _Watched(
+        row,
+        place,
+        torch.tensor(numbers, device=device),
+        most.clamp_min(1e-9),
+        window_of(one, n_steps, editor.model.spec.stages),
+        Inside(one.where, editor.model.image_size),
+    )

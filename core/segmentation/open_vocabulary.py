@@ -1,0 +1,319 @@
+"""What is where in a real picture, for any classes that have a name: open-vocabulary segmenters of transformers.
+
+`grounded`: Grounding DINO finds boxes of the classes, and SAM (or SAM 2, whose processor needs torchvision) turns each
+box into a mask. `clipseg`: one small model gives each pixel to the class that its neighbourhood is most like.
+"""
+
+import importlib
+import importlib.util
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from core.diffusion.text import distinct_words
+from core.errors import ModelError
+from core.segmentation.semantic import Segmentation, common_size
+
+OpenKind = Literal["grounded", "clipseg"]
+"""Which models find the classes."""
+OPEN_KINDS: tuple[OpenKind, ...] = get_args(OpenKind)
+
+DETECTOR, CLIPSEG = "IDEA-Research/grounding-dino-tiny", "CIDAS/clipseg-rd64-refined"
+SAM, SAM2 = "facebook/sam-vit-base", "facebook/sam2.1-hiera-tiny"
+
+PLACE_TAGS = (
+    "sky", "cloud", "sea", "lake", "river", "beach", "grass", "forest", "mountain", "snow", "desert", "street", "road",
+    "field", "garden", "wall", "floor", "water",
+)  # fmt: skip
+"""Of the tags, those that are places rather than things."""
+TAGS = (
+    "person", "face", "hand", "hair", "dress", "hat", "shoe", "cat", "dog", "bird", "horse", "cow", "fish", "bear",
+    "elephant", "butterfly", "bee", "tree", "flower", "leaf", "fruit", "apple", "banana", "bread", "cake", "cup",
+    "bottle", "plate", "table", "chair", "sofa", "bed", "lamp", "window", "door", "house", "building", "tower",
+    "bridge", "boat", "car", "bus", "train", "bicycle", "aeroplane", "phone", "computer", "book", "clock", "ball",
+    "toy", "guitar", "statue", "painting", "text", "sun", "moon", "star", "fire", "rock", *PLACE_TAGS,
+)  # fmt: skip
+"""What is looked for beside the words of the prompts."""
+
+_FUNCTION_WORDS = frozenset(
+    """a about above across after against all along also among an and any are around as at be been before behind
+    being below beneath beside between beyond both but by can did do does down during each every few for from had
+    has have he her hers him his how i if in inside into is it its just like many me more most much my near no not
+    of off on one only onto or other our out outside over own past per she so some such than that the their them
+    then there these they this those through to too toward towards two under until up upon us very was we were
+    what when where which while who whom whose why will with within without would you your""".split()  # noqa: SIM905
+)
+_MOST_BOXES = 8
+"""Boxes of a class in a picture."""
+_SAME_BOX = 0.7
+"""Of two boxes of one class with a larger intersection over union only the better stays."""
+
+
+def classes_of(prompts: Iterable[str], tags: Sequence[str] = TAGS, n_words: int = 64) -> tuple[str, ...]:
+    """The tags, and the words that most of the prompts have, `n_words` at most, function words and numbers left out.
+
+    Nothing here tells a noun from a verb. A word that nothing can be found for only has empty masks.
+    """
+    known = {tag.casefold() for tag in tags}
+    counts = Counter(word for prompt in prompts for word in distinct_words(prompt))
+    content = [word for word, _ in counts.most_common() if word.isalpha() and len(word) > 1]
+    words = [word for word in content if word not in _FUNCTION_WORDS and word not in known]
+    return (*dict.fromkeys(tags), *words[:n_words])
+
+
+class GroundedSegmenter:
+    """Boxes by Grounding DINO, masks by SAM. A class's score is that of its best box; masks of classes may overlap."""
+
+    def __init__(
+        self, classes: Sequence[str], detector: Any, words: Any, masker: Any, cutter: Any, *, box_score: float = 0.3
+    ) -> None:
+        """Wrap models and their processors.
+
+        Args:
+            classes: Names of the classes.
+            detector: `GroundingDinoForObjectDetection`.
+            words: Its processor.
+            masker: `SamModel` or `Sam2Model`.
+            cutter: Its processor.
+            box_score: Least score of a box, from 0 to 1.
+        """
+        self._names, self._box_score = _checked(classes), box_score
+        self._detector, self._words = detector.eval().requires_grad_(False), words
+        self._masker, self._cutter = masker.eval().requires_grad_(False), cutter
+        self._texts = tuple(_texts(self._names, words.tokenizer, detector.config.max_text_len))
+
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the K classes, in the order of the masks."""
+        return self._names
+
+    @torch.no_grad()
+    def segment(self, pictures: Sequence[Image.Image]) -> Segmentation:
+        """Masks and scores of pictures that all have one size.
+
+        Raises:
+            ImageError: No pictures, or pictures of several sizes.
+        """
+        width, height = common_size(pictures)
+        device = self._detector.device
+        masks = torch.zeros(len(pictures), len(self._names), height, width, dtype=torch.bool, device=device)
+        scores = torch.zeros(len(pictures), len(self._names), device=device)
+        for picture, of_picture, of_classes in zip(pictures, masks, scores, strict=True):
+            found = self._boxes(picture.convert("RGB"))
+            if not found:
+                continue
+            cut = self._cut(picture.convert("RGB"), torch.stack([box.corners for box in found]))
+            for box, mask in zip(found, cut, strict=True):
+                of_picture[box.which] |= mask
+                of_classes[box.which] = max(float(of_classes[box.which]), box.score)
+        return Segmentation(masks, scores * masks.any(3).any(2))
+
+    def _boxes(self, picture: Image.Image) -> list["_Box"]:
+        """Boxes of all classes, in pixels."""
+        found = []
+        for text in self._texts:
+            inputs = self._words(images=picture, text=text.words, return_tensors="pt").to(self._detector.device)
+            out = self._detector(**inputs)
+            tokens = out.logits[0].sigmoid()  # [queries, tokens]
+            of_classes = torch.stack([tokens[:, first:last].mean(1) for first, last in text.spans], dim=1)
+            best, which = of_classes.max(1)
+            size = torch.tensor([*picture.size, *picture.size], device=best.device)
+            for place in range(len(text.spans)):
+                rows = ((which == place) & (best >= self._box_score)).nonzero()[:, 0]
+                rows = rows[best[rows].argsort(descending=True)]
+                corners = _corners(out.pred_boxes[0, rows]) * size
+                found += [_Box(text.first + place, float(best[rows[i]]), corners[i]) for i in _apart(corners)]
+        return found
+
+    def _cut(self, picture: Image.Image, boxes: Tensor) -> Tensor:
+        """[n, H, W] bool mask of what is in each box [n, 4]."""
+        inputs = self._cutter(images=picture, input_boxes=[boxes.tolist()], return_tensors="pt")
+        sizes = {name: inputs[name] for name in ("original_sizes", "reshaped_input_sizes") if name in inputs}
+        given = {name: value.to(self._masker.device) for name, value in inputs.items() if name not in sizes}
+        given = {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
+        out = self._masker(**given, multimask_output=False)
+        (masks,) = self._cutter.post_process_masks(out.pred_masks.cpu(), **sizes)
+        whole: Tensor = masks[:, 0].to(self._detector.device)
+        return whole
+
+
+class ClipSegmenter:
+    """CLIPSeg: a pixel is of the class that is most probable there, or of none where no class is probable enough.
+
+    A class's score is its mean probability over its mask.
+    """
+
+    def __init__(self, classes: Sequence[str], model: Any, processor: Any, *, probability: float = 0.5) -> None:
+        """Wrap a `CLIPSegForImageSegmentation` and its processor; `probability` is the least of a pixel's class."""
+        self._names, self._probability = _checked(classes), probability
+        self._model, self._processor = model.eval().requires_grad_(False), processor
+        tokens = processor.tokenizer(list(self._names), padding=True, return_tensors="pt").to(model.device)
+        given = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            self._embeddings = model.get_conditional_embeddings(len(self._names), **given)
+
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the K classes, in the order of the masks."""
+        return self._names
+
+    @torch.no_grad()
+    def segment(self, pictures: Sequence[Image.Image]) -> Segmentation:
+        """Masks and scores of pictures that all have one size.
+
+        Raises:
+            ImageError: No pictures, or pictures of several sizes.
+        """
+        width, height = common_size(pictures)
+        parts = []
+        for picture in pictures:
+            logits = F.interpolate(self._logits(picture)[None], (height, width), mode="bilinear", align_corners=False)
+            probabilities = logits.sigmoid()
+            best, labels = probabilities.max(1, keepdim=True)
+            classes = torch.arange(len(self._names), device=labels.device)[:, None, None]
+            masks = (labels == classes) & (best >= self._probability)
+            scores = (probabilities * masks).sum((2, 3)) / masks.sum((2, 3)).clamp(min=1)
+            parts.append(Segmentation(masks, scores))
+        return Segmentation(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def _logits(self, picture: Image.Image) -> Tensor:
+        """[K, h, w] of a picture, which is looked at once, whatever the number of classes."""
+        pixels = self._processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"]
+        seen = self._model.clip.vision_model(
+            pixels.to(self._model.device), output_hidden_states=True, interpolate_pos_encoding=True
+        )
+        layers = [seen.hidden_states[i + 1].expand(len(self._names), -1, -1) for i in self._model.extract_layers]
+        logits = self._model.decoder(layers, self._embeddings).logits
+        whole: Tensor = logits.view(len(self._names), *logits.shape[-2:])
+        return whole
+
+
+def load_open_segmenter(
+    kind: OpenKind,
+    classes: Sequence[str],
+    *,
+    detector: str | Path = DETECTOR,
+    masker: str | Path | None = None,
+    clipseg: str | Path = CLIPSEG,
+    device: str | torch.device | None = None,
+) -> GroundedSegmenter | ClipSegmenter:
+    """Load an open-vocabulary segmenter from the Hub, or from folders.
+
+    Args:
+        kind: `grounded` or `clipseg`.
+        classes: Names of the classes; `classes_of` makes some for prompts.
+        detector: `grounded`: a Grounding DINO.
+        masker: `grounded`: a SAM or SAM 2; by default SAM 2 where torchvision is installed, else SAM.
+        clipseg: `clipseg`: a CLIPSeg.
+        device: Defaults to CUDA where there is one.
+
+    Raises:
+        ModelError: No such kind, or models that cannot be loaded.
+    """
+    if kind not in OPEN_KINDS:
+        raise ModelError(f"There is no open-vocabulary segmenter {kind!r}: {' and '.join(OPEN_KINDS)} are.")
+    place = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "clipseg":
+        return ClipSegmenter(classes, *_load(clipseg, "CLIPSegForImageSegmentation", place))
+    has_torchvision = importlib.util.find_spec("torchvision") is not None
+    cutting = masker if masker is not None else SAM2 if has_torchvision else SAM
+    found = _load(detector, "GroundingDinoForObjectDetection", place)
+    return GroundedSegmenter(classes, *found, *_load(cutting, "AutoModelForMaskGeneration", place))
+
+
+class _Text(NamedTuple):
+    """Some of the classes as Grounding DINO reads them."""
+
+    words: str
+    """Each in lower case and with a dot after it."""
+    first: int
+    """Index of the first of them."""
+    spans: tuple[tuple[int, int], ...]
+    """Tokens of each: the first, and that after the last."""
+
+
+class _Box(NamedTuple):
+    """Something that was found."""
+
+    which: int
+    """Index of its class."""
+    score: float
+    """From 0 to 1."""
+    corners: Tensor
+    """[4] x and y of the upper left corner, and of the lower right one."""
+
+
+def _texts(names: Sequence[str], tokenizer: Any, most_tokens: int) -> Iterator[_Text]:
+    """All classes, as many together as the model reads at once."""
+    lengths = [len(tokenizer(_spoken(name), add_special_tokens=False)["input_ids"]) for name in names]
+    first = 0
+    while first < len(names):
+        spans, at = [], 1  # the first token starts the text, and the last ends it
+        for length in lengths[first:]:
+            if at + length + 2 > most_tokens:
+                break
+            spans.append((at, at + length))
+            at += length + 1
+        if not spans:
+            raise ModelError(f"The class {names[first]!r} is longer than the detector can read.")
+        together = names[first : first + len(spans)]
+        yield _Text(" ".join(f"{_spoken(name)}." for name in together), first, tuple(spans))
+        first += len(spans)
+
+
+def _spoken(name: str) -> str:
+    """A name without what ends a phrase."""
+    return " ".join(name.lower().replace(".", " ").replace("?", " ").split())
+
+
+def _corners(boxes: Tensor) -> Tensor:
+    """[n, 4] corners of boxes [n, 4] given by centre, width and height."""
+    centre, size = boxes[:, :2], boxes[:, 2:]
+    return torch.cat([centre - size / 2, centre + size / 2], dim=1).clamp(0, 1)
+
+
+def _apart(corners: Tensor) -> list[int]:
+    """Which boxes [n, 4], best first, are not one that was taken before."""
+    taken: list[int] = []
+    for i, box in enumerate(corners):
+        others = corners[taken]
+        inside = torch.minimum(box[2:], others[:, 2:]) - torch.maximum(box[:2], others[:, :2])
+        both = inside.clamp(min=0).prod(1)
+        either = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - both
+        if not bool((both > _SAME_BOX * either).any()):
+            taken.append(i)
+        if len(taken) == _MOST_BOXES:
+            break
+    return taken
+
+
+def _checked(classes: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(classes)
+    if not names or len(set(names)) < len(names) or not all(_spoken(name) for name in names):
+        raise ValueError(f"Classes need names, each of its own; given: {', '.join(map(repr, names)) or 'none'}.")
+    return names
+
+
+def _load(source: str | Path, kind: str, device: str | torch.device) -> tuple[Any, Any]:
+    """A model of a transformers class, and its processor, from a folder or `owner/name[@revision]`."""
+    transformers = importlib.import_module("transformers")
+    folder = Path(source).expanduser()
+    name, _, revision = (str(folder), "", "") if folder.is_dir() else str(source).partition("@")
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(name, **options)
+        model, found = getattr(transformers, kind).from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise ModelError(
+            f"{source} could not be loaded: {error}\nIt has to be a {kind} of transformers with safetensors weights "
+            f"and its processor; SAM 2's needs torchvision."
+        ) from error
+    if found["missing_keys"]:  # transformers would make them up
+        raise ModelError(f"{source} is no whole model; it lacks {sorted(found['missing_keys'])[0]!r} and perhaps more.")
+    return model.to(device), processor

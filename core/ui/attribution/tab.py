@@ -1,0 +1,176 @@
+"""The Attribution tab: which word told the picture what, where and when."""
+
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from core.information.results import Attribution
+from core.ui.inputs import html
+from core.ui.jobs import JobError, Measuring, Waiting, measure
+from core.ui.look.export import download_url, link_query, python_lines, steps_csv, table_rows, to_csv, to_json
+from core.ui.look.picture import seconds_left, status_html
+from core.ui.look.scene import Scene
+from core.ui.look.words import cards, chips, layers_json, plus_minus
+from core.ui.runtime import Runtime
+
+GIVEN = (("given the rest", "rest"), ("alone", "nothing"))
+REL_ERRORS = (("20%", 0.2), ("10%", 0.1), ("5%", 0.05))
+_STOPPED = {
+    "converged": "the wanted error was reached",
+    "budget": "the budget was spent before the wanted error was reached",
+    "cancelled": "stopped early",
+}
+_REFRESH_SECONDS = 0.7
+"""The words of an unfinished measurement are shown anew this often, its progress twice as often."""
+
+
+@dataclass(frozen=True)
+class AttributionTab:
+    """The tab's components that the page wires up."""
+
+    panel: Any
+    """HTML with the chips, the cards and everything to take away."""
+    given: Any
+    """What the bits are counted against."""
+    rel_error: Any
+    """Relative error to aim for."""
+
+
+def build_attribution_tab(runtime: Runtime, first: tuple[Scene, Attribution] | None) -> AttributionTab:
+    """Put the tab's components where the caller's `with` is; `first` is what they show to begin with."""
+    html(
+        "<h2>Which word told the picture what?</h2>"
+        '<p class="id-intro">How much did each word tell this picture? One <dfn>bit</dfn> is the answer to one '
+        "yes-or-no question about it. Choose a word to see where and when it spoke.</p>"
+    )
+    with gr.Row(elem_classes="id-settings"):
+        given = gr.Radio(
+            GIVEN,
+            value="rest",
+            label="Count each word",
+            info="What only this word adds to the others (CMI), or what it tells without them (MI).",
+        )
+        rel_error = gr.Radio(
+            REL_ERRORS,
+            value=0.1,
+            label="Until its error is",
+            info="Relative standard error. Half of it takes four times as long.",
+        )
+    panel = html(panel_html(runtime, *first) if first else empty_panel_html(), elem_id="id-panel")
+    return AttributionTab(panel, given, rel_error)
+
+
+def measure_updates(
+    runtime: Runtime, ticket: int | None, scene: Scene, given: str, rel_error: float
+) -> Generator[tuple[Any, Any], None, str | None]:
+    """Look up or measure, and yield (panel, status) for the page as it goes; returns None, or what of
+    the page is old if the work was cancelled."""
+    stored = runtime.stored(scene.key, given, rel_error)
+    if stored is not None:
+        yield panel_html(runtime, scene, stored), status_html()
+        return None
+    shown, shown_at, told_at = None, 0.0, 0.0
+    work = measure(runtime, ticket, scene, given, rel_error)
+    try:
+        for item in work:
+            now = time.monotonic()
+            if isinstance(item, Waiting):
+                yield gr.skip(), status_html(item.text, stale="words")
+            elif isinstance(item, Attribution):
+                runtime.keep(scene.key, item)
+                yield panel_html(runtime, scene, item), status_html()
+                return None
+            elif item.partial is not None and item.partial is not shown and now - shown_at > _REFRESH_SECONDS:
+                shown, shown_at, told_at = item.partial, now, now
+                yield panel_html(runtime, scene, shown, running=True), _status(item, rel_error, stale="")
+            elif now - told_at > _REFRESH_SECONDS / 2:
+                told_at = now
+                yield gr.skip(), _status(item, rel_error, stale="" if shown else "words")
+    except (JobError, ValueError) as error:
+        yield gr.skip(), status_html(str(error), kind="error", stale="words")
+        return None
+    finally:
+        work.close()
+    if shown is None:
+        return "words"
+    yield panel_html(runtime, scene, shown), gr.skip()
+    return ""
+
+
+def _status(item: Measuring, target: float, stale: str) -> str:
+    done = f"error {item.error:.0%}, wanted {target:.0%}" if item.error is not None else f"{item.n_evals} evaluations"
+    text = f"Reading the words: {done}{seconds_left(item.seconds_left)}"
+    return status_html(text, item.share, stale)
+
+
+def empty_panel_html() -> str:
+    """The room that an attribution will take."""
+    return '<div class="id-panel empty"><p class="id-empty">The words and their bits will appear here.</p></div>'
+
+
+def panel_html(runtime: Runtime, scene: Scene, a: Attribution, running: bool = False) -> str:
+    """The whole attribution. Choosing a word happens in the browser, without asking the server."""
+    height, width = a.maps.shape[1:]
+    return (
+        f'<div class="id-panel{" running" if running else ""}" data-query="{escape(link_query(scene, a))}" '
+        f'data-own="{int(scene.own)}" data-cells="{width} × {height}">'
+        f'<div class="id-layers" hidden data-layers="{escape(layers_json(a))}"></div>'
+        f"{chips(scene.prompt, a)}"
+        f'<div class="id-cards">{cards(a, runtime.spec.stages)}</div>'
+        f"{_keep(runtime, scene, a)}{_details(runtime, scene, a)}{_notes(scene, a, running)}</div>"
+    )
+
+
+def _keep(runtime: Runtime, scene: Scene, a: Attribution) -> str:
+    stages = runtime.spec.stages
+    csv_url = download_url(to_csv(a, stages), "text/csv")
+    steps_url = download_url(steps_csv(a, stages), "text/csv")
+    json_url = download_url(to_json(scene, a, runtime.name, stages), "application/json")
+    link = "" if scene.own else '<button type="button" class="id-button id-link">Copy link</button>'
+    return (
+        '<div class="id-keep" role="group" aria-label="Keep this result"><span>Keep this:</span>'
+        '<button type="button" class="id-button id-png">PNG</button>'
+        f'<a class="id-button" download="attribution.csv" href="{csv_url}">CSV</a>'
+        f'<a class="id-button" download="attribution-steps.csv" href="{steps_url}">CSV by step</a>'
+        f'<a class="id-button" download="attribution.json" href="{json_url}">JSON</a>{link}</div>'
+    )
+
+
+def _details(runtime: Runtime, scene: Scene, a: Attribution) -> str:
+    stages = runtime.spec.stages
+    rows = "".join(
+        f'<tr data-row="{escape(row["word"])}"><th scope="row">{escape(row["word"])}</th>'
+        f"<td>{plus_minus(row['bits'], row['bits_95'])}</td>"
+        f"<td>{plus_minus(row['direct_bits'], row['direct_bits_95'])}</td>"
+        + "".join(f"<td>{row[s.name]:.0%}</td>" for s in stages)
+        + "</tr>"
+        for row in table_rows(a, stages)
+    )
+    heads = "".join(f'<th scope="col"><span class="id-key {s.name}"></span>{s.name}</th>' for s in stages)
+    return (
+        '<details class="id-more"><summary>All numbers</summary><div class="id-scroll"><table><thead><tr>'
+        f'<th scope="col">word</th><th scope="col">bits</th><th scope="col">second count</th>{heads}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div></details>"
+        '<details class="id-more"><summary>Repeat this in Python</summary><div class="id-code">'
+        '<button type="button" class="id-button id-copy">Copy</button>'
+        f"<pre>{escape(python_lines(scene, a, runtime.name))}</pre></div></details>"
+    )
+
+
+def _notes(scene: Scene, a: Attribution, running: bool) -> str:
+    guided = (
+        " Guidance makes a picture more typical of its words than the model would draw it otherwise, so a word can get "
+        "more bits than its rarity alone allows."
+        if not scene.own and scene.guidance > 1
+        else ""
+    )
+    height, width = a.maps.shape[1:]
+    ended = "still measuring" if running else _STOPPED.get(a.stopped, a.stopped)
+    return (
+        f'<p class="id-hint id-notes">{a.n_evals:,} U-Net evaluations in {a.n_replicates} independent repeats; '
+        f"{ended}. Maps have {width} × {height} cells, dark also where the error is larger than the value.{guided}</p>"
+    )

@@ -1,0 +1,151 @@
+"""Interventions to take away: pictures, JSON with all settings and figures, Python lines, a link."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+import numpy as np
+from PIL import Image
+
+from core.ui.interventions.request import GRID, PAINTED, Wish, edit_class, to_text
+from core.ui.look.scene import Scene
+
+if TYPE_CHECKING:
+    from core.ui.interventions.results import Moved, Outcome, Result
+
+TAB = "interventions"
+"""The tab's name in an address."""
+
+
+def png_url(image: Image.Image) -> str:
+    """A picture as a data URL, to be kept as it is."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def settings(scene: Scene, model_name: str, source: str) -> dict[str, Any]:
+    """Everything but the edits that is needed to make the same pictures again."""
+    return {
+        "model": model_name,
+        "saes": source,
+        "prompt": scene.prompt,
+        "seed": scene.seed,
+        "num_inference_steps": scene.steps,
+        "guidance_scale": scene.guidance,
+    }
+
+
+def figures(result: "Result") -> dict[str, Any]:
+    """All that was measured of one edited picture; null for what could not be."""
+    return {
+        "stage": result.stage or None,
+        "edits": [one.to_dict() for one in result.wishes],
+        "change_elsewhere_low": _number(result.low),
+        "change_elsewhere_high": _number(result.high),
+        "layout_iou_elsewhere": _number(result.layout),
+        "beyond_data": {"share": _number(result.beyond.share), "times_p99": _number(result.beyond.times)},
+        "moved": [None if one is None else _moved(one) for one in result.moved],
+    }
+
+
+def to_document(outcome: "Outcome", model_name: str, source: str) -> dict[str, Any]:
+    """Settings and figures of a run."""
+    return {
+        "settings": settings(outcome.scene, model_name, source),
+        "results": [figures(result) for result in outcome.results],
+    }
+
+
+def to_json(outcome: "Outcome", model_name: str, source: str) -> str:
+    """The same as text."""
+    return json.dumps(to_document(outcome, model_name, source), ensure_ascii=False)
+
+
+def link_query(scene: Scene, wishes: Sequence[Wish], compare: bool) -> str:
+    """Query parameters that restore the picture and its edits."""
+    query = {
+        "prompt": scene.prompt,
+        "seed": scene.seed,
+        "steps": scene.steps,
+        "guidance": f"{scene.guidance:g}",
+        "tab": TAB,
+        "edits": to_text(wishes),
+    }
+    return urlencode(query | ({"compare": "stages"} if compare else {}))
+
+
+def python_lines(scene: Scene, wishes: Sequence[Wish], model_name: str, source: str, stages: Sequence[str] = ()) -> str:
+    """Lines that draw the pictures in a notebook, the edited one at each of some stages if there are any."""
+    painted = any(one.region == PAINTED for one in wishes)
+    edits = "".join(f"    {_edit_line(one, bool(stages))},\n" for one in wishes)
+    if source == model_name:
+        imports, with_edits, before = "", "edits=edits", ""
+    else:
+        imports, with_edits = "from core.edits import load_editor\n", "contexts=[editor.editing(edits, {steps})]"
+        with_edits = with_edits.format(steps=scene.steps)
+        before = f"editor = load_editor(model, {json.dumps(source)})\n"
+    run = (
+        f"{json.dumps(scene.prompt, ensure_ascii=False)}, seed={scene.seed}, num_inference_steps={scene.steps}, "
+        f"guidance_scale={scene.guidance:g}"
+    )
+    last = f"model.generate({run}, {with_edits}).image\n"
+    if stages:
+        edits = f"edits = [\n{edits}]\n"
+        each = "".join(f"    {line}\n" for line in edits.splitlines())
+        drawn = f"edited = {{}}\nfor stage in {json.dumps(list(stages))}:\n{each}    edited[stage] = {last}"
+    else:
+        drawn = f"edits = [\n{edits}]\nedited = {last}"
+    return (
+        f"import core\n{imports}{_PAINTED_LINES if painted else ''}\n"
+        f"model = core.load_model({json.dumps(model_name)})\n{before}"
+        f"unedited = model.generate({run}).image\n{drawn}"
+    )
+
+
+_PAINTED_LINES = f"""import numpy as np
+
+
+def painted(cells, size):
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(cells), dtype=np.uint8)).reshape({GRID}, {GRID})
+    index = np.arange(size) * {GRID} // size
+    return bits[index][:, index]
+
+"""
+"""The same as `cells_mask`."""
+
+
+def _edit_line(wish: Wish, each_stage: bool) -> str:
+    if wish.label:
+        parts = [f"label={json.dumps(wish.label, ensure_ascii=False)}"]
+    else:
+        parts = [f"concepts={list(wish.concepts)}", f'hookpoints=["{wish.hookpoint}"]', f'branches=["{wish.branch}"]']
+    if wish.region == PAINTED:
+        parts.append(f'region=painted("{wish.cells}", model.image_size)')
+    elif wish.kind != "whole":
+        parts.append(f'region="{wish.region}"')
+    when = "stage=stage" if each_stage else f"steps={wish.steps}" if wish.steps else f'stage="{wish.stage}"'
+    parts += [f"strength={wish.strength:g}", when]
+    return f"core.{edit_class(wish.kind).__name__}({', '.join(parts)})"
+
+
+def _moved(one: "Moved") -> dict[str, Any]:
+    before_and_after = {
+        "there": one.there,
+        "area": one.area,
+        "inside_region": one.inside,
+        "centre_in_region": one.centre_inside,
+    }
+    return {
+        "name": one.name,
+        **{name: [_number(value) for value in values] for name, values in before_and_after.items()},
+    }
+
+
+def _number(value: float | bool) -> float | bool | None:
+    if isinstance(value, bool):
+        return value
+    return round(float(value), 4) if np.isfinite(value) else None

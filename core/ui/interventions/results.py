@@ -1,0 +1,201 @@
+"""What edits did to a picture, measured: where things went, what else changed, how far from data it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from core.concepts.table import ConceptTable
+from core.concepts.trace import Place
+from core.edits.kinds import Inside
+from core.edits.metrics import Beyond, frequencies, layout_iou
+from core.segmentation.semantic import Segmenter
+from core.ui.concepts.dictionary import Dictionary
+from core.ui.interventions.request import PAINTED, Wish, cells_mask
+from core.ui.jobs import Redrawn
+from core.ui.layout.results import final_labels, named_classes
+from core.ui.look.scene import Scene
+
+Floats = NDArray[np.float64]
+
+_LEAST_SHARE = 0.0122
+"""Part of a picture that something has to fill to count as there: half of what the embedded model's smallest drawing
+does."""
+
+
+class Moved(NamedTuple):
+    """What a wish is about, before and after, as the segmenter sees it."""
+
+    name: str
+    there: tuple[bool, bool]
+    """Whether it is in the picture at all."""
+    area: tuple[float, float]
+    """Part of the picture that it fills."""
+    inside: tuple[float, float]
+    """Part of it that lies in the region; not a number where it is not there."""
+    centre_inside: tuple[bool, bool]
+    """Whether its centre lies in the region."""
+
+
+class Result(NamedTuple):
+    """One edited picture beside the unedited one."""
+
+    wishes: tuple[Wish, ...]
+    stage: str
+    """The stage at which all wishes were tried; empty where each has its own time."""
+    image: Image.Image
+    change: Floats
+    """[H, W] mean over the colours of the absolute difference, in shares of the range of grey."""
+    low: float
+    """Root mean square of the change elsewhere, in the same unit: of means over 8 x 8 pixels. Not a number where there
+    is no elsewhere."""
+    high: float
+    """The same of what is finer."""
+    layout: float
+    """Mean overlap (IoU) elsewhere of what is where with the unedited picture; not a number without a segmenter."""
+    moved: tuple[Moved | None, ...]
+    """One a wish; None where the segmenter cannot tell."""
+    beyond: Beyond
+    """How far the edited concepts went from what data have."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """All that the tab shows of one run."""
+
+    scene: Scene
+    asked: tuple[Wish, ...]
+    """As it was asked for; where the stages are compared, each result has it at its own."""
+    unedited: Image.Image
+    results: tuple[Result, ...]
+    """One, or one a stage."""
+    segmented: bool
+    """Whether a segmenter looked."""
+
+
+class Plan(NamedTuple):
+    """What is to be drawn."""
+
+    asked: tuple[Wish, ...]
+    stages: tuple[str, ...] = ()
+    """At which stages to try it; none: at the wishes' own times."""
+
+    @property
+    def rows(self) -> list[tuple[str, tuple[Wish, ...]]]:
+        """The stage and the wishes of each edited picture."""
+        if not self.stages:
+            return [("", self.asked)]
+        return [(stage, tuple(replace(one, stage=stage, steps=None) for one in self.asked)) for stage in self.stages]
+
+
+def measure_redrawn(
+    scene: Scene, plan: Plan, redrawn: Redrawn, dictionary: Dictionary, segmenter: Segmenter | None
+) -> Outcome:
+    """Measure the pictures of a run."""
+    unedited, *images = redrawn.images
+    table = next(iter(dictionary.tables.values()))
+    labels = [
+        None if segmenter is None else torch.from_numpy(final_labels(segmenter, image, table.class_names))
+        for image in redrawn.images
+    ]
+    known = _known(segmenter, table)
+    results = []
+    for (stage, wishes), image, new, beyond in zip(plan.rows, images, labels[1:], redrawn.beyond, strict=True):
+        classes = [_classes(one, dictionary, known) for one in wishes]
+        where = _elsewhere(wishes, classes, labels[0], unedited.size[0])
+        difference = _pixels(image) - _pixels(unedited)
+        low, high = frequencies(difference, where) if where.any() else (np.nan, np.nan)
+        kept = np.nan
+        moved: list[Moved | None] = [None] * len(wishes)
+        if labels[0] is not None and new is not None:
+            kept = layout_iou(new, labels[0], where, _least(where)) if where.any() else np.nan
+            moved = [
+                _moved(one, of_wish, labels[0], new) if of_wish else None
+                for one, of_wish in zip(wishes, classes, strict=True)
+            ]
+        change = np.asarray(difference.abs().mean(0).double().numpy())
+        results.append(Result(wishes, stage, image, change, low, high, kept, tuple(moved), beyond))
+    return Outcome(scene, plan.asked, unedited, tuple(results), segmenter is not None)
+
+
+def where_it_is(
+    segmenter: Segmenter, image: Image.Image, table: ConceptTable, label: str
+) -> tuple[float, float] | None:
+    """The centre of what a label means, x and y from 0 to 1; None where it is not in the picture."""
+    labels = torch.from_numpy(final_labels(segmenter, image, table.class_names))
+    mask = _mask(labels, [table.class_names.index(name) for name in _meanings(label, table)])
+    if int(mask.sum()) < _least(mask):
+        return None
+    y, x = (axis.double().mean() for axis in mask.nonzero().T)
+    return float(x) / mask.shape[1], float(y) / mask.shape[0]
+
+
+def _known(segmenter: Segmenter | None, table: ConceptTable) -> set[str]:
+    return set() if segmenter is None else set(segmenter.class_names()) & set(table.class_names)
+
+
+def _meanings(label: str, table: ConceptTable) -> list[str]:
+    return [name for senses in named_classes(label, table) for name in senses]
+
+
+def _classes(wish: Wish, dictionary: Dictionary, known: set[str]) -> list[int]:
+    """The classes that a wish is about, as far as the segmenter knows them."""
+    table = next(iter(dictionary.tables.values()))
+    label = wish.label
+    if wish.concepts:
+        of_place = dictionary.tables[Place(wish.hookpoint, wish.branch)]  # type: ignore[arg-type]
+        labels = {str(of_place.frame["label"].iat[number]) for number in wish.concepts}
+        label = labels.pop() if len(labels) == 1 else ""
+    return [table.class_names.index(name) for name in _meanings(label, table) if name in known]
+
+
+def _region(wish: Wish, size: int) -> Tensor:
+    mask = cells_mask(wish.cells, size) if wish.region == PAINTED else wish.region
+    return Inside(mask, size).grid(size, size).view(size, size) > 0
+
+
+def _elsewhere(wishes: Sequence[Wish], classes: Sequence[list[int]], old: Tensor | None, size: int) -> Tensor:
+    """[H, W] what should stay: for what is moved or taken away, neither the region nor where it was; else all of it."""
+    where = torch.ones(size, size, dtype=torch.bool)
+    for wish, of_wish in zip(wishes, classes, strict=True):
+        if wish.kind == "whole":
+            continue
+        if wish.kind == "move" or not of_wish or old is None:
+            where &= ~_region(wish, size)
+        if old is not None:
+            where &= ~_mask(old, of_wish)
+    return where
+
+
+def _moved(wish: Wish, classes: list[int], old: Tensor, new: Tensor) -> Moved:
+    region = _region(wish, len(old))
+    seen = [_seen(_mask(labels, classes), region) for labels in (old, new)]
+    there, area, inside, centre_inside = zip(*seen, strict=True)
+    return Moved(wish.what, there, area, inside, centre_inside)
+
+
+def _seen(mask: Tensor, region: Tensor) -> tuple[bool, float, float, bool]:
+    """Whether something is there, the part of the picture that it fills, the part of it inside, and its centre's."""
+    area = float(mask.double().mean())
+    if int(mask.sum()) < _least(mask):
+        return False, area, float("nan"), False
+    row, column = mask.nonzero().double().mean(0).round().long().tolist()
+    return True, area, float(region[mask].double().mean()), bool(region[row, column])
+
+
+def _mask(labels: Tensor, classes: Sequence[int]) -> Tensor:
+    return torch.isin(labels, torch.tensor(list(classes), dtype=labels.dtype))
+
+
+def _least(mask: Tensor) -> int:
+    return round(_LEAST_SHARE * mask.numel())
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """[3, H, W] from 0 to 1."""
+    return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1)

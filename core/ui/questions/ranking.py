@@ -1,0 +1,142 @@
+"""Captions in the order of how well they fit a picture, as the page shows it and as it is taken away."""
+
+import json
+from html import escape
+from typing import Any
+
+from core.information.ranking import Ranking
+from core.ui.look.export import csv_of, picture_lines, picture_settings, rounded
+from core.ui.look.scene import Scene
+from core.ui.look.words import plus_minus
+from core.ui.questions.answers import answer_html, code_html, ended, keep_html
+from core.ui.runtime import Runtime
+
+_SURE = 0.9
+"""Certainty from which on an order is told as a fact."""
+
+
+def ranking_html(runtime: Runtime, scene: Scene, r: Ranking, running: bool = False) -> str:
+    """Everything about the order of some captions."""
+    rows = ranking_rows(r)
+    heads = ("caption", "behind the best", "surely ahead of the next", "fits by itself", "changes")
+    titles = "".join(f'<th scope="col">{head}</th>' for head in heads)
+    keep = keep_html("captions", csv_of(rows), ranking_json(scene, r, runtime.name), link=not scene.own, pictures=False)
+    body = (
+        f'<p class="id-lead">{_verdict(r)}</p><p>{_next(r)}</p>'
+        f'<div class="id-scroll"><table class="id-table"><thead><tr>{titles}</tr></thead>'
+        f"<tbody>{''.join(_row(row) for row in rows)}</tbody></table></div>"
+        '<p class="id-hint">All figures but chances are bits with 95% intervals; a bit behind is half as likely. What '
+        "a caption is behind is known better than how well it fits by itself, since all captions see the same noise. "
+        "<b>Fits</b> is counted in direct bits, which go down where a text is wrong: they answer which text suits this "
+        "picture. <b>Changes</b> is counted in orthogonal bits, how much a text moves what the model expects, right or "
+        f"wrong: they answer where and when a word spoke.{_published(r)}</p>"
+        f"{keep}{code_html(ranking_python(scene, r, runtime.name))}"
+        f'<p class="id-hint id-notes">{ended(r, running)}</p>'
+    )
+    return answer_html("ranking", scene, running, {"captions": "\n".join(r.captions)}, body)
+
+
+def ranking_rows(r: Ranking) -> list[dict[str, Any]]:
+    """A row a caption, best first; `_95` is half a 95% interval."""
+    factor = r.interval_factor()
+    best, p_ahead = r.order[0], r.p_ahead
+    rows: list[dict[str, Any]] = []
+    for place, i in enumerate(r.order):
+        following = r.order[place + 1] if place + 1 < len(r.order) else None
+        row: dict[str, Any] = {
+            "place": place + 1,
+            "caption": r.captions[i],
+            "behind_best": round(float(r.ahead[best, i]), 4),
+            "behind_best_95": round(factor * float(r.ahead_stderr[best, i]), 4),
+            "p_ahead_of_next": None if following is None else round(float(p_ahead[i, following]), 4),
+            "bits": round(float(r.bits[i]), 4),
+            "bits_95": round(factor * float(r.stderr[i]), 4),
+        }
+        if r.orthogonal_bits is not None and r.orthogonal_stderr is not None:
+            row["orthogonal_bits"] = round(float(r.orthogonal_bits[i]), 4)
+            row["orthogonal_bits_95"] = round(factor * float(r.orthogonal_stderr[i]), 4)
+        rows.append(row)
+    return rows
+
+
+def _row(row: dict[str, Any]) -> str:
+    behind = "" if row["place"] == 1 else plus_minus(row["behind_best"], row["behind_best_95"])
+    ahead = "" if row["p_ahead_of_next"] is None else chance(row["p_ahead_of_next"])
+    published = "orthogonal_bits" in row
+    changes = plus_minus(row["orthogonal_bits"], row["orthogonal_bits_95"]) if published else ""
+    return (
+        f'<tr><th scope="row"><b>{row["place"]}</b> {escape(row["caption"])}</th><td>{behind}</td><td>{ahead}</td>'
+        f"<td>{plus_minus(row['bits'], row['bits_95'])}</td><td>{changes}</td></tr>"
+    )
+
+
+def chance(p: float) -> str:
+    """A probability, never rounded to certainty."""
+    return "over 99.9%" if p > 0.999 else f"{p:.1%}" if p > 0.99 else f"{p:.0%}"
+
+
+def _at_least(p: float) -> str:
+    told = chance(p)
+    return told if told.startswith("over") else f"at least {told}"
+
+
+def _verdict(r: Ranking) -> str:
+    best = f"“{escape(r.captions[r.order[0]])}”"
+    if r.p_best < _SURE:
+        return f"{best} is ahead, but it may not be the best: that is certain to no more than {chance(r.p_best)}."
+    if len(r.captions) == 2:
+        return f"{best} <strong>fits better</strong>, with a certainty of {chance(r.p_best)}."
+    whole = f"that of the whole order is {_at_least(r.p_order)}" if r.p_order > 0.5 else "the rest of the order is open"
+    return f"{best} <strong>fits best</strong>, with a certainty of {_at_least(r.p_best)}; {whole}."
+
+
+def _next(r: Ranking) -> str:
+    first, second = r.order[:2]
+    bits = float(r.ahead[first, second])
+    half = r.interval_factor() * float(r.ahead_stderr[first, second])
+    if bits <= half:
+        return f"The next is {plus_minus(bits, half)} bits behind, not more than the error."
+    times = f"{2**bits:.1f}" if bits < 3 else f"{2**bits:.0f}" if bits < 10 else f"2<sup>{bits:.0f}</sup>"
+    return (
+        f"The next is {plus_minus(bits, half)} bits behind: to the model, this picture is about {times} times as "
+        "likely under the first."
+    )
+
+
+def _published(r: Ranking) -> str:
+    order = r.orthogonal_order
+    if order is None:
+        return ""
+    if order == r.order:
+        return " The published rule goes by the latter; here it gives the same order."
+    return f" The published rule goes by the latter; here it would put “{escape(r.captions[order[0]])}” first."
+
+
+def ranking_json(scene: Scene, r: Ranking, model_name: str) -> str:
+    """All settings and all numbers, in bits."""
+    document = {"picture": picture_settings(scene, model_name), **ranking_dict(r)}
+    return json.dumps(rounded(document), ensure_ascii=False)
+
+
+def ranking_dict(r: Ranking) -> dict[str, Any]:
+    """Everything about a ranking, JSON-able, with what is worked out from it."""
+    return {
+        "order": list(r.order),
+        "p_best": r.p_best,
+        "p_order": r.p_order,
+        "p_ahead": r.p_ahead.tolist(),
+        "orthogonal_order": None if r.orthogonal_order is None else list(r.orthogonal_order),
+        **r.to_dict(),
+    }
+
+
+def ranking_python(scene: Scene, r: Ranking, model_name: str) -> str:
+    """Lines that repeat the result in a notebook."""
+    captions = "".join(f"    {json.dumps(caption, ensure_ascii=False)},\n" for caption in r.captions)
+    return (
+        f"{picture_lines(scene, model_name)}captions = [\n{captions}]\n"
+        f"r = core.rank_captions(model, image, captions, certainty={r.settings['certainty']:g}, seed={r.seed})\n"
+        "for i in r.order:\n"
+        '    print(f"{r.bits[i]:6.2f} bits  {captions[i]}")\n'
+        "print(r.p_order)  # the probability, at least, that this order is right\n"
+    )

@@ -1,0 +1,117 @@
+"""The Concepts tab in a real browser, with the embedded model and its tables."""
+
+from collections.abc import Callable
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from core.concepts.io import TABLE
+from core.sae.collection import EMBEDDED
+
+Open = Callable[..., Page]
+
+pytestmark = pytest.mark.skipif(
+    not any(EMBEDDED["picturebook"].glob(f"*/*/*/{TABLE}")), reason="there are no concept tables yet"
+)
+
+
+def open_concepts(page: Page) -> None:
+    page.wait_for_selector(".id-badge.ready")
+    page.get_by_role("tab", name="Concepts").click()
+    page.wait_for_selector(".id-thought")
+
+
+def test_a_step_and_a_point_are_asked_without_the_server(open_page: Open) -> None:
+    page = open_page()
+    open_concepts(page)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "queue" in request.url else None)
+    at, thoughts = page.locator(".id-thoughts-at"), page.locator(".id-thoughts-list")
+    expect(at).to_contain_text("step 25 of 25 (late), in the whole picture")
+    last = thoughts.inner_text()
+    page.locator("button.id-frame").nth(0).click()
+    expect(at).to_contain_text("step 1 of 25 (early)")
+    assert thoughts.inner_text() != last
+    whole = thoughts.inner_text()
+    page.locator(".id-canvas").click(position={"x": 40, "y": 40})
+    expect(at).to_contain_text("at row 1, column 1")
+    assert thoughts.inner_text() != whole
+    page.locator(".id-canvas").click(position={"x": 40, "y": 40})
+    expect(at).to_contain_text("in the whole picture")
+    assert thoughts.inner_text() == whole
+    page.evaluate("window.idPage.clicks.Concepts(1.2, 0.5); window.idPage.clicks.Concepts(0.5, -0.1)")
+    assert "in the whole picture" in at.inner_text()  # a click outside the map asks nothing
+    page.locator(".id-thoughts-named input").uncheck()
+    assert page.locator(".id-thought").count() > 0
+    before = page.locator(".id-overlay").get_attribute("src")
+    page.locator(".id-thought").nth(2).hover()
+    expect(page.locator(".id-overlay")).not_to_have_attribute("src", before or "")
+    assert asked == []
+
+
+def test_a_concept_has_a_page_that_a_link_opens(open_page: Open) -> None:
+    page = open_page()
+    open_concepts(page)
+    page.locator(".id-thought").first.focus()
+    page.keyboard.press("Enter")
+    card = page.locator(".id-concept-card")
+    expect(card).to_contain_text("SAE feature")
+    assert card.locator(".id-concept-card-gallery figure").count() > 0
+    number = card.get_attribute("data-number")
+    page.wait_for_function("() => location.search.includes('concept=')")
+    assert parse_qs(urlsplit(page.url).query)["concept"] == [number]
+    other = card.locator(".id-family .id-concept-button").first
+    wanted = other.get_attribute("data-number") or ""
+    other.click()
+    expect(card).to_have_attribute("data-number", wanted)
+
+    again = open_page(query="?" + page.url.split("?")[1])
+    expect(again.locator(".id-concept-card")).to_have_attribute("data-number", wanted)
+    again.locator(".id-concept-card-close").click()
+    expect(again.locator(".id-concept-card")).to_be_hidden()
+    assert "concept=" not in again.url
+
+
+def test_a_card_follows_the_picture_and_can_be_opened_again(open_page: Open) -> None:
+    page = open_page()
+    open_concepts(page)
+    page.locator(".id-thought").first.click()
+    card, curve = page.locator(".id-concept-card"), page.locator("#id-concept .id-line")
+    before = curve.get_attribute("d") or ""
+    card.locator(".id-concept-card-close").click()
+    expect(card).to_be_hidden()
+    page.locator(".id-thought").first.click()
+    expect(card).to_be_visible()
+    page.locator(".id-example").nth(1).click()
+    expect(page.locator(f'#id-concept .id-line[d="{before}"]')).to_have_count(0)
+    expect(card).to_be_visible()
+
+
+def test_everything_can_be_searched_and_browsed(open_page: Open) -> None:
+    page = open_page()
+    open_concepts(page)
+    field = page.locator("#id-concept-query textarea, #id-concept-query input").first
+    field.fill("cat")
+    expect(page.locator("#id-concept-found li b").first).to_have_text("cat")
+    field.fill("zeppelin")
+    expect(page.locator("#id-concept-found")).to_contain_text("No concept is called “zeppelin”")
+    nearest = page.locator("#id-concept-found .id-find").first
+    label = nearest.inner_text()
+    nearest.click()
+    expect(page.locator("#id-concept-found li b").first).to_have_text(label)
+    field.fill("")
+    page.locator("#id-concept-found [data-kind=unlabelled]").click()
+    expect(page.locator("#id-concept-found summary").first).to_contain_text("nearest to")
+    page.locator("#id-concept-found summary").first.click()
+    page.locator("#id-concept-found details .id-concept-button").first.click()
+    expect(page.locator(".id-concept-card")).to_contain_text("no name")
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_nothing_is_wider_than_the_page(open_page: Open, width: int) -> None:
+    page = open_page(width)
+    open_concepts(page)
+    page.locator(".id-thought").first.click()
+    page.wait_for_selector(".id-concept-card")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

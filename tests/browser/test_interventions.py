@@ -1,0 +1,156 @@
+"""The Interventions tab in a real browser, with the embedded model and its concepts."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from core.concepts.io import TABLE
+from core.sae.collection import EMBEDDED
+
+Open = Callable[..., Page]
+RESULT = ".id-iv[data-query]:not(.running, .old)"
+PENGUIN = {"kind": "move", "label": "penguin", "region": "top-left", "stage": "early", "strength": 4}
+PICTURE = {"prompt": "a penguin on the snow", "seed": 1, "steps": 6, "guidance": 4, "tab": "interventions"}
+"""Few steps: what is looked at is the page."""
+
+pytestmark = pytest.mark.skipif(
+    not any(EMBEDDED["picturebook"].glob(f"*/*/*/{TABLE}")), reason="there are no concept tables yet"
+)
+
+
+def link(*edits: dict[str, object], **more: object) -> str:
+    return "?" + urlencode({**PICTURE, "edits": json.dumps(edits), **more})
+
+
+def wait_until_done(page: Page) -> None:
+    page.wait_for_selector(RESULT)
+    page.wait_for_function("() => !document.querySelector('.id-status .id-bar i')")
+
+
+def open_interventions(page: Page) -> None:
+    page.wait_for_selector(".id-badge.ready")
+    page.get_by_role("tab", name="Interventions").click()
+    expect(page.locator("#id-iv-what input").first).not_to_have_value("")
+
+
+def test_a_link_shows_what_would_have_been(open_page: Open, tmp_path: Path) -> None:
+    page = open_page(query=link(PENGUIN))
+    wait_until_done(page)
+    expect(page.locator(".id-iv-lead")).to_contain_text("penguin → top left · early · strength 4")
+    said = page.locator(".id-iv-said")
+    expect(said).to_contain_text(re.compile("penguin.*(region|segmenter)"))
+    expect(said).to_contain_text("beyond what data have")
+    assert page.locator("#id-iv-slider img").count() == 2
+    expect(page.locator(".id-overlay")).to_be_visible()
+    expect(page.locator(".id-tag")).to_have_text("what the edit changed")
+    assert json.loads(parse_qs(urlsplit(page.url).query)["edits"][0]) == [PENGUIN]
+
+    kept = page.locator(".id-iv .id-keep")
+    for name in ("PNG unedited", "PNG edited", "JSON"):
+        with page.expect_download() as download:
+            kept.get_by_text(name, exact=True).click()
+        download.value.save_as(tmp_path / name)
+    with Image.open(tmp_path / "PNG unedited") as before, Image.open(tmp_path / "PNG edited") as after:
+        assert before.size == after.size == (128, 128)
+        assert before.tobytes() != after.tobytes()
+    document = json.loads((tmp_path / "JSON").read_text())
+    assert document["settings"]["seed"] == 1
+    assert document["results"][0]["edits"] == [PENGUIN]
+    page.get_by_text("Repeat this in Python").last.click()
+    assert 'core.SpatialEdit(label="penguin"' in page.locator(".id-iv .id-code pre").inner_text()
+
+    # The three stages, and one of them under the slider.
+    shown = page.locator("#id-iv-slider img").last.get_attribute("src")
+    page.locator("#id-iv-each").click()
+    page.wait_for_selector(".id-iv-choose")
+    expect(page.locator(".id-iv-table")).to_contain_text("as asked?")
+    page.locator(".id-iv-choose").nth(2).click()
+    expect(page.locator(".id-iv-choose").nth(2)).to_have_attribute("aria-pressed", "true")
+    page.wait_for_function(
+        "before => [...document.querySelectorAll('#id-iv-slider img')].at(-1)?.src !== before", arg=shown
+    )
+    assert "compare=stages" in page.url
+
+
+def test_a_newcomer_finds_an_example_and_wrong_input_is_told(open_page: Open) -> None:
+    page = open_page()
+    open_interventions(page)
+    what = page.locator("#id-iv-what input").first
+    expect(what).to_have_value("penguin")
+    expect(page.locator("#id-iv-where input:checked")).to_have_value("top-left")  # it stands at the right
+    expect(page.get_by_label("From step")).to_have_value("1")
+    expect(page.get_by_label("to step")).to_have_value("10")
+    page.locator("#id-iv-when label", has_text=re.compile(r"^\s*late")).click()
+    expect(page.get_by_label("From step")).to_have_value("21")
+    page.locator("#id-iv-kind label", has_text="Take it away").click()
+    expect(page.locator("#id-iv-when input:checked")).to_have_value("early to late")
+    expect(page.get_by_label("From step")).to_have_value("1")
+    expect(page.get_by_label("to step")).to_have_value("25")
+    expect(page.locator("#id-iv-strength input").first).to_have_value("1.5")
+
+    what.fill("pengin")
+    what.press("Tab")
+    near = page.locator(".id-iv-near", has_text=re.compile("^penguin$"))
+    near.wait_for()
+    page.locator("#id-iv-show").click()
+    expect(page.locator("#id-iv-what")).to_contain_text("No concept carries the label 'pengin'")
+    near.click()
+    expect(what).to_have_value("penguin")
+
+    page.get_by_label("to step").fill("99")
+    expect(page.locator("#id-iv-when input:checked")).to_have_value("own")
+    page.locator("#id-iv-show").click()
+    expect(page.locator("#id-iv-window")).to_contain_text("within this picture's steps, 1 to 25")
+    page.locator("#id-iv-when label", has_text=re.compile(r"^\s*early\s*$")).click()
+    expect(page.get_by_label("to step")).to_have_value("10")
+
+    page.locator("#id-iv-where label", has_text="brush").click()
+    expect(page.locator("#id-iv-brush canvas").first).to_be_visible()
+    page.locator("#id-iv-show").click()
+    expect(page.locator("#id-iv-where")).to_contain_text("The region is empty")
+
+    # Concepts by pointing: numbers in place of the label.
+    page.locator(".id-canvas").click(position={"x": 150, "y": 150})
+    expect(what).to_have_value(re.compile(r"^\d+, \d+"))
+    expect(page.locator(".id-iv-hint")).to_contain_text("in the middle, with the prompt")
+
+
+def test_edits_are_painted_listed_and_cancelled(open_page: Open) -> None:
+    page = open_page(query="?" + urlencode({**PICTURE, "steps": 20}))
+    expect(page.get_by_label("to step")).to_have_value("8")  # the form is that of the new picture
+    page.locator("#id-iv-where label", has_text="brush").click()
+    canvas = page.locator("#id-iv-brush canvas").first
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(2000)  # the editor sets itself up
+    box = canvas.bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    with page.expect_response(lambda response: "layer_0" in (response.request.post_data or "")):
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + 30, y + 30, steps=4)
+        page.mouse.up()
+    page.locator("#id-iv-keep").click()
+    expect(page.locator(".id-iv-chips")).to_contain_text("penguin → painted region · early")
+    page.locator("#id-iv-show").click()
+    expect(page.locator(".id-status")).to_contain_text(re.compile("Drawing again|Waiting"))
+    page.locator("#id-cancel").click()
+    expect(page.locator(".id-status")).to_contain_text("Cancelled")
+    expect(page.locator("#id-cancel")).to_be_hidden()
+    page.locator(".id-iv-drop").click()
+    expect(page.locator(".id-iv-drop")).to_have_count(0)
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_nothing_is_wider_than_the_page(open_page: Open, width: int) -> None:
+    page = open_page(width)
+    open_interventions(page)
+    page.locator("#id-iv-where label", has_text="brush").click()
+    expect(page.locator("#id-iv-brush canvas").first).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width

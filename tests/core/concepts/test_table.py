@@ -1,0 +1,287 @@
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import core
+from core.concepts.gallery import Drawn, write_gallery
+from core.concepts.io import (
+    COUNTS,
+    EXAMPLES,
+    Candidate,
+    Counts,
+    Examples,
+    Kind,
+    Named,
+    Scores,
+    TableInfo,
+    save_table,
+    save_tensors,
+    weights_sha256,
+)
+from core.concepts.table import ConceptTable, activation_map, evolution
+from core.diffusion.diffuser import Diffuser
+from core.errors import ArtifactError
+from core.sae.autoencoder import Code, SaeConfig, SaeId, SparseAutoencoder
+from core.sae.collection import write_index
+from core.sae.io import save_sae
+
+DOWN, MIDDLE, UP = "down_blocks.0.attentions.0", "mid_block.attentions.0", "up_blocks.1.attentions.0"
+IDS = (SaeId(DOWN, "cond", "all"), SaeId(MIDDLE, "cond", "all"), SaeId(UP, "cond", "all"), SaeId(MIDDLE, "cond", 1.0))
+MIDDLE_ID = IDS[1]
+CLASSES = ("whale", "sun", "sunflower", "ship", "grass", "teddy bear")
+NAMES: tuple[tuple[str, Kind, float], ...] = (
+    ("whale", "object", 0.3),
+    ("", "unlabelled", 0.1),
+    ("whale", "object", 0.6),
+    ("sun", "object", 0.4),
+    ("sunflower", "object", 0.5),
+    ("ship", "object", 0.2),
+    ("grass", "place", 0.7),
+    ("night", "style", 0.05),
+    ("", "context-free", 0.2),
+    ("teddy bear", "object", 0.3),
+)
+
+
+def named(label: str, kind: Kind, held_out_iou: float) -> Named:
+    figures = dict.fromkeys([name for name in Scores._fields if name not in ("best_class", "style", "further")], 0.5)
+    further = (Candidate("sun", 0.25, 0.125),) if label == "whale" else ()
+    scores = Scores(best_class=label or "sun", style="night", further=further, **figures)
+    return Named(label, kind, scores._replace(held_out_iou=held_out_iou, style_auroc=0.9))
+
+
+def write_one(root: Path, sae_id: SaeId, names: Any = NAMES, seed: int = 0) -> None:
+    folder, n = root / sae_id.path, len(names)
+    sae = SparseAutoencoder(SaeConfig(8, n, 2), generator=torch.Generator().manual_seed(seed))
+    save_sae(sae, folder)
+    words = {"ship": ("boat", "ship")}
+    info = TableInfo(weights_sha256(folder), CLASSES, words, {"n_pictures": 4})
+    save_table(folder, [named(*name) for name in names], info)
+    counts = Counts(
+        torch.ones(n, len(CLASSES)), torch.full((n,), 9.0), torch.full((len(CLASSES),), 7.0), torch.tensor(64.0)
+    )
+    save_tensors(folder / COUNTS, counts)
+    pictures = torch.full((n, 8), -1, dtype=torch.int16)
+    pictures[2, :2] = torch.tensor([1, 0])
+    maps, peaks = torch.zeros(n, 8, 2, 2, dtype=torch.uint8), torch.zeros(n, 8)
+    maps[2, 0, 1, 0], peaks[2, :2] = 255, torch.tensor([4.0, 2.0])
+    save_tensors(folder / EXAMPLES, Examples(pictures, maps, peaks))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A collection of four SAEs with tables."""
+    for seed, sae_id in enumerate(IDS):
+        write_one(tmp_path, sae_id, NAMES if sae_id.t == "all" else NAMES[::-1], seed)
+    write_index(tmp_path, IDS)
+    pictures = [Image.new("RGB", (16, 16), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    write_gallery(tmp_path, pictures, [Drawn("a red sun", 1), Drawn("a blue whale", 2)], 16)
+    return tmp_path
+
+
+@pytest.fixture
+def table(root: Path) -> ConceptTable:
+    return core.load_concepts(root)
+
+
+def test_a_table_is_of_the_middle_hookpoint_unless_told_otherwise(root: Path) -> None:
+    assert core.load_concepts(root).sae_id == SaeId(MIDDLE, "cond", "all")
+    assert core.load_concepts(root, UP).sae_id == SaeId(UP, "cond", "all")
+    early = core.load_concepts(str(root), hookpoint=MIDDLE, branch="cond", t=1)
+    assert early.frame["label"].tolist() == [name for name, *_ in NAMES[::-1]]
+
+
+def test_a_concept_has_its_scores_and_its_gallery(table: ConceptTable) -> None:
+    concept = table[2]
+    assert concept[:3] == (2, "whale", "object")
+    assert concept.scores == named(*NAMES[2]).scores._replace(
+        held_out_iou=pytest.approx(0.6), style_auroc=pytest.approx(0.9)
+    )
+    assert isinstance(concept.scores.iou, float)
+    first, second = concept.gallery
+    assert (first.picture, second.picture) == (1, 0)
+    assert first.map.tolist() == [[0, 0], [4, 0]]
+    assert first.drawn == ("a blue whale", 2)
+    assert np.asarray(first.image, dtype=int)[8, 8].argmax() == 2
+    assert table[0].gallery == ()
+    assert len(list(table)) == len(table) == 10
+
+
+@pytest.mark.parametrize("number", [10, -1, 99999])
+def test_a_number_out_of_range_is_told_the_range(table: ConceptTable, number: int) -> None:
+    for ask in (table.__getitem__, table.neighbours, lambda n: table.counterparts(n, table)):
+        with pytest.raises(IndexError, match=f"no concept {number}: {MIDDLE}/cond/tall has the numbers 0 to 9"):
+            ask(number)
+
+
+def test_counts_and_classes(table: ConceptTable) -> None:
+    assert table.class_names == CLASSES
+    assert table.counts.intersections.shape == (10, 6)
+    assert float(table.counts.n_cells) == 64
+    assert table.info.made_with == {"n_pictures": 4}
+    assert table.labels == ("grass", "night", "ship", "sun", "sunflower", "teddy bear", "whale")
+
+
+def test_the_effects_of_words(table: ConceptTable, root: Path) -> None:
+    assert table.effect("night") is None
+    folder, effects = root / MIDDLE_ID.path, torch.arange(20.0).view(2, 10)
+    info = replace(table.info, effect_words=("night", "sepia"))
+    save_table(folder, [named(*name) for name in NAMES], info, effects)
+    again = core.load_concepts(root, *MIDDLE_ID)
+    assert again.effect("sepia") == pytest.approx(effects[1].numpy())
+    assert again.effect("cubist") is None
+    assert again[3].scores == table[3].scores
+
+
+def numbers(found: Any) -> list[int]:
+    return [hit.number for hit in found]
+
+
+def test_search_by_word(table: ConceptTable) -> None:
+    assert numbers(table.search("whale")) == [2, 0]  # the better score first
+    assert numbers(table.search("  Whale ")) == [2, 0]
+    assert numbers(table.search("whale", limit=1)) == [2]
+    assert numbers(table.search("sun")) == [3]  # not the sunflower, whose name only begins like that
+    assert numbers(table.search("sunf")) == [4]
+    assert numbers(table.search("bear")) == [9]
+    assert numbers(table.search("boat")) == [5]  # another word for it
+    (night,) = table.search("night")
+    assert (night.kind, night.score) == ("style", pytest.approx(0.9))
+    assert table.search("whale").nearest == ()
+
+
+def test_a_search_without_a_hit_offers_labels(table: ConceptTable) -> None:
+    found = table.search("whales")
+    assert len(found) == 0
+    assert found.nearest[0] == "whale"
+    assert len(table.search("xyz").nearest) == 5
+    with pytest.raises(ValueError, match="The search is blank"):
+        table.search("  ")
+
+
+class Encoder:
+    """A text encoder that knows some words: synonyms lie side by side."""
+
+    KNOWN = ("whale", "dolphin", "grass", "meadow", "sun", "ship", "gravity")
+    DIRECTION = torch.eye(7)
+
+    def check_prompt(self, text: str) -> None:
+        if text not in self.KNOWN:
+            raise core.PromptError(text)
+
+    def encode_text(self, texts: list[str]) -> torch.Tensor:
+        rows = []
+        for text in texts:
+            row = torch.full((8,), 3.0)  # what every text has in common
+            if text:
+                at = self.KNOWN.index(text)
+                pair = {"dolphin": 0, "meadow": 2}.get(text, at)
+                row[:7] += self.DIRECTION[pair] + 0.1 * self.DIRECTION[at]
+                row[7] += 2.0  # and every word
+            rows.append(row)
+        return torch.stack(rows)[:, None]
+
+
+def test_search_by_meaning(table: ConceptTable) -> None:
+    encoder: Any = Encoder()
+    found = table.search("dolphin", encoder)
+    assert numbers(found) == [2, 0]
+    assert 0.9 < found.hits[0].similarity < 1
+    assert numbers(table.search("meadow", encoder)) == [6]
+    assert table.search("meadow").hits == ()
+    assert numbers(table.search("whale", encoder)) == [2, 0]
+    nothing = table.search("gravity", encoder)
+    assert not nothing.hits
+    assert set(nothing.nearest) <= {"whale", "grass", "sun", "ship"}
+    assert numbers(table.search("boat", encoder)) == [5]  # a word that the model does not know is searched as a word
+
+
+def test_a_real_encoder_finds_a_label_by_itself_alone(root: Path, model: Diffuser) -> None:
+    found = core.load_concepts(root).search("grass", model)
+    assert numbers(found)[0] == 6
+    assert found.hits[0].similarity == 1
+
+
+def test_a_search_through_a_large_dictionary_takes_no_time(tmp_path: Path) -> None:
+    names = [(f"thing {i % 997}", "object", 0.5) for i in range(20_000)]
+    write_one(tmp_path, IDS[1], names)
+    table = core.load_concepts(tmp_path)
+    for query in ("thing 7", "thing 9", "nothing"):
+        start = time.process_time()
+        table.search(query)
+        assert time.process_time() - start < 0.1
+
+
+def test_neighbours_are_those_of_the_nearest_decoder_rows(table: ConceptTable, root: Path) -> None:
+    rows = core.load_sae(root, *IDS[1]).W_dec
+    near = table.neighbours(2, limit=9)
+    assert 2 not in numbers(near)
+    cosines = [one.cosine for one in near]
+    assert cosines == sorted(cosines, reverse=True)
+    expected = torch.nn.functional.cosine_similarity(rows, rows[2:3])
+    assert [one.cosine for one in near] == pytest.approx([float(expected[one.number]) for one in near], abs=1e-5)
+
+
+def test_counterparts_share_the_label(table: ConceptTable, root: Path) -> None:
+    early = core.load_concepts(root, MIDDLE, t=1.0)
+    assert numbers(table.counterparts(0, early)) == [7, 9]
+    assert [early[n].label for n in (7, 9)] == ["whale", "whale"]
+    assert table.counterparts(1, early) == ()  # what has no label has no counterpart
+
+
+def code(rows: list[list[tuple[int, float]]]) -> Code:
+    return Code(*(torch.tensor([[entry[part] for entry in row] for row in rows]) for part in (0, 1)))
+
+
+def test_evolution_and_maps_by_hand() -> None:
+    codes = {
+        12: code([[(3, 2.0), (1, 1.0)], [(3, 0.0), (2, 1.0)], [(1, 1.0), (3, 4.0)], [(2, 1.0), (-1, 0.0)]]),
+        0: code([[(1, 2.0)], [(1, 0.5)], [(2, 3.0)], [(1, 0.5)]]),
+    }
+    curve = evolution(codes, 3)
+    assert curve.steps == (0, 12)
+    assert curve.mean.tolist() == [0, 1.5]
+    assert curve.peak.tolist() == [0, 4]
+    assert curve.share.tolist() == [0, 0.5]
+    assert activation_map(codes[12], 3, 2, 2).tolist() == [[2, 0], [4, 0]]
+
+
+def test_a_table_of_another_sae_is_refused(root: Path) -> None:
+    other = SparseAutoencoder(SaeConfig(8, 10, 2), generator=torch.Generator().manual_seed(99))
+    save_sae(other, root / IDS[1].path)
+    with pytest.raises(ArtifactError, match=r"made for another SAE.*python -m training labels"):
+        core.load_concepts(root)
+    core.load_concepts(root, UP)
+
+
+def test_what_is_missing_or_damaged_is_told(root: Path) -> None:
+    with pytest.raises(ArtifactError, match="Did you mean 'picturebook'"):
+        core.load_concepts("picturebok")
+    with pytest.raises(ArtifactError, match=r"has no SAE mid_block\.attentions\.0/uncond/tall"):
+        core.load_concepts(root, branch="uncond")
+    path = root / IDS[1].path / "concepts.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArtifactError, match="is damaged"):
+        core.load_concepts(root)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"There is no concept table .*python -m training labels"):
+        core.load_concepts(root)
+    (root / IDS[2].path / EXAMPLES).unlink()
+    table = core.load_concepts(root, UP)  # without its gallery it still answers
+    assert numbers(table.search("ship")) == [5]
+    with pytest.raises(ArtifactError, match=r"There is no .*examples"):
+        table[5]
+
+
+def test_importing_core_imports_neither_arrow_nor_pandas() -> None:
+    check = "import sys, core; assert not {'torch', 'pyarrow', 'pandas'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=60)

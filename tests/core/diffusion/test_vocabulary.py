@@ -1,0 +1,57 @@
+import pytest
+import torch
+from transformers import CLIPTokenizer
+
+from core.diffusion.diffuser import Diffuser
+from core.diffusion.vocabulary import Vocabulary
+from core.errors import EmptyPromptError, PromptError, PromptTooLongError, UnknownWordError
+
+
+def test_known_words_are_whole_words(model: Diffuser) -> None:
+    known = model.vocabulary.known_words
+    assert {"a", "cat", "whale", "watercolour"} <= set(known)
+    assert not {"c", "t", "hale", "ca"} & set(known)
+    assert model.unknown_words("A cat, the WHALE.") == {}
+
+
+def test_an_unknown_word_offers_the_nearest_but_never_a_letter(model: Diffuser) -> None:
+    unknown = model.unknown_words("a whales on teh zzzz, t")
+    assert list(unknown) == ["whales", "teh", "zzzz", "t"]
+    assert unknown["whales"][0] == "whale"
+    assert unknown["teh"][0] == "the"
+    assert unknown["zzzz"] == []
+    assert not {"a", "i", "of", "in"} & {word for near in unknown.values() for word in near}
+
+
+def test_a_mark_that_means_nothing_to_the_model_is_told(model: Diffuser) -> None:
+    with pytest.raises(UnknownWordError, match=r"':' \(leave it out\)") as caught:
+        model.check_prompt("a cat: a whals")
+    assert caught.value.suggestions == {":": [], "whals": ["whale"]}
+
+
+def test_a_mark_at_the_end_changes_nothing(model: Diffuser) -> None:
+    model.check_prompt("a cat!")
+    assert model.vocabulary.unknown_words('"a cat"') == {'"': []}
+    assert torch.equal(model.encode_text(["a cat!"]), model.encode_text(["a cat"]))
+
+
+def test_each_bad_prompt_has_its_error(model: Diffuser) -> None:
+    for empty in ("", "  ", ",.,"):
+        with pytest.raises(EmptyPromptError, match="empty"):
+            model.check_prompt(empty)
+    with pytest.raises(PromptTooLongError, match=r"30 words.*at most 22 words.*Leave out at least 8") as caught:
+        model.check_prompt("cat " * 30)
+    assert (caught.value.n_tokens, caught.value.limit) == (30, 22)
+    model.check_prompt("cat " * 22)
+    assert issubclass(UnknownWordError, PromptError)
+    assert issubclass(PromptError, ValueError)
+
+
+def test_a_vocabulary_with_every_byte_knows_every_word() -> None:
+    letters = [chr(0x100 + i) for i in range(256)]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    vocabulary = Vocabulary(CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77))
+    assert vocabulary.unknown_words("a floccinaucinihilipilification") == {}
+    assert vocabulary.known_words == ()
+    assert (vocabulary.window, vocabulary.limit) == (75, 300)

@@ -1,0 +1,294 @@
+"""The served page, with a stand-in for the engine: jobs, cancelling, bad input, and the API."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from core.ui.page import build_demo
+from core.ui.runtime import Runtime
+from tests.core.ui.conftest import App, Visitor
+from tests.fakes.engine import FakeEngine, paint
+
+CAT = ("a cat", 0, 5, 4)
+
+
+def begin(visitor: Visitor, name: str, *data: Any) -> int:
+    return int(visitor.run(name, *data)["data"][0])
+
+
+def drawn(visitor: Visitor, *data: Any) -> dict[str, Any]:
+    result: dict[str, Any] = visitor.run("draw", begin(visitor, "begin_draw", *data), *data, None)
+    return result
+
+
+def problems(response: httpx.Response) -> dict[str, str]:
+    assert response.status_code == 422
+    return {v["parameter_name"]: v["message"] for v in response.json()["detail"] if not v["is_valid"]}
+
+
+def uploaded(app: App, path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        answer = httpx.post(f"{app.url}gradio_api/upload", files={"files": (path.name, file)})
+    return {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}
+
+
+def test_neither_page_nor_package_imports_torch() -> None:
+    code = (
+        "import sys, core.ui.page as p, core.ui.look.theme as t, core.ui.runtime as r; "
+        "p.build_demo(r.Runtime()); t.launch_options(); "
+        "sys.exit(', '.join(m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_picture_is_drawn_and_its_words_are_measured(visitor: Visitor) -> None:
+    ticket = begin(visitor, "begin_draw", *CAT)
+    stage, _, status = visitor.run("draw", ticket, *CAT, None)["data"]
+    assert stage.count("<button") == 5
+    assert "Reading the words" in status
+    panel, status = visitor.run("measure", ticket, None, "rest", 0.1)["data"]
+    assert 'data-word="cat"' in panel
+    assert "the wanted error was reached" in panel
+    assert "seed=0&amp;steps=5" in panel
+
+
+def test_progress_tells_what_is_done_and_how_long_still(visitor: Visitor) -> None:
+    prompt = ("a cat on the sea", 1, 20, 4)
+    ticket = begin(visitor, "begin_draw", *prompt)
+    visitor.join("draw", ticket, *prompt, None)
+    told = " ".join(json.dumps(data) for message, data in visitor.results() if message == "process_generating")
+    assert "Drawing: step" in told
+    assert "s left" in told
+
+
+def test_cancel_stops_the_computation_before_the_next_job_begins(app: App, visitor: Visitor) -> None:
+    first, second = ("a small cat", 0, 150, 4), ("a small dog", 0, 4, 4)
+    ticket = begin(visitor, "begin_draw", *first)
+    visitor.join("draw", ticket, *first, None)
+    while not any(job == "draw a small cat" for job, _ in app.model.calls):
+        time.sleep(0.01)
+    time.sleep(0.1)
+    Visitor(app, visitor.session).join("cancel")
+    messages = list(visitor.results())
+    assert "Cancelled" in json.dumps(messages)
+    drawn(Visitor(app), *second)
+    calls_of_first = [when for job, when in app.model.calls if job == "draw a small cat"]
+    began = min(when for job, when in app.model.calls if job == "draw a small dog")
+    assert len(calls_of_first) < 100
+    assert max(calls_of_first) < began
+
+
+def test_a_newer_job_replaces_the_one_that_runs(app: App, visitor: Visitor) -> None:
+    first, second = ("blue cat", 0, 150, 4), ("blue dog", 0, 4, 4)
+    ticket = begin(visitor, "begin_draw", *first)
+    visitor.join("draw", ticket, *first, None)
+    time.sleep(0.2)
+    again = Visitor(app, visitor.session)
+    again.join("begin_draw", *second)
+    done = [data["data"] for message, data in again.results() if message == "process_completed"]
+    newer = max(int(d[0]) for d in done if isinstance(d[0], int | float))
+    stage, _, _ = visitor.run("draw", newer, *second, None)["data"]
+    assert stage.count("<button") == 4
+    assert len([1 for job, _ in app.model.calls if job == "draw blue cat"]) < 100
+
+
+def test_cancelling_while_measuring_keeps_what_is_known(app: App, visitor: Visitor) -> None:
+    prompt = ("the blue sea and snow", 2, 4, 4)
+    ticket = begin(visitor, "begin_draw", *prompt)
+    visitor.run("draw", ticket, *prompt, None)
+    app.runtime.engine.model.delay = 0.1
+    try:
+        visitor.join("measure", ticket, None, "rest", 0.1)
+        time.sleep(0.9)
+        Visitor(app, visitor.session).join("cancel")
+        text = json.dumps(list(visitor.results()))
+    finally:
+        app.runtime.engine.model.delay = 0.02
+    assert "stopped early" in text
+    assert "Cancelled" in text
+
+
+def test_a_client_that_cancels_frees_the_model(app: App) -> None:
+    client = Client(app.url, verbose=False)
+    job = client.submit("a dog on snow", 0, 200, 4, api_name="/generate")
+    while not any(name == "draw a dog on snow" for name, _ in app.model.calls):
+        time.sleep(0.01)
+    job.cancel()
+    client.predict("a dog on grass", 0, 3, 4, api_name="/generate")
+    first = [when for name, when in app.model.calls if name == "draw a dog on snow"]
+    second = [when for name, when in app.model.calls if name == "draw a dog on grass"]
+    assert len(first) < 150
+    assert max(first) < min(second)
+
+
+def test_stored_examples_answer_at_once_and_from_a_link(app: App, visitor: Visitor) -> None:
+    calls = len(app.model.calls)
+    body = {"fn_index": visitor.function("pick")._id, "session_hash": "x", "event_data": {"name": "cat"}, "data": []}
+    shown = httpx.post(f"{app.url}gradio_api/run/predict", json=body).json()["data"]
+    assert shown[0] == "a cat on the grass"
+    assert 'data-word="grass"' in shown[8]
+    query = "?prompt=a+cat+on+the+grass&seed=3&steps=6&guidance=4&given=nothing"
+    body = {"fn_index": visitor.function("load")._id, "session_hash": "y", "data": []}
+    shown = httpx.post(f"{app.url}gradio_api/queue/join{query}", json=body)
+    restored = [data for message, data in Visitor(app, "y").results() if message == "process_completed"][-1]["data"]
+    assert restored[4] == "nothing"
+    assert "” alone told the picture" in restored[8]
+    assert len(app.model.calls) == calls
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "says"),
+    [
+        (("", 0, 5, 4), "prompt", "Describe the picture"),
+        (("   ", 0, 5, 4), "prompt", "Describe the picture"),
+        (("!?", 0, 5, 4), "prompt", "in a few words"),
+        (("cat " * 200, 0, 5, 4), "prompt", "at most 500"),
+        (("a cat and " * 8, 0, 5, 4), "prompt", "reads at most 20 words"),
+        (("a zebra", 0, 5, 4), "prompt", "zebra"),
+        (("a cat", "seven", 5, 4), "seed", "whole number"),
+        (("a cat", 1.5, 5, 4), "seed", "whole number"),
+        (("a cat", -1, 5, 4), "seed", "whole number"),
+        (("a cat", None, 5, 4), "seed", "whole number"),
+        (("a cat", 0, 0, 4), "steps", "from 1 to"),
+        (("a cat", 0, 5, "x"), "guidance", "from 0 to"),
+    ],
+)
+def test_bad_words_and_numbers_are_answered_beside_the_field(
+    visitor: Visitor, data: tuple[Any, ...], field: str, says: str
+) -> None:
+    answer = problems(visitor.join("begin_draw", *data))
+    assert list(answer) == [field]
+    assert says in answer[field]
+    assert drawn(visitor, *CAT)["data"][0]  # and the app goes on
+
+
+def make_files(folder: Path) -> dict[str, Path]:
+    """Files that people might bring, by name."""
+    rgba = Image.new("RGBA", (40, 40), (255, 0, 0, 128))
+    files = {name: folder / name for name in ("text.png", "large.png", "one.png", "clear.png", "grey.png", "film.gif")}
+    files["text.png"].write_text("I am no picture")
+    Image.new("1", (10000, 10000)).save(files["large.png"])
+    Image.new("RGB", (1, 1)).save(files["one.png"])
+    rgba.save(files["clear.png"])
+    Image.new("L", (40, 50), 90).save(files["grey.png"])
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green")]
+    frames[0].save(files["film.gif"], save_all=True, append_images=frames[1:])
+    return files
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("text.png", "not a picture"), ("large.png", "100 million pixels"), ("one.png", "1 x 1 pixels")],
+)
+def test_a_file_that_cannot_be_used_is_answered_beside_the_field(
+    app: App, visitor: Visitor, tmp_path: Path, name: str, says: str
+) -> None:
+    file = uploaded(app, make_files(tmp_path)[name])
+    answer = problems(visitor.join("begin_bring", file, "a cat", 0))
+    assert says in answer["picture"]
+
+
+@pytest.mark.parametrize(
+    ("name", "note"), [("clear.png", "laid on white"), ("grey.png", "no colour"), ("film.gif", "first frame")]
+)
+def test_an_unusual_picture_is_used_and_what_was_done_is_said(
+    app: App, visitor: Visitor, tmp_path: Path, name: str, note: str
+) -> None:
+    file = uploaded(app, make_files(tmp_path)[name])
+    ticket = begin(visitor, "begin_bring", file, "a cat", 0)
+    stage, _, status = visitor.run("bring", ticket, file, "a cat", 0)["data"]
+    assert note in status
+    assert "no steps" in stage
+    panel, _ = visitor.run("measure", ticket, None, "rest", 0.2)["data"]
+    assert 'data-own="1"' in panel
+    assert "id-link" not in panel
+
+
+def test_a_picture_without_a_caption_and_a_caption_without_a_picture(app: App, visitor: Visitor, picture: Path) -> None:
+    assert "in a few words" in problems(visitor.join("begin_bring", uploaded(app, picture), " ", 0))["caption"]
+    assert "Bring a picture" in problems(visitor.join("begin_bring", None, "a cat", 0))["picture"]
+
+
+def test_a_client_draws_and_measures(app: App) -> None:
+    client = Client(app.url, verbose=False)
+    path, settings = client.predict("a cat on snow", 2, 4, 3.5, api_name="/generate")
+    with Image.open(path) as image:
+        assert image.convert("RGB").tobytes() == paint("a cat on snow", 2).tobytes()
+    assert settings["num_inference_steps"] == 4
+    asked = "snow, cat, Snow"  # one twice, and not in the prompt's order
+    result = client.predict(handle_file(path), "a cat on snow", asked, "nothing", 0.2, 5, api_name="/attribute")
+    assert result["words"] == ["cat", "snow"]
+    assert result["given"] == "nothing"
+    assert len(result["maps"][0]) == 16
+
+
+def test_these_functions_are_public(app: App) -> None:
+    info = httpx.get(f"{app.url}gradio_api/info").json()
+    public = "attribute change_word concept concepts decompose generate intervene layout likelihood rank_captions"
+    assert sorted(info["named_endpoints"]) == [f"/{name}" for name in public.split()]
+    assert info["unnamed_endpoints"] == {}
+    seed = next(p for p in info["named_endpoints"]["/generate"]["parameters"] if p["parameter_name"] == "seed")
+    assert seed["python_type"]["type"] == "float"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("", "", "rest", 0.2, 0), "Describe the picture"),
+        (("a zebra", "", "rest", 0.2, 0), "zebra"),
+        (("a cat", "dog", "rest", 0.2, 0), "'dog' is not in the prompt"),
+        (("a cat", "", "rest", 0, 0), "relative error"),
+        (("a cat", "", "rest", 0.2, "x"), "seed must be a whole number"),
+    ],
+)
+def test_a_client_is_told_what_is_wrong(app: App, picture: Path, arguments: tuple[Any, ...], says: str) -> None:
+    client = Client(app.url, verbose=False)
+    with pytest.raises(AppError, match=says):
+        client.predict(handle_file(str(picture)), *arguments, api_name="/attribute")
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", str(Path(__file__)), "../../../etc/passwd"])
+def test_a_client_cannot_name_a_file_of_the_server(app: App, path: str) -> None:
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    started = httpx.post(f"{app.url}gradio_api/call/attribute", json={"data": [file, "a cat", "", "rest", 0.2, 0]})
+    if started.status_code == 200:
+        events = httpx.get(f"{app.url}gradio_api/call/attribute/{started.json()['event_id']}", timeout=30).text
+        assert "event: error" in events
+        assert "not a picture" not in events  # that would mean that it had been opened
+        assert "root:" not in events
+    answer = httpx.get(f"{app.url}gradio_api/file={path}")
+    assert answer.status_code in (403, 404)
+
+
+def test_jobs_wait_for_the_model_and_say_so() -> None:
+    runtime = Runtime(engine=FakeEngine(load_seconds=0.6), examples_dir=Path("/nowhere"))
+    assert build_demo(runtime) is not None
+    runtime.start()
+    assert runtime.badge() == ("loading", "loading the model, about 10 s")
+    from core.ui.jobs import Waiting, draw
+
+    items = list(draw(runtime, None, "a cat", 0, 3, 4.0))
+    assert isinstance(items[0], Waiting)
+    assert items[-1].image.size == (64, 64)  # type: ignore[union-attr]
+    assert runtime.badge() == ("ready", "picturebook · CPU · ready")
+
+
+def test_a_model_that_fails_to_load_says_why() -> None:
+    runtime = Runtime(engine=FakeEngine(fails="its folder is empty"), examples_dir=Path("/nowhere"))
+    runtime.start()
+    assert runtime.ready.wait(5)
+    assert "its folder is empty" in runtime.badge()[1]
+    from core.ui.jobs import JobError, draw
+
+    with pytest.raises(JobError, match="its folder is empty"):
+        list(draw(runtime, None, "a cat", 0, 3, 4.0))

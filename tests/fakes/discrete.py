@@ -1,0 +1,123 @@
+"""A world of finitely many things, where words share, add and combine as they please, with the optimal denoiser.
+
+A picture is the centre of a state, drawn with its probability, plus tau times noise. Each state is told by some words,
+and a text leaves over the states that all its words tell. So x given a text is a mixture of Gaussians: its density, its
+noise prediction and every pointwise information are known. Everything is in nats.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from core.diffusion.schedule import NoiseSchedule
+from core.diffusion.text import distinct_words
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class State:
+    """One of the things that a picture can be of."""
+
+    words: str
+    """Those that tell it."""
+    p: float
+    look: int
+    """Which centre; states may look alike."""
+
+
+class DiscreteWorld:
+    """The `NoisePredictor` of this world."""
+
+    def __init__(self, states: Sequence[State], shape: tuple[int, int, int] = (4, 2, 2), apart: float = 1.0):
+        rng = np.random.default_rng(0)
+        self.states, self.latent_shape, self.tau = list(states), shape, 0.1
+        looks = rng.normal(size=(1 + max(state.look for state in states), int(np.prod(shape))))
+        self.centres = apart * looks[[state.look for state in states]]
+        self.p = np.array([state.p for state in states])
+        self.vocabulary = sorted({word for state in states for word in distinct_words(state.words)})
+        self.schedule = NoiseSchedule.stable_diffusion()
+
+    def told_by(self, text: str) -> NDArray[np.bool_]:
+        """[K] the states that all words of a text tell."""
+        words = set(distinct_words(text))
+        return np.array([words <= set(distinct_words(state.words)) for state in self.states])
+
+    def probability(self, text: str, given: str = "") -> float:
+        """That a state is told by a text, given that another tells it."""
+        known = self.told_by(given)
+        return float(self.p[self.told_by(text) & known].sum() / self.p[known].sum())
+
+    def picture(self, state: int, rng: np.random.Generator) -> Tensor:
+        """A picture [1, C, h, w] of a state."""
+        x = self.centres[state] + self.tau * rng.normal(size=self.centres.shape[1])
+        return torch.from_numpy(x).float().reshape(1, *self.latent_shape)
+
+    # The protocol that measuring asks of a model.
+
+    def busy(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """[N, K] the states that a text leaves over."""
+        return torch.from_numpy(np.stack([self.told_by(text) for text in texts]))
+
+    def predict_noise(self, x: Tensor, log_snr: Tensor, embeddings: Tensor) -> Tensor:
+        """E[eps | x_a, text] = n (x_a - s sum of posterior times centre) / (s^2 tau^2 + n^2)."""
+        signal, noise = (torch.sigmoid(sign * log_snr).numpy()[:, None] for sign in (1, -1))
+        flat = x.double().flatten(1).numpy()
+        posterior = np.exp(_normalised(self._log_joint(flat, signal, noise, embeddings.numpy())))
+        mean = np.sqrt(signal) * (posterior @ self.centres)
+        out = np.sqrt(noise) * (flat - mean) / (signal * self.tau**2 + noise)
+        return torch.from_numpy(out).float().reshape(x.shape)
+
+    # What the answers are.
+
+    def log_ratio(self, x: Tensor, context: str, text: str) -> float:
+        """log p(x | text) / p(x | context)."""
+        flat = x.double().flatten(1).numpy()
+        return float(self._log_ratio(flat, np.ones((1, 1)), np.zeros((1, 1)), context, text)[0])
+
+    def direct(self, x: Tensor, context: str, text: str, low: float, high: float, n: int = 20_000) -> float:
+        """1/2 Int E[|eps - e_context|^2 - |eps - e_text|^2] da over [low, high].
+
+        It is E log p(x_a | text) / p(x_a | context) at the one end less that at the other: the change of a density with
+        log-SNR is what the noise prediction errs by. The expectations are by `n` noises.
+        """
+        noise = np.random.default_rng(1).normal(size=(n, self.centres.shape[1]))
+        at_ends = []
+        for a in (low, high):
+            s, v = (np.full((n, 1), 1 / (1 + np.exp(-sign * a))) for sign in (1, -1))
+            x_a = np.sqrt(s) * x.double().flatten(1).numpy() + np.sqrt(v) * noise
+            at_ends.append(float(self._log_ratio(x_a, s, v, context, text).mean()))
+        return at_ends[1] - at_ends[0]
+
+    def _log_ratio(self, x: Floats, signal: Floats, noise: Floats, context: str, text: str) -> Floats:
+        logs = []
+        for words in (context, text):
+            joint = self._log_joint(x, signal, noise, self.told_by(words)[None])
+            top = joint.max(1)
+            total = np.exp(joint - top[:, None]).sum(1)
+            logs.append(top + np.log(total) - np.log(self.p[self.told_by(words)].sum()))
+        return np.asarray(logs[1] - logs[0])
+
+    def _log_joint(self, x: Floats, signal: Floats, noise: Floats, over: NDArray[np.bool_]) -> Floats:
+        """[N, K] log p(state) p(x_a | state), less what all share; minus infinity where the text rules a state out."""
+        distance = ((x[:, None] - np.sqrt(signal)[..., None] * self.centres) ** 2).sum(2)
+        return np.where(over, np.log(self.p) - distance / (2 * (signal * self.tau**2 + noise)), -np.inf)
+
+
+def _normalised(logs: Floats) -> Floats:
+    top = logs.max(1, keepdims=True)
+    return np.asarray(logs - top - np.log(np.exp(logs - top).sum(1, keepdims=True)))
+
+
+def world_of(joint: Mapping[str, float], looks: Mapping[str, int] | None = None, **options: float) -> DiscreteWorld:
+    """A world from the probability of each state's words; each state looks its own way unless told otherwise."""
+    states = [State(words, p, (looks or {}).get(words, i)) for i, (words, p) in enumerate(joint.items())]
+    return DiscreteWorld(states, **options)  # type: ignore[arg-type]

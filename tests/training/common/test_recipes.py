@@ -1,0 +1,94 @@
+"""The committed recipes: they can be read, and are what they say."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from core.spec import BUILT_IN
+from training.benchmark.full_size import components
+from training.common.recipe import read_recipe
+from training.common.report import ROOT
+from training.sae.command import SaeRecipe
+
+FOLDER = ROOT / "training" / "recipes"
+README = (FOLDER / "README.md").read_text()
+POSITIONS = dict(zip(BUILT_IN["sd-v1-4"].hookpoints, (256, 64, 256), strict=True))
+SAES = sorted(FOLDER.glob("*saes*.json")) + sorted(FOLDER.glob("*published*.json"))
+
+
+@pytest.mark.parametrize("path", SAES, ids=lambda path: path.stem)
+def test_a_recipe_is_read_and_told_of(path: Path) -> None:
+    recipe = read_recipe(SaeRecipe, path)
+    assert recipe.stream.batch_size % recipe.stream.pictures == 0
+    assert recipe.training.n_steps % recipe.stream.batches_per_round == 0  # no round is made for a part of it
+    assert path.name in README or f"..._{path.stem.split('_')[-1]}.json" in README
+
+
+@pytest.mark.parametrize("path", [p for p in SAES if p.stem.startswith("sd_")], ids=lambda path: path.stem)
+def test_full_size_is_that_of_the_paper(path: Path) -> None:
+    recipe = read_recipe(SaeRecipe, path)
+    stream, training = recipe.stream, recipe.training
+    assert training.n_steps // stream.batches_per_round * stream.pictures == 200_192  # the next multiple of 256
+    assert (stream.batch_size, training.expansion, training.k_aux, training.aux_weight) == (4096, 4, 256, 1 / 32)
+    assert set(recipe.times) >= {1.0, 0.5, 0.0}
+    a_picture = stream.batch_size // stream.pictures * stream.batches_per_round
+    available = {POSITIONS[name] for name in recipe.hookpoints or POSITIONS}
+    assert a_picture <= min(available)
+    if "published" in path.stem:
+        assert available == {a_picture}  # every position once
+        assert training.learning_rate == 1e-4
+        assert training.k == int(path.stem.rpartition("k")[2])
+        assert recipe.times == (1.0, 0.5, 0.0)
+
+
+def test_the_arithmetic_of_the_estimates() -> None:
+    with torch.device("meta"):
+        modules = components()
+        x = torch.zeros(1, 4, 64, 64)
+        with FlopCounterMode(display=False) as unet:
+            modules["unet"](x, torch.zeros(1), encoder_hidden_states=torch.zeros(1, 77, 768))
+        with FlopCounterMode(display=False) as decoder:
+            modules["vae"].decode(x)  # type: ignore[operator]
+    a_latent, a_picture = unet.get_total_flops() / 1e12, decoder.get_total_flops() / 1e12
+    assert f"latent is {a_latent:.3f} TFLOP, decoding a picture {a_picture:.2f}" in README
+    rate = 0.4 * 989
+    assert f"{1000 * a_latent / rate:.1f} ms an evaluation" in README
+    evals = 200_192 * 50 * 2
+    assert f"{evals / 1e6:.1f} million | {evals * a_latent / rate / 3600:.1f} |" in README
+    assert f"{4 * evals / 1e6:.1f} million | {4 * evals * a_latent / rate / 3600:.0f} |" in README
+    labels = (40_000 * 100 * a_latent + 40_000 * a_picture) / rate / 3600
+    assert f"4.0 million | {labels:.1f} |" in README
+    weights = 2 * 1280 * 5120 + 1280 + 5120
+    assert f"{16 * weights / 1e9:.2f} ({weights / 1e6:.1f} million" in README
+
+
+def test_accelerate_reads_its_configuration_and_every_process_has_pictures() -> None:
+    config_args = pytest.importorskip("accelerate.commands.config.config_args")
+    config = config_args.load_config_from_file(str(FOLDER / "accelerate_nodes.yaml"))
+    assert (config.num_machines, config.num_processes, config.mixed_precision) == (2, 16, "bf16")
+    for path in SAES:
+        assert read_recipe(SaeRecipe, path).stream.pictures % config.num_processes == 0
+
+
+def test_the_job_asks_for_what_the_command_line_knows(tmp_path: Path) -> None:
+    hf = tmp_path / "hf"
+    hf.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    hf.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "REPOSITORY": "https://x/y.git", "BUCKET": "me/runs"}
+    asked = subprocess.run([FOLDER / "hf_job.sh"], env=env, capture_output=True, text=True, check=True).stdout
+    assert "--recipe training/recipes/sd_v1_4_saes.json --run-dir /kept/sd_v1_4_saes/run" in asked
+    assert "hf://buckets/me/runs:/kept" in asked
+    before_image = asked.partition("python:3.12")[0]
+    real = shutil.which("hf")
+    assert real is not None
+    known = subprocess.run([real, "jobs", "run", "--help"], capture_output=True, text=True, env=None).stdout
+    for option in re.findall(r"^--[a-z]+$", before_image, re.MULTILINE):
+        assert f"{option} " in known or f"{option}\n" in known, option
+    assert "h200" in known
+    refused = subprocess.run([FOLDER / "hf_job.sh"], env={"PATH": env["PATH"]}, capture_output=True, text=True)
+    assert refused.returncode

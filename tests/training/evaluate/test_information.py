@@ -1,0 +1,433 @@
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel
+
+import core
+from core.diffusion.diffuser import Diffuser
+from core.diffusion.text import distinct_words, split_words
+from core.information.ranking import Ranking
+from core.spec import ModelSpec
+from tests.conftest import make_pipeline
+from training.evaluate import run
+from training.evaluate.common.maps import in_its_range
+from training.evaluate.common.masks import weighted_pearson
+from training.evaluate.information import captions, likelihood, localisation, pid, words
+from training.evaluate.information import counterfactual as changes
+from training.evaluate.information.captions import OPPOSITE, others_of, outcome_of, shuffled
+from training.evaluate.information.counterfactual import Changed, Returned, foretold
+from training.evaluate.information.localisation import (
+    ALONG_SAMPLER,
+    AT_FLAT,
+    AT_LOGISTIC,
+    BOTH,
+    CMI,
+    CMI_PUBLISHED,
+    METHODS,
+    WHOLE,
+    Scored,
+    Source,
+    as_published,
+    best_threshold,
+    masks_of,
+    targets_of,
+    word_ious,
+)
+from training.evaluate.information.pid import Found
+from training.evaluate.information.pid_pairs import (
+    HOMONYM,
+    KINDS,
+    PLANTED,
+    SYNONYMS,
+    THING_AND_PLACE,
+    THINGS,
+    joint_of,
+    log2_together,
+    scenes_with,
+)
+from training.picturebook.world.captions import Caption, Story, log2_word_given_rest
+from training.picturebook.world.scenes import caption_of, make_scene, paint
+from training.picturebook.world.tokens import MAX_TOKENS, build_tokenizer
+from training.picturebook.world.world import LABELS, PLACES, PLANTED_PAIR
+from training.picturebook.world.world import THINGS as ALL_THINGS
+
+CAPTIONS = [caption_of(make_scene(seed, "test")) for seed in range(120)]
+
+
+@pytest.fixture(scope="module")
+def reader() -> Diffuser:
+    """The small pipeline, untrained, with the embedded model's vocabulary."""
+    pipeline = make_pipeline()
+    pipeline.tokenizer = build_tokenizer()
+    end = pipeline.tokenizer.eos_token_id
+    pipeline.text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(pipeline.tokenizer.get_vocab()),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=pipeline.tokenizer.bos_token_id,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+    )
+    return Diffuser(pipeline, ModelSpec("small", "nowhere"))
+
+
+def caption(*nouns: str, place: str = "sea", style: str = "plain") -> Caption:
+    return Caption(Story(nouns, None, place, style), nouns, "and", place, False, style != "plain", False, "")
+
+
+# --- pid --------------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_picks_the_pairs_that_it_is_named_after() -> None:
+    picked = {kind: [(c, kind.pick(c)) for c in CAPTIONS if c.place_word is not None] for kind in KINDS}
+    found = {kind: [(c, pair) for c, pair in pairs if pair] for kind, pairs in picked.items()}
+    assert all(len(pairs) > 2 for pairs in found.values())
+    for told, pair in found[SYNONYMS]:
+        assert pair[0] in (*told.words, told.place_word)
+        assert pair[1] not in split_words(told.text)
+    assert {pair for _, pair in found[SYNONYMS]} >= {("sea", "ocean"), ("ocean", "sea")}
+    assert all({*pair} == {*PLANTED_PAIR} for _, pair in found[PLANTED])
+    assert all(pair[0] in ("bat", "mouse") and pair[1] == told.place_word for told, pair in found[HOMONYM])
+    assert all(pair[0] not in ("bat", "mouse") for _, pair in found[THING_AND_PLACE])
+    assert not any({"bat", "mouse"} & {*told.story.nouns} or {*pair} == {*PLANTED_PAIR} for told, pair in found[THINGS])
+    first = list(islice(scenes_with(PLANTED), 2))
+    assert all({*PLANTED_PAIR} <= {*scene.story.nouns} for scene in first)
+
+
+@pytest.mark.parametrize("told", [c for c in CAPTIONS if c.place_word is not None and len(c.words) > 1][:6])
+def test_words_together_agree_with_each_given_the_other(told: Caption) -> None:
+    """p(one | other, rest), from the joint, is what the grammar says of one slot."""
+    for first, second in ((told.words[0], told.words[1]), (told.words[1], str(told.place_word))):
+        joint = joint_of(told, first, second)
+        given_second = sum(p for (_, word), p in joint.items() if word == second)
+        assert np.log2(joint[first, second] / given_second) == pytest.approx(log2_word_given_rest(told, first))
+        assert all(p == 0 for (one, other), p in joint.items() if one == other)
+
+
+def test_the_planted_pair_tells_of_each_other_and_others_do_not() -> None:
+    planted = log2_together(caption(*PLANTED_PAIR, place="grass"), *PLANTED_PAIR)
+    assert planted > 2
+    assert log2_together(caption("butterfly", "cat", place="grass"), "butterfly", "cat") < 0  # it has its partner
+    assert abs(log2_together(caption("cat", "pig", place="kitchen"), "cat", "pig")) < 0.7
+    assert log2_together(caption("whale"), "whale", "sea") > 1  # at home
+
+
+def test_tables_of_what_two_words_tell_are_right_by_hand(reader: Diffuser) -> None:
+    bench = pid.Bench(reader, pid.Settings(n_bootstrap=20))
+    parts = np.array([[1.0, 2.0, 3.0, 0.5], [3.0, 2.0, 1.0, 1.5]])
+    found = Found(parts, np.array([8.0, 8.0]), np.array([[1.0, 4.0], [1.0, 4.0]]), np.full(2, 2.0), np.full(2, 0.5))
+    for kind in KINDS:
+        for given in ("nothing", "rest"):
+            bench._found[kind, given] = found  # type: ignore[index]
+    row = pid.shares(bench).rows[0]
+    assert str(row["redundancy"]).startswith("2.00 (")
+    assert str(row["shared"]).startswith("0.500 (")  # 2 of (8 / 2)
+    (planted, *_) = pid.planted(bench).rows
+    assert planted["measured less grammar"] == "1.50 (1.50 to 1.50)"
+    assert pid.homonyms(bench).rows[0]["share of synergy"] == "0.250 (0.250 to 0.250)"
+
+
+def test_scenes_are_measured_where_their_things_are(reader: Diffuser) -> None:
+    bench = pid.Bench(reader, pid.Settings(n_scenes=1, n_points=2, n_replicates=2, n_bootstrap=20))
+    rows = reader.n_unet_rows
+    for kind in (SYNONYMS, HOMONYM):
+        found = bench.found(kind, "nothing")
+        assert found.parts.shape == (1, 4)
+        assert np.isnan(found.grammar).all() == (kind is SYNONYMS)
+        redundancy, first, second, _ = found.parts[0]
+        assert found.alone[0] == pytest.approx(2 * redundancy + first + second)
+    assert reader.n_unet_rows - rows == 2 * 2 * 2 * 4
+    assert bench.found(HOMONYM, "nothing") is found
+    assert found.there[0, 1] < found.parts[0].sum()  # the thing does not fill the picture
+    scene = next(scenes_with(HOMONYM))
+    shares = pid._share_of_cells(paint(scene).labels, caption_of(scene), HOMONYM.of(caption_of(scene))[0])
+    assert shares.shape == (16, 16)
+    senses = [LABELS.index(name) for name in ("bat", "club", "rodent", "device")]
+    assert shares.mean() == pytest.approx(np.isin(paint(scene).labels, senses).mean())
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("told", CAPTIONS[:30])
+def test_other_captions_differ_in_one_respect(told: Caption) -> None:
+    others = others_of(told, np.random.default_rng(0))
+    story = told.story
+    assert set(others) >= {"thing"}
+    assert ("relation" in others) == (story.relation is not None)
+    assert ("place" in others) == (told.place_word is not None)
+    assert ("style" in others) == told.style_told
+    own = [word.text for word in split_words(told.text)]
+    for kind in {"thing", "relation", "style"} & set(others):
+        words = [word.text for word in split_words(others[kind][0])]
+        changed = [(a, b) for a, b in zip(own, words, strict=False) if a != b]
+        if kind == "thing":
+            assert len(changed) == 1
+            assert changed[0][0] in told.words
+        if kind == "style":
+            assert [a for a, _ in changed] == [story.style]
+        if kind == "relation" and story.relation is not None:
+            assert (story.relation, OPPOSITE[story.relation]) in changed
+    if "place" in others:
+        assert not {story.place, told.place_word} & {word.text for word in split_words(others["place"][0])}
+    for order in others.get("order of the words", []):
+        assert sorted(order.split()) == sorted(own)
+        assert order.split() != own
+    texts = [text for listed in others.values() for text in listed]
+    assert len({told.text, *texts}) == len(texts) + 1
+
+
+def test_too_few_words_have_no_other_orders() -> None:
+    assert shuffled("a cat", np.random.default_rng(0)) == []
+    assert len(set(shuffled("a cat and a dog", np.random.default_rng(0)))) == captions.N_SHUFFLES
+
+
+def test_an_outcome_is_that_of_its_own_comparisons() -> None:
+    bits = np.array([5.0, 1.0, 6.0, 4.9])
+    ranking = Ranking(
+        captions=("a", "b", "c", "d"),
+        bits=bits,
+        stderr=np.ones(4),
+        ahead=bits[:, None] - bits,
+        ahead_stderr=np.full((4, 4), 0.2),
+        orthogonal_bits=np.array([3.0, 4.0, 2.0, 2.0]),
+        orthogonal_stderr=np.ones(4),
+        n_evals=1,
+        n_replicates=8,
+        stopped="budget",
+        rel_error=1.0,
+        seed=0,
+        settings={},
+    )
+    assert outcome_of(ranking, [1]) == (True, False, True, 4.0)
+    assert outcome_of(ranking, [2]) == (False, True, True, -1.0)
+    direct, orthogonal, sure, margin = outcome_of(ranking, [1, 3])
+    assert (direct, orthogonal, sure) == (True, False, False)
+    assert margin == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="empty text"):
+        outcome_of(replace(ranking, orthogonal_bits=None), [1])
+
+
+# --- localisation -----------------------------------------------------------------------------------------------------
+
+
+def square(kind: str = "thing") -> Scored:
+    """Two words on 8 x 8 pixels: a map that is high on its own quarter, and one that is high elsewhere too."""
+    truth = torch.zeros(2, 8, 8, dtype=torch.bool)
+    truth[:, :4, :4] = True
+    right = torch.zeros(8, 8)
+    right[:4, :4] = 10
+    spread = right.clone()
+    spread[:4, 4:] = 6
+    return Scored((kind, "place"), truth, {"m": torch.stack([right, spread]) - 3, WHOLE: torch.ones(2, 8, 8)}, {"m": 1})
+
+
+def test_words_are_scored_one_by_one_at_a_share_of_their_maps_range() -> None:
+    scene = square()
+    assert word_ious(scene, "m", "thing", 0.5).tolist() == [1.0]
+    assert word_ious(scene, "m", "place", 0.5).tolist() == [0.5]
+    assert word_ious(scene, "m", "place", 0.7).tolist() == [1.0]
+    assert word_ious(scene, WHOLE, "thing", 0.95).tolist() == [0.25]
+    assert 0.6 < best_threshold([scene], "m", "place") <= 0.95
+    assert len(word_ious(square("place"), "m", "thing", 0.5)) == 0
+    hidden = scene._replace(truth=torch.zeros(2, 8, 8, dtype=torch.bool))
+    assert len(word_ious(hidden, "m", "thing", 0.5)) == 0
+    ranged = in_its_range(scene.maps["m"])
+    assert (ranged.amin().item(), ranged.amax().item()) == (0.0, 1.0)
+
+
+def test_words_know_what_they_can_name() -> None:
+    targets = targets_of(caption("bat", "cat"))
+    names = {word: [LABELS[i] for i in classes] for word, classes in targets.items()}
+    assert names == {"bat": ["bat", "club"], "cat": ["cat"], "sea": ["sea"]}
+    assert len(LABELS) == len(ALL_THINGS) + len(PLACES)
+
+
+@pytest.mark.parametrize(("n_evals", "n_words"), [(256, 3), (192, 2), (64, 1)])
+def test_the_published_way_spends_as_much(n_evals: int, n_words: int) -> None:
+    sampler = as_published(n_evals, n_words)
+    spent = 3 * n_words * sampler.n_points * sampler.min_replicates
+    assert abs(spent - n_evals) <= 6 * n_words
+    assert (sampler.scale, sampler.stratified, sampler.antithetic, sampler.shared) == (2.0, False, False, False)
+
+
+@pytest.mark.parametrize("source", ["painted", "drawn"])
+def test_every_method_makes_a_map_of_every_word_for_what_it_says_it_costs(reader: Diffuser, source: Source) -> None:
+    settings = localisation.Settings(n_scenes=1, n_fit=0, n_points=2, n_replicates=2, num_inference_steps=2)
+    rows = reader.n_unet_rows
+    ((scored,), _) = localisation.Bench(reader, settings).scored(source)
+    targets = targets_of(caption_of(make_scene(0, "test")))
+    assert set(scored.maps) == set(scored.evals) == set(METHODS)
+    for maps in scored.maps.values():
+        assert maps.shape == (len(targets), 16, 16)
+        assert bool(maps.isfinite().all())
+    computed = sum(n for name, n in scored.evals.items() if name != BOTH)
+    assert reader.n_unet_rows - rows == computed - scored.evals[CMI_PUBLISHED] // 3
+    attention = scored.maps[AT_FLAT]
+    assert not torch.allclose(attention[0], attention[1])
+    assert not torch.allclose(attention, scored.maps[AT_LOGISTIC])
+    assert not torch.allclose(attention, scored.maps[ALONG_SAMPLER])
+    root = (in_its_range(scored.maps[CMI]) * in_its_range(attention)).sqrt()
+    torch.testing.assert_close(scored.maps[BOTH], root)
+
+
+def test_masks_are_those_of_a_words_classes_if_they_are_large_enough() -> None:
+    labels = torch.zeros(32, 32, dtype=torch.long)
+    labels[:20] = 1
+    labels[20:, :9] = 2
+    one, two, both, none = masks_of(labels, [[1], [2], [1, 2], [5]])
+    assert (int(one.sum()), int(two.sum()), int(both.sum()), int(none.sum())) == (640, 0, 748, 0)
+    scene = make_scene(1, "test")
+    targets = list(targets_of(caption_of(scene)).values())
+    truth = torch.from_numpy(paint(scene).labels).long()
+    areas = [torch.isin(truth, torch.tensor(classes)).sum() for classes in targets]
+    assert masks_of(truth, targets).sum((1, 2)).tolist() == [int(area) for area in areas]
+
+
+# --- changes ----------------------------------------------------------------------------------------------------------
+
+
+def changed(picture: int, kind: str, told: float, change: float) -> Changed:
+    """A word whose CMI and change are the same ramp over four cells, of two heights."""
+    ramp = np.arange(4.0).reshape(2, 2)
+    foretold = {changes.CMI: told * ramp, changes.ALONG_SAMPLER: -told * ramp, changes.AT_FLAT: np.ones((2, 2))}
+    return Changed(picture, kind, foretold, dict.fromkeys(changes.CHANGES, change * ramp))
+
+
+def test_correlations_are_right_by_hand(reader: Diffuser) -> None:
+    bench = changes.Bench(reader, changes.Settings(n_scenes=4, n_bootstrap=50))
+    pairs = [(1.0, 2.0), (2.0, 1.0), (3.0, 4.0), (4.0, 3.0)]
+    listed = [changed(i, "thing", *pair) for i, pair in enumerate(pairs)]
+    bench.measured = listed, [Returned(0.01, 1.0)] * 4
+    assert bench.pictures("thing", "left out", changes.CMI).value == pytest.approx(0.6)
+    assert bench.pictures("thing", "left out", changes.ALONG_SAMPLER).value == pytest.approx(-0.6)
+    assert bench.pictures(changes.ALL, "swapped", changes.CMI).value == pytest.approx(0.6)
+    # The next picture's word: 2, 3, 4 and, as there is none after the last, 1.
+    assert [told.sum() / 6 for told in foretold(listed, changes.OF_ANOTHER)] == [2, 3, 4, 1]
+    assert bench.pictures("thing", "left out", changes.OF_ANOTHER).value == pytest.approx(
+        np.corrcoef([2, 3, 4, 1], [2, 1, 4, 3])[0, 1]
+    )
+    assert bench.pixels("thing", "left out", changes.CMI).value == pytest.approx(1)
+    assert bench.pixels("thing", "left out", changes.ALONG_SAMPLER).value == pytest.approx(-1)
+    assert np.isnan(bench.pixels("thing", "left out", changes.AT_FLAT).value)  # a flat map foretells nothing
+    low, high = bench.pictures("thing", "left out", changes.CMI).estimate[1:]
+    assert low < 0.6 < high
+    assert "0.010" in changes.returned(bench).markdown()
+
+
+def test_weights_of_a_correlation_are_repeats() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 5))
+    times = np.array([[2, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    by_hand = [np.corrcoef(np.repeat(x, row), np.repeat(y, row))[0, 1] for row in times]
+    np.testing.assert_allclose(weighted_pearson(x, y, times.astype(float)), by_hand)
+
+
+@pytest.mark.parametrize("told", CAPTIONS[:20])
+def test_every_word_that_was_chosen_can_be_another(told: Caption) -> None:
+    others = changes.others_of(told, np.random.default_rng(0))
+    present = set(distinct_words(told.text))
+    assert set(others) <= present
+    assert {"thing", "place", "style", "relation"}.issuperset(kind for kind, _ in others.values())
+    assert not any(to in others for kind, to in others.values() if kind != "relation")
+    assert len(others) == len(told.words) + bool(told.place_word) + told.style_told + bool(told.story.relation)
+
+
+def test_a_pictures_changes_are_those_of_its_own_noise(reader: Diffuser) -> None:
+    settings = changes.Settings(n_points=2, n_replicates=2, num_inference_steps=2, n_guesses=1)
+    rows = reader.n_unet_rows
+    found, back = changes.measure(reader, 7, make_scene(1, "test"), settings)
+    caption_ = caption_of(make_scene(1, "test"))
+    n = len(changes.others_of(caption_, np.random.default_rng(0)))
+    assert len(found) == n
+    assert reader.n_unet_rows - rows == 2 * 1 + 2 * (1 + 2 * n) + 4 * (n + 1) + 4
+    x = reader.encode(Image.fromarray(paint(make_scene(1, "test")).image))
+    whole = core.change_word(reader, x, caption_.text, caption_.words[0], num_inference_steps=2, n_guesses=1)
+    np.testing.assert_allclose(found[0].change["left out"], whole.change, rtol=1e-3, atol=1e-6)
+    assert back.error == pytest.approx(whole.reconstruction_error, rel=1e-3)
+    assert all(word.picture == 7 for word in found)
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def test_words_are_told_apart_by_hand() -> None:
+    scores, positive = np.array([3.0, 1.0, 2.0, 0.0]), np.array([True, True, False, False])
+    weights = np.array([[1.0, 1, 1, 1], [1, 0, 1, 1], [0, 1, 2, 1]])
+    np.testing.assert_allclose(words.auroc(scores, positive, weights), [3 / 4, 1, 1 / 3])
+    assert words.auroc(np.zeros(4), positive, weights)[0] == 0.5
+    area = np.array([[1.0, 0], [0, 0]])
+    assert words.lift(np.ones((2, 2)), area) == 1
+    assert words.lift(area, area) == 4
+    assert np.isnan(words.lift(np.zeros((2, 2)), area))
+
+
+def test_every_word_has_its_kind_and_its_bits(reader: Diffuser) -> None:
+    number = next(n for n in range(99) if CAPTIONS[n].story.relation and CAPTIONS[n].style_told)
+    scene, told = make_scene(number, "test"), CAPTIONS[number]
+    settings = words.Settings(n_points=2, n_replicates=2)
+    rows = reader.n_unet_rows
+    found = words.measure(reader, number, scene, settings)
+    present = distinct_words(told.text)
+    assert len(found) == len(present)
+    assert reader.n_unet_rows - rows == 4 * (2 * (len(present) + 1) + 1)
+    kinds = {word: row.kind for word, row in zip(present, found, strict=True)}
+    assert [word for word, kind in kinds.items() if kind == "relation"] == [told.story.relation]
+    assert [word for word, kind in kinds.items() if kind == "style"] == [told.story.style]
+    assert {word for word, kind in kinds.items() if kind == "thing"} == set(told.words)
+    assert all(row.grammar == 0 for row in found if row.kind == "other")
+    assert all(row.grammar > 0 for row in found if row.kind != "other")
+    assert 0 < sum(row.totals["attention"] for row in found) < 1
+    shown = words.share_of_things(paint(scene).labels, told)
+    assert 0 < shown.mean() < 1
+
+
+# --- from the command line --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "settings"),
+    [
+        ("captions", captions, captions.Settings(n_scenes=2, n_points=2, n_replicates=2, n_bootstrap=20)),
+        ("pid", pid, pid.Settings(n_scenes=1, n_points=2, n_replicates=2, n_bootstrap=20)),
+        (
+            "changes",
+            changes,
+            changes.Settings(
+                n_scenes=3, n_points=2, n_replicates=2, num_inference_steps=2, n_guesses=1, n_bootstrap=20
+            ),
+        ),
+        ("likelihood", likelihood, likelihood.Settings(n_scenes=2, n_fit=3, n_bootstrap=20)),
+        ("words", words, words.Settings(n_scenes=3, n_points=2, n_replicates=2, n_bootstrap=20)),
+        (
+            "localisation",
+            localisation,
+            localisation.Settings(
+                n_scenes=2, n_fit=1, n_points=2, n_replicates=2, num_inference_steps=2, n_bootstrap=20
+            ),
+        ),
+    ],
+)
+def test_each_makes_its_tables_once(
+    reader: Diffuser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: object, settings: object
+) -> None:
+    monkeypatch.setattr(module, "QUICK", settings)
+    asked = run.Asked(parts=[], quick=True, folder=tmp_path)
+    tables = run.EVALUATIONS[name](reader, asked)
+    rows = reader.n_unet_rows
+    again = run.EVALUATIONS[name](reader, asked)
+    assert reader.n_unet_rows == rows
+    for table, other in zip(tables, again, strict=True):
+        assert table.markdown() == other.markdown()
+        assert table.rows
+        assert all(set(row) == set(table.rows[0]) for row in table.rows)

@@ -1,0 +1,159 @@
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from core.diffusion.diffuser import Diffuser
+from training.common.report import Table
+from training.evaluate import picturebook
+from training.evaluate.common.judges import MIN_AREA, Sight, measure
+from training.evaluate.common.proportions import Share, share
+from training.evaluate.common.store import fingerprint, kept
+from training.evaluate.layout import evaluation as layout
+from training.evaluate.picturebook import QUESTIONS, QUICK, Settings, held_out_scenes, kinds_of, outcomes, swapped
+from training.picturebook.world.captions import RELATIONS, Caption
+from training.picturebook.world.scenes import Scene, caption_of, paint
+from training.picturebook.world.world import LABELS, PLACES, THING_INDEX, THINGS
+from training.pipeline.card import N_SAMPLES, read_curve, write_card
+from training.pipeline.run import RECIPE, read_config
+
+SIDE = 128
+GRASS = LABELS.index("grass")
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return held_out_scenes(150)
+
+
+def truth(scene: Scene) -> Sight:
+    """What a judge without fault sees."""
+    return Sight(*measure(torch.from_numpy(paint(scene).labels).long()), scene.story.style)
+
+
+def sight(**boxes: tuple[int, int, int]) -> Sight:
+    """Of squares (x, y, side) on grass."""
+    labels = torch.full((SIDE, SIDE), GRASS)
+    for thing, (x, y, side) in boxes.items():
+        labels[y : y + side, x : x + side] = THING_INDEX[thing]
+    return Sight(*measure(labels), "plain")
+
+
+def test_an_interval_of_a_share_is_wilsons() -> None:
+    # By hand for 8 of 10: centre (0.8 + z^2 / 20) / (1 + z^2 / 10), half-width from the same score equation.
+    low, high = Share(8, 10).interval
+    for limit in (low, high):
+        assert abs(0.8 - limit) == pytest.approx(1.959964 * math.sqrt(limit * (1 - limit) / 10))
+    assert Share(10, 10).interval[1] == pytest.approx(1)
+    assert Share(0, 10).interval[0] == pytest.approx(0)
+    assert share([True, False, True]) == (2, 3)
+    assert str(Share(0, 0)) == "none"
+
+
+def test_a_sight_is_counted_by_hand() -> None:
+    seen = sight(cat=(16, 32, 20))
+    assert seen.areas[THING_INDEX["cat"]] == 400
+    assert seen.find("cat") == (25.5, 41.5)
+    assert seen.place == "grass"
+    assert seen.find("dog") is None
+    assert sight(cat=(0, 0, math.isqrt(MIN_AREA - 1))).find("cat") is None
+
+
+def test_a_homonym_is_either_of_its_things() -> None:
+    assert sight(bat=(0, 0, 30)).find("bat") is not None
+    assert sight(club=(64, 0, 30)).find("bat") == (78.5, 14.5)
+
+
+def test_a_relation_holds_one_way_only() -> None:
+    seen = sight(cat=(0, 40, 30), dog=(80, 50, 30))
+    held = [relation for relation in RELATIONS if seen.relation_holds(relation, "cat", "dog")]
+    assert held == ["left"]
+    assert not any(seen.relation_holds(relation, "cat", "pig") for relation in RELATIONS)
+    assert sight(sun=(50, 0, 30), boat=(40, 80, 40)).relation_holds("above", "sun", "boat")
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.name)
+def test_the_truth_answers_every_question_right_and_another_scene_does_not(
+    question: object, scenes: list[Scene]
+) -> None:
+    captions = [caption_of(scene) for scene in scenes]
+    sights = [truth(scene) for scene in scenes]
+    right = outcomes(question, captions, sights)  # type: ignore[arg-type]
+    assert len(right) > 5
+    assert np.mean(right) == 1
+    shifted = outcomes(question, captions, sights[1:] + sights[:1])  # type: ignore[arg-type]
+    assert np.mean(shifted) < 0.5
+
+
+def test_swapping_a_caption_makes_its_relation_wrong(scenes: list[Scene]) -> None:
+    related = [scene for scene in scenes if scene.story.relation is not None]
+    question = next(question for question in QUESTIONS if question.name == "relation right")
+    captions = [swapped(caption_of(scene)) for scene in related]
+    assert all(caption.text != caption_of(scene).text for caption, scene in zip(captions, related, strict=True))
+    assert not any(outcomes(question, captions, [truth(scene) for scene in related]))
+
+
+def test_every_slot_of_a_caption_is_of_a_kind(scenes: list[Scene]) -> None:
+    for scene in scenes[:40]:
+        caption: Caption = caption_of(scene)
+        kinds = kinds_of(caption)
+        assert set(kinds) <= set(caption.text.replace(",", " ").split())
+        assert list(kinds.values()).count("thing") == len(scene.story.nouns)
+    plain = replace(caption_of(scenes[0]), style_told=False, place_word=None)
+    assert {"place", "style"}.isdisjoint(kinds_of(plain).values())
+    assert len(LABELS) == len(THINGS) + len(PLACES)
+
+
+def test_what_was_measured_is_kept_until_what_it_depends_on_changes(tmp_path: Path) -> None:
+    weights = tmp_path / "model"
+    weights.mkdir()
+    save_file({"w": torch.zeros(2)}, weights / "a.safetensors")
+    key = fingerprint(picturebook, [weights], QUICK)
+    assert key == fingerprint(picturebook, [weights], QUICK)
+    assert key != fingerprint(picturebook, [weights], Settings())
+    assert key != fingerprint(layout, [weights], QUICK)
+    save_file({"w": torch.ones(2)}, weights / "a.safetensors")
+    assert key != fingerprint(picturebook, [weights], QUICK)
+    made: list[int] = []
+
+    def make() -> Table:
+        made.append(0)
+        return Table("t", "T", [{"a": 1.0, "b": None}], ("note",), {"x": [1]})
+
+    first, second = (kept(tmp_path / "store", "t", key, make) for _ in range(2))
+    assert len(made) == 1
+    assert first.markdown() == second.markdown()
+
+
+def test_the_card_shows_tables_curve_and_grid(model: Diffuser, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "training.json").write_text(json.dumps(asdict(read_config(RECIPE))))
+    (tmp_path / "denoiser").mkdir()
+    lines = [{"step": 20, "loss": 1.0, "samples": 960}]
+    measured = {"step": 20, "samples": 960, "relations_told_apart": 0.75}
+    lines += [{**measured, "held_out_loss": loss} for loss in (0.5, 0.25)]
+    (tmp_path / "denoiser" / "log.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    curve = read_curve(tmp_path)
+    assert curve == [(960, 0.25, 0.75)]
+    table = Table("t", "A table", [{"what": "cats", "share": 0.5}])
+    with patch("training.pipeline.card.draw", lambda *_: [Image.new("RGB", (8, 8))] * N_SAMPLES):
+        write_card(model, tmp_path, [table], curve, "Counted by eye.\n")
+    card = (tmp_path / "model" / "README.md").read_text()
+    for shown in (
+        "### A table",
+        "| cats | 0.5 |",
+        "| 960 | 0.2500 | 75 % |",
+        "Counted by eye.",
+        "CC-BY-4.0",
+        "![Forty",
+    ):
+        assert shown in card
+    assert Image.open(tmp_path / "model" / "samples.webp").size == (80, 32)
+    assert read_curve(tmp_path / "elsewhere") == []

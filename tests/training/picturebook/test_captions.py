@@ -1,0 +1,131 @@
+import itertools
+from collections import Counter
+from math import log2
+
+import numpy as np
+import pytest
+
+from core.diffusion.text import delete_words, distinct_words, only_words
+from training.picturebook.world.captions import (
+    N_THINGS_P,
+    RELATIONS,
+    Caption,
+    Story,
+    caption_probability,
+    drop_words,
+    log2_word_given_rest,
+    nouns_probability,
+    place_probabilities,
+    sample_caption,
+    sample_story,
+    vocabulary,
+)
+from training.picturebook.world.tokens import MAX_TOKENS, build_tokenizer
+from training.picturebook.world.world import NOUNS, PLACES, PLANTED_PAIR
+
+
+def a_caption(text_of: str = "a {style} picture of a {a} {relation} of a {b} on the {place}") -> Caption:
+    story = Story(("cat", "dog"), "left", "grass", "sepia")
+    caption = Caption(story, ("cat", "hound"), "and", "grass", False, True, True, "")
+    assert caption.text == text_of.format(style="sepia", a="cat", relation="left", b="hound", place="grass")
+    return caption
+
+
+def samples(n: int, seed: int = 0) -> list[Caption]:
+    rng = np.random.default_rng(seed)
+    return [sample_caption(rng, sample_story(rng)) for _ in range(n)]
+
+
+def test_nouns_have_probabilities_that_sum_to_one() -> None:
+    names = [noun.name for noun in NOUNS]
+    assert sum(nouns_probability((a,)) for a in names) == pytest.approx(N_THINGS_P[0])
+    assert sum(nouns_probability(pair) for pair in itertools.product(names, repeat=2)) == pytest.approx(N_THINGS_P[1])
+    assert place_probabilities(("cat", "whale")).sum() == pytest.approx(1)
+
+
+def test_sampled_frequencies_are_the_stated_probabilities() -> None:
+    captions = samples(20000)
+    firsts = Counter(c.story.nouns[0] for c in captions if len(c.story.nouns) == 1)
+    expected = nouns_probability(("bat",)) * len(captions)
+    assert abs(firsts["bat"] - expected) < 5 * expected**0.5
+    of_whale = [c for c in captions if c.story.nouns == ("whale",)]
+    in_sea = sum(c.story.place == "sea" for c in of_whale) / len(of_whale)
+    sea = [place.name for place in PLACES].index("sea")
+    assert in_sea == pytest.approx(place_probabilities(("whale",))[sea], abs=0.12)
+
+
+def test_caption_probabilities_are_those_of_the_sampler() -> None:
+    # All captions of one story that differ in their telling alone: their probabilities add up to the story's.
+    story = Story(("cat",), None, "sea", "plain")
+    texts: dict[str, float] = {}
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        caption = sample_caption(rng, story)
+        texts[caption.text] = caption_probability(caption)
+    p = nouns_probability(("cat",)) * place_probabilities(("cat",))[3] * 0.4
+    assert sum(texts.values()) == pytest.approx(p)
+
+
+def test_the_planted_pair_meets_every_other_time() -> None:
+    a, b = PLANTED_PAIR
+    with_a = sum(nouns_probability((a, noun.name)) for noun in NOUNS)
+    assert nouns_probability((a, b)) / with_a == pytest.approx(0.5)
+    assert nouns_probability((b, a)) == nouns_probability((a, b))
+
+
+def test_relations_are_balanced_over_ordered_pairs() -> None:
+    related = [c.story for c in samples(20000) if c.story.relation]
+    counts = Counter(story.relation for story in related)
+    for relation in RELATIONS:
+        assert counts[relation] / len(related) == pytest.approx(1 / 4, abs=0.02)
+    first = Counter(story.nouns[0] < story.nouns[1] for story in related if story.relation == "left")
+    assert first[True] / first.total() == pytest.approx(0.5, abs=0.04)
+
+
+def test_ceilings_computed_by_hand() -> None:
+    caption = a_caption()
+    assert log2_word_given_rest(caption, "sepia") == pytest.approx(log2(1 / 5))  # five named styles, equally likely
+    assert log2_word_given_rest(caption, "left") == pytest.approx(log2(1 / 2))  # `of` leaves left and right
+    assert log2_word_given_rest(caption, "the") == 0
+    # Four places follow `on the`; street and road are one place with two words. The first two nouns like grass.
+    on = {p.words[0]: place_probabilities(("cat", "dog"))[i] for i, p in enumerate(PLACES) if p.preposition == "on"}
+    assert log2_word_given_rest(caption, "grass") == pytest.approx(log2(on["grass"] / sum(on.values())))
+    with pytest.raises(ValueError, match="whale"):
+        log2_word_given_rest(caption, "whale")
+
+
+def test_ceilings_match_the_frequencies_of_samples() -> None:
+    # p(cat | "a sits alone") by counting captions with one noun and nothing else told.
+    bare = [c for c in samples(40000) if len(c.words) == 1 and c.text == f"a {c.words[0]}"]
+    bats = [c for c in bare if c.words == ("bat",)]
+    assert 2 ** log2_word_given_rest(bats[0], "bat") == pytest.approx(len(bats) / len(bare), rel=0.2)
+
+
+def test_every_word_is_one_token_and_every_caption_fits() -> None:
+    tokenizer = build_tokenizer()
+    for caption in samples(3000):
+        words = set(distinct_words(caption.text))
+        assert words <= set(vocabulary())
+        ids = tokenizer(caption.text).input_ids
+        assert len(ids) <= MAX_TOKENS
+        assert tokenizer.eos_token_id not in ids[1:-1]
+        assert len(ids) == 2 + len(caption.text.replace(",", " , ").split())
+
+
+def test_dropped_words_make_the_texts_that_attribution_compares() -> None:
+    rng = np.random.default_rng(0)
+    text = "a cat and a dog on the grass"
+    seen = Counter(drop_words(rng, text) for _ in range(20000))
+    assert seen[""] / seen.total() == pytest.approx(1 / 3, abs=0.02)
+    assert text not in seen
+    for word in distinct_words(text):
+        assert seen[delete_words(text, [word])] > 0
+        assert seen[only_words(text, [word])] > 0
+    assert seen["cat dog"] > 0
+
+
+def test_train_and_test_share_no_combination() -> None:
+    rng = np.random.default_rng(0)
+    train = {(tuple(sorted(s.nouns)), s.place, s.style) for s in (sample_story(rng, "train") for _ in range(5000))}
+    test = {(tuple(sorted(s.nouns)), s.place, s.style) for s in (sample_story(rng, "test") for _ in range(500))}
+    assert not train & test

@@ -1,0 +1,169 @@
+"""SAEs trained while Stable Diffusion feeds them: a U-Net of v1.4's full size with random weights, whose sampler makes
+the activations as `python -m training sae` has them made. Numbers of weights cost what they cost, whatever they are.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from core.diffusion.diffuser import Diffuser
+from core.spec import BUILT_IN, ModelSpec
+from training.common.recipe import read_recipe
+from training.common.report import Cell, Table
+from training.picturebook.world.tokens import build_tokenizer
+from training.prompts.sources import GrammarPrompts
+from training.sae.command import RECIPE, SaeRecipe
+from training.sae.stream import ActivationStream, StreamBatch, StreamConfig
+from training.sae.trainer import Run, make_accelerator, train_saes
+
+_UNET: dict[str, Any] = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+"""Stable Diffusion v1.4's."""
+_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained, and on what."""
+
+    recipe: SaeRecipe = field(default_factory=lambda: read_recipe(SaeRecipe, RECIPE.with_name("sd_v1_4_saes.json")))
+    """Its SAEs, stream and training; fewer steps of it."""
+    spec: ModelSpec = BUILT_IN["sd-v1-4"]
+    """Hookpoints, steps and guidance."""
+    unet: dict[str, Any] = field(default_factory=lambda: dict(_UNET))
+    """Shape of the U-Net."""
+    text: dict[str, Any] = field(default_factory=lambda: dict(_TEXT))
+    """Shape of the text encoder."""
+    pictures: int = 64
+    """Pictures of a round of the stream, which gives one batch."""
+    n_rounds: int = 3
+    """Rounds measured, after one that warms up."""
+
+
+QUICK = Settings(
+    spec=ModelSpec("small", "", num_inference_steps=3, guidance_scale=7.5),
+    unet={
+        "sample_size": 16,
+        "block_out_channels": (16, 32),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "cross_attention_dim": 32,
+        "attention_head_dim": 4,
+        "norm_num_groups": 8,
+    },
+    text={"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    pictures=4,
+    n_rounds=2,
+)
+"""Shows that it works; its figures mean nothing."""
+
+
+def make_diffuser(settings: Settings, device: str) -> Diffuser:
+    """The model with random weights. Its autoencoder is small: nothing is decoded here."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    with torch.device(device):
+        unet = UNet2DConditionModel(**settings.unet)
+        n_tokens = len(tokenizer.get_vocab())
+        text = CLIPTextModel(CLIPTextConfig(vocab_size=n_tokens, max_position_embeddings=77, **settings.text))
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8, 8, 8, 8),
+            latent_channels=4,
+            norm_num_groups=8,
+        )
+    tokenizer.model_max_length = 77
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    return Diffuser(pipeline, settings.spec)
+
+
+class _Timed:
+    """A stream that notes when it was asked for each batch, and how long it took to make it."""
+
+    def __init__(self, stream: ActivationStream, device: torch.device) -> None:
+        self._stream, self._device = stream, device
+        self.made: list[float] = []
+        """Seconds that each batch took."""
+        self.asked_at: list[float] = []
+
+    def d_in(self, hookpoint: str) -> int:
+        """Channels of a hookpoint's update."""
+        return self._stream.d_in(hookpoint)
+
+    def batches(self, start: int = 0) -> Iterator[StreamBatch]:
+        """The batches."""
+        batches = self._stream.batches(start)
+        while True:
+            self.asked_at.append(self._now())
+            batch = next(batches)
+            self.made.append(self._now() - self.asked_at[-1])
+            yield batch
+
+    def _now(self) -> float:
+        """Seconds, once the device has done what it was asked."""
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+
+def part(settings: Settings, device: str) -> Table:
+    """The benchmark's part `fed`."""
+    model = make_diffuser(settings, device)
+    recipe = settings.recipe
+    ids = recipe.sae_ids(model)
+    # As many samples of a picture as the smallest block has positions.
+    each = (settings.unet["sample_size"] >> (len(settings.unet["block_out_channels"]) - 1)) ** 2
+    shape = StreamConfig(each * settings.pictures, settings.pictures, 1, min(16, settings.pictures))
+    stream = _Timed(ActivationStream(model, GrammarPrompts(model.check_prompt), ids, shape), model.device)
+    n_steps = settings.n_rounds + 2  # the first warms up, and of the last nothing tells when it ended
+    config = replace(recipe.training, n_steps=n_steps, n_measured=1, sync_every=n_steps)
+    with TemporaryDirectory() as folder:
+        run = Run(Path(folder), every=1e9)
+        train_saes(stream, ids, config, run, make_accelerator(config, run))
+    whole = [after - before for before, after in pairwise(stream.asked_at[1:])]
+    rows: list[dict[str, Cell]] = []
+    for what, seconds in (("the sampler", stream.made[1:-1]), ("sampler and training", whole)):
+        mean = fmean(seconds)
+        row: dict[str, Cell] = {"what": what, "samples a second": len(ids) * shape.batch_size / mean}
+        row |= {
+            "pictures a second": settings.pictures / mean,
+            "share of the time": f"{100 * mean / fmean(whole):.0f} %",
+        }
+        rows.append(row)
+    n_weights = sum(weight.numel() for weight in model.unet.parameters()) / 1e6
+    notes = (
+        f"A U-Net of {n_weights:.0f} million random weights in {str(model.dtype).removeprefix('torch.')}, "
+        f"{model.spec.num_inference_steps} steps with guidance, feeds {len(ids)} SAEs at "
+        f"{', '.join(model.hookpoints)}: {shape.batch_size} samples of each from every {settings.pictures} pictures. "
+        f"Mean of {len(whole)} such rounds after one to warm up, on {model.device}.",
+    )
+    return Table("fed", "SAEs trained while the sampler feeds them", rows, notes)

@@ -1,0 +1,137 @@
+"""How well masks on coarse grids agree with a caption's things, and how sure a mean over pictures is."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from core.segmentation.grids import class_masks, majority, mask_iou
+
+Floats = npt.NDArray[np.float64]
+
+N_THRESHOLDS = 32
+"""Thresholds that are tried, at evenly spread quantiles of the scores."""
+
+
+class Truth(NamedTuple):
+    """Where M things of each of N captions are in their pictures, on a grid."""
+
+    masks: Tensor
+    """[N, M, h, w] bool: the cells whose majority the thing is; none where a caption has fewer things."""
+    pixels: Tensor
+    """[N, M, h, w] pixels of the thing in each cell."""
+    cell_area: int
+    """Pixels of a cell."""
+
+    @property
+    def there(self) -> Tensor:
+        """[N, M] whether there is anything to foretell."""
+        return self.masks.any(3).any(2)
+
+
+def truth_of(counts: Tensor, targets: Tensor) -> Truth:
+    """The truth of targets [N, M], classes or -1 for nothing, from the `cell_counts` of their pictures."""
+    known = (targets >= 0)[..., None, None]
+    index = targets.clamp_min(0)[..., None, None].expand(*targets.shape, *counts.shape[2:])
+    masks = class_masks(majority(counts), targets)
+    return Truth(masks, counts.gather(1, index) * known, int(counts[0, :, 0, 0].sum()))
+
+
+def score_masks(scores: Tensor, threshold: float) -> Tensor:
+    """Masks of a caption's things from their scores [N, M, h, w]: a cell is the best one's, if above a threshold."""
+    return (scores == scores.amax(1, keepdim=True)) & (scores >= threshold) & scores.isfinite()
+
+
+def grid_iou(masks: Tensor, truth: Truth) -> Tensor:
+    """[N, M] intersection over union on the grid; not a number where there is nothing to foretell."""
+    return mask_iou(masks, truth.masks)
+
+
+def pixel_iou(masks: Tensor, truth: Truth) -> Tensor:
+    """The same of the masks enlarged to the picture, in pixels."""
+    both = (masks * truth.pixels).sum((2, 3)).double()
+    either = masks.sum((2, 3)) * truth.cell_area + truth.pixels.sum((2, 3)) - both
+    return (both / either).masked_fill(~truth.there, torch.nan)
+
+
+def best_threshold(scores: Tensor, truth: Truth) -> float:
+    """The threshold at which `score_masks` has the highest mean IoU on the grid."""
+    values = scores[scores.isfinite()].double().numpy()
+    tried = np.unique(np.quantile(values, np.linspace(0, 1, N_THRESHOLDS + 1)[:-1]))
+    means = [float(grid_iou(score_masks(scores, float(at)), truth).nanmean()) for at in tried]
+    return float(tried[int(np.argmax(means))])
+
+
+class Estimate(NamedTuple):
+    """A figure with its interval."""
+
+    value: float
+    low: float
+    high: float
+    """95 % interval."""
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})" if np.isfinite(self.value) else "none"
+
+
+class Resampled(NamedTuple):
+    """A mean over the things of pictures, and over those of pictures drawn anew with replacement."""
+
+    value: float
+    draws: Floats
+    """[n] the same of each draw. Those of two means over the same pictures belong together."""
+
+    @property
+    def estimate(self) -> Estimate:
+        """The mean with its interval."""
+        return _estimate(self.value, self.draws)
+
+    def less(self, other: "Resampled") -> Estimate:
+        """The difference of two means over the same pictures."""
+        return _estimate(self.value - other.value, self.draws - other.draws)
+
+    def share_of(self, other: "Resampled") -> Estimate:
+        """The ratio of two means over the same pictures."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return _estimate(float(np.divide(self.value, other.value)), self.draws / other.draws)
+
+
+def resampled(ious: Floats, n_draws: int) -> Resampled:
+    """The mean of ious [pictures, M], whatever is not a number left out. The draws depend on the sizes alone."""
+    sums, counts = np.nansum(ious, 1), np.isfinite(ious).sum(1)
+    rows = np.random.default_rng(0).integers(len(ious), size=(n_draws, len(ious)))
+    with np.errstate(invalid="ignore"):
+        return Resampled(float(sums.sum() / counts.sum()), sums[rows].sum(1) / counts[rows].sum(1))
+
+
+def resampled_words(pictures: Sequence[Sequence[float]], n_draws: int) -> Resampled:
+    """The mean over words of pictures that have various numbers of them, as by `resampled`."""
+    width = max(1, *map(len, pictures))
+    return resampled(np.array([[*words, *[np.nan] * (width - len(words))] for words in pictures]), n_draws)
+
+
+def repeats(pictures: Sequence[int], n_pictures: int, n_draws: int) -> Floats:
+    """[n, words] how often each word counts when the pictures that they are of are drawn anew, as by `resampled`."""
+    rows = np.random.default_rng(0).integers(n_pictures, size=(n_draws, n_pictures))
+    times = np.array([np.bincount(row, minlength=n_pictures) for row in rows])
+    return np.asarray(times[:, list(pictures)], np.float64)
+
+
+def weighted_pearson(x: Floats, y: Floats, weights: Floats) -> Floats:
+    """[n] correlation of x and y, [m], under each row of weights [n, m]; not a number where either is constant."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = weights / weights.sum(1, keepdims=True)
+        apart_x, apart_y = x - (share @ x)[:, None], y - (share @ y)[:, None]
+        both, of_x, of_y = ((share * product).sum(1) for product in (apart_x * apart_y, apart_x**2, apart_y**2))
+        return np.asarray(both / np.sqrt(of_x * of_y))
+
+
+def _estimate(value: float, draws: Floats) -> Estimate:
+    finite = draws[np.isfinite(draws)]
+    if not np.isfinite(value) or not len(finite):
+        return Estimate(np.nan, np.nan, np.nan)
+    low, high = np.quantile(finite, (0.025, 0.975))
+    return Estimate(value, float(low), float(high))

@@ -1,0 +1,348 @@
+"""How good sparse autoencoders are on held-out pictures: the paper's Table 1 (Tinaz et al. 2025, arXiv 2504.15473), by
+step, with intervals over pictures, beside PCA with as many components as a code has entries.
+
+Explained variance is one pass in float64: squared error over squared distance from the mean, both over all positions
+of all pictures.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from core.activations.hooks import BRANCHES, Edit, Key, edit, record
+from core.diffusion.diffuser import Diffuser
+from core.diffusion.sampling import Branch
+from core.diffusion.schedule import step_at
+from core.sae.autoencoder import SaeId, SparseAutoencoder
+from training.common.report import Cell, Table
+
+Floats = npt.NDArray[np.float64]
+
+DENSE = 0.1
+"""A latent that fires on a larger share of the positions is dense: it says little about any of them."""
+
+_OTHER_NOISE = 10**6
+"""Added to a picture's seed for another of the same prompt."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured."""
+
+    n_pictures: int = 256
+    """Held-out prompts."""
+    n_fit: int = 128
+    """Other held-out prompts, on which PCA and the means are fitted."""
+    n_steps_each: int = 5
+    """Steps, evenly spread, at which an SAE for all times is measured."""
+    n_replaced: int = 48
+    """Pictures drawn with the update replaced by its reconstruction."""
+    batch_size: int = 16
+    """Pictures drawn together."""
+    n_bootstrap: int = 1000
+    """Resamples of the pictures for each interval."""
+
+
+QUICK = Settings(n_pictures=16, n_fit=16, n_steps_each=2, n_replaced=4)
+"""Shows that it works; its figures mean little."""
+
+
+class Slot(NamedTuple):
+    """What is measured together: one hookpoint and branch at one step."""
+
+    hookpoint: str
+    branch: str
+    step: int
+
+
+@dataclass
+class Moments:
+    """Sums over positions, for means, variances and PCA."""
+
+    n: int = 0
+    total: Floats = field(default_factory=lambda: np.zeros(0))
+    """[d_in] sum of x."""
+    outer: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    """[d_in, d_in] sum of x x^T."""
+
+    def add(self, x: Floats) -> None:
+        """Take in positions [n, d_in]."""
+        if not self.n:
+            self.total, self.outer = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
+        self.n += len(x)
+        self.total += x.sum(0)
+        self.outer += x.T @ x
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.n + other.n, self.total + other.total, self.outer + other.outer) if self.n else other
+
+    def components(self, k: int) -> tuple[Floats, Floats]:
+        """The mean [d_in], and the k directions of most variance [k, d_in]."""
+        mean = self.total / self.n
+        covariance = self.outer / self.n - np.outer(mean, mean)
+        _, vectors = np.linalg.eigh(covariance)
+        return mean, vectors[:, ::-1][:, :k].T
+
+
+@dataclass
+class Tally:
+    """What one SAE does at one slot, picture by picture, in the order of the pictures."""
+
+    errors: list[float] = field(default_factory=list)
+    """Squared error of each picture's positions."""
+    pca_errors: list[float] = field(default_factory=list)
+    """The same of PCA with k components."""
+    sums: list[Floats] = field(default_factory=list)
+    """[d_in] sum of each picture's positions."""
+    squares: list[float] = field(default_factory=list)
+    """Sum of squares of each picture's positions."""
+    cosines: list[float] = field(default_factory=list)
+    """Mean cosine of position and reconstruction."""
+    n_positions: int = 0
+    """Of all pictures."""
+    n_active: int = 0
+    """Entries of all codes that are not 0."""
+    fired: Floats = field(default_factory=lambda: np.zeros(0))
+    """[d_sae] positions at which each latent was active."""
+    pooled_pca_errors: list[float] = field(default_factory=list)
+    """Squared error of each picture's positions by PCA over all steps together."""
+
+    @classmethod
+    def pooled(cls, tallies: "Sequence[Tally]") -> "Tally":
+        """All steps of the same pictures together."""
+
+        def add(parts: Iterable[Sequence[Any]]) -> list[Any]:
+            return [sum(values[1:], start=values[0]) for values in zip(*parts, strict=True)]
+
+        return cls(
+            errors=add(t.errors for t in tallies),
+            pca_errors=add(t.pooled_pca_errors for t in tallies),
+            sums=add(t.sums for t in tallies),
+            squares=add(t.squares for t in tallies),
+            cosines=[total / len(tallies) for total in add(t.cosines for t in tallies)],
+            n_positions=sum(t.n_positions for t in tallies),
+            n_active=sum(t.n_active for t in tallies),
+            fired=np.sum([t.fired for t in tallies], axis=0),
+        )
+
+    def explained(self, rows: npt.NDArray[np.int64] | None = None, pca: bool = False) -> float:
+        """Explained variance over some pictures (all by default), between minus infinity and 1."""
+        chosen = np.arange(len(self.errors)) if rows is None else rows
+        errors = np.array(self.pca_errors if pca else self.errors)[chosen].sum()
+        n = self.n_positions / len(self.errors) * len(chosen)
+        total = np.array(self.sums)[chosen].sum(0)
+        variance = np.array(self.squares)[chosen].sum() - float(total @ total) / n
+        return float(1 - errors / variance)
+
+
+Basis = tuple[Floats, Floats]
+"""A mean [d_in] and directions [k, d_in]."""
+
+
+@torch.no_grad()
+def tally(tally_: Tally, sae: SparseAutoencoder, x: Tensor, basis: Basis, pooled: Basis) -> None:
+    """Take in one picture's positions x [n, d_in]; `basis` is PCA's at this step, `pooled` that over all steps."""
+    code = sae.encode(x)
+    rebuilt = sae.decode(code).double().numpy()
+    flat = x.double().numpy()
+    tally_.errors.append(float(((flat - rebuilt) ** 2).sum()))
+    for errors, (mean, components) in ((tally_.pca_errors, basis), (tally_.pooled_pca_errors, pooled)):
+        centred = flat - mean
+        errors.append(float(((centred - centred @ components.T @ components) ** 2).sum()))
+    tally_.sums.append(flat.sum(0))
+    tally_.squares.append(float((flat**2).sum()))
+    norms = np.linalg.norm(flat, axis=1) * np.linalg.norm(rebuilt, axis=1)
+    tally_.cosines.append(float(((flat * rebuilt).sum(1) / np.maximum(norms, 1e-12)).mean()))
+    active = (code.values > 0).flatten()
+    if not len(tally_.fired):
+        tally_.fired = np.zeros(sae.cfg.d_sae)
+    tally_.fired += np.bincount(code.indices.flatten()[active].numpy(), minlength=sae.cfg.d_sae)
+    tally_.n_positions += len(x)
+    tally_.n_active += int(active.sum())
+
+
+def steps_of(sae_id: SaeId, n_steps: int, n_each: int) -> list[int]:
+    """The sampler steps at which an SAE is measured."""
+    if sae_id.t == "all":
+        return sorted({round(step) for step in np.linspace(0, n_steps - 1, n_each)})
+    return [step_at(sae_id.t, n_steps)]
+
+
+Saes = dict[SaeId, SparseAutoencoder]
+
+
+def reconstruction(model: Diffuser, saes: Saes, prompts: Sequence[str], settings: Settings) -> Table:
+    """Explained variance, L0, dead and dense share, and cosine. The first `n_fit` prompts are for the means and PCA."""
+    n_steps = model.spec.num_inference_steps
+    wanted = {sae_id: steps_of(sae_id, n_steps, settings.n_steps_each) for sae_id in saes}
+    slots = sorted({Slot(i.hookpoint, i.branch, step) for i, steps in wanted.items() for step in steps})
+    moments = {slot: Moments() for slot in slots}
+    fit, measured = prompts[: settings.n_fit], prompts[settings.n_fit :][: settings.n_pictures]
+
+    def learn(slot: Slot, x: Tensor) -> None:
+        moments[slot].add(x.flatten(0, 1).double().numpy())
+
+    _visit(model, fit, 0, slots, settings.batch_size, learn)
+    tallies = {sae_id: {step: Tally() for step in steps} for sae_id, steps in wanted.items()}
+    bases: dict[tuple[SaeId, int], Basis] = {}
+    pooled: dict[SaeId, Basis] = {}
+    for sae_id, sae in saes.items():
+        own = [moments[Slot(sae_id.hookpoint, sae_id.branch, step)] for step in wanted[sae_id]]
+        pooled[sae_id] = sum(own[1:], start=own[0]).components(sae.cfg.k)
+        bases |= {(sae_id, step): m.components(sae.cfg.k) for step, m in zip(wanted[sae_id], own, strict=True)}
+
+    def measure(slot: Slot, x: Tensor) -> None:
+        for sae_id, by_step in tallies.items():
+            if slot[:2] == sae_id[:2] and slot.step in by_step:
+                for picture in x:
+                    tally(by_step[slot.step], saes[sae_id], picture, bases[sae_id, slot.step], pooled[sae_id])
+
+    _visit(model, measured, len(fit), slots, settings.batch_size, measure)
+    together = {sae_id: Tally.pooled(list(by_step.values())) for sae_id, by_step in tallies.items()}
+    rows, figures = [], {}
+    for sae_id, by_step in tallies.items():
+        told = {f"{step + 1} of {n_steps}": result for step, result in by_step.items()}
+        if len(by_step) > 1:
+            told["together"] = together[sae_id]
+        rows += [_row(sae_id, saes[sae_id], step, result, settings.n_bootstrap) for step, result in told.items()]
+        figures[sae_id.path] = summary(saes[sae_id], together[sae_id], settings.n_bootstrap)
+    dead = [f"{path} {100 * of['dead_share']:.1f} % of {of['d_sae']}" for path, of in figures.items()]
+    notes = (
+        f"{len(measured)} held-out pictures; in brackets 95 % intervals over pictures. PCA: as many components as a "
+        f"code has entries, fitted at the same step on {len(fit)} other held-out pictures. Dense: latents that fire on "
+        f"over {100 * DENSE:.0f} % of the positions.",
+        "Dead, that is silent at all the positions measured: "
+        + "; ".join(f"{text} over {of['n_positions']:,}" for text, of in zip(dead, figures.values(), strict=True))
+        + ".",
+    )
+    return Table("reconstruction", "Sparse autoencoders on held-out pictures", rows, notes, {"figures": figures})
+
+
+def replacement(model: Diffuser, saes: Saes, prompts: Sequence[str], settings: Settings) -> Table:
+    """What it costs the picture when an update is replaced by its reconstruction at every step, on both branches.
+
+    Beside it the update's absence, and the distance of two pictures of one prompt from different noise.
+    """
+    chosen = list(prompts[settings.n_fit :][: settings.n_replaced])
+    seeds = list(range(settings.n_fit, settings.n_fit + len(chosen)))
+    plain = _draw(model, chosen, seeds, settings.batch_size)
+    apart = _distances(plain, _draw(model, chosen, [seed + _OTHER_NOISE for seed in seeds], settings.batch_size)).mean()
+    rows: list[dict[str, Cell]] = []
+    for hookpoint in model.hookpoints:
+        shared = {i.branch: sae for i, sae in saes.items() if i.hookpoint == hookpoint and i.t == "all"}
+        row: dict[str, Cell] = {"hookpoint": hookpoint}
+        for name, change in (("its reconstruction", _rebuild(shared)), ("nothing", _silence)):
+            with edit(model, change, [hookpoint], branches=tuple(shared) or BRANCHES):
+                distances = _distances(plain, _draw(model, chosen, seeds, settings.batch_size))
+            error = 1.96 * distances.std(ddof=1) / math.sqrt(len(distances))
+            row[f"replaced by {name}"] = f"{distances.mean() / apart:.3f} ± {error / apart:.3f}"
+        rows.append(row)
+    notes = (
+        f"Root mean square distance of the final latents from the untouched picture's, over {len(chosen)} held-out "
+        "prompts, as a share of the distance of two pictures of one prompt from different noise. With the SAEs for "
+        "all times; where a hookpoint has none, nothing is replaced.",
+    )
+    return Table("replacement", "What the reconstruction costs the picture", rows, notes)
+
+
+PARTS = (reconstruction, replacement)
+"""In this order."""
+
+
+def _rebuild(saes: dict[Branch, SparseAutoencoder]) -> Edit:
+    def change(key: Key, update: Tensor) -> Tensor | None:
+        if key.branch not in saes:
+            return None
+        last = update.movedim(1, -1)
+        sae = saes[key.branch]
+        rebuilt = sae.decode(sae.encode(last.flatten(0, -2).float())).view(last.shape)
+        return rebuilt.movedim(-1, 1).to(update.dtype)
+
+    return change
+
+
+def _silence(_: Key, update: Tensor) -> Tensor:
+    return torch.zeros_like(update)
+
+
+def _visit(
+    model: Diffuser,
+    prompts: Sequence[str],
+    first_seed: int,
+    slots: Sequence[Slot],
+    batch_size: int,
+    see: Callable[[Slot, Tensor], None],
+) -> None:
+    """Draw the prompts and show `see` the updates [B, positions, d_in] at each slot."""
+    hookpoints = list(dict.fromkeys(slot.hookpoint for slot in slots))
+    steps = {slot.step for slot in slots}
+    wanted = set(slots)
+
+    def sink(key: Key, update: Tensor) -> None:
+        slot = Slot(key.hookpoint, key.branch, -1 if key.step is None else key.step)
+        if slot in wanted:
+            see(slot, update.flatten(2).transpose(1, 2).float().cpu())
+
+    for start in range(0, len(prompts), batch_size):
+        part = list(prompts[start : start + batch_size])
+        seeds = [first_seed + start + i for i in range(len(part))]
+        with record(model, hookpoints, steps=steps, sink=sink, stop=True):
+            for _ in model.sample(part, seeds=seeds, last_step=max(steps)):
+                pass
+
+
+def _draw(model: Diffuser, prompts: list[str], seeds: list[int], batch_size: int) -> Tensor:
+    """Final latents [N, C, h, w]."""
+    parts = []
+    for start in range(0, len(prompts), batch_size):
+        rows = slice(start, start + batch_size)
+        *_, last = model.sample(prompts[rows], seeds=seeds[rows])
+        parts.append(last.x.cpu())
+    return torch.cat(parts)
+
+
+def _distances(a: Tensor, b: Tensor) -> Floats:
+    distances: Floats = (a - b).double().square().mean((1, 2, 3)).sqrt().numpy()
+    return distances
+
+
+def summary(sae: SparseAutoencoder, result: Tally, n_bootstrap: int) -> dict[str, float]:
+    """An SAE's figures over all that was measured of it."""
+    n = len(result.errors)
+    draws = np.random.default_rng(0).integers(n, size=(n_bootstrap, n))
+    low, high = np.quantile([result.explained(draw) for draw in draws], (0.025, 0.975))
+    return {
+        "explained_variance": result.explained(),
+        "explained_variance_low": float(low),
+        "explained_variance_high": float(high),
+        "explained_variance_of_pca": result.explained(pca=True),
+        "cosine": float(np.mean(result.cosines)),
+        "l0": result.n_active / result.n_positions,
+        "dense_share": float((result.fired / result.n_positions > DENSE).mean()),
+        "dead_share": float((result.fired == 0).mean()),
+        "n_positions": result.n_positions,
+        "d_sae": sae.cfg.d_sae,
+    }
+
+
+def _row(sae_id: SaeId, sae: SparseAutoencoder, step: str, result: Tally, n_bootstrap: int) -> dict[str, Cell]:
+    of = summary(sae, result, n_bootstrap)
+    low, high = of["explained_variance_low"], of["explained_variance_high"]
+    return {
+        "hookpoint": sae_id.hookpoint,
+        "branch": sae_id.branch,
+        "SAE for t": str(sae_id.t),
+        "k of d_in": f"{sae.cfg.k} of {sae.cfg.d_in}",
+        "step": step,
+        "explained variance": f"{of['explained_variance']:.3f} ({low:.3f} to {high:.3f})",
+        "of PCA": round(of["explained_variance_of_pca"], 3),
+        "cosine": round(of["cosine"], 3),
+        "L0": round(of["l0"], 2),
+        "dense": f"{100 * of['dense_share']:.1f} %",
+    }

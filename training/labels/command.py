@@ -1,0 +1,163 @@
+"""`python -m training labels`: name the concepts of a collection of SAEs from pictures that are drawn for it.
+
+One pass over the pictures counts which latents are active where which class is (`training.labels.tally`); then every latent
+gets its name or none (`training.labels.naming`), and some of the pictures are drawn again to show them (`training.labels.examples`).
+
+Several processes share the pictures with `--rank R --world W` and one `--run-dir`; the last to end adds up what all
+have counted and writes the tables.
+"""
+
+import argparse
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import core
+from core.artifacts import file_sha256
+from core.diffusion.diffuser import Diffuser
+from core.segmentation.open_vocabulary import OPEN_KINDS, PLACE_TAGS, TAGS, classes_of, load_open_segmenter
+from core.segmentation.semantic import Segmenter, load_segmenter
+from training.common.folders import cache_folder
+from training.labels.labeller import LabelConfig, Labeller, Run, State
+from training.prompts.sources import Prompts, add_prompt_arguments, open_prompts
+
+PACKAGE = Path(core.__file__).parent / "picturebook"
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    config = LabelConfig()
+    parser.add_argument("--model", default="picturebook", help="built-in name, folder, or owner/name@revision")
+    parser.add_argument("--device", default=None, help="torch device; by default the best there is")
+    parser.add_argument("--saes", type=Path, default=PACKAGE / "saes", help="collection of SAEs; tables go into it")
+    add_prompt_arguments(parser)
+    parser.add_argument("--first-prompt", type=int, default=0, help="number of the first; those before are left out")
+    parser.add_argument(
+        "--segmenter",
+        default="picturebook",
+        help="picturebook, the folder of a semantic segmentation model of transformers, or for real pictures and any "
+        f"words {' or '.join(OPEN_KINDS)}: Grounding DINO with SAM, or the lighter CLIPSeg",
+    )
+    parser.add_argument(
+        "--tags", nargs="*", default=TAGS, help=f"what {' and '.join(OPEN_KINDS)} look for in any picture"
+    )
+    parser.add_argument(
+        "--prompt-words", type=int, default=64, help="the most frequent words of the prompts that they look for too"
+    )
+    parser.add_argument("--pictures", type=int, default=config.pictures, help="pictures drawn")
+    parser.add_argument("--batch", type=int, default=config.batch, help="pictures drawn together; even")
+    parser.add_argument("--permutations", type=int, default=config.permutations, help="of masks, for the chance level")
+    parser.add_argument(
+        "--shared-steps", type=int, default=config.shared_steps, help="steps read of SAEs for all times"
+    )
+    parser.add_argument("--gallery", type=int, default=config.gallery, help="pictures in the shared pool of examples")
+    parser.add_argument(
+        "--effect-pictures",
+        type=int,
+        default=config.effect_pictures,
+        help="pictures that show what a style word does",
+    )
+    parser.add_argument("--seed", type=int, default=config.seed, help="of the pictures' noise")
+    parser.add_argument("--places", nargs="*", default=(*config.places, *PLACE_TAGS), help="classes that are places")
+    parser.add_argument("--styles", nargs="*", default=config.styles, help="words that tell a picture's style")
+    parser.add_argument(
+        "--run-dir", type=Path, default=cache_folder("labels"), help="folder of the checkpoints; resumed"
+    )
+    parser.add_argument("--checkpoint-every", type=float, default=120, help="least seconds between checkpoints")
+    parser.add_argument("--rank", type=int, default=0, help="which of the processes this is, from 0")
+    parser.add_argument("--world", type=int, default=1, help="processes that share the pictures")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Label the collection."""
+    config = LabelConfig(
+        pictures=arguments.pictures,
+        batch=arguments.batch,
+        permutations=arguments.permutations,
+        shared_steps=arguments.shared_steps,
+        gallery=arguments.gallery,
+        seed=arguments.seed,
+        places=tuple(arguments.places),
+        styles=tuple(arguments.styles),
+        effect_pictures=arguments.effect_pictures,
+    )
+    model = core.load_model(arguments.model, device=arguments.device)
+    source = open_prompts(
+        arguments.prompts,
+        model.check_prompt,
+        column=arguments.column,
+        where=arguments.where,
+        positions=arguments.run_dir / "prompts.json",
+    )
+    prompts = PromptsFrom(source, arguments.first_prompt)
+    segmenter = choose_segmenter(arguments, prompts)
+    folders = [Path(model.spec.source), PACKAGE / "segmenter", Path(arguments.segmenter)]
+    depends = {
+        "model": [model.spec.name, model.spec.revision],
+        "prompts": [arguments.prompts, arguments.column, *arguments.where],
+        "first_prompt": arguments.first_prompt,
+        "segmenter": arguments.segmenter,
+        "weights": [file_sha256(path) for folder in folders for path in sorted(folder.rglob("*.safetensors"))],
+    }
+    run = Run(arguments.run_dir, arguments.checkpoint_every, arguments.rank, arguments.world)
+    label_collection(config, arguments.saes, model, segmenter, prompts, run, depends)
+
+
+def choose_segmenter(arguments: argparse.Namespace, prompts: Prompts) -> Segmenter:
+    """The segmenter that was asked for; one of any words is told the words of the prompts."""
+    if arguments.segmenter not in OPEN_KINDS:
+        return load_segmenter(arguments.segmenter, device=arguments.device)
+    texts = (prompts.prompt(number) for number in range(arguments.pictures))
+    classes = classes_of(texts, arguments.tags, arguments.prompt_words)
+    log.info("%d classes are looked for: %s", len(classes), ", ".join(classes))
+    return load_open_segmenter(arguments.segmenter, classes, device=arguments.device)
+
+
+@dataclass(frozen=True)
+class PromptsFrom:
+    """Prompts from some number on, such as those that the SAEs were not trained with."""
+
+    prompts: Prompts
+    first: int
+
+    def prompt(self, number: int) -> str:
+        """The prompt of a number, from 0."""
+        return self.prompts.prompt(self.first + number)
+
+
+def label_collection(
+    config: LabelConfig,
+    root: Path,
+    model: Diffuser,
+    segmenter: Segmenter,
+    prompts: Prompts,
+    run: Run,
+    depends: Mapping[str, Any] | None = None,
+) -> None:
+    """Write concept tables, counts and examples into a collection of SAEs.
+
+    Args:
+        config: How.
+        root: The collection.
+        model: Draws the pictures.
+        segmenter: Says what is where in them.
+        prompts: Of the pictures.
+        run: Where checkpoints are, and which part of the pictures is this process's.
+        depends: JSON: what else the numbers depend on; a checkpoint of another is refused.
+
+    Raises:
+        ValueError: No SAEs, settings that do not fit, or a checkpoint of another recipe.
+    """
+    labeller = Labeller(config, root, model, segmenter, prompts)
+    recipe = labeller.recipe(depends or {})
+    labeller.count(run, recipe)
+    counted = [labeller.counted(run, rank, recipe) for rank in range(run.world)]
+    whole = [state for state in counted if state is not None]
+    if len(whole) < run.world:
+        log.info("%d of %d processes have counted their pictures; the last of them writes", len(whole), run.world)
+        return
+    labeller.write(State.together(whole), recipe)

@@ -1,0 +1,95 @@
+"""The pictures that show concepts: one pool for all SAEs of a collection, chosen so that every latent has some."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from core.concepts.io import Examples
+from training.labels.tally import Moment
+
+N_EXAMPLES = 8
+"""Of each latent."""
+_N_WANTED = 24
+"""Pictures of each latent that may stand for it, those of the highest mean."""
+
+
+def choose_pool(means: Sequence[Tensor], size: int) -> list[int]:
+    """The rows, at most `size`, of pictures that show the most latents, in order.
+
+    Pictures are taken one by one. Each latent votes for those where it is strongest, and the more of them are there
+    already, the less its vote counts; one with few pictures votes for each the harder.
+
+    Args:
+        means: For each SAE, [N, d_sae] mean value of each latent in each picture.
+        size: Pictures wanted.
+    """
+    wanted, weight = _wanted(means)
+    n_pictures = len(means[0])
+    have = np.zeros(len(wanted))
+    chosen: list[int] = []
+    left = np.ones(n_pictures, dtype=bool)
+    while len(chosen) < min(size, n_pictures):
+        votes = weight / (1 + have[:, None]) ** 2
+        score = np.bincount(wanted.ravel(), votes.ravel(), minlength=n_pictures)
+        best = int(np.where(left, score, -1).argmax())
+        chosen.append(best)
+        left[best] = False
+        have += ((wanted == best) & (weight > 0)).any(1)
+    return sorted(chosen)
+
+
+def _wanted(means: Sequence[Tensor]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """[latents, wanted] pictures of every latent that fires, and the weight of each; 0 where it does not fire."""
+    pictures, weights = [], []
+    for of_sae in means:
+        values, rows = of_sae.topk(min(_N_WANTED, len(of_sae)), dim=0)
+        fires = (values > 0).T
+        alive = fires.any(1)
+        pictures.append(rows.T[alive].numpy())
+        weights.append((fires.double() / fires.sum(1, keepdim=True).clamp(min=1))[alive].numpy())
+    return np.concatenate(pictures), np.concatenate(weights)
+
+
+class ExampleKeeper:
+    """Keeps the strongest pictures of each latent of one SAE, as they come."""
+
+    def __init__(self, d_sae: int, height: int, width: int) -> None:
+        self._size = (height, width)
+        self._peaks = torch.zeros(d_sae, N_EXAMPLES)
+        self._pictures = torch.full((d_sae, N_EXAMPLES), -1, dtype=torch.int16)
+        self._maps = torch.zeros((d_sae, N_EXAMPLES, height * width), dtype=torch.uint8)
+
+    def add(self, numbers: Sequence[int], moments: Sequence[Moment]) -> None:
+        """Take in a batch of pictures by their numbers in the pool, and their codes."""
+        for row, number in enumerate(numbers):
+            grid = torch.zeros(self._maps.shape[0] * self._maps.shape[2])
+            for _, _, (latents, values, pictures, positions) in moments:
+                own = pictures == row
+                cells = latents[own] * self._maps.shape[2] + positions[own]
+                grid.scatter_reduce_(0, cells, values[own], "amax")
+            self._take(number, grid.view(self._maps.shape[0], -1))
+
+    def examples(self) -> Examples:
+        """What was kept."""
+        return Examples(self._pictures, self._maps.view(*self._maps.shape[:2], *self._size), self._peaks)
+
+    def _take(self, number: int, grids: Tensor) -> None:
+        """Take in a picture's maps [d_sae, positions] wherever they are among the strongest."""
+        peaks = grids.amax(1)
+        latents = (peaks > self._peaks[:, -1]).nonzero()[:, 0]
+        grids, peaks = grids[latents], peaks[latents]
+        both = torch.cat([self._peaks[latents], peaks[:, None]], 1)
+        order = both.sort(dim=1, descending=True, stable=True).indices[:, :N_EXAMPLES]
+        maps = (grids * (255 / peaks[:, None])).round().to(torch.uint8)
+        pictures = torch.full((len(latents), 1), number, dtype=torch.int16)
+
+        def best(old: Tensor, new: Tensor) -> Tensor:
+            both = torch.cat([old[latents], new], 1)
+            return both[torch.arange(len(latents))[:, None], order]
+
+        self._maps[latents] = best(self._maps, maps[:, None])
+        self._pictures[latents] = best(self._pictures, pictures)
+        self._peaks[latents] = best(self._peaks, peaks[:, None])

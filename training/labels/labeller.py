@@ -1,0 +1,331 @@
+"""The work of `training.labels.command`: draw, count, and write what was found.
+
+Picture n is prompt n, denoised from the noise of (seed, n); even ones choose labels, odd ones hold out. Batch b has the
+pictures from b x batch on, and its pairings are drawn from (seed, b). So the counts depend on the pictures alone, not
+on which process made them nor on how often it was stopped.
+"""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.artifacts import MANIFEST
+from core.concepts.gallery import Drawn, write_gallery
+from core.concepts.io import (
+    COUNTS,
+    EXAMPLES,
+    KINDS,
+    Counts,
+    TableInfo,
+    save_table,
+    save_tensors,
+    weights_sha256,
+)
+from core.diffusion.diffuser import Diffuser
+from core.diffusion.text import distinct_words
+from core.sae.autoencoder import SaeId
+from core.sae.collection import list_saes, load_sae
+from core.segmentation.grids import cell_counts, majority
+from core.segmentation.semantic import Segmenter
+from training.common.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.evaluate.sae.evaluation import steps_of
+from training.labels.effects import pairs_of, word_effects
+from training.labels.examples import ExampleKeeper, choose_pool
+from training.labels.naming import Facts, Names, name_latents
+from training.labels.sampling import Batch, class_areas, draw, label_maps
+from training.labels.tally import Shape, Tally
+from training.picturebook.world.world import NOUNS, PLACES, STYLES
+from training.prompts.sources import Prompts
+
+_NOT_COUNTED = ("gallery", "gallery_side", "places", "styles", "words", "effect_pictures")
+"""Settings that decide what is made of the counts."""
+
+log = logging.getLogger(__name__)
+
+
+def _other_words() -> dict[str, tuple[str, ...]]:
+    """The words of the embedded grammar for each thing and place."""
+    words = {place.name: place.words for place in PLACES}
+    for noun in NOUNS:
+        words |= dict.fromkeys(noun.things, noun.words)
+    return words
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """What concept tables are made from."""
+
+    pictures: int = 2000
+    """Pictures drawn; rounded up to whole batches. Half choose labels, half hold out."""
+    batch: int = 32
+    """Pictures drawn together, and paired with each other's masks for the chance level: even, at least 4."""
+    permutations: int = 20
+    """Such pairings. Fewer than 20 could not give a p-value small enough for a false discovery rate of 5 %."""
+    shared_steps: int = 5
+    """Sampler steps, evenly spread, at which SAEs for all times are read."""
+    gallery: int = 256
+    """Pictures in the pool that all SAEs' examples come from."""
+    gallery_side: int = 128
+    """Their size in pixels."""
+    seed: int = 0
+    """Seed of the pictures' noise and of the pairings."""
+    places: tuple[str, ...] = tuple(place.name for place in PLACES)
+    """Classes that are places; all others are objects."""
+    styles: tuple[str, ...] = tuple(style for style in STYLES if style != "plain")
+    """Words that tell a picture's style."""
+    words: Mapping[str, Sequence[str]] = field(default_factory=_other_words)
+    """By class, other words for it, for searching."""
+    effect_pictures: int = 16
+    """Pictures of each style on which the effect of its word is measured."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 4 or self.batch % 2:
+            raise ValueError(f"batch has to be even and at least 4, so that masks can be swapped, not {self.batch}.")
+        if min(self.pictures, self.permutations - 2, self.shared_steps, self.gallery) < 1:
+            raise ValueError("pictures, shared_steps and gallery have to be at least 1, and permutations at least 3.")
+
+    @property
+    def n_batches(self) -> int:
+        """Batches of pictures."""
+        return -(-self.pictures // self.batch)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run keeps what it has counted, and its part of the work."""
+
+    folder: Path
+    """Of the checkpoints of all processes."""
+    every: float = 120
+    """Least seconds between checkpoints."""
+    rank: int = 0
+    """Which process this is."""
+    world: int = 1
+    """Processes that share the pictures."""
+
+    def folder_of(self, rank: int) -> Path:
+        """A process's checkpoints."""
+        return self.folder / f"{rank}-of-{self.world}"
+
+
+class State:
+    """What has been counted so far: a tally an SAE, and facts about the pictures, all in one order."""
+
+    def __init__(self, tallies: Mapping[SaeId, Tally], numbers: Tensor, areas: Tensor) -> None:
+        self.tallies = dict(tallies)
+        self.numbers = numbers
+        """[N] int64 of the pictures."""
+        self.areas = areas
+        """[N, K] share of the picture that each class covers."""
+
+    @classmethod
+    def of(cls, ids: Sequence[SaeId], tensors: Mapping[str, Tensor]) -> "State":
+        """The state whose `tensors` these are."""
+        tallies = {}
+        for sae_id in ids:
+            start = f"{sae_id.path}:"
+            tallies[sae_id] = Tally.of({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})
+        return cls(tallies, tensors["numbers"], tensors["areas"])
+
+    @classmethod
+    def together(cls, states: Sequence["State"]) -> "State":
+        """What several processes counted, added up into the first and put into the order of the pictures."""
+        first, *others = states
+        for other in others:
+            for sae_id, tally in first.tallies.items():
+                tally.merge(other.tallies[sae_id])
+            first.take(other.numbers, other.areas)
+        order = first.numbers.argsort()
+        first.numbers, first.areas = first.numbers[order], first.areas[order]
+        for tally in first.tallies.values():
+            tally.means = tally.means[order]
+        return first
+
+    def take(self, numbers: Tensor, areas: Tensor) -> None:
+        """Take in the facts of some pictures."""
+        self.numbers, self.areas = torch.cat([self.numbers, numbers]), torch.cat([self.areas, areas])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything, for a file."""
+        told = {"numbers": self.numbers, "areas": self.areas}
+        for sae_id, tally in self.tallies.items():
+            told |= {f"{sae_id.path}:{name}": value for name, value in tally.tensors().items()}
+        return told
+
+
+class Labeller:
+    """Draws pictures for a collection of SAEs, counts, and writes what their concepts are called."""
+
+    def __init__(
+        self, config: LabelConfig, root: Path, model: Diffuser, segmenter: Segmenter, prompts: Prompts
+    ) -> None:
+        """Load the SAEs.
+
+        Raises:
+            ValueError: There are none, or some that the model has no updates for.
+        """
+        self._config, self._root, self._model = config, root, model
+        self._segmenter, self._prompts, self._classes = segmenter, prompts, segmenter.class_names()
+        ids = list_saes(root)
+        if not ids:
+            raise ValueError(f"There is no SAE in {root}. Train some with `python -m training sae`.")
+        if model.spec.guidance_scale == 1 and any(sae_id.branch == "uncond" for sae_id in ids):
+            raise ValueError(f"{model.spec.name} is drawn without guidance: SAEs of its uncond branch see nothing.")
+        self._saes = {sae_id: load_sae(root, *sae_id, device=model.device) for sae_id in ids}
+        n_steps = model.spec.num_inference_steps
+        self._steps = {sae_id: steps_of(sae_id, n_steps, config.shared_steps) for sae_id in ids}
+
+    def recipe(self, depends: Mapping[str, Any]) -> dict[str, Any]:
+        """All that the counts depend on, as JSON."""
+        counted = {name: value for name, value in asdict(self._config).items() if name not in _NOT_COUNTED}
+        told = {
+            **counted,
+            **depends,
+            "classes": self._classes,
+            "saes": {sae_id.path: weights_sha256(self._root / sae_id.path) for sae_id in self._saes},
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(told))
+        return plain
+
+    def count(self, run: Run, recipe: Mapping[str, Any]) -> None:
+        """Draw this process's pictures and count, from its last checkpoint on."""
+        batches = range(run.rank, self._config.n_batches, run.world)
+        if not batches or run.rank < 0:
+            raise ValueError(
+                f"There is nothing for process {run.rank} of {run.world}: {self._config.n_batches} batches are drawn."
+            )
+        folder, own = run.folder_of(run.rank), {**recipe, "rank": run.rank}
+        found, saved = load_checkpoint(folder, own), time.monotonic()
+        state = None if found is None else State.of(list(self._saes), found.tensors["state"])
+        done = 0 if found is None else found.step
+        for at, number in enumerate(batches[done:], done + 1):
+            state = self._add(state, number)
+            if at == len(batches) or time.monotonic() - saved >= run.every:
+                save_checkpoint(folder, Checkpoint(at, own, {"state": state.tensors()}))
+                saved = time.monotonic()
+                log.info("%d of %d batches of %d pictures", at, len(batches), self._config.batch)
+
+    def counted(self, run: Run, rank: int, recipe: Mapping[str, Any]) -> State | None:
+        """What a process has counted; None while it has not finished."""
+        found = load_checkpoint(run.folder_of(rank), {**recipe, "rank": rank})
+        if found is None or found.step < len(range(rank, self._config.n_batches, run.world)):
+            return None
+        return State.of(list(self._saes), found.tensors["state"])
+
+    def write(self, state: State, recipe: Mapping[str, Any]) -> None:
+        """Write every SAE's table, counts and examples, and the pictures that they share."""
+        config = self._config
+        prompts = [distinct_words(self._prompts.prompt(number)) for number in state.numbers.tolist()]
+        facts = Facts(
+            split=(state.numbers % 2).numpy(),
+            areas=state.areas.double().numpy(),
+            styles=np.array([[style in words for style in config.styles] for words in prompts], dtype=bool),
+        )
+        names = Names(self._classes, frozenset(config.places), config.styles)
+        words = {label: other for label, other in config.words.items() if label in (*self._classes, *config.styles)}
+        effects = self._effects()
+        (self._root / MANIFEST).unlink(missing_ok=True)  # it tells of the tables before
+        for sae_id, tally in state.tallies.items():
+            folder = self._root / sae_id.path
+            rows = name_latents(tally, facts, names)
+            made = {name: value for name, value in recipe.items() if name not in ("classes", "saes")}
+            told = {**made, **sae_id._asdict(), "steps": self._steps[sae_id], "n_pictures": len(prompts)}
+            own = [effect[sae_id] for effect in effects.values() if sae_id in effect]
+            effect_words = tuple(effects) if own else ()
+            info = TableInfo(recipe["saes"][sae_id.path], self._classes, words, told, effect_words)
+            save_table(folder, rows, info, torch.stack(own) if own else None)
+            save_tensors(folder / COUNTS, counts_of(tally))
+            kinds = Counter(row.kind for row in rows)
+            log.info("%s: %s", sae_id.path, ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS))
+        self._write_examples(state)
+
+    def _effects(self) -> dict[str, dict[SaeId, Tensor]]:
+        """By style word, what it does to each SAE of the half with the prompt; without words that no prompt has."""
+        saes = {sae_id: sae for sae_id, sae in self._saes.items() if sae_id.branch == "cond"}
+        effects = {}
+        for word in self._config.styles if saes else ():
+            pairs = pairs_of(self._prompts, word, self._config.effect_pictures, self._config.pictures)
+            if pairs:
+                seeds = [self._seed(pair.number) for pair in pairs]
+                steps = {sae_id: self._steps[sae_id] for sae_id in saes}
+                effects[word] = word_effects(self._model, saes, steps, pairs, seeds)
+                log.info("the effect of %r, on %d pictures", word, len(pairs))
+        return effects
+
+    def _add(self, state: State | None, number: int) -> State:
+        """Draw a batch and count it."""
+        pictures = range(number * self._config.batch, (number + 1) * self._config.batch)
+        batch = self._draw(pictures)
+        n_classes = len(self._classes)
+        if state is None:
+            tallies = {sae_id: Tally(self._shape(sae_id, batch)) for sae_id in self._saes}
+            state = State(tallies, torch.zeros(0, dtype=torch.int64), torch.zeros(0, n_classes))
+        maps = label_maps(self._segmenter, batch.pictures)
+        splits = torch.tensor(pictures) % 2
+        order = pairings(splits, self._config.permutations, np.random.default_rng([self._config.seed, number]))
+        sizes = set(batch.sizes.values())
+        reduced = {size: majority(cell_counts(maps, n_classes, *size)).flatten(1)[order] for size in sizes}
+        for sae_id, tally in state.tallies.items():
+            tally.add(batch.moments[sae_id], reduced[batch.sizes[sae_id.hookpoint]], splits)
+        state.take(torch.tensor(pictures), class_areas(maps, n_classes))
+        return state
+
+    def _shape(self, sae_id: SaeId, batch: Batch) -> Shape:
+        d_sae, n_steps = self._saes[sae_id].cfg.d_sae, len(self._steps[sae_id])
+        return Shape(d_sae, len(self._classes), self._config.permutations, n_steps, *batch.sizes[sae_id.hookpoint])
+
+    def _draw(self, pictures: Sequence[int]) -> Batch:
+        prompts = [self._prompts.prompt(number) for number in pictures]
+        return draw(self._model, self._saes, self._steps, prompts, [self._seed(number) for number in pictures])
+
+    def _seed(self, picture: int) -> int:
+        """Seed of a picture's noise: 32 bits, for people to type."""
+        return int(np.random.SeedSequence([self._config.seed, picture]).generate_state(1)[0])
+
+    def _write_examples(self, state: State) -> None:
+        """Draw the pool again, and write what shows each latent best."""
+        rows = choose_pool([tally.means for tally in state.tallies.values()], self._config.gallery)
+        numbers = state.numbers[rows].tolist()
+        keepers = {
+            sae_id: ExampleKeeper(self._saes[sae_id].cfg.d_sae, *tally.size.tolist())
+            for sae_id, tally in state.tallies.items()
+        }
+        pictures = []
+        for first in range(0, len(numbers), self._config.batch):
+            batch = self._draw(numbers[first : first + self._config.batch])
+            pictures += batch.pictures
+            for sae_id, keeper in keepers.items():
+                keeper.add(range(first, len(pictures)), batch.moments[sae_id])
+        drawn = [Drawn(self._prompts.prompt(number), self._seed(number)) for number in numbers]
+        write_gallery(self._root, pictures, drawn, self._config.gallery_side)
+        for sae_id, keeper in keepers.items():
+            save_tensors(self._root / sae_id.path / EXAMPLES, keeper.examples())
+
+
+def counts_of(tally: Tally) -> Counts:
+    """How often latents and classes met on the first split."""
+    return Counts(
+        intersections=tally.hits[:, :, 0, 0].sum(0).float(),
+        active=tally.area[:, :, 0].sum(0).float(),
+        cells=tally.cells[0].float(),
+        n_cells=tally.n_cells[0].float(),
+    )
+
+
+def pairings(splits: Tensor, n: int, rng: np.random.Generator) -> Tensor:
+    """[n + 1, B] whose masks each picture is paired with: first its own, then always another's of its split."""
+    order = torch.arange(len(splits)).repeat(n + 1, 1)
+    for row in order[1:]:
+        for split in (0, 1):
+            turn = torch.from_numpy(rng.permutation(np.flatnonzero(splits.numpy() == split)))
+            row[turn] = turn.roll(1)
+    return order

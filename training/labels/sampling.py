@@ -1,0 +1,87 @@
+"""Pictures drawn in batches, with what SAEs make of them on the way and which classes are where at the end."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from core.activations.hooks import Key, record
+from core.diffusion.diffuser import Diffuser
+from core.diffusion.schedule import step_times
+from core.sae.autoencoder import SaeId, SparseAutoencoder
+from core.segmentation.semantic import Segmenter
+from training.labels.tally import Entries, Moment
+
+Size = tuple[int, int]
+"""Positions down and across."""
+
+
+class Batch(NamedTuple):
+    """B pictures drawn together."""
+
+    pictures: list[Image.Image]
+    """As they ended."""
+    moments: dict[SaeId, list[Moment]]
+    """Codes of each SAE, a moment for each of its steps in order."""
+    sizes: dict[str, Size]
+    """Of each hookpoint's update."""
+
+
+def draw(
+    model: Diffuser,
+    saes: Mapping[SaeId, SparseAutoencoder],
+    steps: Mapping[SaeId, Sequence[int]],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+) -> Batch:
+    """Draw pictures and encode their updates as they come; SAEs are on the model's device, the codes on the CPU.
+
+    Args:
+        model: The model; its own number of steps and guidance.
+        saes: The SAEs.
+        steps: The sampler steps at which each reads.
+        prompts: A prompt a picture.
+        seeds: Seed of each picture's noise.
+    """
+    times = step_times(model.spec.num_inference_steps)
+    moments: dict[SaeId, list[Moment]] = {sae_id: [] for sae_id in saes}
+    sizes: dict[str, Size] = {}
+
+    def encode(key: Key, update: Tensor) -> None:
+        sizes[key.hookpoint] = (update.shape[2], update.shape[3])
+        rows = update.flatten(2).transpose(1, 2).float()
+        for sae_id, sae in saes.items():
+            for which, step in enumerate(steps[sae_id]):
+                if (sae_id.hookpoint, sae_id.branch, step) == key:
+                    moments[sae_id].append(Moment(which, float(times[step]), active_entries(sae, rows)))
+
+    with record(
+        model,
+        {sae_id.hookpoint for sae_id in saes},
+        branches={sae_id.branch for sae_id in saes},
+        steps={step for own in steps.values() for step in own},
+        sink=encode,
+    ):
+        *_, last = model.sample(list(prompts), seeds=list(seeds))
+    return Batch(model.decode(last.x), moments, sizes)
+
+
+def active_entries(sae: SparseAutoencoder, x: Tensor) -> Entries:
+    """What is active in the codes of positions x [B, positions, d_in]."""
+    code = sae.encode(x.flatten(0, 1))
+    active = code.values > 0
+    rows = active.nonzero()[:, 0]
+    entries = (code.indices[active], code.values[active], rows // x.shape[1], rows % x.shape[1])
+    return Entries(*(part.cpu() for part in entries))
+
+
+def label_maps(segmenter: Segmenter, pictures: Sequence[Image.Image]) -> Tensor:
+    """[B, H, W] class of each pixel, on the CPU; -1 where there is none."""
+    return segmenter.segment(pictures).label_map().cpu()
+
+
+def class_areas(labels: Tensor, n_classes: int) -> Tensor:
+    """[B, K] share of each picture that each class covers, from label maps [B, H, W]."""
+    return torch.stack([torch.bincount(one[one >= 0], minlength=n_classes) / one.numel() for one in labels])

@@ -1,0 +1,147 @@
+"""The autoencoder: 128 x 128 pixels to 16 x 16 cells and back, trained on crops round the things."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor, nn
+
+from training.picturebook.models.loop import Batch
+from training.picturebook.world.backgrounds import SIZE
+from training.picturebook.world.scenes import CELL, make_scene, paint
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Shape and loss of the autoencoder."""
+
+    block_out_channels: tuple[int, ...] = (32, 32, 96, 192)
+    """Channels at 128, 64, 32 and 16 pixels."""
+    latent_channels: int = 8
+    """Numbers that a cell of 8 x 8 pixels is told with."""
+    crop: int = 64
+    """Side of the training crops in pixels."""
+    kl_weight: float = 1e-6
+    """Weight of the KL divergence to a standard normal, summed over a latent, against the mean pixel error."""
+    edge_weight: float = 1.0
+    """Weight of the error of the differences between neighbouring pixels, which is what blur gets wrong."""
+
+
+def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
+    """An untrained `AutoencoderKL`. No attention in the middle: cells far apart need not know of each other."""
+    n = len(config.block_out_channels)
+    autoencoder = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * n,
+        up_block_types=("UpDecoderBlock2D",) * n,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=1,
+        latent_channels=config.latent_channels,
+        norm_num_groups=16,
+        mid_block_add_attention=False,
+        sample_size=SIZE,
+    )
+    # Start with a posterior far narrower than its mean's spread: at its usual start the noise is as large as a latent
+    # can be, and the first hundreds of steps are spent on growing out of it.
+    with torch.no_grad():
+        log_variance = autoencoder.quant_conv.bias[config.latent_channels :]
+        log_variance.fill_(-6.0)
+        autoencoder.quant_conv.weight[config.latent_channels :].mul_(0.1)
+    return autoencoder
+
+
+def to_pixels(image: npt.NDArray[np.uint8]) -> Tensor:
+    """Pictures [..., H, W, 3] in 0..255 as tensors [..., 3, H, W] in -1..1."""
+    return torch.from_numpy(image).movedim(-1, -3).float() / 127.5 - 1
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """One tensor [3, H, W] in -1..1 as a picture."""
+    array = ((pixels.clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).movedim(0, -1)
+    return Image.fromarray(array.cpu().numpy())
+
+
+def psnr(pixels: Tensor, rebuilt: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of pictures in -1..1, from the mean squared error over all of them."""
+    return float(10 * torch.log10(4 / (pixels - rebuilt.clamp(-1, 1)).square().mean()))
+
+
+def make_crops(number: int, n: int, crop: int) -> Batch:
+    """Batch `number` of `n` crops, two a scene, on the grid of cells, most of them round a thing."""
+    rng = np.random.default_rng([7, number])
+    crops = []
+    for i in range((n + 1) // 2):
+        scene = make_scene(number * n + i)
+        image = paint(scene).image
+        for _ in range(2):
+            x, y = (int(v) * CELL for v in rng.integers((SIZE - crop) // CELL + 1, size=2))
+            if rng.random() < 0.75:
+                box = scene.boxes[int(rng.integers(len(scene.boxes)))]
+                shift = rng.integers(-2, 3, size=2) * CELL
+                x = int(np.clip(box.x + (box.size - crop) // 2 // CELL * CELL + shift[0], 0, SIZE - crop))
+                y = int(np.clip(box.y + (box.size - crop) // 2 // CELL * CELL + shift[1], 0, SIZE - crop))
+            crops.append(image[y : y + crop, x : x + crop])
+    return {"pixels": to_pixels(np.stack(crops[:n]))}
+
+
+class AutoencoderLoss(nn.Module):
+    """Mean absolute error of pixels and of their differences, plus a whisper of KL."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.autoencoder = build_autoencoder(config)
+        self.autoencoder.to(memory_format=torch.channels_last)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Loss of pictures [B, 3, H, W] in -1..1."""
+        posterior = self.autoencoder.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist
+        rebuilt = self.autoencoder.decode(posterior.sample()).sample.float()
+        edges = F.l1_loss(rebuilt.diff(dim=-1), pixels.diff(dim=-1)) + F.l1_loss(
+            rebuilt.diff(dim=-2), pixels.diff(dim=-2)
+        )
+        error = F.l1_loss(rebuilt, pixels) + F.mse_loss(rebuilt, pixels) + self.config.edge_weight * edges
+        loss: Tensor = error + self.config.kl_weight * posterior.kl().mean()
+        return loss
+
+
+class AutoencoderTask:
+    """Training of the autoencoder."""
+
+    name = "autoencoder"
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        self.config = config
+        self.model: nn.Module = AutoencoderLoss(config)
+
+    def batch_maker(self, n: int) -> Callable[[int], Batch]:
+        """Batches of crops."""
+        return partial(make_crops, n=n, crop=self.config.crop)
+
+    def show(self, model: nn.Module, path: Path) -> dict[str, float]:
+        """PSNR on 64 held-out scenes; a picture of 16 of them above their reconstructions."""
+        assert isinstance(model, AutoencoderLoss)
+        device = next(model.parameters()).device
+        images = np.stack([paint(make_scene(i, "test")).image for i in range(64)])
+        pixels = to_pixels(images).to(device)
+        rebuilt = torch.cat([reconstruct(model.autoencoder, part) for part in torch.split(pixels, 16)])
+        sheet = Image.new("RGB", (8 * SIZE, 4 * SIZE))
+        for i in range(16):
+            x, y = i % 8 * SIZE, i // 8 * 2 * SIZE
+            sheet.paste(to_image(pixels[i]), (x, y))
+            sheet.paste(to_image(rebuilt[i]), (x, y + SIZE))
+        sheet.save(path, quality=90)
+        return {"psnr": psnr(pixels, rebuilt)}
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W] through the posterior mean and back."""
+    rebuilt: Tensor = autoencoder.decode(autoencoder.encode(pixels).latent_dist.mode()).sample
+    return rebuilt.float()

@@ -1,0 +1,349 @@
+"""The grammar: what a scene holds, how a caption says it, and how probable each word is given the others.
+
+A `Story` is what is drawn (nouns, relation, place, style); a `Caption` is one way of telling it. Both are drawn from
+finite distributions whose probabilities are known, so that the information a word can carry has an exact ceiling.
+"""
+
+import zlib
+from bisect import bisect
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import accumulate
+from math import log2
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from core.diffusion.text import delete_words, distinct_words, only_words
+from training.picturebook.world.world import (
+    NOUN_INDEX,
+    NOUNS,
+    PLACE_INDEX,
+    PLACES,
+    PLANTED_PAIR,
+    SENSE_IN_ITS_PLACE,
+    STYLES,
+    THING_INDEX,
+    THINGS,
+)
+
+Probabilities = npt.NDArray[np.float64]
+Choice = TypeVar("Choice", bound=str)
+Relation = Literal["left", "right", "above", "below"]
+Split = Literal["train", "test", "any"]
+
+RELATIONS: tuple[Relation, ...] = ("left", "right", "above", "below")
+N_THINGS_P = (0.35, 0.5, 0.15)
+"""Probability of one, two and three nouns."""
+RELATED_P = 0.8
+"""Probability that a pair stands in a relation that its caption tells."""
+AT_HOME_P = 0.5
+"""Probability that the place is one where one of the nouns is at home; otherwise any place is equally likely."""
+PLACE_TOLD_P = 0.75
+STYLE_P = (0.4, 0.12, 0.12, 0.12, 0.12, 0.12)
+STYLE_TOLD_P = 0.85
+PLACE_FIRST_P = 0.2
+STYLE_FIRST_P = 0.5
+OPENINGS: tuple[tuple[str, float], ...] = (("", 0.7), ("a picture of ", 0.15), ("there is ", 0.15))
+"""What an untold style puts before the nouns."""
+PAIRINGS: tuple[tuple[str, float], ...] = (("and", 0.7), ("with", 0.3))
+EMPTY_P = 1 / 3
+"""Probability that a caption from which words are left out loses all of them."""
+HELD_OUT = 10
+"""One in so many combinations of nouns, place and style is kept from training."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a scene holds."""
+
+    nouns: tuple[str, ...]
+    """Names of one to three nouns in the order in which a caption names them."""
+    relation: Relation | None
+    """How the first of two nouns stands to the second, if the caption is to say so."""
+    place: str
+    style: str
+
+    @property
+    def held_out(self) -> bool:
+        """Whether one of its pairs of nouns (or its single noun), with this place and style, is kept from training."""
+        first = self.nouns
+        groups = [first] if len(first) == 1 else [(a, b) for i, a in enumerate(first) for b in first[i + 1 :]]
+        return any(
+            zlib.crc32("|".join([*sorted(group), self.place, self.style]).encode()) % HELD_OUT == 0 for group in groups
+        )
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One way of telling a story."""
+
+    story: Story
+    words: tuple[str, ...]
+    """The word chosen for each noun."""
+    pairing: str
+    """What joins two nouns that stand in no relation: `and` or `with`."""
+    place_word: str | None
+    """The word chosen for the place, or None when it is not told."""
+    place_first: bool
+    style_told: bool
+    style_first: bool
+    opening: str
+    """One of `OPENINGS`; always the empty one when the style is told."""
+
+    @property
+    def text(self) -> str:
+        """The caption as a prompt."""
+        body = self._nouns()
+        if self.style_told and self.style_first:
+            body = f"a {self.story.style} picture of {body}"
+        body = self.opening + body
+        if self.place_word is not None:
+            preposition = PLACES[PLACE_INDEX[self.story.place]].preposition
+            where = f"{preposition} the {self.place_word}"
+            body = f"{where}, {body}" if self.place_first else f"{body} {where}"
+        if self.style_told and not self.style_first:
+            body = f"{body}, {self.story.style} style"
+        return body
+
+    def _nouns(self) -> str:
+        things = [f"a {word}" for word in self.words]
+        if len(things) == 1:
+            return things[0]
+        if len(things) == 3:
+            return f"{things[0]}, {things[1]} and {things[2]}"
+        relation = self.story.relation
+        if relation is None:
+            return f"{things[0]} {self.pairing} {things[1]}"
+        joint = f"{relation} of" if relation in ("left", "right") else relation
+        return f"{things[0]} {joint} {things[1]}"
+
+
+# --- probabilities ----------------------------------------------------------------------------------------------------
+
+
+@cache
+def _pair_weights() -> Probabilities:
+    """Joint probability of an ordered pair of nouns, [nouns, nouns]; symmetric, zero on the diagonal."""
+    size = np.array([len(noun.things) for noun in NOUNS], dtype=np.float64)
+    weights = np.outer(size, size)
+    np.fill_diagonal(weights, 0)
+    a, b = (NOUN_INDEX[name] for name in PLANTED_PAIR)
+    # As much weight as all other partners of the first noun together: given it, the second is there every other time.
+    weights[a, b] = weights[b, a] = weights[a].sum() - weights[a, b]
+    joint: Probabilities = weights / weights.sum()
+    return joint
+
+
+@cache
+def _single_weights() -> Probabilities:
+    size = np.array([len(noun.things) for noun in NOUNS], dtype=np.float64)
+    single: Probabilities = size / size.sum()
+    return single
+
+
+@cache
+def _homes(noun: str) -> Probabilities:
+    """Probability of each place when the scene is set where this noun is at home, [places]."""
+    home = np.zeros(len(PLACES))
+    for thing in NOUNS[NOUN_INDEX[noun]].things:
+        places = THINGS[THING_INDEX[thing]].homes
+        for place in places:
+            home[PLACE_INDEX[place]] += 1 / len(places)
+    home /= home.sum()
+    return home
+
+
+def place_probabilities(nouns: tuple[str, ...]) -> Probabilities:
+    """Probability of each place given the nouns, [places]."""
+    home: Probabilities = np.mean([_homes(noun) for noun in nouns], axis=0)
+    mixed: Probabilities = AT_HOME_P * home + (1 - AT_HOME_P) / len(PLACES)
+    return mixed
+
+
+def nouns_probability(nouns: tuple[str, ...]) -> float:
+    """Probability of these nouns in this order."""
+    index = [NOUN_INDEX[noun] for noun in nouns]
+    if len(set(index)) < len(index):
+        return 0.0
+    if len(index) == 1:
+        return float(N_THINGS_P[0] * _single_weights()[index[0]])
+    p = float(N_THINGS_P[len(index) - 1] * _pair_weights()[index[0], index[1]])
+    return p / (len(NOUNS) - 2) if len(index) == 3 else p
+
+
+def sense_probabilities(noun: str, place: str) -> dict[str, float]:
+    """Probability of each thing that a noun can be in a place."""
+    things = NOUNS[NOUN_INDEX[noun]].things
+    if len(things) == 1:
+        return {things[0]: 1.0}
+    wild = SENSE_IN_ITS_PLACE if PLACES[PLACE_INDEX[place]].wild else 1 - SENSE_IN_ITS_PLACE
+    return {things[0]: wild, things[1]: 1 - wild}
+
+
+def caption_probability(caption: Caption) -> float:
+    """Probability of a caption before held-out combinations are set aside."""
+    story = caption.story
+    p = nouns_probability(story.nouns)
+    p *= float(place_probabilities(story.nouns)[PLACE_INDEX[story.place]]) if p else 0.0
+    p *= STYLE_P[STYLES.index(story.style)]
+    for noun in story.nouns:
+        p /= len(NOUNS[NOUN_INDEX[noun]].words)
+    if len(story.nouns) == 2:
+        if story.relation is None:
+            p *= (1 - RELATED_P) * dict(PAIRINGS)[caption.pairing]
+        else:
+            p *= RELATED_P / len(RELATIONS)
+    if caption.place_word is None:
+        p *= 1 - PLACE_TOLD_P
+    else:
+        p *= PLACE_TOLD_P / len(PLACES[PLACE_INDEX[story.place]].words)
+        p *= PLACE_FIRST_P if caption.place_first else 1 - PLACE_FIRST_P
+    if caption.style_told:
+        p *= STYLE_TOLD_P * (STYLE_FIRST_P if caption.style_first else 1 - STYLE_FIRST_P)
+    else:
+        p *= (1.0 if story.style == "plain" else 1 - STYLE_TOLD_P) * dict(OPENINGS)[caption.opening]
+    return p
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def sample_story(rng: np.random.Generator, split: Split = "any") -> Story:
+    """A story; `train` never returns a held-out combination, `test` nothing else."""
+    while True:
+        story = _sample_story(rng)
+        if split == "any" or story.held_out == (split == "test"):
+            return story
+
+
+@cache
+def _single_odds() -> tuple[float, ...]:
+    return tuple(_single_weights())
+
+
+@cache
+def _pair_odds() -> tuple[float, ...]:
+    return tuple(_pair_weights().ravel())
+
+
+@cache
+def _cumulated(odds: tuple[float, ...]) -> list[float]:
+    return list(accumulate(odds))
+
+
+def _choose(rng: np.random.Generator, odds: tuple[float, ...]) -> int:
+    """An index drawn with these probabilities; ten times as fast as numpy's `choice` on short lists."""
+    return min(bisect(_cumulated(odds), rng.random()), len(odds) - 1)
+
+
+def _any_of(rng: np.random.Generator, options: tuple[Choice, ...]) -> Choice:
+    return options[int(rng.integers(len(options)))]
+
+
+def _sample_story(rng: np.random.Generator) -> Story:
+    n = 1 + _choose(rng, N_THINGS_P)
+    index = [_choose(rng, _single_odds())] if n == 1 else list(divmod(_choose(rng, _pair_odds()), len(NOUNS)))
+    if n == 3:
+        others = [i for i in range(len(NOUNS)) if i not in index]
+        index.append(others[int(rng.integers(len(others)))])
+    nouns = tuple(NOUNS[i].name for i in index)
+    related = n == 2 and rng.random() < RELATED_P
+    return Story(
+        nouns=nouns,
+        relation=_any_of(rng, RELATIONS) if related else None,
+        place=PLACES[_choose(rng, tuple(place_probabilities(nouns)))].name,
+        style=STYLES[_choose(rng, STYLE_P)],
+    )
+
+
+def sample_caption(rng: np.random.Generator, story: Story) -> Caption:
+    """One way of telling a story."""
+    place_words = PLACES[PLACE_INDEX[story.place]].words
+    style_told = story.style != "plain" and rng.random() < STYLE_TOLD_P
+    opening = OPENINGS[_choose(rng, tuple(p for _, p in OPENINGS))][0]
+    return Caption(
+        story=story,
+        words=tuple(_any_of(rng, NOUNS[NOUN_INDEX[noun]].words) for noun in story.nouns),
+        pairing=PAIRINGS[_choose(rng, tuple(p for _, p in PAIRINGS))][0],
+        place_word=_any_of(rng, place_words) if rng.random() < PLACE_TOLD_P else None,
+        place_first=bool(rng.random() < PLACE_FIRST_P),
+        style_told=style_told,
+        style_first=bool(rng.random() < STYLE_FIRST_P),
+        opening="" if style_told else opening,
+    )
+
+
+def drop_words(rng: np.random.Generator, text: str) -> str:
+    """What is left of a caption when words are left out: nothing, or some of its words.
+
+    The partial texts are made by the functions that attribution uses, and are of the kinds that it compares: one or two
+    words left out (CMI, conditional PID), or all but one or two (MI, PID). Without them the denoiser would be asked
+    about texts it never saw, and the bits it reports would measure its surprise.
+    """
+    if rng.random() < EMPTY_P:
+        return ""
+    words = distinct_words(text)
+    chosen = [words[i] for i in rng.permutation(len(words))[: 1 + int(rng.integers(2))]]
+    return only_words(text, chosen) if rng.random() < 0.5 else delete_words(text, chosen)
+
+
+# --- the ceiling ------------------------------------------------------------------------------------------------------
+
+
+def log2_word_given_rest(caption: Caption, word: str) -> float:
+    """log2 p(word | rest of the caption): minus this is the most bits that the word can tell, on average.
+
+    The rest is the caption with the word left out, and what could have stood there is every other filling of the same
+    slot that leaves the same rest. Words that no slot chose follow from the rest (articles, prepositions) or
+    tell nothing of the picture (`and` against `with`): 0.0.
+
+    Raises:
+        ValueError: The word is not in the caption.
+    """
+    text = caption.text
+    if word not in distinct_words(text):
+        raise ValueError(f"{word!r} is not a word of {text!r}")
+    rest = delete_words(text, [word])
+    alike: dict[str, float] = {}
+    for other in _alternatives(caption, word):
+        for gone in distinct_words(other.text):
+            if delete_words(other.text, [gone]) == rest and gone not in distinct_words(rest):
+                alike[gone] = alike.get(gone, 0.0) + caption_probability(other)
+                break
+    total = sum(alike.values())
+    return log2(alike[word] / total) if total else 0.0
+
+
+def _alternatives(caption: Caption, word: str) -> Iterator[Caption]:
+    """The caption with the slot that chose `word` filled in every possible way, itself included."""
+    story = caption.story
+    if word in caption.words:
+        at = caption.words.index(word)
+        for noun in NOUNS:
+            nouns = (*story.nouns[:at], noun.name, *story.nouns[at + 1 :])
+            for other in noun.words:
+                words = (*caption.words[:at], other, *caption.words[at + 1 :])
+                # When the place is not told, it is summed over by keeping it out of the text.
+                for place in PLACES if caption.place_word is None else (PLACES[PLACE_INDEX[story.place]],):
+                    yield replace(caption, story=replace(story, nouns=nouns, place=place.name), words=words)
+    elif word == caption.place_word:
+        for place in PLACES:
+            for other in place.words:
+                yield replace(caption, story=replace(story, place=place.name), place_word=other)
+    elif caption.style_told and word == story.style:
+        for style in STYLES[1:]:
+            yield replace(caption, story=replace(story, style=style))
+    elif story.relation is not None and word == story.relation:
+        for relation in RELATIONS:
+            yield replace(caption, story=replace(story, relation=relation))
+
+
+def vocabulary() -> list[str]:
+    """Every word that a caption can hold, sorted."""
+    words = {word for noun in NOUNS for word in noun.words} | {word for place in PLACES for word in place.words}
+    words |= set(STYLES[1:]) | set(RELATIONS) | {place.preposition for place in PLACES}
+    words |= {word for text, _ in OPENINGS for word in distinct_words(text)} | {text for text, _ in PAIRINGS}
+    return sorted(words | {"a", "the", "of", "style", "picture"})

@@ -1,0 +1,110 @@
+"""From trained weights to a `StableDiffusionPipeline` folder that plain diffusers loads."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from core.diffusion.diffuser import Diffuser
+from core.spec import BUILT_IN
+from training.picturebook.models.denoiser import SCHEDULE
+from training.picturebook.world.tokens import build_tokenizer
+
+SHEET_CAPTIONS = (
+    "a cat on the grass",
+    "a whale in the sea",
+    "a castle in the desert, sepia style",
+    "a penguin on the snow",
+    "a tree in the forest",
+    "a balloon above a house",
+    "a car left of a tree on the street",
+    "a boat in the ocean, watercolour style",
+    "a strawberry and a cake in the kitchen",
+    "a pixel picture of a mushroom in the forest",
+    "a butterfly and a sunflower on the grass",
+    "a crab on the beach, poster style",
+    "a night picture of a tent and a moon",
+    "a dog right of a cactus in the desert",
+    "a rocket above a pig",
+    "a cat, a star and a train on the snow",
+)
+"""What the sheets drawn during training show, to be compared from one to the next."""
+
+
+@torch.no_grad()
+def standardise(autoencoder: AutoencoderKL, latents: Tensor) -> None:
+    """Fold into the autoencoder what gives each channel of `latents` [N, C, h, w], its posterior means, mean 0 and
+    spread 1, so that every channel has the same signal-to-noise ratio at every step of the diffusion.
+    """
+    mean, spread = latents.double().mean((0, 2, 3)), latents.double().std((0, 2, 3))
+    mean, spread = mean.to(autoencoder.quant_conv.weight), spread.to(autoencoder.quant_conv.weight)
+    n = len(mean)
+    after, before = autoencoder.post_quant_conv, autoencoder.quant_conv
+    after.bias += after.weight[:, :, 0, 0] @ mean
+    after.weight *= spread[None, :, None, None]
+    before.weight[:n] /= spread[:, None, None, None]
+    before.bias[:n] = (before.bias[:n] - mean) / spread
+    before.bias[n:] -= 2 * spread.log()
+
+
+def assemble(
+    autoencoder: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scaling_factor: float
+) -> StableDiffusionPipeline:
+    """The pipeline of these components."""
+    autoencoder.register_to_config(scaling_factor=scaling_factor)
+    return StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=build_tokenizer(),
+        unet=unet,
+        scheduler=DDIMScheduler(**SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
+        requires_safety_checker=False,
+    )
+
+
+def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Write a pipeline as fp16 safetensors that load as float32 where no dtype is given."""
+    halves = {name: deepcopy(module) for name, module in pipeline.components.items() if isinstance(module, nn.Module)}
+    for module in halves.values():
+        nn.Module.to(module, torch.float16)
+    half = StableDiffusionPipeline(**{**pipeline.components, **halves}, requires_safety_checker=False)
+    half.save_pretrained(folder, safe_serialization=True)
+    # transformers loads in the dtype that the config names, diffusers in float32: the two would not fit together.
+    set_json(folder / "text_encoder" / "config.json", dtype="float32")
+
+
+def set_json(path: Path, **values: object) -> None:
+    """Set entries of a JSON file."""
+    content = json.loads(path.read_text())
+    content.update(values)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def diffuser_of(pipeline: StableDiffusionPipeline) -> Diffuser:
+    """The engine round a pipeline in memory, on a copy: it freezes what it wraps."""
+    copies = {name: deepcopy(module) for name, module in pipeline.components.items() if isinstance(module, nn.Module)}
+    copy = StableDiffusionPipeline(**{**pipeline.components, **copies}, requires_safety_checker=False)
+    return Diffuser(copy, BUILT_IN["picturebook"])
+
+
+def draw_sheet(model: Diffuser, captions: tuple[str, ...], columns: int = 8) -> Image.Image:
+    """Pictures of captions, the i-th with seed i, side by side."""
+    side = model.image_size
+    sheet = Image.new("RGB", (columns * side, -(-len(captions) // columns) * side))
+    for i, caption in enumerate(captions):
+        image = model.generate(caption, seed=i, previews=False).image
+        sheet.paste(image, (i % columns * side, i // columns * side))
+    return sheet
+
+
+def entries_under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries under a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

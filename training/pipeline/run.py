@@ -1,0 +1,316 @@
+"""`python -m training picturebook`: train the embedded model and put it into the package."""
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+import core
+from core.diffusion.diffuser import Diffuser
+from core.information.surprisal import TABLE
+from core.sae.io import WEIGHTS
+from core.segmentation.semantic import load_segmenter
+from core.spec import BUILT_IN, ModelSpec
+from training.common.allocator import keep_freed_memory
+from training.common.folders import cache_folder
+from training.common.recipe import read_recipe
+from training.labels.command import label_collection
+from training.labels.labeller import LabelConfig
+from training.labels.labeller import Run as LabelRun
+from training.picturebook.models.autoencoder import AutoencoderConfig, AutoencoderTask, build_autoencoder
+from training.picturebook.models.denoiser import DenoiserConfig, DenoiserLoss, DenoiserTask, TextTask
+from training.picturebook.models.judges import JudgeConfig, JudgesLoss, JudgesTask, make_scenes
+from training.picturebook.models.latents import Latents, compute_latents, load_latents
+from training.picturebook.models.loop import LoopConfig, train
+from training.picturebook.world.surprisal import write_surprisals
+from training.pipeline.export import (
+    SHEET_CAPTIONS,
+    assemble,
+    diffuser_of,
+    draw_sheet,
+    entries_under,
+    save,
+    set_json,
+    standardise,
+)
+from training.prompts.sources import GRAMMAR, open_prompts
+from training.sae.command import RECIPE as SAE_RECIPE
+from training.sae.command import SaeRecipe, digest, train_collection
+from training.sae.trainer import Run as SaeRun
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "picturebook.json"
+PACKAGE = Path(core.__file__).parent / "picturebook"
+BY_EYE = Path(__file__).parents[1] / "picturebook" / "data" / "by_eye.md"
+"""What a person counted in drawn pictures, for the card."""
+JUDGES = ("segmenter", "second_segmenter", "style_classifier")
+"""Folders of the judges in the package, and their names in `JudgesLoss`."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PicturebookConfig:
+    """Everything that makes the embedded model."""
+
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """Shape of the autoencoder."""
+    autoencoder_loop: LoopConfig = field(default_factory=lambda: LoopConfig(1200, 16, 2e-3))
+    """Its training."""
+    n_scenes: int = 65536
+    """Scenes that the denoiser sees, again and again, with other words and noise."""
+    n_held_out: int = 512
+    """Held-out scenes on which its loss, and the judges, are measured at each checkpoint."""
+    n_drawn: int = 16
+    """Captions drawn at each checkpoint."""
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    """Shape of the denoiser."""
+    text_loop: LoopConfig = field(default_factory=lambda: LoopConfig(700, 512, 2e-3))
+    """Training of the text encoder alone, before."""
+    denoiser_loop: LoopConfig = field(default_factory=lambda: LoopConfig(4000, 32, 1.5e-3))
+    """Its training."""
+    judges: JudgeConfig = field(default_factory=JudgeConfig)
+    """Shapes of the segmenters and of the style classifier."""
+    judges_loop: LoopConfig = field(default_factory=lambda: LoopConfig(1500, 32, 1.5e-3))
+    """Their training."""
+    saes: SaeRecipe = field(default_factory=lambda: read_recipe(SaeRecipe, SAE_RECIPE))
+    """The sparse autoencoders that come with it; those of `python -m training sae` unless told otherwise."""
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    """How their latents get names."""
+    seed: int = 0
+    """Seed of the initial weights."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in progress."""
+
+    config: PicturebookConfig
+    folder: Path
+    """Where checkpoints and latents are."""
+    package: Path
+    """Where the finished model goes."""
+    n_workers: int
+    """Processes that paint scenes."""
+    every: float
+    """Seconds between checkpoints."""
+    warm_start: bool
+    """Whether training starts from the weights in the package."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inference runs; training is accelerate's to place."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    # --- stages -------------------------------------------------------------------------------------------------------
+
+    def train_autoencoder(self) -> None:
+        """Train the autoencoder, and standardise its latents."""
+        torch.manual_seed(self.config.seed)
+        task = AutoencoderTask(self.config.autoencoder)
+        if self.warm_start:
+            _load(task.model, self.package / "model", {"autoencoder.": "vae"})
+        train(task, self.config.autoencoder_loop, self.folder, n_workers=self.n_workers, every=self.every)
+        autoencoder = build_autoencoder(self.config.autoencoder)
+        weights = load_file(self.folder / task.name / "ema.safetensors")
+        autoencoder.load_state_dict(entries_under(weights, "autoencoder."))
+        autoencoder.to(self.device).eval()
+        with torch.no_grad():
+            scenes = [make_scenes(number, 64)["pixels"].to(self.device) for number in range(4)]
+            standardise(autoencoder, torch.cat([autoencoder.encode(pixels).latent_dist.mode() for pixels in scenes]))
+        autoencoder.save_pretrained(self.folder / "vae")
+
+    def encode_scenes(self) -> None:
+        """Paint and encode the scenes that the denoiser is trained on, and some held-out ones."""
+        autoencoder = self._autoencoder().to(self.device, memory_format=torch.channels_last)
+        folder = self.folder / "latents"
+        compute_latents(autoencoder, self.config.n_held_out, folder, "test", self.n_workers)
+        compute_latents(autoencoder, self.config.n_scenes, folder, "train", self.n_workers)
+
+    def train_text(self) -> None:
+        """Teach the text encoder what captions say of where things stand."""
+        data, held_out = (load_latents(self.folder / "latents", split) for split in ("train", "test"))
+        torch.manual_seed(self.config.seed)
+        task = TextTask(self.config.denoiser, data, held_out)
+        if self.warm_start:
+            _load(task.model, self.package / "model", {"text_encoder.": "text_encoder"})
+        train(task, self.config.text_loop, self.folder, n_workers=0, every=self.every)
+
+    def train_denoiser(self) -> None:
+        """Train the U-Net, and the text encoder along with it."""
+        data, held_out = (load_latents(self.folder / "latents", split) for split in ("train", "test"))
+        factor = _scaling_factor(data)
+        scaled, scaled_held_out = (part._replace(latents=part.latents * factor) for part in (data, held_out))
+
+        def draw(model: DenoiserLoss) -> Image.Image:
+            pipeline = assemble(self._autoencoder().to(self.device), model.unet, model.text_encoder, factor)
+            return draw_sheet(diffuser_of(pipeline), SHEET_CAPTIONS[: self.config.n_drawn])
+
+        torch.manual_seed(self.config.seed)
+        task = DenoiserTask(self.config.denoiser, scaled, scaled_held_out, draw)
+        if self.warm_start:
+            _load(task.model, self.package / "model", {"unet.": "unet", "text_encoder.": "text_encoder"})
+        taught = self.folder / "text" / "ema.safetensors"
+        if taught.exists():
+            task.model.load_state_dict({**task.model.state_dict(), **load_file(taught)})
+        train(task, self.config.denoiser_loop, self.folder, n_workers=0, every=self.every)
+
+    def train_judges(self) -> None:
+        """Train the segmenters and the style classifier."""
+        torch.manual_seed(self.config.seed + 1)
+        task = JudgesTask(self.config.judges, self.config.n_held_out)
+        if self.warm_start:
+            _load(task.model, self.package, {f"{name}.": name for name in JUDGES})
+        train(task, self.config.judges_loop, self.folder, n_workers=self.n_workers, every=self.every)
+
+    def export(self) -> None:
+        """Put what has been trained into the package, as fp16; judges that were not trained stay as they are."""
+        data = load_latents(self.folder / "latents", "train")
+        model = DenoiserLoss(self.config.denoiser, data.latents.shape[1], data.latents.shape[-1])
+        model.load_state_dict(load_file(self.folder / "denoiser" / "ema.safetensors"))
+        pipeline = assemble(self._autoencoder(), model.unet, model.text_encoder, _scaling_factor(data))
+        save(pipeline, self.package / "model")
+        trained = self.folder / "judges" / "ema.safetensors"
+        if trained.exists():
+            judges = JudgesLoss(self.config.judges)
+            judges.load_state_dict(load_file(trained))
+            for name in JUDGES:
+                judge = judges.get_submodule(name)
+                assert isinstance(judge, PreTrainedModel)
+                judge.half().save_pretrained(self.package / name)
+                set_json(self.package / name / "config.json", dtype="float32")
+        write_surprisals(self.package / TABLE.name)
+        (self.package / "training.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        logger.info("exported to %s", self.package)
+
+    def train_saes(self) -> None:
+        """Train sparse autoencoders on the finished model."""
+        # A folder a model: what was trained on another is neither taken up nor lost.
+        run = SaeRun(self.folder / "saes" / self._digest("model"), every=self.every)
+        train_collection(self.config.saes, self._spec, run, self.package / "saes")
+
+    def name_concepts(self) -> None:
+        """Name the latents of the sparse autoencoders."""
+        model = self._finished()
+        segmenter = load_segmenter(self.package / "segmenter", device=self.device)
+        run = LabelRun(self.folder / "labels" / self._digest("model", "saes", "segmenter"), every=self.every)
+        prompts = open_prompts(GRAMMAR, model.check_prompt)
+        label_collection(self.config.labels, self.package / "saes", model, segmenter, prompts, run)
+
+    def build_examples(self) -> None:
+        """Rebuild the app's stored examples."""
+        from training.pipeline.examples import build
+
+        build(self._finished(), self.package / "examples")
+
+    def write_card(self) -> None:
+        """Evaluate what is in the package, and write the cards; what was measured before is not measured again."""
+        from training.evaluate.run import Asked, evaluate_concepts, evaluate_layout, evaluate_picturebook, evaluate_sae
+        from training.hub.cards import write_sae_card
+        from training.pipeline.card import read_curve, write_card
+
+        model = self._finished()
+        asked = Asked([], False, cache_folder("evaluate"), (self.package / "saes",))
+        tables = evaluate_picturebook(model, asked, self.package)
+        by_eye = BY_EYE.read_text() if BY_EYE.exists() else ""
+        write_card(model, self.package, tables, read_curve(self.folder), by_eye)
+        of_saes = [*evaluate_sae(model, asked), *evaluate_concepts(model, asked, self.package)]
+        of_saes += evaluate_layout(model, asked._replace(parts=["beside"]), self.package)
+        write_sae_card(self.package / "saes", "picturebook", of_saes)
+
+    def _digest(self, *names: str) -> str:
+        """Hash of the weights in these folders of the package."""
+        found = [path for name in names for path in (self.package / name).rglob("*.safetensors")]
+        # Beside an SAE's weights lies what was counted of it.
+        return str(digest(path for path in found if "saes" not in path.parts or path.name == WEIGHTS))
+
+    @property
+    def _spec(self) -> ModelSpec:
+        """The embedded model's, in the package."""
+        return replace(BUILT_IN["picturebook"], source=str(self.package / "model"))
+
+    def _finished(self) -> Diffuser:
+        """The model in the package, with the embedded model's settings."""
+        return core.load_model(self._spec, device=self.device)
+
+    def _autoencoder(self) -> AutoencoderKL:
+        autoencoder: AutoencoderKL = AutoencoderKL.from_pretrained(self.folder / "vae", local_files_only=True)
+        return autoencoder.eval()
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "autoencoder": Run.train_autoencoder,
+    "latents": Run.encode_scenes,
+    "text": Run.train_text,
+    "denoiser": Run.train_denoiser,
+    "judges": Run.train_judges,
+    "export": Run.export,
+    "saes": Run.train_saes,
+    "labels": Run.name_concepts,
+    "examples": Run.build_examples,
+    "card": Run.write_card,
+}
+"""In this order; each needs those before it, `judges` none."""
+
+
+def _scaling_factor(data: Latents) -> float:
+    """One over the standard deviation of the latents."""
+    return 1 / float(data.latents.double().std())
+
+
+def _load(model: torch.nn.Module, folder: Path, parts: dict[str, str]) -> None:
+    """Load exported components into a training module's entries of these prefixes; what only training has stays."""
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith(tuple(parts))}
+    for prefix, component in parts.items():
+        path = next((folder / component).glob("*.safetensors"))
+        state |= {prefix + name: value.float() for name, value in load_file(path).items()}
+    model.load_state_dict(state)
+    logger.info("started from the weights in %s", folder)
+
+
+def read_config(path: Path) -> PicturebookConfig:
+    """A recipe: JSON with the fields of `PicturebookConfig`; what it leaves out has its default.
+
+    Raises:
+        ValueError: A name in it is not a field.
+    """
+    return read_recipe(PicturebookConfig, path)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to do, in this order")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="JSON with the sizes and the training")
+    parser.add_argument(
+        "--run-dir", type=Path, default=cache_folder("picturebook"), help="folder of checkpoints; resumed"
+    )
+    parser.add_argument("--out", type=Path, default=PACKAGE, help="folder that the finished model is put into")
+    parser.add_argument("--workers", type=int, default=0, help="processes that paint scenes; 0: a thread")
+    parser.add_argument("--checkpoint-every", type=float, default=300, help="seconds between checkpoints")
+    parser.add_argument("--warm-start", action="store_true", help="start from the weights in --out")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Run the stages that were asked for, in their order."""
+    keep_freed_memory()
+    run = Run(
+        config=read_config(arguments.recipe),
+        folder=arguments.run_dir,
+        package=arguments.out,
+        n_workers=arguments.workers,
+        every=arguments.checkpoint_every,
+        warm_start=arguments.warm_start,
+    )
+    for name, stage in STAGES.items():
+        if name in arguments.stages:
+            logger.info("stage %s", name)
+            stage(run)
+    PartialState().destroy_process_group()

@@ -1,0 +1,185 @@
+"""Many SAEs that learn from one stream: their configuration, their joint loss, and what is counted on the way.
+
+The SAEs share a forward call and an optimiser step, but no number: each learns as it would alone.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from core.sae.autoencoder import Architecture, SaeConfig, SaeId, SparseAutoencoder
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How SAEs are shaped and trained."""
+
+    n_steps: int
+    """Optimiser steps."""
+    n_accumulated: int = 1
+    """Batches of the stream a step."""
+    k: int = 20
+    """Active latents of a position."""
+    k_of: dict[str, int] = field(default_factory=dict)
+    """k of hookpoints that have another, by name: narrow ones, where 20 of few channels would mean little."""
+    expansion: int = 4
+    """Latents, in multiples of d_in."""
+    architecture: Architecture = "topk"
+    """`topk` or `batchtopk`."""
+    learning_rate: float = 3e-4
+    """Peak learning rate of Adam: reached after the warm-up, kept, and brought to zero at the end."""
+    n_warmup: int = 100
+    """Steps of linear warm-up."""
+    decay_share: float = 0.2
+    """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
+    k_aux: int = 256
+    """Most dead latents that rebuild the residual at a time (AuxK), and at most d_in / 2 in any case."""
+    aux_weight: float = 1 / 32
+    """Weight of AuxK in the loss; 0 for none."""
+    dead_share: float = 0.05
+    """Share of the stream after which a latent that has been silent counts as dead."""
+    n_measured: int = 4
+    """First batches, whose scale, mean and total variance are measured, once; then they are trained on."""
+    sync_every: int = 20
+    """Steps between the points where the device is waited for: processes put their counters together, the dead
+    latents are chosen, NaN is looked for, a line is logged, and a checkpoint may be written."""
+    precision: str = "bf16"
+    """`bf16`: the encoder's product in bfloat16, weights and sums in float32; `no`: everything in float32."""
+    seed: int = 0
+    """Seed of the initial weights."""
+
+    def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("n_steps", "n_accumulated", "expansion", "sync_every")}
+        if wrong := [name for name, size in sizes.items() if size < 1]:
+            raise ValueError(f"{' and '.join(wrong)} must be at least 1.")
+        if not 1 <= self.n_measured <= self.n_steps * self.n_accumulated:
+            raise ValueError(f"n_measured is {self.n_measured}: at least 1, and no more batches than are trained on.")
+
+
+class Moments(NamedTuple):
+    """What is measured of an SAE's inputs before training, in float64."""
+
+    n: Tensor
+    """[] samples."""
+    total: Tensor
+    """[d_in] their sum."""
+    squares: Tensor
+    """[] the sum of their squared norms."""
+
+
+class Figures(NamedTuple):
+    """An SAE's training figures since the last sync."""
+
+    fvu: float
+    """Squared error as a share of the total variance."""
+    auxk: float
+    """AuxK, in the same unit; 0 while no latent is dead."""
+    l0: float
+    """Mean number of active latents a position."""
+    dead: float
+    """Share of latents that are dead."""
+
+
+class Trainee(nn.Module):
+    """An SAE in training: with the scale of its inputs and the silence of its latents."""
+
+    scale: Tensor
+    """[] factor that gives the inputs a mean square of 1 over samples and channels."""
+    total_variance: Tensor
+    """[] mean squared distance of scaled inputs from their mean."""
+    silent: Tensor
+    """[d_sae] batches since each latent was last active."""
+    sums: Tensor
+    """[4] since the last sync: batches, and over them fvu, auxk and mean L0. Not saved: it is zero at checkpoints."""
+
+    def __init__(self, sae_id: SaeId, d_in: int, config: TrainerConfig) -> None:
+        super().__init__()
+        self.config = config
+        # Its own seed: what other SAEs are trained along changes nothing.
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{config.seed} {sae_id.path}".encode()))
+        k = config.k_of.get(sae_id.hookpoint, config.k)
+        cfg = SaeConfig(d_in, config.expansion * d_in, k, config.architecture)
+        self.sae = SparseAutoencoder(cfg, generator=generator)
+        self.dead: Tensor | None = None
+        self.n_dead = 0
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("total_variance", torch.ones(()))
+        self.register_buffer("silent", torch.zeros(cfg.d_sae, dtype=torch.int64))
+        self.register_buffer("sums", torch.zeros(4), persistent=False)
+
+    @torch.no_grad()
+    def start_from(self, moments: Moments, name: str) -> None:
+        """Set scale, variance and bias by what was measured.
+
+        Raises:
+            ValueError: The inputs do not vary.
+        """
+        mean = moments.total / moments.n
+        square = moments.squares / moments.n
+        variance = square - mean.square().sum()
+        if not variance > 1e-12 * square:
+            raise ValueError(f"The activations of {name} do not vary: there is nothing to learn from them.")
+        scale = (self.sae.cfg.d_in / square).sqrt()
+        self.scale.copy_(scale)
+        self.total_variance.copy_(variance * scale.square())
+        self.sae.b_dec.copy_(mean * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The loss of x [n, d_in], unscaled."""
+        dead = self.dead if self.config.aux_weight else None
+        out = self.sae(x * self.scale, self.total_variance, dead, self.config.aux_weight)
+        with torch.no_grad():
+            self.silent.add_(1).mul_(out.n_fired == 0)
+            l0 = out.n_fired.sum() / len(x)
+            self.sums += torch.stack([torch.ones_like(l0), out.fvu.detach(), out.auxk.detach(), l0])
+        loss: Tensor = out.loss
+        return loss
+
+    def choose_dead(self) -> None:
+        """Let AuxK have the latents that have been silent for longest, of those that count as dead. Waits."""
+        limit = self.config.dead_share * self.config.n_steps * self.config.n_accumulated
+        self.n_dead = int((self.silent > limit).sum())
+        n = min(self.n_dead, self.config.k_aux, self.sae.cfg.d_in // 2)
+        self.dead = self.silent.argsort(descending=True, stable=True)[:n] if n else None
+
+    def take_figures(self) -> Figures:
+        """The figures since the last call. Waits."""
+        n, fvu, auxk, l0 = self.sums.tolist()
+        self.sums.zero_()
+        return Figures(fvu / n, auxk / n, l0 / n, self.n_dead / self.sae.cfg.d_sae)
+
+
+class Bank(nn.Module):
+    """SAEs that learn together. The loss is computed in `forward`, so that several processes stay correct."""
+
+    def __init__(self, d_in: Mapping[SaeId, int], config: TrainerConfig) -> None:
+        super().__init__()
+        self.ids = tuple(d_in)
+        if unknown := set(config.k_of) - {sae_id.hookpoint for sae_id in self.ids}:
+            known = ", ".join(sorted({sae_id.hookpoint for sae_id in self.ids}))
+            raise ValueError(f"k_of names {', '.join(sorted(unknown))}; the hookpoints trained on are {known}.")
+        self.trainees = nn.ModuleList(Trainee(sae_id, size, config) for sae_id, size in d_in.items())
+
+    def forward(self, samples: Sequence[Tensor]) -> Tensor:
+        """The sum of the SAEs' losses on their samples [n, d_in], in the order of `ids`."""
+        return torch.stack([trainee(x) for trainee, x in zip(self.trainees, samples, strict=True)]).sum()
+
+    def items(self) -> list[tuple[SaeId, Trainee]]:
+        """Every SAE in training, by what it reads."""
+        return [
+            (i, trainee) for i, trainee in zip(self.ids, self.trainees, strict=True) if isinstance(trainee, Trainee)
+        ]
+
+    def before_step(self) -> None:
+        """Mend the gradients of the decoders."""
+        for _, trainee in self.items():
+            trainee.sae.remove_parallel_gradient()
+
+    def after_step(self) -> None:
+        """Mend the norms of the decoders."""
+        for _, trainee in self.items():
+            trainee.sae.normalize_decoder()

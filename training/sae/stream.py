@@ -1,0 +1,244 @@
+"""Batches of residual updates from pictures that are made for them, nothing written to disk.
+
+Protocol. The stream is a sequence of rounds. Round r makes pictures r * G ... r * G + G - 1: picture n is prompt n,
+denoised from the noise of (seed, n). For every SAE, each picture gives P cells, drawn without replacement from (step,
+position) by (seed, n, SAE) and in random order; a cell's update [d_in] is one sample. The round's B batches take P / B
+cells in turn from every picture, so that a batch holds all pictures of its round alike: a shuffle with nothing left to
+chance between pictures.
+
+It follows that batch b depends on the seed and b alone. Resuming at b makes one round again. Of W processes, rank w
+makes pictures w, w + W, ... of each round and holds their samples: all have equally many batches, and together those of
+one process. What other SAEs are fed along changes nothing, what pictures are denoised together only the rounding.
+"""
+
+import logging
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.activations.hooks import Key, record
+from core.diffusion.diffuser import Diffuser
+from core.diffusion.schedule import step_at
+from core.sae.autoencoder import SaeId
+from training.prompts.sources import Prompts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How pictures become batches."""
+
+    batch_size: int = 4096
+    """Samples of each SAE in a batch, over all processes."""
+    pictures: int = 256
+    """Pictures in a round, over all processes; divides the batch size."""
+    batches_per_round: int = 4
+    """Batches made of one round: each picture gives each SAE this times batch_size / pictures samples."""
+    pictures_at_once: int = 8
+    """Pictures that a process denoises together."""
+    num_inference_steps: int | None = None
+    """Steps of the sampler; None: the model's own."""
+    guidance_scale: float | None = None
+    """Scale of classifier-free guidance; None: the model's own."""
+    shared_steps: tuple[int, ...] = ()
+    """Sampler steps that time-shared SAEs see, each alike; none named: every step."""
+    seed: int = 0
+    """Seed of the noise and of the choice of cells."""
+    max_pool_gib: float = 8.0
+    """Refuse rounds that would hold more than this in a process, in GiB."""
+
+
+class StreamBatch(NamedTuple):
+    """Samples for every SAE at once."""
+
+    number: int
+    """Which batch, from 0."""
+    samples: dict[SaeId, Tensor]
+    """[n, d_in] float32 each, on the model's device; n is the same for all."""
+    prompts: tuple[str, ...]
+    """This process's prompts, one a picture, those of all SAEs alike."""
+
+    def prompt_of(self, row: int) -> str:
+        """The prompt whose picture gave row `row` of any SAE's samples."""
+        return self.prompts[row % len(self.prompts)]
+
+
+class ActivationStream:
+    """Batches of residual updates for many SAEs from one pass of the sampler.
+
+    Holds `pool_bytes` while it lives between batches, and besides them one batch in float32 at a time.
+    """
+
+    pool_bytes: int
+    """What a round holds in this process: cells x pictures x d_in in the model's precision, summed over the SAEs."""
+
+    def __init__(
+        self,
+        model: Diffuser,
+        prompts: Prompts,
+        sae_ids: Sequence[SaeId],
+        config: StreamConfig,
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Check everything that can be, with one call of the U-Net to see the hookpoints' shapes.
+
+        Raises:
+            ModelError: A hookpoint that the model does not have.
+            ValueError: Settings that do not fit each other; the message says which.
+        """
+        self._model, self._prompts, self._config = model, prompts, config
+        self._rank, self._world = rank, world
+        self.sae_ids = tuple(sae_ids)
+        n_steps = model.spec.num_inference_steps if config.num_inference_steps is None else config.num_inference_steps
+        _check(self.sae_ids, config, rank, world)
+        if any(sae_id.branch == "uncond" for sae_id in self.sae_ids) and self._guidance_scale == 1:
+            raise ValueError("A guidance_scale of 1 runs no uncond branch; leave its SAEs out or choose another scale.")
+        self._steps = {sae_id: _steps(sae_id, config, n_steps) for sae_id in self.sae_ids}
+        self._n_steps = n_steps
+        self._shapes = self._measure()
+        self._per_batch = config.batch_size // config.pictures
+        self._per_picture = self._per_batch * config.batches_per_round
+        for sae_id, steps in self._steps.items():
+            _, height, width = self._shapes[sae_id.hookpoint]
+            if self._per_picture > len(steps) * height * width:
+                raise ValueError(
+                    f"{sae_id.path} has {len(steps) * height * width} cells a picture; batches of {config.batch_size} "
+                    f"x {config.batches_per_round} want {self._per_picture} of each of {config.pictures} pictures. "
+                    f"Raise pictures, or lower batches_per_round."
+                )
+        n_values = self._per_picture * (config.pictures // world) * sum(self.d_in(i.hookpoint) for i in self.sae_ids)
+        self.pool_bytes = n_values * model.dtype.itemsize
+        if self.pool_bytes > config.max_pool_gib * 2**30:
+            raise ValueError(
+                f"A round would hold {self.pool_bytes / 2**30:.1f} GiB, more than max_pool_gib {config.max_pool_gib}. "
+                f"Lower batches_per_round."
+            )
+
+    def d_in(self, hookpoint: str) -> int:
+        """Channels of a hookpoint's update."""
+        return self._shapes[hookpoint][0]
+
+    def batches(self, start: int = 0) -> Iterator[StreamBatch]:
+        """Batches without end, from number `start` on. The model is held only while a round is made."""
+        per_round = self._config.batches_per_round
+        number = start
+        while True:
+            pool, prompts = self._make_round(number // per_round)
+            for at in range(number % per_round, per_round):
+                rows = slice(at * self._per_batch, (at + 1) * self._per_batch)
+                # Copies: a view in the consumer's hands would keep this round alive while the next one is made.
+                samples = {i: cells[rows].flatten(0, 1).to(torch.float32, copy=True) for i, cells in pool.items()}
+                yield StreamBatch(number, samples, prompts)
+                number += 1
+            del pool, samples
+
+    @property
+    def _guidance_scale(self) -> float:
+        scale = self._config.guidance_scale
+        return self._model.spec.guidance_scale if scale is None else scale
+
+    def _measure(self) -> dict[str, tuple[int, int, int]]:
+        """(C, H, W) of every hookpoint's update."""
+        model = self._model
+        with model.busy(), record(model, {sae_id.hookpoint for sae_id in self.sae_ids}, stop=True) as recording:
+            model.predict_noise(torch.zeros(1, *model.latent_shape), torch.zeros(1), model.encode_text([""]))
+        return {key.hookpoint: (x.shape[1], x.shape[2], x.shape[3]) for key, x in recording.items()}
+
+    def _make_round(self, number: int) -> tuple[dict[SaeId, Tensor], tuple[str, ...]]:
+        """The cells [cells a picture, pictures, d_in] of each SAE, and the pictures' prompts."""
+        config = self._config
+        pictures = range(number * config.pictures + self._rank, (number + 1) * config.pictures, self._world)
+        prompts = tuple(self._prompts.prompt(picture) for picture in pictures)
+        pool = {
+            sae_id: torch.empty(
+                (self._per_picture, len(pictures), self.d_in(sae_id.hookpoint)),
+                dtype=self._model.dtype,
+                device=self._model.device,
+            )
+            for sae_id in self.sae_ids
+        }
+        for first in range(0, len(pictures), config.pictures_at_once):
+            some = slice(first, first + config.pictures_at_once)
+            self._denoise(pictures[some], prompts[some], {i: cells[:, some] for i, cells in pool.items()})
+        log.debug("round %d: %d pictures", number, len(pictures))
+        return pool, prompts
+
+    def _denoise(self, pictures: Sequence[int], prompts: Sequence[str], out: dict[SaeId, Tensor]) -> None:
+        """Denoise some pictures as far as is needed, and write their cells into `out`, [cells, pictures, d_in] each."""
+        wanted = sorted(set().union(*self._steps.values()))
+        chosen = {sae_id: self._choose_cells(sae_id, pictures) for sae_id in self.sae_ids}
+
+        def keep(key: Key, update: Tensor) -> None:
+            height, width = update.shape[2:]
+            for sae_id, cells in chosen.items():
+                steps = self._steps[sae_id]
+                if sae_id[:2] != key[:2] or key.step not in steps:
+                    continue
+                here = cells // (height * width) == steps.index(key.step)
+                cell, picture = here.nonzero(as_tuple=True)
+                place = cells[here] % (height * width)
+                cell, picture, place = (index.to(update.device) for index in (cell, picture, place))
+                out[sae_id][cell, picture] = update[picture, :, place // width, place % width]
+
+        run = self._model.sample(
+            prompts,
+            seeds=[_seed(self._config.seed, picture) for picture in pictures],
+            num_inference_steps=self._n_steps,
+            guidance_scale=self._guidance_scale,
+            last_step=wanted[-1],
+        )
+        hookpoints = {sae_id.hookpoint for sae_id in self.sae_ids}
+        branches = {sae_id.branch for sae_id in self.sae_ids}
+        with record(self._model, hookpoints, branches=branches, steps=wanted, sink=keep, stop=True):
+            for _ in run:
+                pass
+
+    def _choose_cells(self, sae_id: SaeId, pictures: Sequence[int]) -> Tensor:
+        """Distinct cells [cells a picture, pictures], each step's index x H * W + position, in random order."""
+        _, height, width = self._shapes[sae_id.hookpoint]
+        n = len(self._steps[sae_id]) * height * width
+        name = zlib.crc32(sae_id.path.encode())
+        drawn = [
+            np.random.default_rng([self._config.seed, picture, name]).choice(n, self._per_picture, replace=False)
+            for picture in pictures
+        ]
+        return torch.from_numpy(np.stack(drawn, axis=1))
+
+
+def _check(sae_ids: tuple[SaeId, ...], config: StreamConfig, rank: int, world: int) -> None:
+    """Refuse settings that are wrong whatever the model."""
+    if not sae_ids or len(set(sae_ids)) < len(sae_ids):
+        raise ValueError(
+            f"One or more SAEs are needed, each once; given: {', '.join(i.path for i in sae_ids) or 'none'}."
+        )
+    sizes = (config.batch_size, config.pictures, config.batches_per_round, config.pictures_at_once)
+    if min(sizes) < 1 or config.batch_size % config.pictures:
+        raise ValueError(
+            f"batch_size {config.batch_size} must be a multiple of pictures {config.pictures}, and both, "
+            f"batches_per_round and pictures_at_once at least 1."
+        )
+    if not 0 <= rank < world or config.pictures % world:
+        raise ValueError(f"{world} processes cannot share {config.pictures} pictures a round evenly.")
+
+
+def _steps(sae_id: SaeId, config: StreamConfig, n_steps: int) -> tuple[int, ...]:
+    """The sampler steps that an SAE sees."""
+    if sae_id.t != "all":
+        return (step_at(sae_id.t, n_steps),)
+    steps = tuple(sorted(set(config.shared_steps))) or tuple(range(n_steps))
+    if steps[0] < 0 or steps[-1] >= n_steps:
+        raise ValueError(f"shared_steps must lie between 0 and {n_steps - 1}; {steps} were given.")
+    return steps
+
+
+def _seed(seed: int, picture: int) -> int:
+    """Seed of a picture's noise: pictures of different streams share none."""
+    return int(np.random.SeedSequence([seed, picture]).generate_state(1, np.uint64)[0])

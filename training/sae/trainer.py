@@ -1,0 +1,263 @@
+"""Training many SAEs on one stream of activations: the loop, what it logs, and how it goes on after a kill.
+
+Batches are functions of their number and the loop has no randomness of its own, so a run that was killed and resumed
+takes the same steps, to the bit on a CPU, as one that was not.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from core.sae.autoencoder import SaeId, SparseAutoencoder
+from training.common.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from training.sae.bank import Bank, Figures, Moments, TrainerConfig
+from training.sae.finite import Watch
+from training.sae.stream import StreamBatch
+
+LOG = "log.jsonl"
+"""A run's figures, a line a sync."""
+
+logger = logging.getLogger(__name__)
+
+
+class Stream(Protocol):
+    """Where batches come from: functions of their number, equally many for every process."""
+
+    def batches(self, start: int = 0) -> Iterator[StreamBatch]:
+        """Batches from number `start` on."""
+        ...
+
+    def d_in(self, hookpoint: str) -> int:
+        """Channels of a hookpoint's update."""
+        ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run lives, and what of it is told to whom. None of this changes its numbers."""
+
+    folder: Path
+    """Folder of its checkpoint and log; a checkpoint in it is resumed."""
+    every: float = 300
+    """Least seconds between checkpoints."""
+    trackers: tuple[str, ...] = ()
+    """Accelerate's trackers that are told the figures too: tensorboard, trackio, wandb..."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """JSON: what the stream's numbers depend on. A checkpoint of another recipe is refused."""
+
+
+def train_saes(
+    stream: Stream, ids: Sequence[SaeId], config: TrainerConfig, run: Run, accelerator: Accelerator
+) -> dict[SaeId, SparseAutoencoder]:
+    """Train an SAE for each of `ids`, and return them as they read unscaled activations.
+
+    `accelerator` is what `make_accelerator` makes of the same configuration; ending it is the caller's.
+
+    Raises:
+        ValueError: The configuration cannot be, or the checkpoint in the run's folder is of another.
+        NotFiniteError: Activations are NaN or infinite; the message names the prompt.
+        OSError: A checkpoint could not be written; the last one is whole.
+    """
+    recipe = {
+        **run.recipe,
+        "training": asdict(config),
+        "saes": [i.path for i in ids],
+        "n_processes": accelerator.num_processes,
+    }
+    bank = Bank({i: stream.d_in(i.hookpoint) for i in ids}, config).to(accelerator.device)
+    optimizer = torch.optim.Adam(bank.parameters(), lr=config.learning_rate, fused=True)
+    batches, step = _start(stream, bank, optimizer, config, run, recipe, accelerator)
+    prepared, prepared_optimizer = accelerator.prepare(bank, optimizer)
+    watch, pace, since = Watch(), _Pace(step), time.monotonic()
+    while step < config.n_steps:
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _lr_factor(step, config)
+        for batch in islice(batches, config.n_accumulated):
+            samples = [batch.samples[i].to(accelerator.device, non_blocking=True) for i in ids]
+            watch.add(batch, ids, samples)
+            with accelerator.accumulate(prepared):
+                accelerator.backward(prepared(samples))
+                if accelerator.sync_gradients:
+                    bank.before_step()
+                prepared_optimizer.step()
+                prepared_optimizer.zero_grad()
+            pace.n_samples += accelerator.num_processes * sum(len(x) for x in samples)
+        bank.after_step()
+        step += 1
+        if step % config.sync_every == 0 or step == config.n_steps:
+            # The one place that waits for the device, and, but for gradients, for the other processes.
+            watch.check()
+            figures = _sync(bank, accelerator)
+            _log(accelerator, run.folder, step, figures, config, pace)
+            if accelerator.is_main_process and (time.monotonic() - since >= run.every or step == config.n_steps):
+                tensors = {"model": bank.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+                save_checkpoint(run.folder, Checkpoint(step, recipe, tensors))
+                since = time.monotonic()
+    accelerator.wait_for_everyone()
+    return {
+        i: trainee.sae.for_unscaled_input(trainee.scale.item()).cpu().eval().requires_grad_(False)
+        for i, trainee in bank.items()
+    }
+
+
+def make_accelerator(config: TrainerConfig, run: Run) -> Accelerator:
+    """Accelerate's view of the processes and devices, with the trackers that were asked for.
+
+    Raises:
+        ValueError: A tracker is not known or not installed.
+    """
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        gradient_accumulation_steps=config.n_accumulated,
+        log_with=list(run.trackers) or None,
+        project_dir=run.folder,
+        # Counters differ between processes until they are put together.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    if missing := set(run.trackers) - {str(getattr(name, "value", name)) for name in accelerator.log_with}:
+        raise ValueError(
+            f"The tracker {', '.join(sorted(missing))} is not installed; `pip install` it, or leave it out."
+        )
+    if run.trackers:
+        accelerator.init_trackers("sae", config={"training": json.dumps(asdict(config))})
+    return accelerator
+
+
+# --- starting, and starting again -------------------------------------------------------------------------------------
+
+
+def _start(
+    stream: Stream,
+    bank: Bank,
+    optimizer: torch.optim.Optimizer,
+    config: TrainerConfig,
+    run: Run,
+    recipe: Mapping[str, Any],
+    accelerator: Accelerator,
+) -> tuple[Iterator[StreamBatch], int]:
+    """Load the checkpoint or measure the inputs; the batches that are left, and the steps that are done."""
+    found = load_checkpoint(run.folder, recipe)
+    if accelerator.is_main_process:
+        _cut_log(run.folder, found.step if found else 0)
+    accelerator.wait_for_everyone()
+    if found is None:
+        batches = _checked(stream.batches(0), bank.ids)
+        first = list(islice(batches, config.n_measured))
+        for sae_id, trainee in bank.items():
+            trainee.start_from(_measure(first, sae_id, accelerator), sae_id.path)
+        return chain(first, batches), 0
+    bank.load_state_dict(found.tensors["model"])
+    load_optimizer(optimizer, found.tensors["optimizer"])
+    for _, trainee in bank.items():
+        trainee.choose_dead()
+    logger.info("resumed at step %d of %d", found.step, config.n_steps)
+    return _checked(stream.batches(found.step * config.n_accumulated), bank.ids), found.step
+
+
+def _checked(batches: Iterator[StreamBatch], ids: Sequence[SaeId]) -> Iterator[StreamBatch]:
+    """The batches, which have to be there and to have samples for every SAE."""
+    number = -1
+    for batch in batches:
+        if missing := [i.path for i in ids if i not in batch.samples]:
+            raise ValueError(f"Batch {batch.number} of the stream has no samples for {', '.join(missing)}.")
+        number = batch.number
+        yield batch
+    raise ValueError(f"The stream ended after batch {number}; training needs more.")
+
+
+def _measure(batches: Sequence[StreamBatch], sae_id: SaeId, accelerator: Accelerator) -> Moments:
+    """Moments of an SAE's inputs over these batches of all processes."""
+    watch, sums = Watch(), Moments(*torch.zeros(3, dtype=torch.float64))
+    for batch in batches:
+        watch.add(batch, [sae_id], [batch.samples[sae_id]])
+        x = batch.samples[sae_id].cpu().double()  # not every device has float64
+        sums = Moments(sums.n + len(x), sums.total + x.sum(0), sums.squares + x.square().sum())
+    watch.check()
+    if accelerator.num_processes == 1:
+        return sums
+    return Moments(*(accelerator.reduce(value.to(accelerator.device), reduction="sum").cpu() for value in sums))
+
+
+# --- on the way -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Pace:
+    """How fast this start of the run is."""
+
+    first_step: int
+    started: float = field(default_factory=time.monotonic)
+    n_samples: int = 0
+    """Samples of all SAEs and processes."""
+
+
+def _sync(bank: Bank, accelerator: Accelerator) -> dict[SaeId, Figures]:
+    """Put the processes' counters together, choose the dead latents, take the figures."""
+    figures = {}
+    for sae_id, trainee in bank.items():
+        if accelerator.num_processes > 1:
+            # A latent is as silent as where it was active last.
+            silent = accelerator.gather(trainee.silent).reshape(accelerator.num_processes, -1)
+            trainee.silent.copy_(silent.min(0).values)
+            trainee.sums.copy_(accelerator.reduce(trainee.sums, reduction="sum"))
+            if trainee.sae.threshold is not None:
+                trainee.sae.threshold.copy_(accelerator.reduce(trainee.sae.threshold, reduction="mean"))
+        trainee.choose_dead()
+        figures[sae_id] = trainee.take_figures()
+    return figures
+
+
+def _lr_factor(step: int, config: TrainerConfig) -> float:
+    warm = min(1.0, (step + 1) / max(config.n_warmup, 1))
+    left = (config.n_steps - step) / max(config.decay_share * config.n_steps, 1)
+    return min(warm, left, 1.0)
+
+
+def _log(
+    accelerator: Accelerator,
+    folder: Path,
+    step: int,
+    figures: Mapping[SaeId, Figures],
+    config: TrainerConfig,
+    pace: _Pace,
+) -> None:
+    if not accelerator.is_main_process:
+        return
+    mean = Figures(*(sum(column) / len(figures) for column in zip(*figures.values(), strict=True)))
+    seconds = time.monotonic() - pace.started
+    left = (config.n_steps - step) / (step - pace.first_step) * seconds / 60
+    logger.info(
+        "step %d of %d: fvu %.4f, L0 %.1f, dead %.1f %% (means of %d); %.0f samples a second, %.0f minutes left",
+        *(step, config.n_steps, mean.fvu, mean.l0, 100 * mean.dead, len(figures), pace.n_samples / seconds, left),
+    )
+    line = {"step": step, "saes": {sae_id.path: value._asdict() for sae_id, value in figures.items()}}
+    with (folder / LOG).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    named = {f"{i.path}/{name}": value for i, values in figures.items() for name, value in values._asdict().items()}
+    accelerator.log(named, step=step)
+
+
+def _cut_log(folder: Path, step: int) -> None:
+    """Leave out what was logged after the checkpoint: it will be logged again. A kill may have halved the last line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (folder / LOG).read_text().splitlines(keepends=True) if (folder / LOG).exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    part = folder / f"{LOG}.part"
+    part.write_text("".join(kept))
+    os.replace(part, folder / LOG)
