@@ -47,7 +47,7 @@ def main() -> None:
     from core.ui.runtime import Runtime
 
     runtime = Runtime(args.model, device=args.device, dtype=args.dtype, hookpoints=args.hookpoints, saes=args.saes)
-    runtime.borrow_gpu()  # on a Space that lends one; nothing elsewhere
+    runtime.enable_zero_gpu()  # on a Space that lends one; nothing elsewhere
     demo = build_demo(runtime)
     _, url, shared = demo.launch(
         server_name=args.host,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from core.activations.hooks import BRANCHES, Key, Recording, Sink
+from core.activations.hooks import BRANCHES, ActivationKey, Recording, Sink
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import Branch
 from core.diffusion.text import distinct_words, split_words
@@ -112,7 +112,7 @@ class AttentionRecording(Recording):
         if self._wanted(name, len(hidden)):
             self._layers[name].append(attention_map(attention, hidden, text, mask))
 
-    def _act(self, wanted: list[tuple[Key, slice]], _: Tensor, after: Tensor) -> None:
+    def _act(self, wanted: list[tuple[ActivationKey, slice]], _: Tensor, after: Tensor) -> None:
         """The block is through: its output tells the shape of its positions."""
         layers = self._layers[wanted[0][0].hookpoint]
         if not layers:

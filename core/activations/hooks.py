@@ -20,13 +20,13 @@ from torch import Tensor
 
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.hookpoints import check_hookpoints, cross_attention_blocks
-from core.diffusion.sampling import Branch, Moment
+from core.diffusion.sampling import Branch, StepContext
 
 BRANCHES: tuple[Branch, ...] = get_args(Branch)
 _ALONE: tuple[Branch, ...] = ("cond",)
 
 
-class Key(NamedTuple):
+class ActivationKey(NamedTuple):
     """Where and when a residual update was made; equal to the plain tuple of its fields."""
 
     hookpoint: str
@@ -37,9 +37,9 @@ class Key(NamedTuple):
     """Sampler step, from 0; None for a call that the sampler did not make."""
 
 
-Sink = Callable[[Key, Tensor], None]
+Sink = Callable[[ActivationKey, Tensor], None]
 """Takes an update [B, C, H, W], B the prompts of its branch, in the model's precision and on its device."""
-Edit = Callable[[Key, Tensor], Tensor | None]
+Edit = Callable[[ActivationKey, Tensor], Tensor | None]
 """From an update [B, C, H, W] to another of that shape, or to None, which leaves everything as it is to the bit."""
 
 
@@ -143,31 +143,33 @@ class _Hooks:
             return None
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    def _wanted(self, name: str, n_rows: int) -> list[tuple[Key, slice]]:
+    def _wanted(self, name: str, n_rows: int) -> list[tuple[ActivationKey, slice]]:
         """The parts of this call's batch to act on."""
-        moment = self._model.moment
-        if moment is not None:
-            self._check_run(moment)
-        step, branches = (None, _ALONE) if moment is None else (moment.step, moment.branches)
+        step_context = self._model.step_context
+        if step_context is not None:
+            self._check_run(step_context)
+        step, branches = (None, _ALONE) if step_context is None else (step_context.step, step_context.branches)
         if self._steps is not None and step not in self._steps:
             return []
         n = n_rows // len(branches)
         return [
-            (Key(name, branch, step), slice(i * n, (i + 1) * n))
+            (ActivationKey(name, branch, step), slice(i * n, (i + 1) * n))
             for i, branch in enumerate(branches)
             if branch in self._branches
         ]
 
-    def _check_run(self, moment: Moment) -> None:
+    def _check_run(self, step_context: StepContext) -> None:
         """Refuse what this run of the sampler can never give, rather than end with nothing."""
-        if self._branches.isdisjoint(moment.branches):
+        if self._branches.isdisjoint(step_context.branches):
             raise ValueError(
                 f"This run has no branch {' or '.join(sorted(self._branches))}: a guidance_scale of 1 runs cond alone."
             )
-        if self._steps is not None and max(self._steps) >= moment.n_steps:
-            raise ValueError(f"Step {max(self._steps)} was asked for; this run has steps 0 to {moment.n_steps - 1}.")
+        if self._steps is not None and max(self._steps) >= step_context.n_steps:
+            raise ValueError(
+                f"Step {max(self._steps)} was asked for; this run has steps 0 to {step_context.n_steps - 1}."
+            )
 
-    def _act(self, wanted: list[tuple[Key, slice]], before: Tensor, after: Tensor) -> Tensor | None:
+    def _act(self, wanted: list[tuple[ActivationKey, slice]], before: Tensor, after: Tensor) -> Tensor | None:
         """Do something with the wanted rows of a block's input and output; the new output, if there is one."""
         raise NotImplementedError
 
@@ -179,7 +181,7 @@ class _Stop(BaseException):
         self.recording = recording
 
 
-class Recording(_Hooks, Mapping[Key, Tensor]):
+class Recording(_Hooks, Mapping[ActivationKey, Tensor]):
     """What `record` returns: the updates [B, C, H, W] by `Key`, detached; B counts the prompts of the key's branch."""
 
     def __init__(
@@ -192,7 +194,7 @@ class Recording(_Hooks, Mapping[Key, Tensor]):
         stop: bool,
     ) -> None:
         super().__init__(model, hookpoints, branches, steps)
-        self._updates: dict[Key, Tensor] = {}
+        self._updates: dict[ActivationKey, Tensor] = {}
         self._sink: Sink = self._updates.__setitem__ if sink is None else sink
         self._stop = stop
         blocks = cross_attention_blocks(model.unet)
@@ -204,19 +206,19 @@ class Recording(_Hooks, Mapping[Key, Tensor]):
         self._unhook()
         return isinstance(error, _Stop) and error.recording is self
 
-    def __getitem__(self, key: Key) -> Tensor:
+    def __getitem__(self, key: ActivationKey) -> Tensor:
         if key not in self._updates:
             there = ", ".join(str(tuple(other)) for other in self._updates)
             raise KeyError(f"{tuple(key)} was not recorded; there are: {there or 'none'}")
         return self._updates[key]
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[ActivationKey]:
         return iter(self._updates)
 
     def __len__(self) -> int:
         return len(self._updates)
 
-    def _act(self, wanted: list[tuple[Key, slice]], before: Tensor, after: Tensor) -> None:
+    def _act(self, wanted: list[tuple[ActivationKey, slice]], before: Tensor, after: Tensor) -> None:
         for key, rows in wanted:
             # The difference is a tensor of its own: what the U-Net does to its parts later does not reach it.
             self._sink(key, (after[rows] - before[rows]).detach())
@@ -224,10 +226,10 @@ class Recording(_Hooks, Mapping[Key, Tensor]):
             raise _Stop(self)
 
     def _at_last_step(self) -> bool:
-        moment = self._model.moment
-        if moment is None:
+        step_context = self._model.step_context
+        if step_context is None:
             return True
-        return moment.step == (moment.n_steps - 1 if self._steps is None else max(self._steps))
+        return step_context.step == (step_context.n_steps - 1 if self._steps is None else max(self._steps))
 
 
 class Editing(_Hooks):
@@ -249,7 +251,7 @@ class Editing(_Hooks):
     ) -> None:
         self._unhook()
 
-    def _act(self, wanted: list[tuple[Key, slice]], before: Tensor, after: Tensor) -> Tensor | None:
+    def _act(self, wanted: list[tuple[ActivationKey, slice]], before: Tensor, after: Tensor) -> Tensor | None:
         changed: Tensor | None = None
         for key, rows in wanted:
             new = self._edited(key, after[rows] - before[rows])
@@ -262,7 +264,7 @@ class Editing(_Hooks):
             changed[rows] += new.to(after.dtype) - (after[rows] - before[rows])
         return changed
 
-    def _edited(self, key: Key, update: Tensor) -> Tensor | None:
+    def _edited(self, key: ActivationKey, update: Tensor) -> Tensor | None:
         """The update after all edits, None where none of them touched it."""
         touched = False
         for one in self._edits:

@@ -1,6 +1,6 @@
 """The pictures that the examples of all SAEs of a collection share: WebP sheets, and a list of prompts and seeds.
 
-In the collection's folder `gallery/`: `pictures.json`, and `sheet-00.webp` and so on, each rows of pictures.
+In the collection's folder `gallery/`: `images.json`, and `sheet-00.webp` and so on, each rows of pictures.
 """
 
 import json
@@ -17,7 +17,7 @@ from core.errors import ArtifactError
 from core.sae.io import read_json
 
 FOLDER = "gallery"
-LIST = f"{FOLDER}/pictures.json"
+LIST = f"{FOLDER}/images.json"
 COLUMNS = 8
 """Pictures in a row, and rows in a sheet."""
 QUALITY = 80
@@ -26,7 +26,7 @@ Fetch = Callable[[str], Path]
 """From a file's path under a collection's root to where it is on this disk."""
 
 
-class Drawn(NamedTuple):
+class GalleryImage(NamedTuple):
     """What it takes to draw a picture again."""
 
     prompt: str
@@ -40,7 +40,7 @@ class Gallery:
 
     side: int
     """Of every picture, in pixels."""
-    drawn: tuple[Drawn, ...]
+    drawn: tuple[GalleryImage, ...]
     """Prompt and seed of each picture."""
 
     def __init__(self, fetch: Fetch) -> None:
@@ -48,7 +48,7 @@ class Gallery:
         told = read_json(fetch(LIST))
         try:
             self.side = int(told["side"])
-            self.drawn = tuple(Drawn(str(one["prompt"]), int(one["seed"])) for one in told["pictures"])
+            self.drawn = tuple(GalleryImage(str(one["prompt"]), int(one["seed"])) for one in told["images"])
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{fetch(LIST)} lacks or misstates {error}.") from error
         self._fetch = fetch
@@ -65,8 +65,8 @@ class Gallery:
         """
         if not 0 <= number < len(self):
             raise IndexError(f"There is no picture {number}: the gallery has 0 to {len(self) - 1}.")
-        sheet, place = divmod(number, COLUMNS * COLUMNS)
-        x, y = place % COLUMNS * self.side, place // COLUMNS * self.side
+        sheet, site = divmod(number, COLUMNS * COLUMNS)
+        x, y = site % COLUMNS * self.side, site // COLUMNS * self.side
         return self._sheet(sheet).crop((x, y, x + self.side, y + self.side))
 
     def _read_sheet(self, sheet: int) -> Image.Image:
@@ -78,7 +78,7 @@ class Gallery:
             raise ArtifactError(f"The pictures in {path} cannot be read: {error}") from error
 
 
-def write_gallery(root: Path, pictures: Sequence[Image.Image], drawn: Sequence[Drawn], side: int) -> None:
+def write_gallery(root: Path, images: Sequence[Image.Image], drawn: Sequence[GalleryImage], side: int) -> None:
     """Write pictures, `side` pixels square, into a collection's gallery; sheets of an older one go."""
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,15 +86,15 @@ def write_gallery(root: Path, pictures: Sequence[Image.Image], drawn: Sequence[D
     for old in folder.glob("sheet-*.webp"):
         old.unlink()
     per_sheet = COLUMNS * COLUMNS
-    for number in range(math.ceil(len(pictures) / per_sheet)):
-        some = pictures[number * per_sheet : (number + 1) * per_sheet]
+    for number in range(math.ceil(len(images) / per_sheet)):
+        some = images[number * per_sheet : (number + 1) * per_sheet]
         sheet = Image.new("RGB", (COLUMNS * side, math.ceil(len(some) / COLUMNS) * side))
-        for place, picture in enumerate(some):
-            small = picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(small, (place % COLUMNS * side, place // COLUMNS * side))
+        for site, image in enumerate(some):
+            small = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(small, (site % COLUMNS * side, site // COLUMNS * side))
         sheet.save(root / _sheet_name(number), quality=QUALITY, method=6)
     part = root / f"{LIST}.part"
-    part.write_text(json.dumps({"side": side, "pictures": [one._asdict() for one in drawn]}, indent=1) + "\n")
+    part.write_text(json.dumps({"side": side, "images": [one._asdict() for one in drawn]}, indent=1) + "\n")
     os.replace(part, root / LIST)
 
 

@@ -29,7 +29,7 @@ EFFECTS = "word_effects"
 """Column of a table, in some: what words do to a latent."""
 REMEDY = "Make it with `python -m training labels`."
 
-Kind = Literal["object", "place", "style", "context-free", "unlabelled"]
+Kind = Literal["object", "background", "style", "context-free", "unlabelled"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """What a concept can be: a thing or a background where it fires, a look of the whole picture, a position, or none."""
 
@@ -84,11 +84,11 @@ class Scores(NamedTuple):
     """The style word that its mean over a picture goes with best."""
     style_auroc: float
     """Probability, held out, that a picture of that style has a higher mean than one of another."""
-    further: tuple[Candidate, ...]
+    runner_ups: tuple[Candidate, ...]
     """The next best classes."""
 
 
-class Named(NamedTuple):
+class LabelledLatent(NamedTuple):
     """A latent and what it is called."""
 
     label: str
@@ -115,7 +115,7 @@ class Counts(NamedTuple):
 class Examples(NamedTuple):
     """Pictures of the shared gallery that show each latent best, strongest first."""
 
-    pictures: Tensor
+    images: Tensor
     """[d_sae, 8] int16 which; -1 where there are no more."""
     maps: Tensor
     """[d_sae, 8, h, w] uint8 largest value over the steps, in 255ths of the picture's peak."""
@@ -139,7 +139,7 @@ class TableInfo:
     """Words whose effect on each latent is in the table, in the column's order."""
 
 
-def save_table(folder: Path, rows: Sequence[Named], info: TableInfo, effects: Tensor | None = None) -> None:
+def save_table(folder: Path, rows: Sequence[LabelledLatent], info: TableInfo, effects: Tensor | None = None) -> None:
     """Write the table of an SAE, a row a latent, in one go.
 
     effects: [effect words, d_sae] what each word does to a latent at one moment of a picture: the change of its mean
@@ -224,7 +224,7 @@ def _arrow_fields(kind: type, types: Mapping[Any, Any]) -> list[Any]:
 
 
 def _plain(scores: Scores) -> dict[str, Any]:
-    return {**scores._asdict(), "further": [candidate._asdict() for candidate in scores.further]}
+    return {**scores._asdict(), "runner_ups": [candidate._asdict() for candidate in scores.runner_ups]}
 
 
 def _read_tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:

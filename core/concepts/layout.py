@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.activations.hooks import Key, record
+from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import Branch
 from core.sae.autoencoder import AllTimes, Code, SparseAutoencoder
@@ -249,7 +249,7 @@ def predict_layout(
         contexts=[updates],
     ):
         pass
-    return read_layout(updates[Key(hookpoint, branch, step)][0], sae, reader, among=among)
+    return read_layout(updates[ActivationKey(hookpoint, branch, step)][0], sae, reader, among=among)
 
 
 def _readout(concepts: Concepts, _: Embed | None) -> tuple[Tensor, Tensor]:
@@ -275,7 +275,7 @@ def _dictionary(concepts: Concepts, embed: Embed | None) -> tuple[Tensor, Tensor
     frame, names = concepts.frame, list(concepts.class_names)
     frame = frame[frame["label"].isin(names) & (frame["kind"] != "unlabelled")]
     labels = list(zip(frame["latent"], frame["label"], frame["iou"], strict=True))
-    for latent, others in zip(frame["latent"], frame["further"], strict=True):
+    for latent, others in zip(frame["latent"], frame["runner_ups"], strict=True):
         labels += [(latent, other["label"], other["iou"]) for other in others if other["label"] in names]
     latents = torch.tensor([latent for latent, _, _ in labels], dtype=torch.int64)
     targets = torch.eye(len(names)) if embed is None else embed(names).float()

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 from core.diffusion.diffuser import Diffuser
 from core.errors import PromptError
 
-ALIKE = 0.6
+SIMILARITY_THRESHOLD = 0.6
 """Texts of at least this cosine mean nearly the same. On picturebook synonyms reach 0.99, other words 0.5."""
 
 
-class Meanings:
+class LabelEmbeddings:
     """What a model's text encoder makes of labels.
 
     A text's meaning is its embedding less that of the empty text; cosines are taken round the mean of the labels, for
@@ -21,7 +21,7 @@ class Meanings:
 
     def __init__(self, model: Diffuser, labels: Sequence[str]) -> None:
         self._labels = [label for label in labels if _knows(model, label)]
-        meanings = _meanings(model, self._labels)
+        meanings = _label_embeddings(model, self._labels)
         self._mean = meanings.mean(0)
         self._directions = F.normalize(meanings - self._mean, dim=1)
 
@@ -29,7 +29,7 @@ class Meanings:
         """Cosine of a text with each label, none if the model does not know the text."""
         if not self._labels or not _knows(model, text):
             return {}
-        direction = F.normalize(_meanings(model, [text])[0] - self._mean, dim=0)
+        direction = F.normalize(_label_embeddings(model, [text])[0] - self._mean, dim=0)
         return dict(zip(self._labels, (self._directions @ direction).tolist(), strict=True))
 
 
@@ -41,7 +41,7 @@ def _knows(model: Diffuser, text: str) -> bool:
     return True
 
 
-def _meanings(model: Diffuser, texts: Sequence[str]) -> Tensor:
+def _label_embeddings(model: Diffuser, texts: Sequence[str]) -> Tensor:
     """[N, L x D] embeddings less that of the empty text."""
     embeddings = model.encode_text([*texts, ""]).float().cpu()
     return (embeddings[:-1] - embeddings[-1]).flatten(1)

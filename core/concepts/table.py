@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.concepts.gallery import Drawn, Fetch, Gallery
+from core.concepts.gallery import Fetch, Gallery, GalleryImage
 from core.concepts.io import (
     COUNTS,
     EFFECTS,
@@ -37,7 +37,7 @@ from core.concepts.io import (
     read_table,
     weights_sha256,
 )
-from core.concepts.similarity import ALIKE, Meanings
+from core.concepts.similarity import SIMILARITY_THRESHOLD, LabelEmbeddings
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import Branch
 from core.errors import ArtifactError
@@ -52,7 +52,7 @@ N_NEAREST = 5
 class Example(NamedTuple):
     """A picture in which a concept is strong."""
 
-    picture: int
+    gallery_index: int
     """Its number in the gallery."""
     map: npt.NDArray[np.float32]
     """[h, w] the concept's largest value over the steps, at the hookpoint's resolution."""
@@ -64,12 +64,12 @@ class Example(NamedTuple):
     @property
     def image(self) -> Image.Image:
         """The picture, RGB."""
-        return self.gallery.image(self.picture)
+        return self.gallery.image(self.gallery_index)
 
     @property
-    def drawn(self) -> Drawn:
+    def drawn(self) -> GalleryImage:
         """Its prompt and seed."""
-        return self.gallery.drawn[self.picture]
+        return self.gallery.drawn[self.gallery_index]
 
 
 class Concept(NamedTuple):
@@ -156,7 +156,7 @@ class ConceptTable:
         for number, label in enumerate(frame["label"]):
             if label:
                 self._numbers.setdefault(label, []).append(number)
-        self._meanings: weakref.WeakKeyDictionary[Diffuser, Meanings] = weakref.WeakKeyDictionary()
+        self._label_embeddings: weakref.WeakKeyDictionary[Diffuser, LabelEmbeddings] = weakref.WeakKeyDictionary()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -197,9 +197,9 @@ class ConceptTable:
 
     def __getitem__(self, number: int) -> Concept:
         row = self.frame.iloc[self.check(number)]
-        further = tuple(Candidate(str(one["label"]), one["iou"], one["held_out_iou"]) for one in row["further"])
+        runner_ups = tuple(Candidate(str(one["label"]), one["iou"], one["held_out_iou"]) for one in row["runner_ups"])
         plain = {name: float(value) for name, value in row.items() if isinstance(value, np.floating | float)}
-        scores = Scores(row["best_class"], style=row["style"], further=further, **plain)
+        scores = Scores(row["best_class"], style=row["style"], runner_ups=runner_ups, **plain)
         return Concept(number, row["label"], row["kind"], scores, self._gallery_of(number))
 
     def check(self, number: int) -> int:
@@ -233,7 +233,7 @@ class ConceptTable:
             raise ValueError("The search is blank. Type a word, such as the name of a thing, a place or a style.")
         meanings = self._similarities(wanted, model)
         found = {label: 1.0 for label in self._numbers if wanted in self._names(label)}
-        found = {label: cosine for label, cosine in meanings.items() if cosine >= ALIKE} | found
+        found = {label: cosine for label, cosine in meanings.items() if cosine >= SIMILARITY_THRESHOLD} | found
         if not found:
             found = {
                 label: 1.0 for label in self._numbers if any(name.startswith(wanted) for name in self._names(label))
@@ -264,10 +264,10 @@ class ConceptTable:
 
     def _gallery_of(self, number: int) -> tuple[Example, ...]:
         found = []
-        for picture, grid, peak in zip(*(values[number] for values in self._examples), strict=True):
-            if picture >= 0:
+        for image, grid, peak in zip(*(values[number] for values in self._examples), strict=True):
+            if image >= 0:
                 values = grid.numpy().astype(np.float32) * (float(peak) / 255)
-                found.append(Example(int(picture), values, float(peak), self.gallery))
+                found.append(Example(int(image), values, float(peak), self.gallery))
         return tuple(found)
 
     def _names(self, label: str) -> set[str]:
@@ -279,9 +279,9 @@ class ConceptTable:
         """Cosine of the query with the labels that the model knows; none without a model that knows the query."""
         if model is None:
             return {}
-        if model not in self._meanings:
-            self._meanings[model] = Meanings(model, self.labels)
-        return self._meanings[model].similarities(model, wanted)
+        if model not in self._label_embeddings:
+            self._label_embeddings[model] = LabelEmbeddings(model, self.labels)
+        return self._label_embeddings[model].similarities(model, wanted)
 
     def _nearest(self, wanted: str, meanings: Mapping[str, float]) -> tuple[str, ...]:
         if meanings:

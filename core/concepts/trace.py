@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from core.activations.hooks import Key, Recording, record
+from core.activations.hooks import ActivationKey, Recording, record
 from core.concepts.table import Evolution, activation_map, evolution
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import Branch
@@ -23,7 +23,7 @@ from core.sae.autoencoder import Code, SparseAutoencoder
 from core.sae.collection import Collection, find_collection, load_sae
 
 
-class Place(NamedTuple):
+class SaeSite(NamedTuple):
     """Where an SAE for all times reads."""
 
     hookpoint: str
@@ -37,39 +37,39 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class CodeTrace:
     """The codes of one picture."""
 
-    codes: Mapping[Key, Code]
+    codes: Mapping[ActivationKey, Code]
     """Active latents of the h x w positions, row by row, on the CPU."""
     grids: Mapping[str, tuple[int, int]]
     """(h, w) of each hookpoint."""
     n_steps: int
     """Sampler steps, from 0; every one was read."""
 
-    def places(self) -> tuple[Place, ...]:
+    def sites(self) -> tuple[SaeSite, ...]:
         """Where there are codes, in the order in which the model computes them."""
-        return tuple(dict.fromkeys(Place(key.hookpoint, key.branch) for key in self.codes))
+        return tuple(dict.fromkeys(SaeSite(key.hookpoint, key.branch) for key in self.codes))
 
-    def code(self, place: Place, step: int) -> Code:
+    def code(self, site: SaeSite, step: int) -> Code:
         """The code of one step.
 
         Raises:
             KeyError: Nothing was read there and then.
         """
-        return self.codes[Key(*place, step)]
+        return self.codes[ActivationKey(*site, step)]
 
-    def map(self, place: Place, step: int, number: int) -> Tensor:
+    def map(self, site: SaeSite, step: int, number: int) -> Tensor:
         """[h, w] value of one latent at one step; 0 where it is not active."""
-        return activation_map(self.code(place, step), number, *self.grids[place.hookpoint])
+        return activation_map(self.code(site, step), number, *self.grids[site.hookpoint])
 
-    def evolution(self, place: Place, number: int) -> Evolution:
+    def evolution(self, site: SaeSite, number: int) -> Evolution:
         """How one latent comes and goes over the steps."""
-        of_place = {key.step: code for key, code in self.codes.items() if (key.hookpoint, key.branch) == place}
-        return evolution({step: code for step, code in of_place.items() if step is not None}, number)
+        of_site = {key.step: code for key, code in self.codes.items() if (key.hookpoint, key.branch) == site}
+        return evolution({step: code for step, code in of_site.items() if step is not None}, number)
 
 
-class Tracer:
+class CodeTracer:
     """Encodes what the model adds to the stream, in one run of the sampler with a batch of one.
 
     Hand `context` to `model.generate` or `model.sample`, and take `trace` when the run is over.
@@ -80,29 +80,29 @@ class Tracer:
     hookpoints: tuple[str, ...]
     """Where the SAEs read."""
 
-    def __init__(self, model: Diffuser, saes: Mapping[Place, SparseAutoencoder]) -> None:
+    def __init__(self, model: Diffuser, saes: Mapping[SaeSite, SparseAutoencoder]) -> None:
         """`saes` are those of `load_saes`, or as many of them as are wanted."""
         self._saes = saes
-        self._codes: dict[Key, Code] = {}
+        self._codes: dict[ActivationKey, Code] = {}
         self._grids: dict[str, tuple[int, int]] = {}
-        self.hookpoints = tuple(dict.fromkeys(place.hookpoint for place in saes))
+        self.hookpoints = tuple(dict.fromkeys(site.hookpoint for site in saes))
         self.context = record(model, self.hookpoints, sink=self.see)
 
-    def see(self, key: Key, update: Tensor) -> None:
+    def see(self, key: ActivationKey, update: Tensor) -> None:
         """Encode an update [1, C, h, w], if there is an SAE for it."""
-        sae = self._saes.get(Place(key.hookpoint, key.branch))
+        sae = self._saes.get(SaeSite(key.hookpoint, key.branch))
         if sae is not None:
             code = sae.encode(update[0].flatten(1).T.to(sae.b_dec.device, torch.float32))
             self._codes[key] = Code(*(part.cpu() for part in code))
             self._grids[key.hookpoint] = (update.shape[-2], update.shape[-1])
 
-    def trace(self) -> Trace:
+    def trace(self) -> CodeTrace:
         """What was seen so far."""
         n_steps = 1 + max((key.step for key in self._codes if key.step is not None), default=-1)
-        return Trace(self._codes, self._grids, n_steps)
+        return CodeTrace(self._codes, self._grids, n_steps)
 
 
-def load_saes(source: str | Path | Collection, model: Diffuser) -> dict[Place, SparseAutoencoder]:
+def load_saes(source: str | Path | Collection, model: Diffuser) -> dict[SaeSite, SparseAutoencoder]:
     """The SAEs for all times that read a model's hookpoints, in the order of the hookpoints.
 
     Raises:
@@ -110,7 +110,7 @@ def load_saes(source: str | Path | Collection, model: Diffuser) -> dict[Place, S
     """
     collection = find_collection(source)
     found = {
-        Place(i.hookpoint, i.branch): load_sae(collection, *i, device=model.device)
+        SaeSite(i.hookpoint, i.branch): load_sae(collection, *i, device=model.device)
         for hookpoint in model.hookpoints
         for i in collection.ids
         if i.hookpoint == hookpoint and i.t == "all"
@@ -125,18 +125,18 @@ def trace_image(
     model: Diffuser,
     image: Image.Image | str | Path,
     prompt: str,
-    saes: Mapping[Place, SparseAutoencoder],
+    saes: Mapping[SaeSite, SparseAutoencoder],
     *,
     seed: int = 0,
     num_inference_steps: int | None = None,
-) -> Trace:
+) -> CodeTrace:
     """The trace of a picture that was not drawn here: noise is added to it as much as each sampler step has.
 
     The noise is the same at every step. Both branches are read; nothing is guided.
     """
     n_steps = model.spec.num_inference_steps if num_inference_steps is None else num_inference_steps
     alphas, _ = model.schedule.sampler_alphas(n_steps)
-    tracer = Tracer(model, saes)
+    tracer = CodeTracer(model, saes)
     texts: tuple[tuple[Branch, str], ...] = (("uncond", ""), ("cond", prompt))
     with model.busy():
         clean = model.encode(image)
@@ -150,6 +150,6 @@ def trace_image(
     return tracer.trace()
 
 
-def _see_as(tracer: Tracer, branch: Branch, step: int, key: Key, update: Tensor) -> None:
+def _see_as(tracer: CodeTracer, branch: Branch, step: int, key: ActivationKey, update: Tensor) -> None:
     """Outside the sampler every call counts as the branch "cond" with no step: this one is told what it is."""
     tracer.see(key._replace(branch=branch, step=step), update)

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from core.diffusion.hookpoints import check_hookpoints, nearest_hookpoints
 from core.diffusion.images import prepare_image
-from core.diffusion.sampling import Branch, Generation, Moment, Preview, SamplerState, ddim_step
+from core.diffusion.sampling import Branch, Generation, Preview, SamplerState, StepContext, ddim_step
 from core.diffusion.schedule import NoiseSchedule, stage_at, step_times
 from core.diffusion.vocabulary import Vocabulary
 from core.errors import Cancelled, ModelError
@@ -51,7 +51,7 @@ class Diffuser:
     """Forward calls of the U-Net so far."""
     n_unet_rows: int
     """Latents that went through the U-Net so far: the sum of the calls' batch sizes."""
-    moment: Moment | None
+    step_context: StepContext | None
     """Set while the sampler calls the U-Net; None for any other call."""
 
     def __init__(self, pipeline: Any, spec: ModelSpec, *, device: torch.device | None = None) -> None:
@@ -78,7 +78,7 @@ class Diffuser:
         for module in (self._unet, self._vae):
             module.to(memory_format=self._memory_format)
         self.n_unet_calls = self.n_unet_rows = 0
-        self.moment = None
+        self.step_context = None
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
         # Not an RLock: each next() of a job may run in another thread, and any of them has to be able to free it.
         self._lock = threading.Lock()
@@ -272,7 +272,7 @@ class Diffuser:
                 stack.enter_context(context)
             shown: list[Preview] = []
             for state in self._sample([prompt], [seed], n_steps, scale, n_steps - 1):
-                step, _, t, _ = state.moment
+                step, _, t, _ = state.step_context
                 image = self.decode(state.x0)[0] if previews else None
                 preview = Preview(step, n_steps, t, stage_at(t, self.spec.stages).name, image)
                 shown.append(preview)
@@ -312,7 +312,7 @@ class Diffuser:
         if not 0 <= last < n_steps:
             raise ValueError(f"The last step must be between 0 and {n_steps - 1}, not {last}.")
         if after is not None:
-            step, its_steps, n_rows = after.moment.step, after.moment.n_steps, len(after.x)
+            step, its_steps, n_rows = after.step_context.step, after.step_context.n_steps, len(after.x)
             if its_steps != n_steps or step >= last or n_rows != len(prompts):
                 raise ValueError(
                     f"A run of {n_steps} steps up to step {last} with {len(prompts)} prompts cannot go on after step "
@@ -349,19 +349,19 @@ class Diffuser:
     ) -> Generator[SamplerState, None, None]:
         branches: tuple[Branch, ...] = ("uncond", "cond") if scale != 1 else ("cond",)
         embeddings = self.encode_text([""] * len(prompts) * (len(branches) - 1) + prompts)
-        first = 0 if after is None else after.moment.step + 1
+        first = 0 if after is None else after.step_context.step + 1
         x = torch.cat([self._initial_noise(seed) for seed in seeds]) if after is None else after.x.to(self.device)
         times, timesteps = step_times(n_steps), self.schedule.sampler_timesteps(n_steps)
         alphas, alphas_after = self.schedule.sampler_alphas(n_steps)
         for step in range(first, last + 1):
-            moment = Moment(step, n_steps, float(times[step]), branches)
-            self.moment = moment
+            step_context = StepContext(step, n_steps, float(times[step]), branches)
+            self.step_context = step_context
             try:
                 eps = self._guided(x, int(timesteps[step]), float(alphas[step]), embeddings, scale)
             finally:
-                self.moment = None
+                self.step_context = None
             x0, x = ddim_step(x, eps, float(alphas[step]), float(alphas_after[step]))
-            yield SamplerState(moment, x, x0)
+            yield SamplerState(step_context, x, x0)
 
     def _initial_noise(self, seed: int) -> Tensor:
         # Drawn on the CPU, so that a seed means the same picture on every device.

@@ -26,7 +26,7 @@ Branch = Literal["cond", "uncond"]
 """The half of a guided batch that has the prompts, and the half that has the empty text."""
 
 
-class Moment(NamedTuple):
+class StepContext(NamedTuple):
     """What the sampler is doing while it calls the U-Net: whatever is hooked into the U-Net reads it from here."""
 
     step: int
@@ -42,7 +42,7 @@ class Moment(NamedTuple):
 class SamplerState(NamedTuple):
     """A batch of latents after a sampler step."""
 
-    moment: Moment
+    step_context: StepContext
     """The step."""
     x: Tensor
     """[B, C, h, w] latents after the step."""

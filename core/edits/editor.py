@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.activations.hooks import BRANCHES, Editing, Key, edit
+from core.activations.hooks import BRANCHES, ActivationKey, Editing, edit
 from core.concepts.table import N_NEAREST, ConceptTable, load_concepts
-from core.concepts.trace import Place, load_saes
+from core.concepts.trace import SaeSite, load_saes
 from core.diffusion.diffuser import Diffuser
-from core.edits.kinds import Chosen, ConceptEdit, Inside, RemoveEdit, ReplaceEdit, Target, check_strength, window_of
+from core.edits.kinds import Chosen, ConceptEdit, RegionMask, RemoveEdit, ReplaceEdit, Target, check_strength, window_of
 from core.sae.autoencoder import Code, SparseAutoencoder
 from core.sae.collection import find_collection
 
@@ -37,7 +37,7 @@ class _Part:
     steps: range
     rows: slice
     """The pictures."""
-    inside: Inside
+    inside: RegionMask
 
 
 class Editor:
@@ -46,18 +46,18 @@ class Editor:
     def __init__(
         self,
         model: Diffuser,
-        saes: Mapping[Place, SparseAutoencoder],
-        table: Callable[[Place], ConceptTable],
+        saes: Mapping[SaeSite, SparseAutoencoder],
+        table: Callable[[SaeSite], ConceptTable],
     ) -> None:
         """`saes` are those for all times, on the model's device; `table` gives the concepts of each, asked for once."""
         self.model, self.saes = model, saes
-        self._load, self._tables = table, dict[Place, ConceptTable]()
+        self._load, self._tables = table, dict[SaeSite, ConceptTable]()
 
-    def table(self, place: Place) -> ConceptTable:
+    def table(self, site: SaeSite) -> ConceptTable:
         """The concepts of a place."""
-        if place not in self._tables:
-            self._tables[place] = self._load(place)
-        return self._tables[place]
+        if site not in self._tables:
+            self._tables[site] = self._load(site)
+        return self._tables[site]
 
     def editing(self, edits: Sequence[ConceptEdit], num_inference_steps: int | None = None) -> Editing:
         """A context for one run, of `model.generate` or `model.sample`: every picture of it is edited alike.
@@ -81,7 +81,7 @@ class Editor:
             [(one, slice(row, row + 1)) for row, of_row in enumerate(edits) for one in of_row], num_inference_steps
         )
 
-    def concepts(self, one: ConceptEdit) -> dict[Place, tuple[int, ...]]:
+    def concepts(self, one: ConceptEdit) -> dict[SaeSite, tuple[int, ...]]:
         """The concepts that an edit acts on, by place; places without any are left out.
 
         Raises:
@@ -89,99 +89,99 @@ class Editor:
         """
         if (one.label is None) == (not one.concepts):
             raise ValueError("An edit needs either a label or concepts: give one of the two.")
-        places = self._places(one)
+        sites = self._sites(one)
         if one.label is None:
-            return self._numbered(one.concepts, places)
+            return self._numbered(one.concepts, sites)
         wanted = _word(one.label)
-        found = {place: self._of_label(one, place, wanted) for place in places}
+        found = {site: self._of_label(one, site, wanted) for site in sites}
         if not any(found.values()) and one.hookpoints is None:
             # A thing may have its concepts elsewhere than what such edits mostly raise.
-            places = [place for place in self.saes if place.branch in {place.branch for place in places}]
-            found = {place: self._of_label(one, place, wanted) for place in places}
+            sites = [site for site in self.saes if site.branch in {site.branch for site in sites}]
+            found = {site: self._of_label(one, site, wanted) for site in sites}
         if not any(found.values()):
-            labels = sorted({label for place in places for label in self.table(place).labels})
+            labels = sorted({label for site in sites for label in self.table(site).labels})
             near = difflib.get_close_matches(wanted, labels, n=N_NEAREST, cutoff=0)
             raise ValueError(f"No concept carries the label {one.label!r} there. The nearest: {', '.join(near)}.")
-        return {place: numbers for place, numbers in found.items() if numbers}
+        return {site: numbers for site, numbers in found.items() if numbers}
 
-    def _of_label(self, one: ConceptEdit, place: Place, label: str) -> tuple[int, ...]:
-        effect = self._effect(one, place)
-        return carrying(self.table(place), label) if effect is None else moved(effect)
+    def _of_label(self, one: ConceptEdit, site: SaeSite, label: str) -> tuple[int, ...]:
+        effect = self._effect(one, site)
+        return latents_labelled(self.table(site), label) if effect is None else latents_moved_by(effect)
 
-    def _effect(self, one: ConceptEdit, place: Place) -> NDArray[np.float32] | None:
+    def _effect(self, one: ConceptEdit, site: SaeSite) -> NDArray[np.float32] | None:
         """[d_sae] what the word of a style does, if the edit is of one."""
-        return self.table(place).effect(_word(one.label)) if one.by_word and one.label is not None else None
+        return self.table(site).effect(_word(one.label)) if one.by_word and one.label is not None else None
 
-    def _places(self, one: ConceptEdit) -> list[Place]:
+    def _sites(self, one: ConceptEdit) -> list[SaeSite]:
         """Where the edit may act by its hookpoints and branches, or by what was measured to serve best."""
         branches = one.default_branches if one.branches is None else tuple(one.branches)
         if not branches or not set(branches) <= set(BRANCHES):
             raise ValueError(
                 f"An edit's branches are some of {', '.join(BRANCHES)}, not {', '.join(branches) or 'none'}."
             )
-        there = [place for place in self.saes if place.branch in branches]
+        there = [site for site in self.saes if site.branch in branches]
         if one.hookpoints is None:
             names = self.model.hookpoints[one.default_hookpoints]
-            return [place for place in there if place.hookpoint in names] or there
+            return [site for site in there if site.hookpoint in names] or there
         if not one.hookpoints:
             raise ValueError("An edit's hookpoints are none: name some, or leave them out for those that serve best.")
-        places = [Place(hookpoint, branch) for hookpoint in one.hookpoints for branch in branches]
-        if missing := [place for place in places if place not in self.saes]:
+        sites = [SaeSite(hookpoint, branch) for hookpoint in one.hookpoints for branch in branches]
+        if missing := [site for site in sites if site not in self.saes]:
             raise self._no_sae(missing[0])
-        return places
+        return sites
 
-    def _no_sae(self, place: Place) -> ValueError:
-        return ValueError(f"There is no SAE for all times at {place}. There are: {', '.join(map(str, self.saes))}.")
+    def _no_sae(self, site: SaeSite) -> ValueError:
+        return ValueError(f"There is no SAE for all times at {site}. There are: {', '.join(map(str, self.saes))}.")
 
-    def _numbered(self, concepts: Sequence[Target | int], places: Sequence[Place]) -> dict[Place, tuple[int, ...]]:
-        found: dict[Place, list[int]] = {}
+    def _numbered(self, concepts: Sequence[Target | int], sites: Sequence[SaeSite]) -> dict[SaeSite, tuple[int, ...]]:
+        found: dict[SaeSite, list[int]] = {}
         for concept in concepts:
             if not isinstance(concept, Target):
-                if len(places) != 1:
+                if len(sites) != 1:
                     raise ValueError("A number means a concept of one place: name one hookpoint and one branch.")
-                concept = Target(places[0], concept)
-            if concept.place not in self.saes:
-                raise self._no_sae(concept.place)
+                concept = Target(sites[0], concept)
+            if concept.site not in self.saes:
+                raise self._no_sae(concept.site)
             try:
-                found.setdefault(concept.place, []).append(self.table(concept.place).check(concept.number))
+                found.setdefault(concept.site, []).append(self.table(concept.site).check(concept.number))
             except (IndexError, TypeError) as error:
                 raise ValueError(str(error)) from error
-        return {place: tuple(dict.fromkeys(numbers)) for place, numbers in found.items()}
+        return {site: tuple(dict.fromkeys(numbers)) for site, numbers in found.items()}
 
     def _editing(self, edits: Sequence[tuple[ConceptEdit, slice]], n_steps: int | None) -> Editing:
         n_steps = self.model.spec.num_inference_steps if n_steps is None else n_steps
-        wanted: dict[Place, list[tuple[ConceptEdit, slice, tuple[int, ...]]]] = {}
+        wanted: dict[SaeSite, list[tuple[ConceptEdit, slice, tuple[int, ...]]]] = {}
         for one, rows in edits:
             check_strength(one)
             window_of(one, n_steps, self.model.spec.stages)
-            Inside(one.where, self.model.image_size)
-            for place, numbers in self.concepts(one).items():
+            RegionMask(one.where, self.model.image_size)
+            for site, numbers in self.concepts(one).items():
                 if one.strength:
-                    wanted.setdefault(place, []).append((one, rows, numbers))
-        placed = {place: self._placed(place, of_place, n_steps) for place, of_place in wanted.items()}
-        steps = {step for of_place in placed.values() for part in of_place.parts for step in part.steps}
+                    wanted.setdefault(site, []).append((one, rows, numbers))
+        placed = {site: self._placed(site, of_site, n_steps) for site, of_site in wanted.items()}
+        steps = {step for of_site in placed.values() for part in of_site.parts for step in part.steps}
 
-        def change(key: Key, update: Tensor) -> Tensor | None:
+        def change(key: ActivationKey, update: Tensor) -> Tensor | None:
             _check_run(self.model, n_steps)
-            of_place = placed.get(Place(key.hookpoint, key.branch))
-            return None if of_place is None else of_place(key, update)
+            of_site = placed.get(SaeSite(key.hookpoint, key.branch))
+            return None if of_site is None else of_site(key, update)
 
         return edit(
             self.model,
             change if placed else (),
-            dict.fromkeys(place.hookpoint for place in placed) or None,
-            branches={place.branch for place in placed} or BRANCHES,
+            dict.fromkeys(site.hookpoint for site in placed) or None,
+            branches={site.branch for site in placed} or BRANCHES,
             steps=steps or None,
         )
 
     def _placed(
-        self, place: Place, edits: Sequence[tuple[ConceptEdit, slice, tuple[int, ...]]], n_steps: int
+        self, site: SaeSite, edits: Sequence[tuple[ConceptEdit, slice, tuple[int, ...]]], n_steps: int
     ) -> "_Placed":
-        sae, frame = self.saes[place], self.table(place).frame
+        sae, frame = self.saes[site], self.table(site).frame
         union = sorted({number for _, _, numbers in edits for number in numbers})
         parts = []
         for one, rows, numbers in edits:
-            effect = self._effect(one, place)
+            effect = self._effect(one, site)
             mean, most, threshold, unit = (
                 torch.tensor(values[list(numbers)], dtype=torch.float32, device=sae.b_dec.device)
                 for values in (
@@ -193,7 +193,7 @@ class Editor:
             chosen = Chosen(named, unit, effect is not None, mean, most, threshold)
             columns = torch.tensor([union.index(number) for number in numbers], device=sae.b_dec.device)
             steps = window_of(one, n_steps, self.model.spec.stages)
-            parts.append(_Part(one, chosen, columns, steps, rows, Inside(one.where, self.model.image_size)))
+            parts.append(_Part(one, chosen, columns, steps, rows, RegionMask(one.where, self.model.image_size)))
         return _Placed(sae, torch.tensor(union, device=sae.b_dec.device), parts)
 
 
@@ -205,7 +205,7 @@ class _Placed:
         self._directions = sae.W_dec.detach()[union]
 
     @torch.no_grad()
-    def __call__(self, key: Key, update: Tensor) -> Tensor | None:
+    def __call__(self, key: ActivationKey, update: Tensor) -> Tensor | None:
         parts = [part for part in self.parts if key.step in part.steps]
         if not parts:
             return None
@@ -238,9 +238,7 @@ def load_editor(model: Diffuser, source: str | Path | None = None) -> Editor:
     of_model = _EDITORS.setdefault(model, {})
     if str(name) not in of_model:
         collection = find_collection(name)
-        of_model[str(name)] = Editor(
-            model, load_saes(collection, model), lambda place: load_concepts(collection, *place)
-        )
+        of_model[str(name)] = Editor(model, load_saes(collection, model), lambda site: load_concepts(collection, *site))
     return of_model[str(name)]
 
 
@@ -254,14 +252,14 @@ def values_of(code: Code, numbers: Tensor, d_sae: int) -> Tensor:
     return dense.scatter_add_(1, code.indices.clamp_min(0), code.values)[:, numbers]
 
 
-def carrying(table: ConceptTable, word: str) -> tuple[int, ...]:
+def latents_labelled(table: ConceptTable, word: str) -> tuple[int, ...]:
     """The concepts whose label is a word, or has it among its other words."""
     words = table.info.words
     labels = [label for label in table.labels if word in map(str.casefold, (label, *words.get(label, ())))]
     return tuple(number for label in labels for number in table.numbers(label))
 
 
-def moved(effect: NDArray[np.float32]) -> tuple[int, ...]:
+def latents_moved_by(effect: NDArray[np.float32]) -> tuple[int, ...]:
     """The concepts that a word raises or lowers by more than hardly at all."""
     sizes = np.abs(effect)
     return tuple(np.flatnonzero(sizes > LEAST_EFFECT * sizes.max(initial=0.0)).tolist())
@@ -271,7 +269,9 @@ def _word(label: str) -> str:
     return " ".join(label.casefold().split())
 
 
-def _exchange(part: _Part, patches: Mapping[Key, Tensor], key: Key, z: Tensor, inside: Tensor, x: Tensor) -> Tensor:
+def _exchange(
+    part: _Part, patches: Mapping[ActivationKey, Tensor], key: ActivationKey, z: Tensor, inside: Tensor, x: Tensor
+) -> Tensor:
     """x [B, P, C] with another run's update wherever one of the concepts is there."""
     if key not in patches:
         raise ValueError(f"The patches to exchange hold nothing of {tuple(key)}: record that run with the same steps.")
@@ -304,6 +304,6 @@ def _remove(part: _Part, z: Tensor, inside: Tensor, x: Tensor, width: int) -> Te
 
 
 def _check_run(model: Diffuser, n_steps: int) -> None:
-    moment = model.moment
-    if moment is not None and moment.n_steps != n_steps:
-        raise ValueError(f"The edits were made for {n_steps} steps; this run has {moment.n_steps}.")
+    step_context = model.step_context
+    if step_context is not None and step_context.n_steps != n_steps:
+        raise ValueError(f"The edits were made for {n_steps} steps; this run has {step_context.n_steps}.")

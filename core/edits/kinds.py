@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.activations.hooks import Key
-from core.concepts.trace import Place
+from core.activations.hooks import ActivationKey
+from core.concepts.trace import SaeSite
 from core.diffusion.sampling import Branch
 from core.diffusion.schedule import named_steps
 from core.spec import Stage
@@ -28,7 +28,7 @@ REGIONS: tuple[RegionName, ...] = get_args(RegionName)
 class Target(NamedTuple):
     """A concept by its number, which means something at its place alone."""
 
-    place: Place
+    site: SaeSite
     """Hookpoint and branch of the SAE for all times."""
     number: int
     """Index of the latent."""
@@ -189,7 +189,7 @@ class ReplaceEdit(ConceptEdit):
 
     to: float = 0.0
     """The value to bring them to, in units of their mean where active; held at their 99th percentile."""
-    patches: Mapping[Key, Tensor] | None = None
+    patches: Mapping[ActivationKey, Tensor] | None = None
     """Updates of another run, such as one of `record`, over at least the same hookpoints, branches and steps: wherever
     one of the concepts is active, what the block adds is exchanged for what it added there."""
     region: Region = "all"
@@ -206,7 +206,7 @@ class ReplaceEdit(ConceptEdit):
         return self.region
 
 
-class Inside:
+class RegionMask:
     """The region of an edit, on any grid.
 
     Raises:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.activations.hooks import Key, record
-from core.concepts.trace import Place
+from core.activations.hooks import ActivationKey, record
+from core.concepts.trace import SaeSite
 from core.edits.editor import Editor, values_of
-from core.edits.kinds import ConceptEdit, Inside, window_of
+from core.edits.kinds import ConceptEdit, RegionMask, window_of
 
 CELL = 8
 """Side in pixels of what counts as low spatial frequency: the mean over so large cells, as a latent covers."""
@@ -37,7 +37,7 @@ def layout_iou(new: Tensor, old: Tensor, where: Tensor, min_area: int = 1) -> fl
     return float(np.mean(ious)) if ious else float("nan")
 
 
-class Beyond(NamedTuple):
+class OutOfRange(NamedTuple):
     """How the values of edited concepts compare with those that data have."""
 
     share: float
@@ -51,16 +51,16 @@ class _Watched(NamedTuple):
     """An edit at one place."""
 
     row: int
-    place: Place
+    site: SaeSite
     numbers: Tensor
     """[n] edited concepts."""
     most: Tensor
     """[n] their 99th percentiles."""
     steps: range
-    inside: Inside
+    inside: RegionMask
 
 
-class Watch:
+class OutOfRangeMeter:
     """Reads back, where and while edits act, how strong the edited concepts have become.
 
     Enter `context` after the edits, in one run of the sampler with a list of edits for each picture of the batch.
@@ -70,32 +70,32 @@ class Watch:
         model = editor.model
         self._saes = editor.saes
         self._watched = [
-            _watched(editor, row, one, place, numbers, n_steps)
+            _watched(editor, row, one, site, numbers, n_steps)
             for row, of_row in enumerate(edits)
             for one in of_row
             if one.strength
-            for place, numbers in editor.concepts(one).items()
+            for site, numbers in editor.concepts(one).items()
         ]
         self._n_active, self._n_above = [0] * len(edits), [0] * len(edits)
         self._times = [0.0] * len(edits)
         self.context = record(
             model,
-            dict.fromkeys(one.place.hookpoint for one in self._watched) or None,
+            dict.fromkeys(one.site.hookpoint for one in self._watched) or None,
             steps={step for one in self._watched for step in one.steps} or None,
             sink=self._see,
         )
         """For the `contexts` of the run."""
 
-    def beyond(self, row: int) -> Beyond:
+    def out_of_range(self, row: int) -> OutOfRange:
         """What was seen of a picture."""
         n = self._n_active[row]
-        return Beyond(self._n_above[row] / n if n else float("nan"), self._times[row])
+        return OutOfRange(self._n_above[row] / n if n else float("nan"), self._times[row])
 
-    def _see(self, key: Key, update: Tensor) -> None:
+    def _see(self, key: ActivationKey, update: Tensor) -> None:
         for one in self._watched:
-            if one.place != (key.hookpoint, key.branch) or key.step not in one.steps:
+            if one.site != (key.hookpoint, key.branch) or key.step not in one.steps:
                 continue
-            sae = self._saes[one.place]
+            sae = self._saes[one.site]
             x = update[one.row].flatten(1).T.to(sae.b_dec.device, torch.float32)
             inside = one.inside.grid(*update.shape[2:]).flatten().to(x.device) > 0
             z = values_of(sae.encode(x[inside]), one.numbers, sae.cfg.d_sae)
@@ -106,15 +106,15 @@ class Watch:
 
 
 def _watched(
-    editor: Editor, row: int, one: ConceptEdit, place: Place, numbers: Sequence[int], n_steps: int
+    editor: Editor, row: int, one: ConceptEdit, site: SaeSite, numbers: Sequence[int], n_steps: int
 ) -> _Watched:
-    device = editor.saes[place].b_dec.device
-    most = torch.tensor(editor.table(place).frame["p99"].to_numpy()[list(numbers)], dtype=torch.float32, device=device)
+    device = editor.saes[site].b_dec.device
+    most = torch.tensor(editor.table(site).frame["p99"].to_numpy()[list(numbers)], dtype=torch.float32, device=device)
     return _Watched(
         row,
-        place,
+        site,
         torch.tensor(numbers, device=device),
         most.clamp_min(1e-9),
         window_of(one, n_steps, editor.model.spec.stages),
-        Inside(one.where, editor.model.image_size),
+        RegionMask(one.where, editor.model.image_size),
     )

@@ -2,12 +2,12 @@
 
 from collections.abc import Collection
 
-from core.concepts.trace import Place, Trace
+from core.concepts.trace import CodeTrace, SaeSite
 from core.edits.kinds import Target
 
 
 def concepts_at(
-    trace: Trace, x: float, y: float, place: Place, *, steps: Collection[int] | None = None, limit: int = 3
+    trace: CodeTrace, x: float, y: float, site: SaeSite, *, steps: Collection[int] | None = None, limit: int = 3
 ) -> tuple[Target, ...]:
     """The concepts that were most active at a point of a picture, strongest first.
 
@@ -27,11 +27,11 @@ def concepts_at(
     codes = [
         code
         for key, code in trace.codes.items()
-        if (key.hookpoint, key.branch) == place and (steps is None or key.step in steps)
+        if (key.hookpoint, key.branch) == site and (steps is None or key.step in steps)
     ]
     if not codes:
-        raise ValueError(f"Nothing was seen at {place.hookpoint} ({place.branch}) in these steps.")
-    height, width = trace.grids[place.hookpoint]
+        raise ValueError(f"Nothing was seen at {site.hookpoint} ({site.branch}) in these steps.")
+    height, width = trace.grids[site.hookpoint]
     cell = min(int(y * height), height - 1) * width + min(int(x * width), width - 1)
     totals: dict[int, float] = {}
     for code in codes:
@@ -39,4 +39,4 @@ def concepts_at(
             if value > 0:
                 totals[number] = totals.get(number, 0.0) + value
     best = sorted(totals, key=lambda number: (-totals[number], number))[:limit]
-    return tuple(Target(place, number) for number in best)
+    return tuple(Target(site, number) for number in best)

@@ -11,7 +11,7 @@ from core.diffusion.text import delete_words, distinct_words, only_words
 from core.errors import PromptError, WordNotInPromptError
 from core.information.estimator import Comparison, Estimate, NoisePredictor
 from core.information.measuring import (
-    Picture,
+    ImageLike,
     Plan,
     check_rel_error,
     check_text,
@@ -34,7 +34,7 @@ Event = AttributionProgress | Attribution
 
 def attribute(
     model: NoisePredictor,
-    image: "Picture | Generation",
+    image: "ImageLike | Generation",
     prompt: str,
     *,
     seed: int = 0,
@@ -81,7 +81,7 @@ def attribute(
 
 def attribute_iter(
     model: NoisePredictor,
-    image: "Picture | Generation",
+    image: "ImageLike | Generation",
     prompt: str,
     *,
     seed: int = 0,

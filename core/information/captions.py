@@ -19,14 +19,14 @@ from core.information.results import Floats, Progress, mean_and_stderr
 
 if TYPE_CHECKING:
     from core.diffusion.sampling import Generation
-    from core.information.measuring import Picture
+    from core.information.measuring import ImageLike
 
 Event = Progress[Ranking] | Ranking
 
 
 def rank_captions(
     model: NoisePredictor,
-    image: "Picture | Generation",
+    image: "ImageLike | Generation",
     captions: Sequence[str],
     *,
     orthogonal: bool = True,
@@ -75,7 +75,7 @@ def rank_captions(
 
 def rank_captions_iter(
     model: NoisePredictor,
-    image: "Picture | Generation",
+    image: "ImageLike | Generation",
     captions: Sequence[str],
     *,
     orthogonal: bool = True,

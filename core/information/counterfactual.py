@@ -26,12 +26,12 @@ from core.information.measuring import check_text, default_steps, latents_of
 
 if TYPE_CHECKING:
     from core.diffusion.sampling import Generation
-    from core.information.measuring import Picture
+    from core.information.measuring import ImageLike
 
 Told = TypeVar("Told")
 Result = TypeVar("Result")
 
-N_GUESSES = 4
+N_FIXED_POINT_ITERATIONS = 4
 """U-Net evaluations for each step backwards. On `picturebook` in 25 steps, 1, 2, 3, 4 leave 7.5, 2, 1 and 0.7 % of the
 latents' length as error after the way back; 100 evaluations in 100 steps of one guess leave 2 %."""
 
@@ -88,11 +88,11 @@ class InversionProgress(NamedTuple):
 
 def invert(
     model: NoisePredictor,
-    image: "Picture | Generation",
+    image: "ImageLike | Generation",
     prompt: str,
     *,
     num_inference_steps: int | None = None,
-    n_guesses: int = N_GUESSES,
+    n_fixed_point_iterations: int = N_FIXED_POINT_ITERATIONS,
 ) -> Inversion:
     """The noise from which the sampler, without guidance, draws `image` under `prompt`.
 
@@ -101,15 +101,15 @@ def invert(
         image: A PIL picture, the path of one, a `Generation`, or latents [1, C, h, w].
         prompt: What the picture shows; may be empty.
         num_inference_steps: Of the sampler; the model's own by default.
-        n_guesses: Evaluations a step.
+        n_fixed_point_iterations: Evaluations a step.
 
     Raises:
         PromptError: A prompt that the model cannot take.
         ValueError: Steps that the sampler does not have, no guess.
     """
-    n_steps = _check(model, prompt, num_inference_steps, n_guesses)
+    n_steps = _check(model, prompt, num_inference_steps, n_fixed_point_iterations)
     with model.busy():
-        return _end_of(_invert(model, latents_of(model, image), prompt, n_steps, n_guesses, _untold))
+        return _end_of(_invert(model, latents_of(model, image), prompt, n_steps, n_fixed_point_iterations, _untold))
 
 
 def redraw(model: NoisePredictor, inversion: Inversion, prompts: Sequence[str]) -> Tensor:
@@ -126,13 +126,13 @@ def redraw(model: NoisePredictor, inversion: Inversion, prompts: Sequence[str]) 
 
 def change_word(
     model: Diffuser,
-    image: "Picture | Generation",
+    image: "ImageLike | Generation",
     prompt: str,
     word: str,
     to: str | None = None,
     *,
     num_inference_steps: int | None = None,
-    n_guesses: int = N_GUESSES,
+    n_fixed_point_iterations: int = N_FIXED_POINT_ITERATIONS,
     callback: Callable[[InversionProgress], bool | None] | None = None,
 ) -> WordChange:
     """What a picture would be if a word of its prompt were not there, or were another: its noise stays the same.
@@ -145,14 +145,22 @@ def change_word(
         word: A word of the prompt; every occurrence of it is changed.
         to: What to put in its place; None leaves it out.
         num_inference_steps: Of the sampler; the model's own by default.
-        n_guesses: Evaluations for each step backwards.
+        n_fixed_point_iterations: Evaluations for each step backwards.
         callback: Sees the progress after every U-Net call; if it returns False, `Cancelled` is raised.
 
     Raises:
         PromptError: A word that the prompt does not have, or a prompt, before or after, that the model cannot take.
         ValueError: Steps that the sampler does not have, no guess.
     """
-    run = change_word_iter(model, image, prompt, word, to, num_inference_steps=num_inference_steps, n_guesses=n_guesses)
+    run = change_word_iter(
+        model,
+        image,
+        prompt,
+        word,
+        to,
+        num_inference_steps=num_inference_steps,
+        n_fixed_point_iterations=n_fixed_point_iterations,
+    )
     for event in run:
         if isinstance(event, WordChange):
             return event
@@ -164,44 +172,44 @@ def change_word(
 
 def change_word_iter(
     model: Diffuser,
-    image: "Picture | Generation",
+    image: "ImageLike | Generation",
     prompt: str,
     word: str,
     to: str | None = None,
     *,
     num_inference_steps: int | None = None,
-    n_guesses: int = N_GUESSES,
+    n_fixed_point_iterations: int = N_FIXED_POINT_ITERATIONS,
 ) -> Generator[InversionProgress | WordChange, None, None]:
     """`change_word`, with an `InversionProgress` after every U-Net call, and last the `WordChange`.
 
     Words and settings are checked here, before the first `next()`. Closing the generator stops the work within one
     U-Net call and frees the model.
     """
-    n_steps = _check(model, prompt, num_inference_steps, n_guesses)
+    n_steps = _check(model, prompt, num_inference_steps, n_fixed_point_iterations)
     (word,) = choose_words(prompt, [word])
     changed = delete_words(prompt, [word]) if to is None else _swapped(prompt, word, to)
     _check(model, changed, n_steps)
-    return _change(model, image, prompt, changed, word, to, n_steps, n_guesses)
+    return _change(model, image, prompt, changed, word, to, n_steps, n_fixed_point_iterations)
 
 
 def _change(
     model: Diffuser,
-    image: "Picture | Generation",
+    image: "ImageLike | Generation",
     prompt: str,
     changed: str,
     word: str,
     to: str | None,
     n_steps: int,
-    n_guesses: int,
+    n_fixed_point_iterations: int,
 ) -> Generator[InversionProgress | WordChange, None, None]:
     with model.busy():
         first = model.n_unet_rows
 
         def told() -> InversionProgress:
-            return InversionProgress(model.n_unet_rows - first, n_steps * (n_guesses + 2))
+            return InversionProgress(model.n_unet_rows - first, n_steps * (n_fixed_point_iterations + 2))
 
         own = latents_of(model, image)
-        inversion = yield from _invert(model, own, prompt, n_steps, n_guesses, told)
+        inversion = yield from _invert(model, own, prompt, n_steps, n_fixed_point_iterations, told)
         drawn = yield from _redraw(model, inversion, [prompt, changed], told)
         before, after = model.decode(drawn)
         change = (drawn[1] - drawn[0]).double().square().sum(0).cpu().numpy()
@@ -221,9 +229,14 @@ def _change(
 
 
 def _invert(
-    model: NoisePredictor, latents: Tensor, prompt: str, n_steps: int, n_guesses: int, told: Callable[[], Told]
+    model: NoisePredictor,
+    latents: Tensor,
+    prompt: str,
+    n_steps: int,
+    n_fixed_point_iterations: int,
+    told: Callable[[], Told],
 ) -> Generator[Told, None, Inversion]:
-    """From latents [C, h, w] back to their noise, telling after every U-Net call."""
+    """From latents [C, h, w] back to their noise, statement after every U-Net call."""
     embedding = model.encode_text([prompt])
     log_snrs = torch.from_numpy(model.schedule.sampler_log_snrs(n_steps))
     alphas, alphas_after = model.schedule.sampler_alphas(n_steps)
@@ -232,7 +245,7 @@ def _invert(
         r = float((alphas_after[step] / alphas[step]) ** 0.5)
         b = float((1 - alphas_after[step]) ** 0.5 - r * (1 - alphas[step]) ** 0.5)
         after = x
-        for _ in range(n_guesses):
+        for _ in range(n_fixed_point_iterations):
             x = (after - b * model.predict_noise(x, log_snrs[[step]], embedding)) / r
             yield told()
     return Inversion(x[0], latents, prompt, n_steps)
@@ -241,7 +254,7 @@ def _invert(
 def _redraw(
     model: NoisePredictor, inversion: Inversion, prompts: Sequence[str], told: Callable[[], Told]
 ) -> Generator[Told, None, Tensor]:
-    """From noise to the pictures' latents [N, C, h, w], telling after every U-Net call."""
+    """From noise to the pictures' latents [N, C, h, w], statement after every U-Net call."""
     n_steps = inversion.num_inference_steps
     embeddings = model.encode_text(prompts)
     log_snrs = torch.from_numpy(model.schedule.sampler_log_snrs(n_steps))
@@ -268,12 +281,14 @@ def _end_of(job: Generator[None, None, Result]) -> Result:
             return result
 
 
-def _check(model: NoisePredictor, prompt: str, n_steps: int | None, n_guesses: int = N_GUESSES) -> int:
+def _check(
+    model: NoisePredictor, prompt: str, n_steps: int | None, n_fixed_point_iterations: int = N_FIXED_POINT_ITERATIONS
+) -> int:
     """The number of steps, if it and the rest can be used."""
     if prompt:
         check_text(model, prompt)
-    if n_guesses < 1:
-        raise ValueError(f"A step backwards needs at least one guess, not {n_guesses}.")
+    if n_fixed_point_iterations < 1:
+        raise ValueError(f"A step backwards needs at least one guess, not {n_fixed_point_iterations}.")
     n_steps = default_steps(model) if n_steps is None else n_steps
     model.schedule.sampler_timesteps(n_steps)
     return n_steps

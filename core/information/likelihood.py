@@ -30,7 +30,7 @@ from core.information.results import Floats, Measurement, Progress, mean_and_std
 
 if TYPE_CHECKING:
     from core.diffusion.sampling import Generation
-    from core.information.measuring import Picture
+    from core.information.measuring import ImageLike
 
 WIDE = Sampler(scale=1000.0, clip=0.5)
 """Flat over all that the model was trained on: here the range decides the result, not only its truncation."""
@@ -79,7 +79,7 @@ class Likelihood(Measurement):
 
 def likelihood(
     model: NoisePredictor,
-    image: "Picture | Generation",
+    image: "ImageLike | Generation",
     prompt: str,
     *,
     error: float = 0.01,
@@ -126,7 +126,7 @@ def likelihood(
 
 def likelihood_iter(
     model: NoisePredictor,
-    image: "Picture | Generation",
+    image: "ImageLike | Generation",
     prompt: str,
     *,
     error: float = 0.01,

@@ -32,7 +32,7 @@ MAX_REPLICATES = 64
 FLOOR = 0.1
 """What is smaller than this share of the largest is measured to within rel_error of that share, not of itself."""
 
-Picture = Image.Image | str | Path | Tensor
+ImageLike = Image.Image | str | Path | Tensor
 Measured = TypeVar("Measured", bound=Measurement)
 Told = TypeVar("Told", bound=Progress[Any])
 
@@ -98,7 +98,7 @@ def integrated_range(model: NoisePredictor, sampler: Sampler) -> tuple[float, fl
 
 def measure(
     model: NoisePredictor,
-    image: "Picture | Generation",
+    image: "ImageLike | Generation",
     plan: Plan,
     edges: Floats,
     summarise: Callable[[Estimate], Measured],
@@ -231,7 +231,7 @@ def default_steps(model: NoisePredictor) -> int:
     return int(getattr(getattr(model, "spec", None), "num_inference_steps", 50))
 
 
-def latents_of(model: NoisePredictor, image: "Picture | Generation") -> Tensor:
+def latents_of(model: NoisePredictor, image: "ImageLike | Generation") -> Tensor:
     """Clean latents [C, h, w] on the model's device."""
     image = getattr(image, "latents", image)
     if not isinstance(image, Tensor):

@@ -27,7 +27,7 @@ from core.information.results import Given, Progress
 
 if TYPE_CHECKING:
     from core.diffusion.sampling import Generation
-    from core.information.measuring import Picture
+    from core.information.measuring import ImageLike
 
 Surprisal = Callable[[str], float]
 """Bits of a word's surprisal, -log2 of its probability given what the bits are given."""
@@ -36,7 +36,7 @@ Event = Progress[Decomposition] | Decomposition
 
 def decompose(
     model: NoisePredictor,
-    image: "Picture | Generation",
+    image: "ImageLike | Generation",
     prompt: str,
     *words: str,
     given: Given = "rest",
@@ -91,7 +91,7 @@ def decompose(
 
 def decompose_iter(
     model: NoisePredictor,
-    image: "Picture | Generation",
+    image: "ImageLike | Generation",
     prompt: str,
     *words: str,
     given: Given = "rest",

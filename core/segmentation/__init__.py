@@ -1,0 +1,1 @@
+"""Label maps of images: a semantic segmenter, open-vocabulary segmenters, and masks on coarse grids."""

@@ -27,7 +27,7 @@ OPEN_KINDS: tuple[OpenKind, ...] = get_args(OpenKind)
 DETECTOR, CLIPSEG = "IDEA-Research/grounding-dino-tiny", "CIDAS/clipseg-rd64-refined"
 SAM, SAM2 = "facebook/sam-vit-base", "facebook/sam2.1-hiera-tiny"
 
-PLACE_TAGS = (
+BACKGROUND_TAGS = (
     "sky", "cloud", "sea", "lake", "river", "beach", "grass", "forest", "mountain", "snow", "desert", "street", "road",
     "field", "garden", "wall", "floor", "water",
 )  # fmt: skip
@@ -37,7 +37,7 @@ TAGS = (
     "elephant", "butterfly", "bee", "tree", "flower", "leaf", "fruit", "apple", "banana", "bread", "cake", "cup",
     "bottle", "plate", "table", "chair", "sofa", "bed", "lamp", "window", "door", "house", "building", "tower",
     "bridge", "boat", "car", "bus", "train", "bicycle", "aeroplane", "phone", "computer", "book", "clock", "ball",
-    "toy", "guitar", "statue", "painting", "text", "sun", "moon", "star", "fire", "rock", *PLACE_TAGS,
+    "toy", "guitar", "statue", "painting", "text", "sun", "moon", "star", "fire", "rock", *BACKGROUND_TAGS,
 )  # fmt: skip
 """What is looked for beside the words of the prompts."""
 
@@ -93,36 +93,36 @@ class GroundedSegmenter:
         return self._names
 
     @torch.no_grad()
-    def segment(self, pictures: Sequence[Image.Image]) -> Segmentation:
+    def segment(self, images: Sequence[Image.Image]) -> Segmentation:
         """Masks and scores of pictures that all have one size.
 
         Raises:
             ImageError: No pictures, or pictures of several sizes.
         """
-        width, height = common_size(pictures)
+        width, height = common_size(images)
         device = self._detector.device
-        masks = torch.zeros(len(pictures), len(self._names), height, width, dtype=torch.bool, device=device)
-        scores = torch.zeros(len(pictures), len(self._names), device=device)
-        for picture, of_picture, of_classes in zip(pictures, masks, scores, strict=True):
-            found = self._boxes(picture.convert("RGB"))
+        masks = torch.zeros(len(images), len(self._names), height, width, dtype=torch.bool, device=device)
+        scores = torch.zeros(len(images), len(self._names), device=device)
+        for image, of_image, of_classes in zip(images, masks, scores, strict=True):
+            found = self._boxes(image.convert("RGB"))
             if not found:
                 continue
-            cut = self._cut(picture.convert("RGB"), torch.stack([box.corners for box in found]))
+            cut = self._cut(image.convert("RGB"), torch.stack([box.corners for box in found]))
             for box, mask in zip(found, cut, strict=True):
-                of_picture[box.which] |= mask
+                of_image[box.which] |= mask
                 of_classes[box.which] = max(float(of_classes[box.which]), box.score)
         return Segmentation(masks, scores * masks.any(3).any(2))
 
-    def _boxes(self, picture: Image.Image) -> list["_Box"]:
+    def _boxes(self, image: Image.Image) -> list["_Box"]:
         """Boxes of all classes, in pixels."""
         found = []
         for text in self._texts:
-            inputs = self._words(images=picture, text=text.words, return_tensors="pt").to(self._detector.device)
+            inputs = self._words(images=image, text=text.words, return_tensors="pt").to(self._detector.device)
             out = self._detector(**inputs)
             tokens = out.logits[0].sigmoid()  # [queries, tokens]
             of_classes = torch.stack([tokens[:, first:last].mean(1) for first, last in text.spans], dim=1)
             best, which = of_classes.max(1)
-            size = torch.tensor([*picture.size, *picture.size], device=best.device)
+            size = torch.tensor([*image.size, *image.size], device=best.device)
             for place in range(len(text.spans)):
                 rows = ((which == place) & (best >= self._box_score)).nonzero()[:, 0]
                 rows = rows[best[rows].argsort(descending=True)]
@@ -130,9 +130,9 @@ class GroundedSegmenter:
                 found += [_Box(text.first + place, float(best[rows[i]]), corners[i]) for i in _apart(corners)]
         return found
 
-    def _cut(self, picture: Image.Image, boxes: Tensor) -> Tensor:
+    def _cut(self, image: Image.Image, boxes: Tensor) -> Tensor:
         """[n, H, W] bool mask of what is in each box [n, 4]."""
-        inputs = self._cutter(images=picture, input_boxes=[boxes.tolist()], return_tensors="pt")
+        inputs = self._cutter(images=image, input_boxes=[boxes.tolist()], return_tensors="pt")
         sizes = {name: inputs[name] for name in ("original_sizes", "reshaped_input_sizes") if name in inputs}
         given = {name: value.to(self._masker.device) for name, value in inputs.items() if name not in sizes}
         given = {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
@@ -162,16 +162,16 @@ class ClipSegmenter:
         return self._names
 
     @torch.no_grad()
-    def segment(self, pictures: Sequence[Image.Image]) -> Segmentation:
+    def segment(self, images: Sequence[Image.Image]) -> Segmentation:
         """Masks and scores of pictures that all have one size.
 
         Raises:
             ImageError: No pictures, or pictures of several sizes.
         """
-        width, height = common_size(pictures)
+        width, height = common_size(images)
         parts = []
-        for picture in pictures:
-            logits = F.interpolate(self._logits(picture)[None], (height, width), mode="bilinear", align_corners=False)
+        for image in images:
+            logits = F.interpolate(self._logits(image)[None], (height, width), mode="bilinear", align_corners=False)
             probabilities = logits.sigmoid()
             best, labels = probabilities.max(1, keepdim=True)
             classes = torch.arange(len(self._names), device=labels.device)[:, None, None]
@@ -180,9 +180,9 @@ class ClipSegmenter:
             parts.append(Segmentation(masks, scores))
         return Segmentation(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
-    def _logits(self, picture: Image.Image) -> Tensor:
+    def _logits(self, image: Image.Image) -> Tensor:
         """[K, h, w] of a picture, which is looked at once, whatever the number of classes."""
-        pixels = self._processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"]
+        pixels = self._processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
         seen = self._model.clip.vision_model(
             pixels.to(self._model.device), output_hidden_states=True, interpolate_pos_encoding=True
         )

@@ -46,7 +46,7 @@ class Segmenter(Protocol):
         """Names of the K classes, in the order of the masks."""
         ...
 
-    def segment(self, pictures: Sequence[Image.Image]) -> Segmentation:
+    def segment(self, images: Sequence[Image.Image]) -> Segmentation:
         """Masks and scores of pictures that all have one size."""
         ...
 
@@ -68,13 +68,13 @@ class SemanticSegmenter:
         return self._names
 
     @torch.no_grad()
-    def segment(self, pictures: Sequence[Image.Image]) -> Segmentation:
+    def segment(self, images: Sequence[Image.Image]) -> Segmentation:
         """Masks and scores of pictures that all have one size.
 
         Raises:
             ImageError: No pictures, or pictures of several sizes.
         """
-        pixels = _to_pixels(pictures).to(self._model.device, self._model.dtype)
+        pixels = _to_pixels(images).to(self._model.device, self._model.dtype)
         logits = self._model(pixels).logits.float()
         if logits.shape[-2:] != pixels.shape[-2:]:
             logits = F.interpolate(logits, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
@@ -126,21 +126,21 @@ def load_segmenter(
     return SemanticSegmenter(model.to(place))
 
 
-def common_size(pictures: Sequence[Image.Image]) -> tuple[int, int]:
+def common_size(images: Sequence[Image.Image]) -> tuple[int, int]:
     """Width and height of some pictures.
 
     Raises:
         ImageError: There are none, or they have several.
     """
-    sizes = {picture.size for picture in pictures}
+    sizes = {image.size for image in images}
     if len(sizes) != 1:
         told = " and ".join(f"{width} x {height}" for width, height in sorted(sizes)) or "none"
         raise ImageError(f"Pictures of one size are needed; their sizes: {told}.")
     return sizes.pop()
 
 
-def _to_pixels(pictures: Sequence[Image.Image]) -> Tensor:
+def _to_pixels(images: Sequence[Image.Image]) -> Tensor:
     """Pictures as [N, 3, H, W] in -1..1."""
-    common_size(pictures)
-    values = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    common_size(images)
+    values = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(values).permute(0, 3, 1, 2).float() / 127.5 - 1

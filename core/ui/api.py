@@ -21,7 +21,7 @@ from core.ui.inputs import (
     Picture,
     concept_number,
     draw_problems,
-    picture_problem,
+    image_problem,
     prompt_problem,
     rel_error_problem,
     seed_problem,
@@ -35,7 +35,7 @@ from core.ui.runtime import Runtime
 
 if TYPE_CHECKING:
     from core.concepts.table import ConceptTable
-    from core.concepts.trace import Place
+    from core.concepts.trace import SaeSite
 
 
 def build_api(runtime: Runtime) -> None:
@@ -65,7 +65,7 @@ def build_api(runtime: Runtime) -> None:
         A word that is named twice counts once; the result has them in the prompt's order. Returns everything: totals,
         maps, timeline, the two error curves, errors, settings.
         """
-        refuse(picture_problem(picture), prompt_problem(runtime, prompt))
+        refuse(image_problem(picture), prompt_problem(runtime, prompt))
         refuse(rel_error_problem(rel_error), seed_problem(seed))
         wanted = [word.strip() for word in (words or "").split(",") if word.strip()] or None
         for item in told(_attribution(runtime, picture, prompt.strip(), wanted, given, float(rel_error), int(seed))):
@@ -113,7 +113,7 @@ def build_api(runtime: Runtime) -> None:
         first_step: float | None = None,
         last_step: float | None = None,
         strength: float | None = None,
-        further: Any = None,
+        runner_ups: Any = None,
     ) -> Iterator[tuple[Any, Any, Any]]:
         """Draw the picture of `prompt` with and without an edit of what the model thinks of.
 
@@ -131,7 +131,7 @@ def build_api(runtime: Runtime) -> None:
         if concepts.strip():
             named |= {"hookpoint": hookpoint, "branch": branch}
         run = (prompt.strip(), int(seed), int(steps), float(guidance))
-        for item in told(intervention(runtime, *run, [named, *(further or [])], mask)):
+        for item in told(intervention(runtime, *run, [named, *(runner_ups or [])], mask)):
             yield (gr.skip(),) * 3 if item is None else item
 
     def concepts(query: str) -> Any:
@@ -139,7 +139,7 @@ def build_api(runtime: Runtime) -> None:
         from core.ui.concepts.results import search_all  # which imports torch
 
         hits, nearest = search_all(_tables(runtime), query, runtime.model)
-        return {"hits": [{**place._asdict(), **hit._asdict()} for place, hit in hits], "nearest": list(nearest)}
+        return {"hits": [{**site._asdict(), **hit._asdict()} for site, hit in hits], "nearest": list(nearest)}
 
     def concept(hookpoint: str, branch: str, number: float) -> Any:
         """Everything about one concept: label, kind, scores, the pictures that show it best, its neighbours.
@@ -147,14 +147,14 @@ def build_api(runtime: Runtime) -> None:
         An empty `hookpoint` is the model's second.
         """
         tables = _tables(runtime)
-        names = list(dict.fromkeys(place.hookpoint for place in tables))
+        names = list(dict.fromkeys(site.hookpoint for site in tables))
         wanted = hookpoint.strip() or names[:2][-1]
-        table = next((of for place, of in tables.items() if place == (wanted, branch)), None)
+        table = next((of for site, of in tables.items() if site == (wanted, branch)), None)
         if table is None:
             raise ValueError(f"There are no concepts at {wanted!r}, {branch}: there are some at {', '.join(names)}.")
         found = table[concept_number(number)]
         pictures = [{**one.drawn._asdict(), "peak": one.peak, "map": one.map.tolist()} for one in found.gallery]
-        scores = {**found.scores._asdict(), "further": [one._asdict() for one in found.scores.further]}
+        scores = {**found.scores._asdict(), "runner_ups": [one._asdict() for one in found.scores.runner_ups]}
         neighbours = [one._asdict() for one in table.neighbours(found.number)]
         plain = {
             "hookpoint": wanted,
@@ -200,7 +200,7 @@ def build_api(runtime: Runtime) -> None:
                 gr.Radio(["", *offered_stages(spec)], value="", label="stage"),
                 Picture(label="mask", **PICTURE),
                 *(Number(label=name) for name in ("first_step", "last_step", "strength")),
-                gr.JSON(label="further"),
+                gr.JSON(label="runner_ups"),
             ],
             [*(gr.Image(label=name, format="png") for name in ("unedited", "edited")), gr.JSON(label="measured")],
             api_name="intervene",
@@ -229,7 +229,7 @@ def build_api(runtime: Runtime) -> None:
         )
 
 
-def _tables(runtime: Runtime) -> "Mapping[Place, ConceptTable]":
+def _tables(runtime: Runtime) -> "Mapping[SaeSite, ConceptTable]":
     runtime.ready.wait()
     if runtime.error or runtime.dictionary is None:
         raise JobError(runtime.error or no_concepts(runtime.name))

@@ -53,9 +53,9 @@ def wire(runtime: Runtime, page: "Page") -> tuple[list[Any], Any]:
     ).success(events.draw, [page.ticket, *asked, page.scene], pictured, **MODEL, **QUIET)
 
     brought = [bar.picture, bar.caption, bar.seed]
-    bringing = bar.read.click(events.begin_bring, brought, begun, validator=events.check_bring, **QUIET).success(
-        events.bring, [page.ticket, *brought], pictured, **QUIET
-    )
+    bringing = bar.read.click(
+        events.begin_load_user_image, brought, begun, validator=events.check_user_image, **QUIET
+    ).success(events.bring, [page.ticket, *brought], pictured, **QUIET)
 
     # Before the words are measured: what was drawn here has its codes already, and they are shown at once.
     shown = [*asked, tab.given, tab.rel_error, page.stage, page.scene, tab.panel, page.status]
@@ -114,14 +114,14 @@ class _Events:
     def check_draw(self, prompt: str, seed: float, steps: float, guidance: float) -> list[Any]:
         return verdicts(draw_problems(self.runtime, prompt, seed, steps, guidance))
 
-    def check_bring(self, picture: str | None, caption: str, seed: float) -> list[Any]:
+    def check_user_image(self, picture: str | None, caption: str, seed: float) -> list[Any]:
         return verdicts(own_problems(self.runtime, picture, caption, seed))
 
     def begin_draw(self, prompt: str, seed: float, steps: float, guidance: float, request: gr.Request) -> Any:
         del prompt, seed, steps, guidance  # there for the validator, which takes the same
         return self._begin(request, "picture words")
 
-    def begin_bring(self, picture: str, caption: str, seed: float, request: gr.Request) -> Any:
+    def begin_load_user_image(self, picture: str, caption: str, seed: float, request: gr.Request) -> Any:
         del picture, caption, seed
         return self._begin(request, "picture words")
 

@@ -63,7 +63,7 @@ class Picture(gr.Image, metaclass=_Plain):  # type: ignore[misc]
         return str(payload.path) if payload is not None and payload.path else None
 
 
-def picture_problem(path: str | None) -> str | None:
+def image_problem(path: str | None) -> str | None:
     """Why a file cannot be taken as a picture, from its header alone."""
     if not path:
         return "Bring a picture first: a PNG, JPEG or WebP file."
@@ -81,7 +81,7 @@ def picture_problem(path: str | None) -> str | None:
     return None
 
 
-def picture_note(path: Path) -> str:
+def image_note(path: Path) -> str:
     """What is done to an unusual picture, in a sentence; empty for an ordinary one."""
     with Image.open(path) as image:
         notes = []
@@ -217,7 +217,7 @@ def captions_problem(runtime: Runtime, text: str | None) -> str | None:
 
 def own_problems(runtime: Runtime, picture: str | None, caption: Any, seed: Any) -> list[str | None]:
     """One entry a field of a picture that somebody brings."""
-    return [picture_problem(picture), prompt_problem(runtime, caption), seed_problem(seed)]
+    return [image_problem(picture), prompt_problem(runtime, caption), seed_problem(seed)]
 
 
 def draw_problems(runtime: Runtime, prompt: Any, seed: Any, steps: Any, guidance: Any) -> list[str | None]:

@@ -15,16 +15,16 @@ from PIL import Image
 from core.diffusion.images import prepare_image
 from core.information.results import Attribution, Measurement
 from core.ui.concepts.dictionary import no_concepts
-from core.ui.inputs import picture_note
+from core.ui.inputs import image_note
 from core.ui.look.images import data_url
 from core.ui.look.scene import Scene
 from core.ui.runtime import Runtime
 
 if TYPE_CHECKING:
     from core.concepts.layout import Layout
-    from core.concepts.trace import Trace, Tracer
+    from core.concepts.trace import CodeTrace, CodeTracer
     from core.edits import ConceptEdit
-    from core.edits.metrics import Beyond
+    from core.edits.metrics import OutOfRange
 
 _FRAME_SIDE = 160
 """Largest side of a preview on the film strip, in pixels."""
@@ -84,7 +84,7 @@ class Redrawn(NamedTuple):
 
     images: tuple[Image.Image, ...]
     """The unedited one first."""
-    beyond: "tuple[Beyond, ...]"
+    out_of_range: "tuple[OutOfRange, ...]"
     """How far each of the others went from what data have."""
 
 
@@ -124,7 +124,7 @@ def bring(
     if _wanted(runtime, ticket):
         runtime.model.check_prompt(caption)
         image = prepare_image(picture, runtime.model.image_size)
-        yield Scene(image, caption, seed, runtime.spec.num_inference_steps, 1.0, own=True), picture_note(picture)
+        yield Scene(image, caption, seed, runtime.spec.num_inference_steps, 1.0, own=True), image_note(picture)
 
 
 def measure(
@@ -179,7 +179,7 @@ def measuring(work: Generator[Any, None, None]) -> Generator[Any, None, None]:
             yield item
 
 
-def trace(runtime: Runtime, ticket: int | None, scene: Scene) -> "Generator[Waiting | Trace, None, None]":
+def trace(runtime: Runtime, ticket: int | None, scene: Scene) -> "Generator[Waiting | CodeTrace, None, None]":
     """The codes of a scene; the last item is the trace, unless the job was cancelled or there are no concepts.
 
     A stored example is drawn once more for it; noise is added to a picture that somebody brought.
@@ -236,12 +236,12 @@ def intervene(
 def _redrawn(
     runtime: Runtime, scene: Scene, rows: "Sequence[Sequence[ConceptEdit]]"
 ) -> "Generator[Redrawing | Redrawn, None, None]":
-    from core.edits.metrics import Watch
+    from core.edits.metrics import OutOfRangeMeter
 
     editor, model = runtime.editor, runtime.model
     if editor is None:
         return
-    watch = Watch(editor, rows, scene.steps)
+    watch = OutOfRangeMeter(editor, rows, scene.steps)
     run = model.sample(
         [scene.prompt] * len(rows),
         seeds=[scene.seed] * len(rows),
@@ -252,9 +252,9 @@ def _redrawn(
     started = shown_at = time.monotonic()
     with closing(run) as states:
         for state in states:
-            done, now = state.moment.step + 1, time.monotonic()
+            done, now = state.step_context.step + 1, time.monotonic()
             if done == scene.steps:
-                yield Redrawn(tuple(model.decode(state.x)), tuple(map(watch.beyond, range(1, len(rows)))))
+                yield Redrawn(tuple(model.decode(state.x)), tuple(map(watch.out_of_range, range(1, len(rows)))))
                 return
             frames: tuple[str, ...] = ()
             if now - shown_at > _PREVIEW_SECONDS:
@@ -267,7 +267,7 @@ class _Drawn(NamedTuple):
     """A picture that is finished, and its codes where there are concepts."""
 
     image: Image.Image
-    trace: "Trace | None"
+    trace: "CodeTrace | None"
 
 
 def _drawn(runtime: Runtime, prompt: str, seed: int, steps: int, guidance: float) -> Generator[Any, None, None]:
@@ -280,7 +280,7 @@ def _drawn(runtime: Runtime, prompt: str, seed: int, steps: int, guidance: float
             yield _Drawn(item.image, tracer.trace() if tracer else None) if hasattr(item, "latents") else item
 
 
-def _traced(runtime: Runtime, scene: Scene) -> "Generator[Trace | None, None, None]":
+def _traced(runtime: Runtime, scene: Scene) -> "Generator[CodeTrace | None, None, None]":
     """None after each step; last the trace."""
     from core.concepts.trace import trace_image
 
@@ -298,13 +298,13 @@ def _traced(runtime: Runtime, scene: Scene) -> "Generator[Trace | None, None, No
     yield tracer.trace()
 
 
-def _tracer(runtime: Runtime) -> "Tracer | None":
+def _tracer(runtime: Runtime) -> "CodeTracer | None":
     """What reads the concepts of a picture while it is drawn."""
     if runtime.dictionary is None:
         return None
-    from core.concepts.trace import Tracer
+    from core.concepts.trace import CodeTracer
 
-    return Tracer(runtime.model, runtime.dictionary.saes)
+    return CodeTracer(runtime.model, runtime.dictionary.saes)
 
 
 def _wanted(runtime: Runtime, ticket: int | None) -> bool:

@@ -16,10 +16,10 @@ from core.information.surprisal import load_surprisal
 from core.spec import BUILT_IN, ModelSpec
 from core.ui.concepts.dictionary import Dictionary, load_dictionary
 from core.ui.look.scene import target
-from core.ui.zero_gpu import Lender, LentEngine, on_zero_gpu, seconds_of
+from core.ui.zero_gpu import LentEngine, ZeroGpuRunner, on_zero_gpu, seconds_of
 
 if TYPE_CHECKING:
-    from core.concepts.trace import Trace
+    from core.concepts.trace import CodeTrace
     from core.edits import Editor
     from core.segmentation.semantic import Segmenter
 
@@ -107,11 +107,11 @@ class Runtime:
 
     def __post_init__(self) -> None:
         self._model: Any = None
-        self._lender: Lender | None = None
+        self._gpu_runner: ZeroGpuRunner | None = None
         self._dictionary: Dictionary | None = None
         self._segmenter: Segmenter | None = None
-        self._traces: OrderedDict[str, Trace] = OrderedDict()
-        self._kept: OrderedDict[tuple[str, str, float], Attribution] = OrderedDict()
+        self._traces: OrderedDict[str, CodeTrace] = OrderedDict()
+        self._cached: OrderedDict[tuple[str, str, float], Attribution] = OrderedDict()
         self._started = 0.0
         if self.examples_dir is None and self.name == "picturebook":
             self.examples_dir = Path(BUILT_IN["picturebook"].source).parent / "examples"
@@ -150,19 +150,19 @@ class Runtime:
             from core.segmentation.semantic import load_segmenter
 
             # A lent GPU is not there for what is computed between requests.
-            self._segmenter = load_segmenter(device="cpu" if self._lender else self.device)
+            self._segmenter = load_segmenter(device="cpu" if self._gpu_runner else self.device)
         return self._segmenter
 
-    def borrow_gpu(self) -> None:
+    def enable_zero_gpu(self) -> None:
         """On a Space that lends its GPU (ZeroGPU): load the model now, as is wanted there, and compute on that GPU.
 
         A small model computes on the Space's own processor instead, which costs no visitor anything.
         """
         if not on_zero_gpu():
             return
-        lender = Lender(self)  # in any case: such a Space has to have a function for its GPU
+        gpu_runner = ZeroGpuRunner(self)  # in any case: such a Space has to have a function for its GPU
         if self.spec.half:
-            self._lender = lender
+            self._gpu_runner = gpu_runner
         else:
             self.device = "cpu"
         self._load()
@@ -175,9 +175,9 @@ class Runtime:
         `n_evals` is about how many U-Net evaluations it takes. Where the GPU is lent, it runs in another process:
         what it is given and yields has to be fit for sending, and what it changes stays there.
         """
-        if self._lender is None:
+        if self._gpu_runner is None:
             return function(self, *arguments)
-        return self._lender.run(seconds_of(n_evals), function, self, *arguments)
+        return self._gpu_runner.run(seconds_of(n_evals), function, self, *arguments)
 
     def start(self) -> None:
         """Load the model in a thread of its own, if it is not there yet."""
@@ -191,11 +191,11 @@ class Runtime:
             engine = self.engine or import_module("core")
             given = {"device": self.device, "dtype": self.dtype, "hookpoints": tuple(self.hookpoints)}
             options: dict[str, Any] = {name: value for name, value in given.items() if value}
-            if self._lender:  # concepts are searched by the text encoder, between requests
+            if self._gpu_runner:  # concepts are searched by the text encoder, between requests
                 options |= {"text_device": "cpu", "offload": False}
             model = engine.load_model(self.name, **options)
             self._dictionary = load_dictionary(self.saes or self.name, model)
-            self._model, self.engine = model, LentEngine(engine, self, self._lender) if self._lender else engine
+            self._model, self.engine = model, LentEngine(engine, self, self._gpu_runner) if self._gpu_runner else engine
             log.info("%s is ready after %.1f s", self.name, time.monotonic() - self._started)
         except Exception as error:  # whatever it is, the page has to say it
             log.exception("%s could not be loaded", self.name)
@@ -225,11 +225,11 @@ class Runtime:
         known = load_surprisal(self.spec.name)
         return known if known is not None and all(map(math.isfinite, map(known, words))) else None
 
-    def trace(self, key: str) -> "Trace | None":
+    def trace(self, key: str) -> "CodeTrace | None":
         """The codes of a picture, if they are still kept."""
         return self._traces.get(key)
 
-    def keep_trace(self, key: str, trace: "Trace") -> None:
+    def keep_trace(self, key: str, trace: "CodeTrace") -> None:
         """Remember the codes of a picture; the oldest are forgotten."""
         self._traces[key] = trace
         while len(self._traces) > _TRACES_KEPT:
@@ -237,15 +237,15 @@ class Runtime:
 
     def stored(self, key: str, given: str, rel_error: float) -> Attribution | None:
         """An attribution made before, of the same picture with the same settings."""
-        return self._kept.get((key, given, rel_error))
+        return self._cached.get((key, given, rel_error))
 
     def most_exact(self, key: str, given: str) -> Attribution | None:
         """Of the attributions made before of the same picture, the one with the smallest error."""
-        kept = [a for (of, by, _), a in self._kept.items() if (of, by) == (key, given)]
+        kept = [a for (of, by, _), a in self._cached.items() if (of, by) == (key, given)]
         return min(kept, key=lambda a: a.rel_error, default=None)
 
     def keep(self, key: str, attribution: Attribution) -> None:
         """Remember a finished attribution; the oldest is forgotten."""
-        self._kept[key, attribution.given, target(attribution)] = attribution
-        while len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
+        self._cached[key, attribution.given, target(attribution)] = attribution
+        while len(self._cached) > _KEPT:
+            self._cached.popitem(last=False)

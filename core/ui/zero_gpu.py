@@ -47,7 +47,7 @@ def on_zero_gpu() -> bool:
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
-class Lender:
+class ZeroGpuRunner:
     """Runs generator functions on the lent GPU."""
 
     def __init__(self, runtime: "Runtime") -> None:
@@ -87,8 +87,8 @@ class Lender:
 class LentEngine:
     """The package `core`, whose functions of a model run on the lent GPU."""
 
-    def __init__(self, engine: Any, runtime: "Runtime", lender: Lender) -> None:
-        self._engine, self._runtime, self._lender = engine, runtime, lender
+    def __init__(self, engine: Any, runtime: "Runtime", gpu_runner: ZeroGpuRunner) -> None:
+        self._engine, self._runtime, self._gpu_runner = engine, runtime, gpu_runner
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._engine, name)
@@ -96,8 +96,8 @@ class LentEngine:
         def call(model: Any, *arguments: Any, **options: Any) -> Any:
             seconds = seconds_of(measured_evals(name, *arguments, **options))
             if name.endswith("_iter"):
-                return self._lender.run(seconds, found, model, *arguments, **options)
-            return next(self._lender.run(seconds, _once, found, model, *arguments, **options))
+                return self._gpu_runner.run(seconds, found, model, *arguments, **options)
+            return next(self._gpu_runner.run(seconds, _once, found, model, *arguments, **options))
 
         return found if isinstance(found, type) else call
 

@@ -86,7 +86,7 @@ def test_held_out_captions_are_drawn_right(model: Diffuser, judges: Judges) -> N
 
 def test_bits_of_words_stand_beside_their_ceiling(model: Diffuser, judges: Judges) -> None:
     table = bits(model, judges, Settings(n_bits=2))
-    assert {"thing"} <= {row["word"] for row in table.rows}
+    assert {"object"} <= {row["word"] for row in table.rows}
     for row in table.rows:
         direct, ceiling = (float(str(row[name]).split(" ")[0]) for name in ("direct", "ceiling"))
         assert 0 < ceiling < 10
@@ -124,7 +124,7 @@ def test_tables_and_galleries_come_with_it_and_are_small() -> None:
         assert set(table.frame["kind"]) <= set(KINDS)
         named = table.frame[table.frame["label"] != ""]
         assert len(named) > 0.25 * len(table)
-        by_mask = named[named["kind"].isin(["object", "place"])]
+        by_mask = named[named["kind"].isin(["object", "background"])]
         assert (by_mask["held_out_iou"] > by_mask["chance_iou"]).all()
         number = int(named["latent"].iloc[0])
         assert table[number].gallery[0].image.size == (128, 128)

@@ -48,7 +48,7 @@ class GaussianWorld:
         self.y = rng.normal(size=self.loadings.shape[1:])
         self._known: dict[str, Known] = {}
 
-    def draw_picture(self, rng: np.random.Generator) -> Tensor:
+    def draw_image(self, rng: np.random.Generator) -> Tensor:
         """A picture [1, C, h, w] of what the words say at present."""
         x = np.einsum("dwk,wk->d", self.loadings, self.y) + self.tau * rng.normal(size=self.d)
         return torch.from_numpy(x).float().reshape(1, *self.latent_shape)

@@ -103,4 +103,4 @@ def pictures(world: Rung, n: int, seed: int = 0) -> Iterator[Tensor]:
     rng = np.random.default_rng(seed)
     for _ in range(n):
         world.draw_words(rng)
-        yield world.draw_picture(rng)
+        yield world.draw_image(rng)

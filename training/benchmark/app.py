@@ -24,7 +24,7 @@ from training.common.report import ROOT, Figure, Table, timed
 
 log = logging.getLogger(__name__)
 
-PAGE_AIM, PICTURE_AIM = 5.0, 20.0
+PAGE_TARGET, IMAGE_TARGET = 5.0, 20.0
 """Seconds."""
 TITLE = "Interpretable Diffusion"
 """What the page says, and a placeholder of Gradio's would not."""
@@ -45,7 +45,7 @@ class Start(NamedTuple):
     """Until the page was served."""
     model: float | None
     """Until the app said that the model is ready; None if it did not say so."""
-    picture: float
+    image: float
     """Until a program that asked for a picture, as soon as there was a page, had it."""
 
 
@@ -58,11 +58,13 @@ def part(model: str, n: int) -> Table:
             floors[name] += timed(partial(subprocess.run, [sys.executable, "-c", statement], check=True), 1)
         starts.append(start(model))
         log.info("app: start %d of %d: %s", i + 1, n, starts[-1])
-    beside = {name: f"import of {name}: {Figure(name, seconds).median:.1f} s" for name, seconds in floors.items()}
+    reference = {name: f"import of {name}: {Figure(name, seconds).median:.1f} s" for name, seconds in floors.items()}
     figures = [
-        Figure("page served, s", [s.page for s in starts], PAGE_AIM, beside["gradio"]),
-        Figure("model ready, s", [s.model for s in starts if s.model is not None], None, beside["torch and diffusers"]),
-        Figure("first picture, s", [s.picture for s in starts], PICTURE_AIM, beside["torch and diffusers"]),
+        Figure("page served, s", [s.page for s in starts], PAGE_TARGET, reference["gradio"]),
+        Figure(
+            "model ready, s", [s.model for s in starts if s.model is not None], None, reference["torch and diffusers"]
+        ),
+        Figure("first picture, s", [s.image for s in starts], IMAGE_TARGET, reference["torch and diffusers"]),
     ]
     notes = [
         f"{n} starts of `python app.py`, seconds since the command. The imports were timed in the same run, before "
@@ -81,8 +83,8 @@ def start(model: str) -> Start:
     with _app(model) as app:
         app.wait_for_page()
         page = app.seconds
-        picture, _ = Client(app.url, verbose=False).predict(prompt=PROMPT, api_name="/generate")
-        Image.open(picture["path"] if isinstance(picture, dict) else picture).verify()
+        image, _ = Client(app.url, verbose=False).predict(prompt=PROMPT, api_name="/generate")
+        Image.open(image["path"] if isinstance(image, dict) else image).verify()
         return Start(page, app.said("is ready after"), app.seconds)
 
 

@@ -1,7 +1,7 @@
 """SAE trainers that take turns on the same batches, each in a process and, peers, in an environment of its own.
 
-Run by `training.benchmark.saes` as a file, with the interpreter of the contestant: it imports torch, safetensors and
-that contestant's package, and of ours nothing unless we are the contestant. It waits for a line on stdin, takes a turn,
+Run by `training.benchmark.saes` as a file, with the interpreter of the baseline: it imports torch, safetensors and
+that baseline's package, and of ours nothing unless we are the baseline. It waits for a line on stdin, takes a turn,
 and answers with a line of JSON.
 """
 
@@ -63,7 +63,7 @@ def say(content: dict[str, Any]) -> None:
 
 
 def autocast(asked: Namespace) -> Any:
-    """The precision that was asked for, for contestants that have no setting of their own."""
+    """The precision that was asked for, for baselines that have no setting of their own."""
     return torch.autocast(asked.device, torch.bfloat16) if asked.precision == "bf16" else nullcontext()
 
 
@@ -75,7 +75,7 @@ def ours(asked: Namespace, batches: Batches) -> Rebuild:
     from training.common.allocator import keep_freed_memory
     from training.sae.bank import TrainerConfig
     from training.sae.stream import StreamBatch
-    from training.sae.trainer import Run, make_accelerator, train_saes
+    from training.sae.trainer import SaeRun, make_accelerator, train_saes
 
     keep_freed_memory()
     sae_id = SaeId("mid_block.attentions.0", "cond", "all")
@@ -85,9 +85,9 @@ def ours(asked: Namespace, batches: Batches) -> Rebuild:
         expansion=asked.d_sae // asked.d_in,
         learning_rate=asked.lr,
         n_warmup=0,
-        decay_share=0.0,
-        n_measured=1,
-        dead_share=1.0,
+        lr_decay_fraction=0.0,
+        n_calibration_batches=1,
+        dead_after_fraction=1.0,
         precision="bf16" if asked.precision == "bf16" else "no",
     )
 
@@ -96,7 +96,7 @@ def ours(asked: Namespace, batches: Batches) -> Rebuild:
             yield StreamBatch(number, {sae_id: batch}, ("",))
 
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder), every=1e9)
+        run = SaeRun(Path(folder), every=1e9)
         accelerator = make_accelerator(config, run)
         source = SimpleNamespace(batches=stream, d_in=lambda _: asked.d_in)
         sae = train_saes(source, [sae_id], config, run, accelerator)[sae_id].to(asked.device)
@@ -174,13 +174,13 @@ def product(asked: Namespace, batches: Batches) -> Rebuild:
     return lambda x: torch.zeros_like(x)
 
 
-CONTESTANTS = {f.__name__: f for f in (ours, sparsify, dictionary_learning, sae_lens, product)}
+BASELINES = {f.__name__: f for f in (ours, sparsify, dictionary_learning, sae_lens, product)}
 
 
 def main() -> None:
     """Take the turns that are asked for, then tell how well the held-out batch is rebuilt, and the peak of memory."""
     parser = ArgumentParser()
-    parser.add_argument("name", choices=CONTESTANTS)
+    parser.add_argument("name", choices=BASELINES)
     parser.add_argument("--data", required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--precision", choices=["fp32", "bf16"], required=True)
@@ -191,7 +191,7 @@ def main() -> None:
     torch.manual_seed(0)
     batches = Batches(asked)
     with redirect_stdout(sys.stderr):
-        rebuild = CONTESTANTS[asked.name](asked, batches)
+        rebuild = BASELINES[asked.name](asked, batches)
     x = batches.held_out.float()
     with torch.no_grad():
         error = (x - rebuild(x)).double().square().sum()

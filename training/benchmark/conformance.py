@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 import core
-from core.activations.hooks import Key, record
+from core.activations.hooks import ActivationKey, record
 from core.concepts.table import load_concepts
 from core.concepts.trace import load_saes
 from core.diffusion.diffuser import Diffuser
@@ -39,8 +39,8 @@ from training.benchmark.full_size import FULL, SMALL, Size
 from training.benchmark.speed import unet_seconds
 from training.common.report import ROOT, Cell, Figure, Table
 from training.labels.command import label_collection
-from training.labels.labeller import LabelConfig, Run
-from training.sae.bank import Bank, Moments, TrainerConfig
+from training.labels.labeller import LabelConfig, LabelRun
+from training.sae.bank import Moments, SaeBank, TrainerConfig
 
 log = logging.getLogger(__name__)
 
@@ -82,24 +82,24 @@ def part(device: str | None, *, small: bool = False) -> Table:
     Raises:
         ValueError: Something has another shape than the published model's, or is not finite.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    effort = CUDA if place.type == "cuda" else CPU
+    site = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    effort = CUDA if site.type == "cuda" else CPU
     if small:
         effort = replace(effort, size=SMALL)
     with TemporaryDirectory() as folder:
-        book = _Book(place)
+        book = _Book(site)
         with book.timed("write the pipeline"):
             _write(Path(folder) / "model", effort.dtype, small)
-        model = _load(Path(folder) / "model", place, effort, book)
+        model = _load(Path(folder) / "model", site, effort, book)
         updates = _draw(model, effort, book)
         _take_apart(model, updates, Path(folder) / "saes", effort, book)
-        _edit_and_foretell(model, Path(folder) / "saes", effort, book)
+        _edit_and_predict(model, Path(folder) / "saes", effort, book)
         _attribute(model, effort, book)
-        _train(updates, place, effort, book)
-    where = torch.cuda.get_device_name(place) if place.type == "cuda" else "the CPU"
+        _train(updates, site, effort, book)
+    where = torch.cuda.get_device_name(site) if site.type == "cuda" else "the CPU"
     notes = [
         f"A Stable Diffusion v1.4 of the published configuration and random weights, {effort.dtype}, on {where}.",
-        f"Memory is the most held so far: {'allocated on the GPU' if place.type == 'cuda' else 'by the process'}.",
+        f"Memory is the most held so far: {'allocated on the GPU' if site.type == 'cuda' else 'by the process'}.",
         f"Pictures of {effort.n_steps} steps. Nothing that is drawn, labelled or measured here means anything.",
     ]
     return Table("conformance", "The size of Stable Diffusion v1.4", book.rows, notes)
@@ -168,11 +168,11 @@ def _load(folder: Path, device: torch.device, effort: Effort, book: _Book) -> Di
     return model
 
 
-def _draw(model: Diffuser, effort: Effort, book: _Book) -> dict[Key, Tensor]:
+def _draw(model: Diffuser, effort: Effort, book: _Book) -> dict[ActivationKey, Tensor]:
     """The updates of a picture, all of them."""
     with book.timed("draw a picture and record it") as found, record(model) as recording:
         image = model.generate(PROMPT, seed=0, previews=False).image
-        shapes = tuple(tuple(recording[Key(name, "cond", 0)].shape[1:]) for name in model.hookpoints)
+        shapes = tuple(tuple(recording[ActivationKey(name, "cond", 0)].shape[1:]) for name in model.hookpoints)
         found.append(", ".join(f"{h} x {w} x {c}" for c, h, w in shapes))
     _expect("updates", shapes, effort.size.updates)
     _expect("recorded updates", len(recording), 3 * 2 * effort.n_steps)
@@ -189,7 +189,7 @@ def _latents(effort: Effort) -> tuple[int, int, int]:
     return 4, effort.size.latent_side, effort.size.latent_side
 
 
-def _take_apart(model: Diffuser, updates: dict[Key, Tensor], root: Path, effort: Effort, book: _Book) -> None:
+def _take_apart(model: Diffuser, updates: dict[ActivationKey, Tensor], root: Path, effort: Effort, book: _Book) -> None:
     """Make a collection of SAEs, encode with it, and let the labelling pipeline write its tables."""
     d_in = effort.size.channels[-1]
     d_sae = EXPANSION * d_in
@@ -202,27 +202,27 @@ def _take_apart(model: Diffuser, updates: dict[Key, Tensor], root: Path, effort:
     saes = load_saes(root, model)
     with book.timed("encode the updates of one step") as found:
         codes = {}
-        for place, sae in saes.items():
-            x = updates[Key(place.hookpoint, place.branch, 0)][0].flatten(1).T
-            codes[place] = sae.encode(x.to(sae.b_dec.device, torch.float32))
+        for site, sae in saes.items():
+            x = updates[ActivationKey(site.hookpoint, site.branch, 0)][0].flatten(1).T
+            codes[site] = sae.encode(x.to(sae.b_dec.device, torch.float32))
         found.append(", ".join(f"{len(code.indices)} x {K} of {d_sae}" for code in codes.values()))
     positions = [height * width for _, height, width in effort.size.updates]
     _expect("codes", [tuple(code.indices.shape) for code in codes.values()], [(n, K) for n in positions])
-    config = LabelConfig(pictures=4, batch=4, permutations=3, gallery=1, places=(), styles=(), words={})
+    config = LabelConfig(images=4, batch=4, permutations=3, gallery=1, backgrounds=(), styles=(), words={})
     with book.timed("draw, segment and label 4 pictures") as found:
-        label_collection(config, root, model, _Halves(), _Always(), Run(root.parent / "labels"))
-        tables = [load_concepts(root, *place) for place in saes]
+        label_collection(config, root, model, _Halves(), _Always(), LabelRun(root.parent / "labels"))
+        tables = [load_concepts(root, *site) for site in saes]
         found.append(f"{sum(len(table.frame) for table in tables)} rows of concepts")
     _expect("rows of concepts", [len(table.frame) for table in tables], [d_sae] * len(ids))
 
 
-def _edit_and_foretell(model: Diffuser, root: Path, effort: Effort, book: _Book) -> None:
+def _edit_and_predict(model: Diffuser, root: Path, effort: Effort, book: _Book) -> None:
     saes = load_saes(root, model)
-    editor = Editor(model, saes, lambda place: load_concepts(root, *place))
-    place = next(iter(saes))
-    means = editor.table(place).frame["mean"].to_numpy()
-    concept = Target(place, int(np.nanargmax(means)))
-    edit = GlobalEdit(concepts=[concept], branches=[place.branch], steps=(0, 0), strength=8.0)
+    editor = Editor(model, saes, lambda site: load_concepts(root, *site))
+    site = next(iter(saes))
+    means = editor.table(site).frame["mean"].to_numpy()
+    concept = Target(site, int(np.nanargmax(means)))
+    edit = GlobalEdit(concepts=[concept], branches=[site.branch], steps=(0, 0), strength=8.0)
 
     def drawn(strength: float) -> Tensor:
         contexts = [editor.editing([replace(edit, strength=strength)])]
@@ -254,15 +254,17 @@ def _attribute(model: Diffuser, effort: Effort, book: _Book) -> None:
     np.testing.assert_allclose(a.maps.sum((1, 2)), a.bits, rtol=1e-6)
 
 
-def _train(updates: dict[Key, Tensor], device: torch.device, effort: Effort, book: _Book) -> None:
+def _train(updates: dict[ActivationKey, Tensor], device: torch.device, effort: Effort, book: _Book) -> None:
     """Time a step of one SAE's training on a batch of the published size, made of what was recorded."""
     wide = torch.cat([update[0].flatten(1).T for update in updates.values()])
     x = wide.repeat(-(-SAE_BATCH // len(wide)), 1)[:SAE_BATCH].to(device, torch.float32)
     sae_id, n = SaeId("any", "cond", "all"), effort.n_calls
-    bank = Bank({sae_id: x.shape[1]}, TrainerConfig(n_steps=n + 1, k=K, expansion=EXPANSION, n_measured=1)).to(device)
+    bank = SaeBank(
+        {sae_id: x.shape[1]}, TrainerConfig(n_steps=n + 1, k=K, expansion=EXPANSION, n_calibration_batches=1)
+    ).to(device)
     moments = Moments(torch.tensor(len(x), device=device), x.double().sum(0), x.double().square().sum())
-    for _, trainee in bank.items():
-        trainee.start_from(moments, sae_id.path)
+    for _, state in bank.items():
+        state.start_from(moments, sae_id.path)
     optimizer = torch.optim.Adam(bank.parameters(), lr=3e-4, fused=True)
 
     def step() -> float:
@@ -306,9 +308,9 @@ class _Halves:
         """Of the two."""
         return ("left", "right")
 
-    def segment(self, pictures: Sequence[Image.Image]) -> Segmentation:
+    def segment(self, images: Sequence[Image.Image]) -> Segmentation:
         """Their masks."""
-        width, height = pictures[0].size
+        width, height = images[0].size
         left = torch.zeros(height, width, dtype=torch.bool)
         left[:, : width // 2] = True
-        return Segmentation(torch.stack([left, ~left]).repeat(len(pictures), 1, 1, 1), torch.ones(len(pictures), 2))
+        return Segmentation(torch.stack([left, ~left]).repeat(len(images), 1, 1, 1), torch.ones(len(images), 2))

@@ -76,16 +76,16 @@ class Run:
         from training.benchmark import saes
 
         settings = saes.QUICK if self.quick else saes.Settings()
-        return saes.part(replace(settings, device=self.place), self.folder)
+        return saes.part(replace(settings, device=self.site), self.folder)
 
     def fed(self) -> Table:
         """SAE training while a full-size U-Net feeds it."""
         from training.benchmark import streaming as fed
 
-        return fed.part(fed.QUICK if self.quick else fed.Settings(), self.place)
+        return fed.part(fed.QUICK if self.quick else fed.Settings(), self.site)
 
     @cached_property
-    def place(self) -> str:
+    def site(self) -> str:
         """The device that was asked for, or the best there is."""
         import torch
 
@@ -134,16 +134,16 @@ def main(arguments: argparse.Namespace) -> None:
     made = [part(run) for name, part in PARTS.items() if _wanted(name, arguments.names, run)]
     tables = [table for one in made for table in (one if isinstance(one, list) else [one])]
     device = str(run.model.device) if "model" in vars(run) else arguments.device or "the app's default"
-    whence = report.origin(" ".join(["python -m training", *sys.argv[1:]]), load, device)
-    report.write(arguments.out, "Benchmark", whence, tables)
-    print(report.markdown("Benchmark", whence, tables))
+    provenance = report.origin(" ".join(["python -m training", *sys.argv[1:]]), load, device)
+    report.write(arguments.out, "Benchmark", provenance, tables)
+    print(report.markdown("Benchmark", provenance, tables))
 
 
 def _wanted(name: str, names: Sequence[str], run: Run) -> bool:
     """Whether a part is measured; asked part by part, for to know the device takes torch."""
     if names:
         return name in names
-    return name not in OF_ANOTHER_MODEL and (name not in NEED_ACCELERATOR or run.place != "cpu")
+    return name not in OF_ANOTHER_MODEL and (name not in NEED_ACCELERATOR or run.site != "cpu")
 
 
 def _part(name: str) -> str:

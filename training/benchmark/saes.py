@@ -31,9 +31,9 @@ PEERS = {
     "dictionary_learning": "dictionary-learning==0.1.0",
     "sae_lens": "sae-lens==6.54.12",
 }
-"""What a contestant's environment needs, besides torch."""
+"""What a baseline's environment needs, besides torch."""
 TORCH = "torch==2.13.0"
-PEER_AIM, FLOOR_AIM, ACCELERATOR_FLOOR_AIM = 1.5, 2.0, 1.5
+PEER_TARGET, FLOOR_TARGET, ACCELERATOR_FLOOR_TARGET = 1.5, 2.0, 1.5
 """Least times as fast as the fastest peer, and most times as slow as the encoder's product alone, on a CPU and on an
 accelerator."""
 _DIRECTIONS = 16384
@@ -52,23 +52,23 @@ class Settings:
     """Different batches, gone through again and again."""
     n_steps: int = 60
     turn: int = 5
-    """Steps that a contestant takes before it is the next one's turn."""
+    """Steps that a baseline takes before it is the next one's turn."""
     learning_rate: float = 1e-3
     peers: tuple[str, ...] = tuple(PEERS)
     device: str = "cpu"
     """Where all of them compute: `cpu` or `cuda`."""
 
     @property
-    def floor_aim(self) -> float:
+    def floor_target(self) -> float:
         """Most times as slow as the encoder's product alone."""
-        return FLOOR_AIM if self.device == "cpu" else ACCELERATOR_FLOOR_AIM
+        return FLOOR_TARGET if self.device == "cpu" else ACCELERATOR_FLOOR_TARGET
 
 
 QUICK = Settings(d_in=64, d_sae=256, k=4, batch_size=256, n_batches=4, n_steps=8, turn=4, peers=())
 
 
 class Result(NamedTuple):
-    """What one contestant did."""
+    """What one baseline did."""
 
     name: str
     precision: str
@@ -139,7 +139,7 @@ def planted(settings: Settings, seed: int = 0) -> dict[str, Tensor]:
 def _race(
     entrants: Sequence[tuple[str, str]], pythons: dict[str, Path], data: Path, settings: Settings
 ) -> list[Result]:
-    """Let the contestants take turns."""
+    """Let the baselines take turns."""
     with ExitStack() as stack:
         running = {
             entrant: stack.enter_context(_contestant(*entrant, pythons.get(entrant[0]), data, settings))
@@ -166,7 +166,7 @@ def _race(
 def _contestant(
     name: str, precision: str, python: Path | None, data: Path, settings: Settings
 ) -> Iterator["subprocess.Popen[str]"]:
-    """A contestant's process, ended in any case."""
+    """A baseline's process, ended in any case."""
     options: dict[str, Any] = {
         "data": data,
         "device": settings.device,
@@ -198,7 +198,7 @@ def _contestant(
 
 
 def _take_turn(process: "subprocess.Popen[str]") -> dict[str, Any] | None:
-    """What the contestant says after its turn; None if it broke down."""
+    """What the baseline says after its turn; None if it broke down."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -211,7 +211,7 @@ def _take_turn(process: "subprocess.Popen[str]") -> dict[str, Any] | None:
 
 
 def tabulate(results: Sequence[Result], settings: Settings) -> Table:
-    """Rows of contestants, each beside the floor and beside ours, turn by turn."""
+    """Rows of baselines, each beside the floor and beside ours, turn by turn."""
     floor = next(np.array(r.by_turn) for r in results if r.name == "product")
     ours = next(r for r in results if (r.name, r.precision) == ("ours", "bf16"))
     peers = [r for r in results if r.name in PEERS]
@@ -223,8 +223,9 @@ def tabulate(results: Sequence[Result], settings: Settings) -> Table:
         times_ours = float(np.median(seconds / np.array(ours.by_turn)))
         met = None
         if r is ours:
-            met = times_floor <= settings.floor_aim and (
-                fastest is None or (np.median(np.array(fastest.by_turn) / seconds) >= PEER_AIM and r.fvu <= fastest.fvu)
+            met = times_floor <= settings.floor_target and (
+                fastest is None
+                or (np.median(np.array(fastest.by_turn) / seconds) >= PEER_TARGET and r.fvu <= fastest.fvu)
             )
         rows.append(
             {
@@ -245,7 +246,7 @@ def tabulate(results: Sequence[Result], settings: Settings) -> Table:
         "FVU: on a held-out batch, after the last step.",
         "Activations are planted: k of many directions each, a mean, and noise. `product`: the encoder's matrix "
         "product in bf16 and nothing else. No latent counts as dead within the run, for any trainer. Aims: at least "
-        f"{PEER_AIM} times as fast as the fastest peer, at no higher FVU, and at most {s.floor_aim:g} times the "
+        f"{PEER_TARGET} times as fast as the fastest peer, at no higher FVU, and at most {s.floor_target:g} times the "
         "product.",
         "Peers, each in an environment of its own: " + ", ".join(PEERS[name] for name in s.peers) + ". sparsify's "
         "trainer wants a language model, so its coder is stepped as that trainer steps it, with Adam. "

@@ -23,7 +23,7 @@ from training.picturebook.world.tokens import build_tokenizer
 from training.prompts.sources import GrammarPrompts
 from training.sae.command import RECIPE, SaeRecipe
 from training.sae.stream import ActivationStream, StreamBatch, StreamConfig
-from training.sae.trainer import Run, make_accelerator, train_saes
+from training.sae.trainer import SaeRun, make_accelerator, train_saes
 
 _UNET: dict[str, Any] = {
     "sample_size": 64,
@@ -50,7 +50,7 @@ class Settings:
     """Shape of the U-Net."""
     text: dict[str, Any] = field(default_factory=lambda: dict(_TEXT))
     """Shape of the text encoder."""
-    pictures: int = 64
+    images: int = 64
     """Pictures of a round of the stream, which gives one batch."""
     n_rounds: int = 3
     """Rounds measured, after one that warms up."""
@@ -69,7 +69,7 @@ QUICK = Settings(
         "norm_num_groups": 8,
     },
     text={"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
-    pictures=4,
+    images=4,
     n_rounds=2,
 )
 """Shows that it works; its figures mean nothing."""
@@ -142,12 +142,12 @@ def part(settings: Settings, device: str) -> Table:
     ids = recipe.sae_ids(model)
     # As many samples of a picture as the smallest block has positions.
     each = (settings.unet["sample_size"] >> (len(settings.unet["block_out_channels"]) - 1)) ** 2
-    shape = StreamConfig(each * settings.pictures, settings.pictures, 1, min(16, settings.pictures))
+    shape = StreamConfig(each * settings.images, settings.images, 1, min(16, settings.images))
     stream = _Timed(ActivationStream(model, GrammarPrompts(model.check_prompt), ids, shape), model.device)
     n_steps = settings.n_rounds + 2  # the first warms up, and of the last nothing tells when it ended
-    config = replace(recipe.training, n_steps=n_steps, n_measured=1, sync_every=n_steps)
+    config = replace(recipe.training, n_steps=n_steps, n_calibration_batches=1, sync_every=n_steps)
     with TemporaryDirectory() as folder:
-        run = Run(Path(folder), every=1e9)
+        run = SaeRun(Path(folder), every=1e9)
         train_saes(stream, ids, config, run, make_accelerator(config, run))
     whole = [after - before for before, after in pairwise(stream.asked_at[1:])]
     rows: list[dict[str, Cell]] = []
@@ -155,7 +155,7 @@ def part(settings: Settings, device: str) -> Table:
         mean = fmean(seconds)
         row: dict[str, Cell] = {"what": what, "samples a second": len(ids) * shape.batch_size / mean}
         row |= {
-            "pictures a second": settings.pictures / mean,
+            "pictures a second": settings.images / mean,
             "share of the time": f"{100 * mean / fmean(whole):.0f} %",
         }
         rows.append(row)
@@ -163,7 +163,7 @@ def part(settings: Settings, device: str) -> Table:
     notes = (
         f"A U-Net of {n_weights:.0f} million random weights in {str(model.dtype).removeprefix('torch.')}, "
         f"{model.spec.num_inference_steps} steps with guidance, feeds {len(ids)} SAEs at "
-        f"{', '.join(model.hookpoints)}: {shape.batch_size} samples of each from every {settings.pictures} pictures. "
+        f"{', '.join(model.hookpoints)}: {shape.batch_size} samples of each from every {settings.images} pictures. "
         f"Mean of {len(whole)} such rounds after one to warm up, on {model.device}.",
     )
     return Table("fed", "SAEs trained while the sampler feeds them", rows, notes)

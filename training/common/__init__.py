@@ -1,0 +1,1 @@
+"""What the commands share: recipes, checkpoints, folders and reports."""

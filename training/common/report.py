@@ -26,9 +26,9 @@ class Figure(NamedTuple):
     """What was measured, with its unit."""
     values: Sequence[float]
     """Every repeat of it."""
-    aim: float | None = None
+    target: float | None = None
     """What it should not exceed, in the same unit."""
-    beside: str = ""
+    reference: str = ""
     """A peer or a floor, measured in the same run."""
 
     @property
@@ -43,9 +43,9 @@ class Figure(NamedTuple):
             "what": self.what,
             "median": self.median,
             "worst": worst,
-            "aim": self.aim,
-            "met": None if self.aim is None else worst <= self.aim,
-            "beside": self.beside,
+            "aim": self.target,
+            "met": None if self.target is None else worst <= self.target,
+            "beside": self.reference,
         }
 
 
@@ -120,17 +120,17 @@ def origin(command: str, load: float, device: str) -> Origin:
     )
 
 
-def markdown(title: str, whence: Origin, tables: Sequence[Table]) -> str:
+def markdown(title: str, provenance: Origin, tables: Sequence[Table]) -> str:
     """The whole report."""
-    return "\n".join([f"# {title}", "", whence.markdown(), "", *[table.markdown() for table in tables]])
+    return "\n".join([f"# {title}", "", provenance.markdown(), "", *[table.markdown() for table in tables]])
 
 
-def write(folder: Path, title: str, whence: Origin, tables: Sequence[Table]) -> None:
+def write(folder: Path, title: str, provenance: Origin, tables: Sequence[Table]) -> None:
     """Put the report into `folder`, as Markdown and JSON named after its title."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = title.lower().replace(" ", "-")
-    (folder / f"{stem}.md").write_text(markdown(title, whence, tables))
-    content = {"origin": asdict(whence), "tables": [asdict(table) for table in tables]}
+    (folder / f"{stem}.md").write_text(markdown(title, provenance, tables))
+    content = {"origin": asdict(provenance), "tables": [asdict(table) for table in tables]}
     (folder / f"{stem}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -16,8 +16,8 @@ import core
 from core.diffusion.diffuser import Diffuser
 from core.information.quadrature import Sampler
 from training.common.report import Cell, Table
-from training.evaluate.common.judges import Judges, Sight, draw, look
-from training.evaluate.common.proportions import Share, share
+from training.evaluate.common.judges import ImageReading, Judges, draw, look
+from training.evaluate.common.proportions import Proportion, proportion
 from training.picturebook.models.autoencoder import psnr, to_pixels
 from training.picturebook.models.judges import mean_iou, overlap
 from training.picturebook.world.captions import Caption, log2_word_given_rest
@@ -52,48 +52,48 @@ class Question(NamedTuple):
     """Share of right answers that the model should reach."""
     asks: Callable[[Caption], bool]
     """Whether a caption asks it."""
-    answer: Callable[[Sight, Caption], bool]
+    answer: Callable[[ImageReading, Caption], bool]
     """Whether a picture is right."""
 
 
-def _all_there(sight: Sight, caption: Caption) -> bool:
-    return all(sight.find(noun) is not None for noun in caption.story.nouns)
+def _all_there(reading: ImageReading, caption: Caption) -> bool:
+    return all(reading.find(noun) is not None for noun in caption.story.nouns)
 
 
-def _related(sight: Sight, caption: Caption) -> bool:
+def _related(reading: ImageReading, caption: Caption) -> bool:
     relation = caption.story.relation
-    return relation is not None and sight.relation_holds(relation, *caption.story.nouns)
+    return relation is not None and reading.relation_holds(relation, *caption.story.nouns)
 
 
-def _things(n: int) -> Callable[[Caption], bool]:
+def _objects(n: int) -> Callable[[Caption], bool]:
     return lambda caption: len(caption.story.nouns) == n
 
 
 QUESTIONS = (
-    Question("one thing there", 0.90, _things(1), _all_there),
-    Question("both of two there", 0.70, _things(2), _all_there),
-    Question("all of three there", None, _things(3), _all_there),
+    Question("one thing there", 0.90, _objects(1), _all_there),
+    Question("both of two there", 0.70, _objects(2), _all_there),
+    Question("all of three there", None, _objects(3), _all_there),
     Question("relation right", 0.65, lambda caption: caption.story.relation is not None, _related),
     Question("left or right", None, lambda caption: caption.story.relation in ("left", "right"), _related),
     Question("above or below", None, lambda caption: caption.story.relation in ("above", "below"), _related),
     Question(
         "place right",
         0.95,
-        lambda caption: caption.place_word is not None,
-        lambda sight, caption: sight.place == caption.story.place,
+        lambda caption: caption.background_word is not None,
+        lambda reading, caption: reading.background == caption.story.background,
     ),
     Question(
         "style right",
         0.90,
-        lambda caption: caption.style_told,
-        lambda sight, caption: sight.style == caption.story.style,
+        lambda caption: caption.style_named,
+        lambda reading, caption: reading.style == caption.story.style,
     ),
 )
 
 
-def outcomes(question: Question, captions: Sequence[Caption], sights: Sequence[Sight]) -> list[bool]:
+def outcomes(question: Question, captions: Sequence[Caption], readings: Sequence[ImageReading]) -> list[bool]:
     """The answers of the pictures whose captions ask the question."""
-    return [question.answer(s, c) for s, c in zip(sights, captions, strict=True) if question.asks(c)]
+    return [question.answer(s, c) for s, c in zip(readings, captions, strict=True) if question.asks(c)]
 
 
 def held_out_scenes(n: int) -> list[Scene]:
@@ -119,14 +119,14 @@ def drawing(model: Diffuser, judges: Judges, settings: Settings) -> Table:
     painted = look(judges, [Image.fromarray(paint(scene).image) for scene in scenes])
     rows, details = [], {}
     for question in QUESTIONS:
-        first, second = (outcomes(question, captions, sights) for sights in drawn.values())
+        first, second = (outcomes(question, captions, readings) for readings in drawn.values())
         row: dict[str, Cell] = {"": question.name, "floor": _percent(question.floor), "asked": len(first)}
-        row |= {f"drawn, by {name}": str(share(r)) for name, r in zip(drawn, (first, second), strict=True)}
-        row["the two agree"] = str(share(a == b for a, b in zip(first, second, strict=True)))
+        row |= {f"drawn, by {name}": str(proportion(r)) for name, r in zip(drawn, (first, second), strict=True)}
+        row["the two agree"] = str(proportion(a == b for a, b in zip(first, second, strict=True)))
         row["chance"] = str(_chance(question, captions, asking, drawn_swapped, drawn))
-        for name, sights in painted.items():
-            row[f"true scenes, by {name}"] = str(share(outcomes(question, captions, sights)))
-        details[question.name] = [share(first).value, share(second).value]
+        for name, readings in painted.items():
+            row[f"true scenes, by {name}"] = str(proportion(outcomes(question, captions, readings)))
+        details[question.name] = [proportion(first).value, proportion(second).value]
         rows.append(row)
     notes = (
         "Chance: for relations, the picture of the caption with its two things exchanged; for all else, the picture of "
@@ -141,14 +141,14 @@ def _chance(
     question: Question,
     captions: Sequence[Caption],
     asking: Sequence[int],
-    drawn_swapped: dict[str, list[Sight]],
-    drawn: dict[str, list[Sight]],
-) -> Share:
+    drawn_swapped: dict[str, list[ImageReading]],
+    drawn: dict[str, list[ImageReading]],
+) -> Proportion:
     judge = next(iter(drawn))
     if question.answer is _related:
-        return share(outcomes(question, [captions[i] for i in asking], drawn_swapped[judge]))
+        return proportion(outcomes(question, [captions[i] for i in asking], drawn_swapped[judge]))
     pairs = [(c, s) for c, s in zip(captions, drawn[judge], strict=True) if question.asks(c)]
-    return share(question.answer(pairs[i - 1][1], caption) for i, (caption, _) in enumerate(pairs))
+    return proportion(question.answer(pairs[i - 1][1], caption) for i, (caption, _) in enumerate(pairs))
 
 
 def judging(model: Diffuser, judges: Judges, settings: Settings) -> Table:
@@ -218,10 +218,10 @@ def bits(model: Diffuser, _judges: Judges, settings: Settings) -> Table:
 
 def kinds_of(caption: Caption) -> dict[str, str]:
     """What the words that a slot chose are: thing, place, style or relation."""
-    kinds = dict.fromkeys(caption.words, "thing")
-    if caption.place_word is not None:
-        kinds[caption.place_word] = "place"
-    if caption.style_told:
+    kinds = dict.fromkeys(caption.words, "object")
+    if caption.background_word is not None:
+        kinds[caption.background_word] = "background"
+    if caption.style_named:
         kinds[caption.story.style] = "style"
     if caption.story.relation is not None:
         kinds[caption.story.relation] = "relation"

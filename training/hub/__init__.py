@@ -1,0 +1,1 @@
+"""Publishing to the Hugging Face Hub: collections, their cards, and the Space."""

@@ -91,7 +91,7 @@ def sae_card(collection: Collection, source: str, lines: Sequence[Line], measure
     """
     recipe = collection.index["recipe"]
     name, training, stream = recipe["model"], recipe["training"], recipe["stream"]
-    n_samples = training["n_steps"] * training["n_accumulated"] * stream["batch_size"]
+    n_samples = training["n_steps"] * training["gradient_accumulation_steps"] * stream["batch_size"]
     spec = BUILT_IN.get(name) or ModelSpec(name=name, source=name)
     where = f"the dataset [{tables}](https://huggingface.co/datasets/{tables})" if tables else "the same folders"
     return f"""---

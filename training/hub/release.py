@@ -168,7 +168,7 @@ def _problems_of(root: Path, collection: Collection, sae_id: SaeId, line: Line, 
         counts, examples = read_counts(folder / COUNTS), read_examples(folder / EXAMPLES)
         if counts.intersections.shape != (sae.cfg.d_sae, len(table.class_names)):
             yield f"{sae_id.path}/{COUNTS} is of another table: its counts are {list(counts.intersections.shape)}."
-        if len(examples.pictures) != sae.cfg.d_sae or int(examples.pictures.max()) >= len(table.gallery):
+        if len(examples.images) != sae.cfg.d_sae or int(examples.images.max()) >= len(table.gallery):
             yield f"{sae_id.path}/{EXAMPLES} is of another table or gallery."
     except ArtifactError as error:
         yield str(error)

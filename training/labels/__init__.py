@@ -1,0 +1,1 @@
+"""Labels for SAE latents, from what they fire on."""

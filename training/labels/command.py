@@ -17,10 +17,10 @@ from typing import Any
 import core
 from core.artifacts import file_sha256
 from core.diffusion.diffuser import Diffuser
-from core.segmentation.open_vocabulary import OPEN_KINDS, PLACE_TAGS, TAGS, classes_of, load_open_segmenter
+from core.segmentation.open_vocabulary import BACKGROUND_TAGS, OPEN_KINDS, TAGS, classes_of, load_open_segmenter
 from core.segmentation.semantic import Segmenter, load_segmenter
 from training.common.folders import cache_folder
-from training.labels.labeller import LabelConfig, Labeller, Run, State
+from training.labels.labeller import LabelConfig, Labeller, LabelRun, State
 from training.prompts.sources import Prompts, add_prompt_arguments, open_prompts
 
 PACKAGE = Path(core.__file__).parent / "picturebook"
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-words", type=int, default=64, help="the most frequent words of the prompts that they look for too"
     )
-    parser.add_argument("--pictures", type=int, default=config.pictures, help="pictures drawn")
+    parser.add_argument("--images", type=int, default=config.images, help="pictures drawn")
     parser.add_argument("--batch", type=int, default=config.batch, help="pictures drawn together; even")
     parser.add_argument("--permutations", type=int, default=config.permutations, help="of masks, for the chance level")
     parser.add_argument(
@@ -58,11 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--effect-pictures",
         type=int,
-        default=config.effect_pictures,
+        default=config.effect_images,
         help="pictures that show what a style word does",
     )
     parser.add_argument("--seed", type=int, default=config.seed, help="of the pictures' noise")
-    parser.add_argument("--places", nargs="*", default=(*config.places, *PLACE_TAGS), help="classes that are places")
+    parser.add_argument(
+        "--backgrounds", nargs="*", default=(*config.backgrounds, *BACKGROUND_TAGS), help="classes that are backgrounds"
+    )
     parser.add_argument("--styles", nargs="*", default=config.styles, help="words that tell a picture's style")
     parser.add_argument(
         "--run-dir", type=Path, default=cache_folder("labels"), help="folder of the checkpoints; resumed"
@@ -75,15 +77,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Label the collection."""
     config = LabelConfig(
-        pictures=arguments.pictures,
+        images=arguments.images,
         batch=arguments.batch,
         permutations=arguments.permutations,
         shared_steps=arguments.shared_steps,
         gallery=arguments.gallery,
         seed=arguments.seed,
-        places=tuple(arguments.places),
+        backgrounds=tuple(arguments.backgrounds),
         styles=tuple(arguments.styles),
-        effect_pictures=arguments.effect_pictures,
+        effect_images=arguments.effect_images,
     )
     model = core.load_model(arguments.model, device=arguments.device)
     source = open_prompts(
@@ -103,7 +105,7 @@ def main(arguments: argparse.Namespace) -> None:
         "segmenter": arguments.segmenter,
         "weights": [file_sha256(path) for folder in folders for path in sorted(folder.rglob("*.safetensors"))],
     }
-    run = Run(arguments.run_dir, arguments.checkpoint_every, arguments.rank, arguments.world)
+    run = LabelRun(arguments.run_dir, arguments.checkpoint_every, arguments.rank, arguments.world)
     label_collection(config, arguments.saes, model, segmenter, prompts, run, depends)
 
 
@@ -111,7 +113,7 @@ def choose_segmenter(arguments: argparse.Namespace, prompts: Prompts) -> Segment
     """The segmenter that was asked for; one of any words is told the words of the prompts."""
     if arguments.segmenter not in OPEN_KINDS:
         return load_segmenter(arguments.segmenter, device=arguments.device)
-    texts = (prompts.prompt(number) for number in range(arguments.pictures))
+    texts = (prompts.prompt(number) for number in range(arguments.images))
     classes = classes_of(texts, arguments.tags, arguments.prompt_words)
     log.info("%d classes are looked for: %s", len(classes), ", ".join(classes))
     return load_open_segmenter(arguments.segmenter, classes, device=arguments.device)
@@ -135,7 +137,7 @@ def label_collection(
     model: Diffuser,
     segmenter: Segmenter,
     prompts: Prompts,
-    run: Run,
+    run: LabelRun,
     depends: Mapping[str, Any] | None = None,
 ) -> None:
     """Write concept tables, counts and examples into a collection of SAEs.

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from core.activations.hooks import Key, record
+from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import SamplerState
 from core.diffusion.text import delete_words, distinct_words
@@ -113,7 +113,7 @@ def _means(
     """What some SAEs see in one step of some pictures."""
     means: dict[SaeId, _Means] = {}
 
-    def encode(key: Key, update: Tensor) -> None:
+    def encode(key: ActivationKey, update: Tensor) -> None:
         for sae_id, sae in saes.items():
             if (sae_id.hookpoint, sae_id.branch) == (key.hookpoint, key.branch):
                 x = update.float().flatten(2).transpose(1, 2).flatten(0, 1).to(sae.b_dec.device)

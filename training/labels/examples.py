@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.concepts.io import Examples
-from training.labels.tally import Moment
+from training.labels.tally import StepCodes
 
 N_EXAMPLES = 8
 """Of each latent."""
@@ -16,7 +16,7 @@ _N_WANTED = 24
 """Pictures of each latent that may stand for it, those of the highest mean."""
 
 
-def choose_pool(means: Sequence[Tensor], size: int) -> list[int]:
+def select_gallery(means: Sequence[Tensor], size: int) -> list[int]:
     """The rows, at most `size`, of pictures that show the most latents, in order.
 
     Pictures are taken one by one. Each latent votes for those where it is strongest, and the more of them are there
@@ -27,13 +27,13 @@ def choose_pool(means: Sequence[Tensor], size: int) -> list[int]:
         size: Pictures wanted.
     """
     wanted, weight = _wanted(means)
-    n_pictures = len(means[0])
+    n_images = len(means[0])
     have = np.zeros(len(wanted))
     chosen: list[int] = []
-    left = np.ones(n_pictures, dtype=bool)
-    while len(chosen) < min(size, n_pictures):
+    left = np.ones(n_images, dtype=bool)
+    while len(chosen) < min(size, n_images):
         votes = weight / (1 + have[:, None]) ** 2
-        score = np.bincount(wanted.ravel(), votes.ravel(), minlength=n_pictures)
+        score = np.bincount(wanted.ravel(), votes.ravel(), minlength=n_images)
         best = int(np.where(left, score, -1).argmax())
         chosen.append(best)
         left[best] = False
@@ -43,14 +43,14 @@ def choose_pool(means: Sequence[Tensor], size: int) -> list[int]:
 
 def _wanted(means: Sequence[Tensor]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """[latents, wanted] pictures of every latent that fires, and the weight of each; 0 where it does not fire."""
-    pictures, weights = [], []
+    images, weights = [], []
     for of_sae in means:
         values, rows = of_sae.topk(min(_N_WANTED, len(of_sae)), dim=0)
         fires = (values > 0).T
         alive = fires.any(1)
-        pictures.append(rows.T[alive].numpy())
+        images.append(rows.T[alive].numpy())
         weights.append((fires.double() / fires.sum(1, keepdim=True).clamp(min=1))[alive].numpy())
-    return np.concatenate(pictures), np.concatenate(weights)
+    return np.concatenate(images), np.concatenate(weights)
 
 
 class ExampleKeeper:
@@ -59,22 +59,22 @@ class ExampleKeeper:
     def __init__(self, d_sae: int, height: int, width: int) -> None:
         self._size = (height, width)
         self._peaks = torch.zeros(d_sae, N_EXAMPLES)
-        self._pictures = torch.full((d_sae, N_EXAMPLES), -1, dtype=torch.int16)
+        self._images = torch.full((d_sae, N_EXAMPLES), -1, dtype=torch.int16)
         self._maps = torch.zeros((d_sae, N_EXAMPLES, height * width), dtype=torch.uint8)
 
-    def add(self, numbers: Sequence[int], moments: Sequence[Moment]) -> None:
+    def add(self, numbers: Sequence[int], codes_by_step: Sequence[StepCodes]) -> None:
         """Take in a batch of pictures by their numbers in the pool, and their codes."""
         for row, number in enumerate(numbers):
             grid = torch.zeros(self._maps.shape[0] * self._maps.shape[2])
-            for _, _, (latents, values, pictures, positions) in moments:
-                own = pictures == row
+            for _, _, (latents, values, images, positions) in codes_by_step:
+                own = images == row
                 cells = latents[own] * self._maps.shape[2] + positions[own]
                 grid.scatter_reduce_(0, cells, values[own], "amax")
             self._take(number, grid.view(self._maps.shape[0], -1))
 
     def examples(self) -> Examples:
         """What was kept."""
-        return Examples(self._pictures, self._maps.view(*self._maps.shape[:2], *self._size), self._peaks)
+        return Examples(self._images, self._maps.view(*self._maps.shape[:2], *self._size), self._peaks)
 
     def _take(self, number: int, grids: Tensor) -> None:
         """Take in a picture's maps [d_sae, positions] wherever they are among the strongest."""
@@ -84,12 +84,12 @@ class ExampleKeeper:
         both = torch.cat([self._peaks[latents], peaks[:, None]], 1)
         order = both.sort(dim=1, descending=True, stable=True).indices[:, :N_EXAMPLES]
         maps = (grids * (255 / peaks[:, None])).round().to(torch.uint8)
-        pictures = torch.full((len(latents), 1), number, dtype=torch.int16)
+        images = torch.full((len(latents), 1), number, dtype=torch.int16)
 
         def best(old: Tensor, new: Tensor) -> Tensor:
             both = torch.cat([old[latents], new], 1)
             return both[torch.arange(len(latents))[:, None], order]
 
         self._maps[latents] = best(self._maps, maps[:, None])
-        self._pictures[latents] = best(self._pictures, pictures)
+        self._images[latents] = best(self._images, images)
         self._peaks[latents] = best(self._peaks, peaks[:, None])

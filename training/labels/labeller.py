@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from core.artifacts import MANIFEST
-from core.concepts.gallery import Drawn, write_gallery
+from core.concepts.gallery import GalleryImage, write_gallery
 from core.concepts.io import (
     COUNTS,
     EXAMPLES,
@@ -39,14 +39,14 @@ from core.segmentation.semantic import Segmenter
 from training.common.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.evaluate.sae.evaluation import steps_of
 from training.labels.effects import pairs_of, word_effects
-from training.labels.examples import ExampleKeeper, choose_pool
-from training.labels.naming import Facts, Names, name_latents
+from training.labels.examples import ExampleKeeper, select_gallery
+from training.labels.naming import ImageAttributes, LabelVocabulary, name_latents
 from training.labels.sampling import Batch, class_areas, draw, label_maps
-from training.labels.tally import Shape, Tally
-from training.picturebook.world.world import NOUNS, PLACES, STYLES
+from training.labels.tally import FiringStatistics, Shape
+from training.picturebook.world.world import BACKGROUNDS, NOUNS, STYLES
 from training.prompts.sources import Prompts
 
-_NOT_COUNTED = ("gallery", "gallery_side", "places", "styles", "words", "effect_pictures")
+_NOT_COUNTED = ("gallery", "gallery_side", "backgrounds", "styles", "words", "effect_images")
 """Settings that decide what is made of the counts."""
 
 log = logging.getLogger(__name__)
@@ -54,9 +54,9 @@ log = logging.getLogger(__name__)
 
 def _other_words() -> dict[str, tuple[str, ...]]:
     """The words of the embedded grammar for each thing and place."""
-    words = {place.name: place.words for place in PLACES}
+    words = {background.name: background.words for background in BACKGROUNDS}
     for noun in NOUNS:
-        words |= dict.fromkeys(noun.things, noun.words)
+        words |= dict.fromkeys(noun.objects, noun.words)
     return words
 
 
@@ -64,7 +64,7 @@ def _other_words() -> dict[str, tuple[str, ...]]:
 class LabelConfig:
     """What concept tables are made from."""
 
-    pictures: int = 2000
+    images: int = 2000
     """Pictures drawn; rounded up to whole batches. Half choose labels, half hold out."""
     batch: int = 32
     """Pictures drawn together, and paired with each other's masks for the chance level: even, at least 4."""
@@ -78,29 +78,29 @@ class LabelConfig:
     """Their size in pixels."""
     seed: int = 0
     """Seed of the pictures' noise and of the pairings."""
-    places: tuple[str, ...] = tuple(place.name for place in PLACES)
+    backgrounds: tuple[str, ...] = tuple(background.name for background in BACKGROUNDS)
     """Classes that are places; all others are objects."""
     styles: tuple[str, ...] = tuple(style for style in STYLES if style != "plain")
     """Words that tell a picture's style."""
     words: Mapping[str, Sequence[str]] = field(default_factory=_other_words)
     """By class, other words for it, for searching."""
-    effect_pictures: int = 16
+    effect_images: int = 16
     """Pictures of each style on which the effect of its word is measured."""
 
     def __post_init__(self) -> None:
         if self.batch < 4 or self.batch % 2:
             raise ValueError(f"batch has to be even and at least 4, so that masks can be swapped, not {self.batch}.")
-        if min(self.pictures, self.permutations - 2, self.shared_steps, self.gallery) < 1:
+        if min(self.images, self.permutations - 2, self.shared_steps, self.gallery) < 1:
             raise ValueError("pictures, shared_steps and gallery have to be at least 1, and permutations at least 3.")
 
     @property
     def n_batches(self) -> int:
         """Batches of pictures."""
-        return -(-self.pictures // self.batch)
+        return -(-self.images // self.batch)
 
 
 @dataclass(frozen=True)
-class Run:
+class LabelRun:
     """Where a run keeps what it has counted, and its part of the work."""
 
     folder: Path
@@ -120,7 +120,7 @@ class Run:
 class State:
     """What has been counted so far: a tally an SAE, and facts about the pictures, all in one order."""
 
-    def __init__(self, tallies: Mapping[SaeId, Tally], numbers: Tensor, areas: Tensor) -> None:
+    def __init__(self, tallies: Mapping[SaeId, FiringStatistics], numbers: Tensor, areas: Tensor) -> None:
         self.tallies = dict(tallies)
         self.numbers = numbers
         """[N] int64 of the pictures."""
@@ -133,7 +133,9 @@ class State:
         tallies = {}
         for sae_id in ids:
             start = f"{sae_id.path}:"
-            tallies[sae_id] = Tally.of({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})
+            tallies[sae_id] = FiringStatistics.of(
+                {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+            )
         return cls(tallies, tensors["numbers"], tensors["areas"])
 
     @classmethod
@@ -196,7 +198,7 @@ class Labeller:
         plain: dict[str, Any] = json.loads(json.dumps(told))
         return plain
 
-    def count(self, run: Run, recipe: Mapping[str, Any]) -> None:
+    def count(self, run: LabelRun, recipe: Mapping[str, Any]) -> None:
         """Draw this process's pictures and count, from its last checkpoint on."""
         batches = range(run.rank, self._config.n_batches, run.world)
         if not batches or run.rank < 0:
@@ -214,7 +216,7 @@ class Labeller:
                 saved = time.monotonic()
                 log.info("%d of %d batches of %d pictures", at, len(batches), self._config.batch)
 
-    def counted(self, run: Run, rank: int, recipe: Mapping[str, Any]) -> State | None:
+    def counted(self, run: LabelRun, rank: int, recipe: Mapping[str, Any]) -> State | None:
         """What a process has counted; None while it has not finished."""
         found = load_checkpoint(run.folder_of(rank), {**recipe, "rank": rank})
         if found is None or found.step < len(range(rank, self._config.n_batches, run.world)):
@@ -225,12 +227,12 @@ class Labeller:
         """Write every SAE's table, counts and examples, and the pictures that they share."""
         config = self._config
         prompts = [distinct_words(self._prompts.prompt(number)) for number in state.numbers.tolist()]
-        facts = Facts(
+        facts = ImageAttributes(
             split=(state.numbers % 2).numpy(),
             areas=state.areas.double().numpy(),
             styles=np.array([[style in words for style in config.styles] for words in prompts], dtype=bool),
         )
-        names = Names(self._classes, frozenset(config.places), config.styles)
+        names = LabelVocabulary(self._classes, frozenset(config.backgrounds), config.styles)
         words = {label: other for label, other in config.words.items() if label in (*self._classes, *config.styles)}
         effects = self._effects()
         (self._root / MANIFEST).unlink(missing_ok=True)  # it tells of the tables before
@@ -238,7 +240,7 @@ class Labeller:
             folder = self._root / sae_id.path
             rows = name_latents(tally, facts, names)
             made = {name: value for name, value in recipe.items() if name not in ("classes", "saes")}
-            told = {**made, **sae_id._asdict(), "steps": self._steps[sae_id], "n_pictures": len(prompts)}
+            told = {**made, **sae_id._asdict(), "steps": self._steps[sae_id], "n_images": len(prompts)}
             own = [effect[sae_id] for effect in effects.values() if sae_id in effect]
             effect_words = tuple(effects) if own else ()
             info = TableInfo(recipe["saes"][sae_id.path], self._classes, words, told, effect_words)
@@ -253,7 +255,7 @@ class Labeller:
         saes = {sae_id: sae for sae_id, sae in self._saes.items() if sae_id.branch == "cond"}
         effects = {}
         for word in self._config.styles if saes else ():
-            pairs = pairs_of(self._prompts, word, self._config.effect_pictures, self._config.pictures)
+            pairs = pairs_of(self._prompts, word, self._config.effect_images, self._config.images)
             if pairs:
                 seeds = [self._seed(pair.number) for pair in pairs]
                 steps = {sae_id: self._steps[sae_id] for sae_id in saes}
@@ -263,55 +265,55 @@ class Labeller:
 
     def _add(self, state: State | None, number: int) -> State:
         """Draw a batch and count it."""
-        pictures = range(number * self._config.batch, (number + 1) * self._config.batch)
-        batch = self._draw(pictures)
+        images = range(number * self._config.batch, (number + 1) * self._config.batch)
+        batch = self._draw(images)
         n_classes = len(self._classes)
         if state is None:
-            tallies = {sae_id: Tally(self._shape(sae_id, batch)) for sae_id in self._saes}
+            tallies = {sae_id: FiringStatistics(self._shape(sae_id, batch)) for sae_id in self._saes}
             state = State(tallies, torch.zeros(0, dtype=torch.int64), torch.zeros(0, n_classes))
-        maps = label_maps(self._segmenter, batch.pictures)
-        splits = torch.tensor(pictures) % 2
+        maps = label_maps(self._segmenter, batch.images)
+        splits = torch.tensor(images) % 2
         order = pairings(splits, self._config.permutations, np.random.default_rng([self._config.seed, number]))
         sizes = set(batch.sizes.values())
         reduced = {size: majority(cell_counts(maps, n_classes, *size)).flatten(1)[order] for size in sizes}
         for sae_id, tally in state.tallies.items():
-            tally.add(batch.moments[sae_id], reduced[batch.sizes[sae_id.hookpoint]], splits)
-        state.take(torch.tensor(pictures), class_areas(maps, n_classes))
+            tally.add(batch.codes_by_step[sae_id], reduced[batch.sizes[sae_id.hookpoint]], splits)
+        state.take(torch.tensor(images), class_areas(maps, n_classes))
         return state
 
     def _shape(self, sae_id: SaeId, batch: Batch) -> Shape:
         d_sae, n_steps = self._saes[sae_id].cfg.d_sae, len(self._steps[sae_id])
         return Shape(d_sae, len(self._classes), self._config.permutations, n_steps, *batch.sizes[sae_id.hookpoint])
 
-    def _draw(self, pictures: Sequence[int]) -> Batch:
-        prompts = [self._prompts.prompt(number) for number in pictures]
-        return draw(self._model, self._saes, self._steps, prompts, [self._seed(number) for number in pictures])
+    def _draw(self, images: Sequence[int]) -> Batch:
+        prompts = [self._prompts.prompt(number) for number in images]
+        return draw(self._model, self._saes, self._steps, prompts, [self._seed(number) for number in images])
 
-    def _seed(self, picture: int) -> int:
+    def _seed(self, image: int) -> int:
         """Seed of a picture's noise: 32 bits, for people to type."""
-        return int(np.random.SeedSequence([self._config.seed, picture]).generate_state(1)[0])
+        return int(np.random.SeedSequence([self._config.seed, image]).generate_state(1)[0])
 
     def _write_examples(self, state: State) -> None:
         """Draw the pool again, and write what shows each latent best."""
-        rows = choose_pool([tally.means for tally in state.tallies.values()], self._config.gallery)
+        rows = select_gallery([tally.means for tally in state.tallies.values()], self._config.gallery)
         numbers = state.numbers[rows].tolist()
         keepers = {
             sae_id: ExampleKeeper(self._saes[sae_id].cfg.d_sae, *tally.size.tolist())
             for sae_id, tally in state.tallies.items()
         }
-        pictures = []
+        images = []
         for first in range(0, len(numbers), self._config.batch):
             batch = self._draw(numbers[first : first + self._config.batch])
-            pictures += batch.pictures
+            images += batch.images
             for sae_id, keeper in keepers.items():
-                keeper.add(range(first, len(pictures)), batch.moments[sae_id])
-        drawn = [Drawn(self._prompts.prompt(number), self._seed(number)) for number in numbers]
-        write_gallery(self._root, pictures, drawn, self._config.gallery_side)
+                keeper.add(range(first, len(images)), batch.codes_by_step[sae_id])
+        drawn = [GalleryImage(self._prompts.prompt(number), self._seed(number)) for number in numbers]
+        write_gallery(self._root, images, drawn, self._config.gallery_side)
         for sae_id, keeper in keepers.items():
             save_tensors(self._root / sae_id.path / EXAMPLES, keeper.examples())
 
 
-def counts_of(tally: Tally) -> Counts:
+def counts_of(tally: FiringStatistics) -> Counts:
     """How often latents and classes met on the first split."""
     return Counts(
         intersections=tally.hits[:, :, 0, 0].sum(0).float(),

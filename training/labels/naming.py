@@ -18,15 +18,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from core.concepts.io import Candidate, Kind, Named, Scores
-from training.labels.tally import Tally
+from core.concepts.io import Candidate, Kind, LabelledLatent, Scores
+from training.labels.tally import FiringStatistics
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 FALSE_DISCOVERY_RATE = 0.05
 """Of the labels."""
-LEAST_PICTURES = 5
+MIN_IMAGES = 5
 """A latent that fires in fewer pictures of either split gets no label: nothing could bear it out."""
 STYLE_AUROC = 0.75
 """Least held-out AUROC of a concept that is called by a style: three times in four its mean tells the style."""
@@ -36,7 +36,7 @@ CONTEXT_FREE_RATE = 0.01
 """... if it fires on at least this share of the cells."""
 PRESENT = 1 / 256
 """A class is in a picture if it covers at least this share of it."""
-N_FURTHER = 3
+N_RUNNER_UPS = 3
 """Classes named beside the best one."""
 
 
@@ -70,7 +70,7 @@ class Overlaps(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Facts:
+class ImageAttributes:
     """What is known of the pictures of a tally, in its order."""
 
     split: npt.NDArray[np.int64]
@@ -82,12 +82,12 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Names:
+class LabelVocabulary:
     """What latents can be called."""
 
     classes: tuple[str, ...]
     """Names of the K classes."""
-    places: frozenset[str]
+    backgrounds: frozenset[str]
     """Those that are places; the others are objects."""
     styles: tuple[str, ...]
     """Style words."""
@@ -102,7 +102,7 @@ class Aurocs(NamedTuple):
     """[properties, d_sae] of that or more where the mean tells nothing (Mann and Whitney)."""
 
 
-def overlaps(tally: Tally, pairing: int = 0) -> Overlaps:
+def overlaps(tally: FiringStatistics, pairing: int = 0) -> Overlaps:
     """The overlaps of a tally for a pairing; 0 is that of pictures with their own masks."""
     return Overlaps(
         tally.hits[:, :, :, pairing].double().flip(0).cumsum(0).flip(0),
@@ -168,14 +168,14 @@ def aurocs(means: Floats, properties: Bools) -> Aurocs:
     return Aurocs(auroc, np.vectorize(lambda one: math.erfc(one / math.sqrt(2)) / 2, otypes=[float])(z))
 
 
-def name_latents(tally: Tally, facts: Facts, names: Names) -> list[Named]:
+def name_latents(tally: FiringStatistics, facts: ImageAttributes, names: LabelVocabulary) -> list[LabelledLatent]:
     """What each latent is called, of what kind it is, and what was measured of it."""
     found = overlaps(tally)
     choice = choose(found)
     permuted = np.stack([choose(overlaps(tally, p)).held_out.numpy() for p in range(1, tally.hits.shape[3])])
     means = tally.means.double().numpy()
     active = np.stack([(means[facts.split == split] > 0).sum(0) for split in (0, 1)])
-    candidates: Bools = active.min(0) >= LEAST_PICTURES
+    candidates: Bools = active.min(0) >= MIN_IMAGES
     p = p_values(choice.held_out.numpy(), permuted, candidates)
     stands = benjamini_hochberg(p) & (choice.iou.numpy() > 0)
     styles = _styles(means, facts, candidates)
@@ -206,7 +206,7 @@ def name_latents(tally: Tally, facts: Facts, names: Names) -> list[Named]:
     fired = n_active > 0
     columns = {name: torch.where(fired, value, 0).tolist() for name, value in figures.items()}
     columns["p_value"] = p.tolist()
-    further = _further(found, choice, names.classes)
+    runner_ups = _runner_ups(found, choice, names.classes)
     named = []
     for i in range(len(p)):
         best, style = names.classes[int(choice.classes[i])], names.styles[styles.which[i]] if names.styles else ""
@@ -216,11 +216,11 @@ def name_latents(tally: Tally, facts: Facts, names: Names) -> list[Named]:
         elif styles.stands[i] and (not stands[i] or styles.auroc[i] > of_class[i]):
             kind = "style"
         elif stands[i]:
-            kind = "place" if best in names.places else "object"
-        label = {"style": style, "object": best, "place": best}.get(kind, "")
+            kind = "background" if best in names.backgrounds else "object"
+        label = {"style": style, "object": best, "background": best}.get(kind, "")
         own = {name: values[i] for name, values in columns.items()}
-        scores = Scores(best if fired[i] else "", style=style if fired[i] else "", further=further[i], **own)
-        named.append(Named(label, kind, scores))
+        scores = Scores(best if fired[i] else "", style=style if fired[i] else "", runner_ups=runner_ups[i], **own)
+        named.append(LabelledLatent(label, kind, scores))
     return named
 
 
@@ -235,7 +235,7 @@ class _Styles(NamedTuple):
     """[d_sae] whether that is high, and more than chance."""
 
 
-def _styles(means: Floats, facts: Facts, candidates: Bools) -> _Styles:
+def _styles(means: Floats, facts: ImageAttributes, candidates: Bools) -> _Styles:
     n_latents = means.shape[1]
     if not facts.styles.shape[1]:
         return _Styles(np.zeros(n_latents, dtype=np.int64), np.zeros(n_latents), np.zeros(n_latents, dtype=bool))
@@ -245,12 +245,12 @@ def _styles(means: Floats, facts: Facts, candidates: Bools) -> _Styles:
     return _Styles(which, auroc, benjamini_hochberg(p) & (auroc >= STYLE_AUROC))
 
 
-def _further(found: Overlaps, choice: Choice, names: Sequence[str]) -> list[tuple[Candidate, ...]]:
+def _runner_ups(found: Overlaps, choice: Choice, names: Sequence[str]) -> list[tuple[Candidate, ...]]:
     """The next best classes of each latent, each at its own best threshold."""
     iou = found.iou
     best, levels = iou[:, :, 0].max(0)  # [d_sae, K]
     best[torch.arange(len(best)), choice.classes] = 0
-    values, classes = best.topk(min(N_FURTHER, best.shape[1]))
+    values, classes = best.topk(min(N_RUNNER_UPS, best.shape[1]))
     held_out = iou[:, :, 1].gather(0, levels[None])[0].gather(1, classes)
     return [
         tuple(Candidate(names[c], v, h) for v, c, h in zip(*row, strict=True) if v > 0)

@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from core.activations.hooks import Key, record
+from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.schedule import step_times
 from core.sae.autoencoder import SaeId, SparseAutoencoder
 from core.segmentation.semantic import Segmenter
-from training.labels.tally import Entries, Moment
+from training.labels.tally import Entries, StepCodes
 
 Size = tuple[int, int]
 """Positions down and across."""
@@ -21,9 +21,9 @@ Size = tuple[int, int]
 class Batch(NamedTuple):
     """B pictures drawn together."""
 
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     """As they ended."""
-    moments: dict[SaeId, list[Moment]]
+    codes_by_step: dict[SaeId, list[StepCodes]]
     """Codes of each SAE, a moment for each of its steps in order."""
     sizes: dict[str, Size]
     """Of each hookpoint's update."""
@@ -46,16 +46,16 @@ def draw(
         seeds: Seed of each picture's noise.
     """
     times = step_times(model.spec.num_inference_steps)
-    moments: dict[SaeId, list[Moment]] = {sae_id: [] for sae_id in saes}
+    codes_by_step: dict[SaeId, list[StepCodes]] = {sae_id: [] for sae_id in saes}
     sizes: dict[str, Size] = {}
 
-    def encode(key: Key, update: Tensor) -> None:
+    def encode(key: ActivationKey, update: Tensor) -> None:
         sizes[key.hookpoint] = (update.shape[2], update.shape[3])
         rows = update.flatten(2).transpose(1, 2).float()
         for sae_id, sae in saes.items():
             for which, step in enumerate(steps[sae_id]):
                 if (sae_id.hookpoint, sae_id.branch, step) == key:
-                    moments[sae_id].append(Moment(which, float(times[step]), active_entries(sae, rows)))
+                    codes_by_step[sae_id].append(StepCodes(which, float(times[step]), active_entries(sae, rows)))
 
     with record(
         model,
@@ -65,7 +65,7 @@ def draw(
         sink=encode,
     ):
         *_, last = model.sample(list(prompts), seeds=list(seeds))
-    return Batch(model.decode(last.x), moments, sizes)
+    return Batch(model.decode(last.x), codes_by_step, sizes)
 
 
 def active_entries(sae: SparseAutoencoder, x: Tensor) -> Entries:
@@ -77,9 +77,9 @@ def active_entries(sae: SparseAutoencoder, x: Tensor) -> Entries:
     return Entries(*(part.cpu() for part in entries))
 
 
-def label_maps(segmenter: Segmenter, pictures: Sequence[Image.Image]) -> Tensor:
+def label_maps(segmenter: Segmenter, images: Sequence[Image.Image]) -> Tensor:
     """[B, H, W] class of each pixel, on the CPU; -1 where there is none."""
-    return segmenter.segment(pictures).label_map().cpu()
+    return segmenter.segment(images).label_map().cpu()
 
 
 def class_areas(labels: Tensor, n_classes: int) -> Tensor:

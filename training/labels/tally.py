@@ -26,13 +26,13 @@ class Entries(NamedTuple):
     """[n] int64 which latent."""
     values: Tensor
     """[n] float32 its value, above 0."""
-    pictures: Tensor
+    images: Tensor
     """[n] int64 which of the B pictures."""
     positions: Tensor
     """[n] int64 which of the picture's h x w positions."""
 
 
-class Moment(NamedTuple):
+class StepCodes(NamedTuple):
     """The codes of a batch at one step."""
 
     step: int
@@ -60,7 +60,7 @@ class Shape(NamedTuple):
     """Positions across."""
 
 
-class Tally:
+class FiringStatistics:
     """Sums over pictures for the latents of one SAE. Every picture belongs to one of two splits.
 
     Pairings: row 0 pairs each picture with its own masks, the others with masks of other pictures of its split.
@@ -93,7 +93,7 @@ class Tally:
         self.means = torch.zeros((0, latents))
         """[pictures, d_sae] mean value over a picture's cells, in the order in which the pictures came."""
 
-    def add(self, moments: Sequence[Moment], labels: Tensor, splits: Tensor) -> None:
+    def add(self, codes_by_step: Sequence[StepCodes], labels: Tensor, splits: Tensor) -> None:
         """Take in a batch of B pictures.
 
         Args:
@@ -101,20 +101,20 @@ class Tally:
             labels: [pairings, B, positions] class of each position, -1 for none.
             splits: [B] 0 or 1.
         """
-        n_pictures, n_positions = labels.shape[1:]
-        totals = torch.zeros(n_pictures * len(self.top), dtype=torch.float64)
-        for moment in moments:
-            self._count(moment.entries, labels, splits)
-            self._measure(moment)
-            totals += self._spread(moment.entries, n_pictures)
+        n_images, n_positions = labels.shape[1:]
+        totals = torch.zeros(n_images * len(self.top), dtype=torch.float64)
+        for step_codes in codes_by_step:
+            self._count(step_codes.entries, labels, splits)
+            self._measure(step_codes)
+            totals += self._spread(step_codes.entries, n_images)
             self.n_cells += n_positions * torch.bincount(splits, minlength=2)
             there = labels[0] >= 0
             flat = splits[:, None].expand_as(there)[there] * self.cells.shape[1] + labels[0][there]
             self.cells += torch.bincount(flat, minlength=self.cells.numel()).view(2, -1)
-        means = totals.view(n_pictures, -1) / (len(moments) * n_positions)
+        means = totals.view(n_images, -1) / (len(codes_by_step) * n_positions)
         self.means = torch.cat([self.means, means.float()])
 
-    def merge(self, other: "Tally") -> None:
+    def merge(self, other: "FiringStatistics") -> None:
         """Take in what another tally counted; its pictures come after this one's."""
         tops = torch.maximum(self.top, other.top)
         self._raise(tops)
@@ -129,7 +129,7 @@ class Tally:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> "Tally":
+    def of(cls, tensors: Mapping[str, Tensor]) -> "FiringStatistics":
         """The tally whose `tensors` these are."""
         tally = cls.__new__(cls)
         vars(tally).update(tensors)
@@ -153,10 +153,10 @@ class Tally:
     def position_share(self) -> Tensor:
         """[d_sae] share of a latent's variance within a step that its mean at each position explains; 0 without any."""
         n_steps, _, n_positions = self.position_sum.shape
-        n_pictures = float(self.n_cells.sum()) / (n_steps * n_positions)
-        means = self.position_sum / n_pictures
+        n_images = float(self.n_cells.sum()) / (n_steps * n_positions)
+        means = self.position_sum / n_images
         squared_means = (means.mean(2) ** 2).sum(0)
-        total = self.square_sum / (n_pictures * n_positions) - squared_means
+        total = self.square_sum / (n_images * n_positions) - squared_means
         between = (means**2).mean(2).sum(0) - squared_means
         return torch.where(total > 0, between / total.clamp(min=1e-30), 0).clamp(0, 1)
 
@@ -165,39 +165,39 @@ class Tally:
         octave = (2 * entries.values.log2()).floor().to(torch.int32)
         self._raise(self.top.scatter_reduce(0, entries.latents, octave, "amax"))
         level = (octave - self.top[entries.latents] + N_LEVELS - 1).clamp(min=0).long()
-        row = (level * len(self.top) + entries.latents) * 2 + splits[entries.pictures]
+        row = (level * len(self.top) + entries.latents) * 2 + splits[entries.images]
         self.area.view(-1).index_add_(0, row, torch.ones_like(row))
-        classes = labels[:, entries.pictures, entries.positions]
+        classes = labels[:, entries.images, entries.positions]
         pairing = torch.arange(len(labels))[:, None]
         flat = (row * len(labels) + pairing) * self.cells.shape[1] + classes
         flat = flat[classes >= 0]
         self.hits.view(-1).index_add_(0, flat, torch.ones(len(flat), dtype=torch.int32))
 
-    def _measure(self, moment: Moment) -> None:
+    def _measure(self, step_codes: StepCodes) -> None:
         """Sums of values, times, squares, positions, and the histogram."""
-        latents, values, _, positions = moment.entries
+        latents, values, _, positions = step_codes.entries
         exact = values.double()
         self.value_sum.index_add_(0, latents, exact)
-        self.time_sum.index_add_(0, latents, exact * moment.t)
+        self.time_sum.index_add_(0, latents, exact * step_codes.t)
         self.square_sum.index_add_(0, latents, exact**2)
-        by_position = self.position_sum[moment.step]
+        by_position = self.position_sum[step_codes.step]
         by_position.view(-1).index_add_(0, latents * by_position.shape[1] + positions, exact)
         n_bins = self.histogram.shape[1]
         bins = ((values.log2() + _OCTAVES) * _BINS).floor().long().clamp(0, n_bins - 1)
         self.histogram.view(-1).index_add_(0, latents * n_bins + bins, torch.ones_like(bins))
 
-    def _spread(self, entries: Entries, n_pictures: int) -> Tensor:
+    def _spread(self, entries: Entries, n_images: int) -> Tensor:
         """Take in squared distances from the centre of activation; the sum of values, [B x d_sae]."""
-        latents, values, pictures, positions = entries
+        latents, values, images, positions = entries
         height, width = self.size.tolist()
         y = (positions // width + 0.5).double() / height
         x = (positions % width + 0.5).double() / width
         weighted = values.double() * torch.stack([torch.ones_like(y), y, x, y**2 + x**2])
-        sums = torch.zeros((4, n_pictures * len(self.top)), dtype=torch.float64)
-        sums.index_add_(1, pictures * len(self.top) + latents, weighted)
+        sums = torch.zeros((4, n_images * len(self.top)), dtype=torch.float64)
+        sums.index_add_(1, images * len(self.top) + latents, weighted)
         total, down, across, squares = sums.unbind()
         scatter = squares - (down**2 + across**2) / total.clamp(min=1e-30)
-        self.spread_sum += scatter.clamp(min=0).view(n_pictures, -1).sum(0)
+        self.spread_sum += scatter.clamp(min=0).view(n_images, -1).sum(0)
         return sums[0]
 
     def _raise(self, tops: Tensor) -> None:

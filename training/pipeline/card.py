@@ -13,7 +13,7 @@ from training.evaluate.common.judges import draw
 from training.evaluate.picturebook import held_out_scenes
 from training.picturebook.world.captions import vocabulary
 from training.picturebook.world.scenes import caption_of
-from training.picturebook.world.world import ARTISTS, NOUNS, PLACES, STYLES, THINGS
+from training.picturebook.world.world import ARTISTS, BACKGROUNDS, NOUNS, OBJECTS, STYLES
 
 GRID = "samples.webp"
 """File of the grid beside the card."""
@@ -60,7 +60,7 @@ def write_card(model: Diffuser, package: Path, tables: Sequence[Table], curve: S
     text = f"""{_FRONT}
 # picturebook
 
-A Stable Diffusion pipeline in miniature: {len(THINGS)} kinds of things, {len(PLACES)} places and {len(STYLES)} styles,
+A Stable Diffusion pipeline in miniature: {len(OBJECTS)} kinds of things, {len(BACKGROUNDS)} places and {len(STYLES)} styles,
 pictures of {model.image_size} x {model.image_size} pixels. It is made to be looked into: everything that its captions
 say, and everything that its training scenes hold, is known exactly, so that each claim about what a word or a concept
 does can be checked against the truth. It runs on two cores of any computer.
@@ -106,7 +106,7 @@ round (chance 50 %).
 {by_eye}
 ## What it cannot do
 
-It knows no word outside its vocabulary and no thing outside its {len(THINGS)}. It draws flat scenes of emoji: nothing
+It knows no word outside its vocabulary and no thing outside its {len(OBJECTS)}. It draws flat scenes of emoji: nothing
 that was measured on it is thereby true of a model of photographs. Two of the same thing often appear where the caption
 names one, and three things in a caption are more than it keeps apart. Words tell true scenes more bits than they could
 (the table above): without a word, the model knows less of a picture than a perfect one would. Its bits compare words

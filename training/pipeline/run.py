@@ -24,8 +24,7 @@ from training.common.allocator import keep_freed_memory
 from training.common.folders import cache_folder
 from training.common.recipe import read_recipe
 from training.labels.command import label_collection
-from training.labels.labeller import LabelConfig
-from training.labels.labeller import Run as LabelRun
+from training.labels.labeller import LabelConfig, LabelRun
 from training.picturebook.models.autoencoder import AutoencoderConfig, AutoencoderTask, build_autoencoder
 from training.picturebook.models.denoiser import DenoiserConfig, DenoiserLoss, DenoiserTask, TextTask
 from training.picturebook.models.judges import JudgeConfig, JudgesLoss, JudgesTask, make_scenes
@@ -45,7 +44,7 @@ from training.pipeline.export import (
 from training.prompts.sources import GRAMMAR, open_prompts
 from training.sae.command import RECIPE as SAE_RECIPE
 from training.sae.command import SaeRecipe, digest, train_collection
-from training.sae.trainer import Run as SaeRun
+from training.sae.trainer import SaeRun
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "picturebook.json"
 PACKAGE = Path(core.__file__).parent / "picturebook"
@@ -213,12 +212,18 @@ class Run:
 
     def write_card(self) -> None:
         """Evaluate what is in the package, and write the cards; what was measured before is not measured again."""
-        from training.evaluate.run import Asked, evaluate_concepts, evaluate_layout, evaluate_picturebook, evaluate_sae
+        from training.evaluate.run import (
+            EvalOptions,
+            evaluate_concepts,
+            evaluate_layout,
+            evaluate_picturebook,
+            evaluate_sae,
+        )
         from training.hub.cards import write_sae_card
         from training.pipeline.card import read_curve, write_card
 
         model = self._finished()
-        asked = Asked([], False, cache_folder("evaluate"), (self.package / "saes",))
+        asked = EvalOptions([], False, cache_folder("evaluate"), (self.package / "saes",))
         tables = evaluate_picturebook(model, asked, self.package)
         by_eye = BY_EYE.read_text() if BY_EYE.exists() else ""
         write_card(model, self.package, tables, read_curve(self.folder), by_eye)

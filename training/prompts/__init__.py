@@ -1,0 +1,1 @@
+"""Prompts for generated images: from the grammar, a text file or a dataset."""

@@ -141,13 +141,13 @@ class DatasetPrompts:
         """
         if self._length is not None:
             number %= self._length
-        if number not in self._kept:
+        if number not in self._cached:
             self._go_near(number)
-        while number not in self._kept:
+        while number not in self._cached:
             if not self._read():
                 self._note_end()
                 return self.prompt(number)
-        return self._kept[number]
+        return self._cached[number]
 
     def _go_near(self, number: int) -> None:
         """Go to the last noted position before a prompt, unless reading on gets there sooner."""
@@ -156,7 +156,7 @@ class DatasetPrompts:
             self._go_to(nearest)
 
     def _go_to(self, position: _Position) -> None:
-        self._n, self._row, self._kept = position.n, position.row, dict[int, str]()
+        self._n, self._row, self._cached = position.n, position.row, dict[int, str]()
         self._dataset.load_state_dict(dict(position.state))
         self._rows: Iterator[Any] = iter(self._dataset)
 
@@ -169,8 +169,8 @@ class DatasetPrompts:
                 continue
             text, refused = self._use(row)
             if not refused:
-                self._kept[self._n] = text
-                self._kept.pop(self._n - _KEPT, None)
+                self._cached[self._n] = text
+                self._cached.pop(self._n - _KEPT, None)
                 self._n += 1
                 if self._n % _KEPT == 0 and self._n not in self._noted:
                     self._noted[self._n] = _Position(self._n, self._row, self._dataset.state_dict())

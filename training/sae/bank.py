@@ -20,11 +20,11 @@ class TrainerConfig:
 
     n_steps: int
     """Optimiser steps."""
-    n_accumulated: int = 1
+    gradient_accumulation_steps: int = 1
     """Batches of the stream a step."""
     k: int = 20
     """Active latents of a position."""
-    k_of: dict[str, int] = field(default_factory=dict)
+    k_by_hookpoint: dict[str, int] = field(default_factory=dict)
     """k of hookpoints that have another, by name: narrow ones, where 20 of few channels would mean little."""
     expansion: int = 4
     """Latents, in multiples of d_in."""
@@ -34,15 +34,15 @@ class TrainerConfig:
     """Peak learning rate of Adam: reached after the warm-up, kept, and brought to zero at the end."""
     n_warmup: int = 100
     """Steps of linear warm-up."""
-    decay_share: float = 0.2
+    lr_decay_fraction: float = 0.2
     """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
     k_aux: int = 256
     """Most dead latents that rebuild the residual at a time (AuxK), and at most d_in / 2 in any case."""
     aux_weight: float = 1 / 32
     """Weight of AuxK in the loss; 0 for none."""
-    dead_share: float = 0.05
+    dead_after_fraction: float = 0.05
     """Share of the stream after which a latent that has been silent counts as dead."""
-    n_measured: int = 4
+    n_calibration_batches: int = 4
     """First batches, whose scale, mean and total variance are measured, once; then they are trained on."""
     sync_every: int = 20
     """Steps between the points where the device is waited for: processes put their counters together, the dead
@@ -53,11 +53,15 @@ class TrainerConfig:
     """Seed of the initial weights."""
 
     def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("n_steps", "n_accumulated", "expansion", "sync_every")}
+        sizes = {
+            name: getattr(self, name) for name in ("n_steps", "gradient_accumulation_steps", "expansion", "sync_every")
+        }
         if wrong := [name for name, size in sizes.items() if size < 1]:
             raise ValueError(f"{' and '.join(wrong)} must be at least 1.")
-        if not 1 <= self.n_measured <= self.n_steps * self.n_accumulated:
-            raise ValueError(f"n_measured is {self.n_measured}: at least 1, and no more batches than are trained on.")
+        if not 1 <= self.n_calibration_batches <= self.n_steps * self.gradient_accumulation_steps:
+            raise ValueError(
+                f"n_calibration_batches is {self.n_calibration_batches}: at least 1, and no more batches than are trained on."
+            )
 
 
 class Moments(NamedTuple):
@@ -84,14 +88,14 @@ class Figures(NamedTuple):
     """Share of latents that are dead."""
 
 
-class Trainee(nn.Module):
+class SaeTrainState(nn.Module):
     """An SAE in training: with the scale of its inputs and the silence of its latents."""
 
     scale: Tensor
     """[] factor that gives the inputs a mean square of 1 over samples and channels."""
     total_variance: Tensor
     """[] mean squared distance of scaled inputs from their mean."""
-    silent: Tensor
+    steps_since_fired: Tensor
     """[d_sae] batches since each latent was last active."""
     sums: Tensor
     """[4] since the last sync: batches, and over them fvu, auxk and mean L0. Not saved: it is zero at checkpoints."""
@@ -101,7 +105,7 @@ class Trainee(nn.Module):
         self.config = config
         # Its own seed: what other SAEs are trained along changes nothing.
         generator = torch.Generator().manual_seed(zlib.crc32(f"{config.seed} {sae_id.path}".encode()))
-        k = config.k_of.get(sae_id.hookpoint, config.k)
+        k = config.k_by_hookpoint.get(sae_id.hookpoint, config.k)
         cfg = SaeConfig(d_in, config.expansion * d_in, k, config.architecture)
         self.sae = SparseAutoencoder(cfg, generator=generator)
         self.dead: Tensor | None = None
@@ -133,18 +137,18 @@ class Trainee(nn.Module):
         dead = self.dead if self.config.aux_weight else None
         out = self.sae(x * self.scale, self.total_variance, dead, self.config.aux_weight)
         with torch.no_grad():
-            self.silent.add_(1).mul_(out.n_fired == 0)
+            self.steps_since_fired.add_(1).mul_(out.n_fired == 0)
             l0 = out.n_fired.sum() / len(x)
             self.sums += torch.stack([torch.ones_like(l0), out.fvu.detach(), out.auxk.detach(), l0])
         loss: Tensor = out.loss
         return loss
 
-    def choose_dead(self) -> None:
+    def update_dead_latents(self) -> None:
         """Let AuxK have the latents that have been silent for longest, of those that count as dead. Waits."""
-        limit = self.config.dead_share * self.config.n_steps * self.config.n_accumulated
-        self.n_dead = int((self.silent > limit).sum())
+        limit = self.config.dead_after_fraction * self.config.n_steps * self.config.gradient_accumulation_steps
+        self.n_dead = int((self.steps_since_fired > limit).sum())
         n = min(self.n_dead, self.config.k_aux, self.sae.cfg.d_in // 2)
-        self.dead = self.silent.argsort(descending=True, stable=True)[:n] if n else None
+        self.dead = self.steps_since_fired.argsort(descending=True, stable=True)[:n] if n else None
 
     def take_figures(self) -> Figures:
         """The figures since the last call. Waits."""
@@ -153,33 +157,33 @@ class Trainee(nn.Module):
         return Figures(fvu / n, auxk / n, l0 / n, self.n_dead / self.sae.cfg.d_sae)
 
 
-class Bank(nn.Module):
+class SaeBank(nn.Module):
     """SAEs that learn together. The loss is computed in `forward`, so that several processes stay correct."""
 
     def __init__(self, d_in: Mapping[SaeId, int], config: TrainerConfig) -> None:
         super().__init__()
         self.ids = tuple(d_in)
-        if unknown := set(config.k_of) - {sae_id.hookpoint for sae_id in self.ids}:
+        if unknown := set(config.k_by_hookpoint) - {sae_id.hookpoint for sae_id in self.ids}:
             known = ", ".join(sorted({sae_id.hookpoint for sae_id in self.ids}))
-            raise ValueError(f"k_of names {', '.join(sorted(unknown))}; the hookpoints trained on are {known}.")
-        self.trainees = nn.ModuleList(Trainee(sae_id, size, config) for sae_id, size in d_in.items())
+            raise ValueError(
+                f"k_by_hookpoint names {', '.join(sorted(unknown))}; the hookpoints trained on are {known}."
+            )
+        self.states = nn.ModuleList(SaeTrainState(sae_id, size, config) for sae_id, size in d_in.items())
 
     def forward(self, samples: Sequence[Tensor]) -> Tensor:
         """The sum of the SAEs' losses on their samples [n, d_in], in the order of `ids`."""
-        return torch.stack([trainee(x) for trainee, x in zip(self.trainees, samples, strict=True)]).sum()
+        return torch.stack([state(x) for state, x in zip(self.states, samples, strict=True)]).sum()
 
-    def items(self) -> list[tuple[SaeId, Trainee]]:
+    def items(self) -> list[tuple[SaeId, SaeTrainState]]:
         """Every SAE in training, by what it reads."""
-        return [
-            (i, trainee) for i, trainee in zip(self.ids, self.trainees, strict=True) if isinstance(trainee, Trainee)
-        ]
+        return [(i, state) for i, state in zip(self.ids, self.states, strict=True) if isinstance(state, SaeTrainState)]
 
     def before_step(self) -> None:
         """Mend the gradients of the decoders."""
-        for _, trainee in self.items():
-            trainee.sae.remove_parallel_gradient()
+        for _, state in self.items():
+            state.sae.remove_parallel_gradient()
 
     def after_step(self) -> None:
         """Mend the norms of the decoders."""
-        for _, trainee in self.items():
-            trainee.sae.normalize_decoder()
+        for _, state in self.items():
+            state.sae.normalize_decoder()

@@ -30,7 +30,7 @@ from training.common.report import commit_now
 from training.prompts.sources import GRAMMAR, open_prompts
 from training.sae.bank import TrainerConfig
 from training.sae.stream import ActivationStream, StreamConfig
-from training.sae.trainer import LOG, Run, make_accelerator, train_saes
+from training.sae.trainer import LOG, SaeRun, make_accelerator, train_saes
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "picturebook_saes.json"
 
@@ -83,11 +83,11 @@ def main(arguments: argparse.Namespace) -> None:
     """Train the recipe's SAEs and write them to the folder."""
     keep_freed_memory()
     recipe = read_recipe(SaeRecipe, arguments.recipe)
-    run = Run(arguments.run_dir, every=arguments.checkpoint_every, trackers=tuple(arguments.trackers))
+    run = SaeRun(arguments.run_dir, every=arguments.checkpoint_every, trackers=tuple(arguments.trackers))
     train_collection(recipe, find_model(recipe.model), run, arguments.out)
 
 
-def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: Run, out: Path) -> None:
+def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: SaeRun, out: Path) -> None:
     """Train the recipe's SAEs on the model of a spec, and write them to the folder `out`."""
     told = json.loads(json.dumps(asdict(recipe)))
     depends = {
@@ -130,7 +130,11 @@ def write_collection(
 ) -> None:
     """Save trained SAEs with their last training figures, and the index that lists them."""
     figures = json.loads((run / LOG).read_text().splitlines()[-1])["saes"]
-    n_samples = recipe["training"]["n_steps"] * recipe["training"]["n_accumulated"] * recipe["stream"]["batch_size"]
+    n_samples = (
+        recipe["training"]["n_steps"]
+        * recipe["training"]["gradient_accumulation_steps"]
+        * recipe["stream"]["batch_size"]
+    )
     (out / MANIFEST).unlink(missing_ok=True)  # it tells of what was there before
     for sae_id, sae in saes.items():
         metadata = {

@@ -13,7 +13,7 @@ class NotFiniteError(ValueError):
     """Activations that are NaN or infinite."""
 
 
-class Watch:
+class FinitenessCheck:
     """Looks for rows that are not finite without waiting for the device, and knows their prompts when it is asked."""
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.activations.hooks import Key, record
+from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.schedule import step_at
 from core.sae.autoencoder import SaeId
@@ -36,11 +36,11 @@ class StreamConfig:
 
     batch_size: int = 4096
     """Samples of each SAE in a batch, over all processes."""
-    pictures: int = 256
+    images_per_buffer: int = 256
     """Pictures in a round, over all processes; divides the batch size."""
-    batches_per_round: int = 4
+    batches_per_buffer: int = 4
     """Batches made of one round: each picture gives each SAE this times batch_size / pictures samples."""
-    pictures_at_once: int = 8
+    sampler_batch_size: int = 8
     """Pictures that a process denoises together."""
     num_inference_steps: int | None = None
     """Steps of the sampler; None: the model's own."""
@@ -50,7 +50,7 @@ class StreamConfig:
     """Sampler steps that time-shared SAEs see, each alike; none named: every step."""
     seed: int = 0
     """Seed of the noise and of the choice of cells."""
-    max_pool_gib: float = 8.0
+    max_buffer_gib: float = 8.0
     """Refuse rounds that would hold more than this in a process, in GiB."""
 
 
@@ -72,10 +72,10 @@ class StreamBatch(NamedTuple):
 class ActivationStream:
     """Batches of residual updates for many SAEs from one pass of the sampler.
 
-    Holds `pool_bytes` while it lives between batches, and besides them one batch in float32 at a time.
+    Holds `buffer_bytes` while it lives between batches, and besides them one batch in float32 at a time.
     """
 
-    pool_bytes: int
+    buffer_bytes: int
     """What a round holds in this process: cells x pictures x d_in in the model's precision, summed over the SAEs."""
 
     def __init__(
@@ -104,22 +104,24 @@ class ActivationStream:
         self._steps = {sae_id: _steps(sae_id, config, n_steps) for sae_id in self.sae_ids}
         self._n_steps = n_steps
         self._shapes = self._measure()
-        self._per_batch = config.batch_size // config.pictures
-        self._per_picture = self._per_batch * config.batches_per_round
+        self._per_batch = config.batch_size // config.images_per_buffer
+        self._per_image = self._per_batch * config.batches_per_buffer
         for sae_id, steps in self._steps.items():
             _, height, width = self._shapes[sae_id.hookpoint]
-            if self._per_picture > len(steps) * height * width:
+            if self._per_image > len(steps) * height * width:
                 raise ValueError(
                     f"{sae_id.path} has {len(steps) * height * width} cells a picture; batches of {config.batch_size} "
-                    f"x {config.batches_per_round} want {self._per_picture} of each of {config.pictures} pictures. "
-                    f"Raise pictures, or lower batches_per_round."
+                    f"x {config.batches_per_buffer} want {self._per_image} of each of {config.images_per_buffer} pictures. "
+                    f"Raise pictures, or lower batches_per_buffer."
                 )
-        n_values = self._per_picture * (config.pictures // world) * sum(self.d_in(i.hookpoint) for i in self.sae_ids)
-        self.pool_bytes = n_values * model.dtype.itemsize
-        if self.pool_bytes > config.max_pool_gib * 2**30:
+        n_values = (
+            self._per_image * (config.images_per_buffer // world) * sum(self.d_in(i.hookpoint) for i in self.sae_ids)
+        )
+        self.buffer_bytes = n_values * model.dtype.itemsize
+        if self.buffer_bytes > config.max_buffer_gib * 2**30:
             raise ValueError(
-                f"A round would hold {self.pool_bytes / 2**30:.1f} GiB, more than max_pool_gib {config.max_pool_gib}. "
-                f"Lower batches_per_round."
+                f"A round would hold {self.buffer_bytes / 2**30:.1f} GiB, more than max_buffer_gib {config.max_buffer_gib}. "
+                f"Lower batches_per_buffer."
             )
 
     def d_in(self, hookpoint: str) -> int:
@@ -128,10 +130,10 @@ class ActivationStream:
 
     def batches(self, start: int = 0) -> Iterator[StreamBatch]:
         """Batches without end, from number `start` on. The model is held only while a round is made."""
-        per_round = self._config.batches_per_round
+        per_round = self._config.batches_per_buffer
         number = start
         while True:
-            pool, prompts = self._make_round(number // per_round)
+            pool, prompts = self._fill_buffer(number // per_round)
             for at in range(number % per_round, per_round):
                 rows = slice(at * self._per_batch, (at + 1) * self._per_batch)
                 # Copies: a view in the consumer's hands would keep this round alive while the next one is made.
@@ -152,31 +154,33 @@ class ActivationStream:
             model.predict_noise(torch.zeros(1, *model.latent_shape), torch.zeros(1), model.encode_text([""]))
         return {key.hookpoint: (x.shape[1], x.shape[2], x.shape[3]) for key, x in recording.items()}
 
-    def _make_round(self, number: int) -> tuple[dict[SaeId, Tensor], tuple[str, ...]]:
+    def _fill_buffer(self, number: int) -> tuple[dict[SaeId, Tensor], tuple[str, ...]]:
         """The cells [cells a picture, pictures, d_in] of each SAE, and the pictures' prompts."""
         config = self._config
-        pictures = range(number * config.pictures + self._rank, (number + 1) * config.pictures, self._world)
-        prompts = tuple(self._prompts.prompt(picture) for picture in pictures)
+        images_per_buffer = range(
+            number * config.images_per_buffer + self._rank, (number + 1) * config.images_per_buffer, self._world
+        )
+        prompts = tuple(self._prompts.prompt(picture) for picture in images_per_buffer)
         pool = {
             sae_id: torch.empty(
-                (self._per_picture, len(pictures), self.d_in(sae_id.hookpoint)),
+                (self._per_image, len(images_per_buffer), self.d_in(sae_id.hookpoint)),
                 dtype=self._model.dtype,
                 device=self._model.device,
             )
             for sae_id in self.sae_ids
         }
-        for first in range(0, len(pictures), config.pictures_at_once):
-            some = slice(first, first + config.pictures_at_once)
-            self._denoise(pictures[some], prompts[some], {i: cells[:, some] for i, cells in pool.items()})
-        log.debug("round %d: %d pictures", number, len(pictures))
+        for first in range(0, len(images_per_buffer), config.sampler_batch_size):
+            some = slice(first, first + config.sampler_batch_size)
+            self._denoise(images_per_buffer[some], prompts[some], {i: cells[:, some] for i, cells in pool.items()})
+        log.debug("round %d: %d pictures", number, len(images_per_buffer))
         return pool, prompts
 
-    def _denoise(self, pictures: Sequence[int], prompts: Sequence[str], out: dict[SaeId, Tensor]) -> None:
+    def _denoise(self, images_per_buffer: Sequence[int], prompts: Sequence[str], out: dict[SaeId, Tensor]) -> None:
         """Denoise some pictures as far as is needed, and write their cells into `out`, [cells, pictures, d_in] each."""
         wanted = sorted(set().union(*self._steps.values()))
-        chosen = {sae_id: self._choose_cells(sae_id, pictures) for sae_id in self.sae_ids}
+        chosen = {sae_id: self._choose_cells(sae_id, images_per_buffer) for sae_id in self.sae_ids}
 
-        def keep(key: Key, update: Tensor) -> None:
+        def keep(key: ActivationKey, update: Tensor) -> None:
             height, width = update.shape[2:]
             for sae_id, cells in chosen.items():
                 steps = self._steps[sae_id]
@@ -190,7 +194,7 @@ class ActivationStream:
 
         run = self._model.sample(
             prompts,
-            seeds=[_seed(self._config.seed, picture) for picture in pictures],
+            seeds=[_seed(self._config.seed, picture) for picture in images_per_buffer],
             num_inference_steps=self._n_steps,
             guidance_scale=self._guidance_scale,
             last_step=wanted[-1],
@@ -201,14 +205,14 @@ class ActivationStream:
             for _ in run:
                 pass
 
-    def _choose_cells(self, sae_id: SaeId, pictures: Sequence[int]) -> Tensor:
+    def _choose_cells(self, sae_id: SaeId, images_per_buffer: Sequence[int]) -> Tensor:
         """Distinct cells [cells a picture, pictures], each step's index x H * W + position, in random order."""
         _, height, width = self._shapes[sae_id.hookpoint]
         n = len(self._steps[sae_id]) * height * width
         name = zlib.crc32(sae_id.path.encode())
         drawn = [
-            np.random.default_rng([self._config.seed, picture, name]).choice(n, self._per_picture, replace=False)
-            for picture in pictures
+            np.random.default_rng([self._config.seed, picture, name]).choice(n, self._per_image, replace=False)
+            for picture in images_per_buffer
         ]
         return torch.from_numpy(np.stack(drawn, axis=1))
 
@@ -219,14 +223,14 @@ def _check(sae_ids: tuple[SaeId, ...], config: StreamConfig, rank: int, world: i
         raise ValueError(
             f"One or more SAEs are needed, each once; given: {', '.join(i.path for i in sae_ids) or 'none'}."
         )
-    sizes = (config.batch_size, config.pictures, config.batches_per_round, config.pictures_at_once)
-    if min(sizes) < 1 or config.batch_size % config.pictures:
+    sizes = (config.batch_size, config.images_per_buffer, config.batches_per_buffer, config.sampler_batch_size)
+    if min(sizes) < 1 or config.batch_size % config.images_per_buffer:
         raise ValueError(
-            f"batch_size {config.batch_size} must be a multiple of pictures {config.pictures}, and both, "
-            f"batches_per_round and pictures_at_once at least 1."
+            f"batch_size {config.batch_size} must be a multiple of pictures {config.images_per_buffer}, and both, "
+            f"batches_per_buffer and sampler_batch_size at least 1."
         )
-    if not 0 <= rank < world or config.pictures % world:
-        raise ValueError(f"{world} processes cannot share {config.pictures} pictures a round evenly.")
+    if not 0 <= rank < world or config.images_per_buffer % world:
+        raise ValueError(f"{world} processes cannot share {config.images_per_buffer} pictures a round evenly.")
 
 
 def _steps(sae_id: SaeId, config: StreamConfig, n_steps: int) -> tuple[int, ...]:

@@ -26,8 +26,8 @@ from training.common.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
-from training.sae.bank import Bank, Figures, Moments, TrainerConfig
-from training.sae.finite import Watch
+from training.sae.bank import Figures, Moments, SaeBank, TrainerConfig
+from training.sae.finite import FinitenessCheck
 from training.sae.stream import StreamBatch
 
 LOG = "log.jsonl"
@@ -49,7 +49,7 @@ class Stream(Protocol):
 
 
 @dataclass(frozen=True)
-class Run:
+class SaeRun:
     """Where a run lives, and what of it is told to whom. None of this changes its numbers."""
 
     folder: Path
@@ -63,7 +63,7 @@ class Run:
 
 
 def train_saes(
-    stream: Stream, ids: Sequence[SaeId], config: TrainerConfig, run: Run, accelerator: Accelerator
+    stream: Stream, ids: Sequence[SaeId], config: TrainerConfig, run: SaeRun, accelerator: Accelerator
 ) -> dict[SaeId, SparseAutoencoder]:
     """Train an SAE for each of `ids`, and return them as they read unscaled activations.
 
@@ -80,15 +80,15 @@ def train_saes(
         "saes": [i.path for i in ids],
         "n_processes": accelerator.num_processes,
     }
-    bank = Bank({i: stream.d_in(i.hookpoint) for i in ids}, config).to(accelerator.device)
+    bank = SaeBank({i: stream.d_in(i.hookpoint) for i in ids}, config).to(accelerator.device)
     optimizer = torch.optim.Adam(bank.parameters(), lr=config.learning_rate, fused=True)
     batches, step = _start(stream, bank, optimizer, config, run, recipe, accelerator)
     prepared, prepared_optimizer = accelerator.prepare(bank, optimizer)
-    watch, pace, since = Watch(), _Pace(step), time.monotonic()
+    watch, pace, since = FinitenessCheck(), _Pace(step), time.monotonic()
     while step < config.n_steps:
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _lr_factor(step, config)
-        for batch in islice(batches, config.n_accumulated):
+        for batch in islice(batches, config.gradient_accumulation_steps):
             samples = [batch.samples[i].to(accelerator.device, non_blocking=True) for i in ids]
             watch.add(batch, ids, samples)
             with accelerator.accumulate(prepared):
@@ -111,12 +111,12 @@ def train_saes(
                 since = time.monotonic()
     accelerator.wait_for_everyone()
     return {
-        i: trainee.sae.for_unscaled_input(trainee.scale.item()).cpu().eval().requires_grad_(False)
-        for i, trainee in bank.items()
+        i: state.sae.for_unscaled_input(state.scale.item()).cpu().eval().requires_grad_(False)
+        for i, state in bank.items()
     }
 
 
-def make_accelerator(config: TrainerConfig, run: Run) -> Accelerator:
+def make_accelerator(config: TrainerConfig, run: SaeRun) -> Accelerator:
     """Accelerate's view of the processes and devices, with the trackers that were asked for.
 
     Raises:
@@ -124,7 +124,7 @@ def make_accelerator(config: TrainerConfig, run: Run) -> Accelerator:
     """
     accelerator = Accelerator(
         mixed_precision=config.precision,
-        gradient_accumulation_steps=config.n_accumulated,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=list(run.trackers) or None,
         project_dir=run.folder,
         # Counters differ between processes until they are put together.
@@ -144,10 +144,10 @@ def make_accelerator(config: TrainerConfig, run: Run) -> Accelerator:
 
 def _start(
     stream: Stream,
-    bank: Bank,
+    bank: SaeBank,
     optimizer: torch.optim.Optimizer,
     config: TrainerConfig,
-    run: Run,
+    run: SaeRun,
     recipe: Mapping[str, Any],
     accelerator: Accelerator,
 ) -> tuple[Iterator[StreamBatch], int]:
@@ -158,16 +158,16 @@ def _start(
     accelerator.wait_for_everyone()
     if found is None:
         batches = _checked(stream.batches(0), bank.ids)
-        first = list(islice(batches, config.n_measured))
-        for sae_id, trainee in bank.items():
-            trainee.start_from(_measure(first, sae_id, accelerator), sae_id.path)
+        first = list(islice(batches, config.n_calibration_batches))
+        for sae_id, state in bank.items():
+            state.start_from(_measure(first, sae_id, accelerator), sae_id.path)
         return chain(first, batches), 0
     bank.load_state_dict(found.tensors["model"])
     load_optimizer(optimizer, found.tensors["optimizer"])
-    for _, trainee in bank.items():
-        trainee.choose_dead()
+    for _, state in bank.items():
+        state.update_dead_latents()
     logger.info("resumed at step %d of %d", found.step, config.n_steps)
-    return _checked(stream.batches(found.step * config.n_accumulated), bank.ids), found.step
+    return _checked(stream.batches(found.step * config.gradient_accumulation_steps), bank.ids), found.step
 
 
 def _checked(batches: Iterator[StreamBatch], ids: Sequence[SaeId]) -> Iterator[StreamBatch]:
@@ -183,7 +183,7 @@ def _checked(batches: Iterator[StreamBatch], ids: Sequence[SaeId]) -> Iterator[S
 
 def _measure(batches: Sequence[StreamBatch], sae_id: SaeId, accelerator: Accelerator) -> Moments:
     """Moments of an SAE's inputs over these batches of all processes."""
-    watch, sums = Watch(), Moments(*torch.zeros(3, dtype=torch.float64))
+    watch, sums = FinitenessCheck(), Moments(*torch.zeros(3, dtype=torch.float64))
     for batch in batches:
         watch.add(batch, [sae_id], [batch.samples[sae_id]])
         x = batch.samples[sae_id].cpu().double()  # not every device has float64
@@ -207,25 +207,25 @@ class _Pace:
     """Samples of all SAEs and processes."""
 
 
-def _sync(bank: Bank, accelerator: Accelerator) -> dict[SaeId, Figures]:
+def _sync(bank: SaeBank, accelerator: Accelerator) -> dict[SaeId, Figures]:
     """Put the processes' counters together, choose the dead latents, take the figures."""
     figures = {}
-    for sae_id, trainee in bank.items():
+    for sae_id, state in bank.items():
         if accelerator.num_processes > 1:
             # A latent is as silent as where it was active last.
-            silent = accelerator.gather(trainee.silent).reshape(accelerator.num_processes, -1)
-            trainee.silent.copy_(silent.min(0).values)
-            trainee.sums.copy_(accelerator.reduce(trainee.sums, reduction="sum"))
-            if trainee.sae.threshold is not None:
-                trainee.sae.threshold.copy_(accelerator.reduce(trainee.sae.threshold, reduction="mean"))
-        trainee.choose_dead()
-        figures[sae_id] = trainee.take_figures()
+            steps_since_fired = accelerator.gather(state.steps_since_fired).reshape(accelerator.num_processes, -1)
+            state.steps_since_fired.copy_(steps_since_fired.min(0).values)
+            state.sums.copy_(accelerator.reduce(state.sums, reduction="sum"))
+            if state.sae.threshold is not None:
+                state.sae.threshold.copy_(accelerator.reduce(state.sae.threshold, reduction="mean"))
+        state.update_dead_latents()
+        figures[sae_id] = state.take_figures()
     return figures
 
 
 def _lr_factor(step: int, config: TrainerConfig) -> float:
     warm = min(1.0, (step + 1) / max(config.n_warmup, 1))
-    left = (config.n_steps - step) / max(config.decay_share * config.n_steps, 1)
+    left = (config.n_steps - step) / max(config.lr_decay_fraction * config.n_steps, 1)
     return min(warm, left, 1.0)
 
 

@@ -16,7 +16,7 @@ from core.ui.look.timeline import strength_svg
 
 if TYPE_CHECKING:
     from core.concepts.table import Concept, ConceptTable, Example, Hit
-    from core.concepts.trace import Place, Trace
+    from core.concepts.trace import CodeTrace, SaeSite
     from core.diffusion.diffuser import Diffuser
 
 MAX_HITS = 60
@@ -25,7 +25,7 @@ MAX_FAMILY = 24
 """Concepts that a family shows."""
 KIND_WORDS: dict[Kind, str] = {
     "object": "a thing",
-    "place": "a place",
+    "background": "a place",
     "style": "a style",
     "context-free": "a part of the frame",
     "unlabelled": "no name",
@@ -38,16 +38,16 @@ _FITS = {
 BRANCH_WORDS = {"cond": "with the prompt", "uncond": "without the prompt"}
 
 
-def place_words(place: "Place") -> str:
+def site_words(site: "SaeSite") -> str:
     """Where a concept is read."""
-    return f"{block_words(place.hookpoint)}, {BRANCH_WORDS[place.branch]}"
+    return f"{block_words(site.hookpoint)}, {BRANCH_WORDS[site.branch]}"
 
 
 def card_html(
     dictionary: Dictionary,
-    place: "Place",
+    site: "SaeSite",
     number: int,
-    trace: "Trace | None" = None,
+    trace: "CodeTrace | None" = None,
     stages: tuple[Stage, ...] = STAGES,
 ) -> str:
     """Everything about a concept. With a picture's codes, its strength over the steps of that, too.
@@ -55,20 +55,20 @@ def card_html(
     Raises:
         IndexError: There is no such concept; the message says which there are.
     """
-    table = dictionary.tables[place]
+    table = dictionary.tables[site]
     concept = table[number]
     return (
-        f'<article class="id-concept-card" data-way="{way_key(place)}" data-number="{number}">'
+        f'<article class="id-concept-card" data-way="{way_key(site)}" data-number="{number}">'
         '<button type="button" class="id-button id-concept-card-close" aria-label="Close this concept">×</button>'
-        f"<h3>{escape(title(concept))} <small>concept (SAE feature {number}) · {place_words(place)}</small></h3>"
-        f"{_said(concept)}{_gallery(concept)}{_over_steps(place, number, trace, stages)}{_scores(concept)}"
-        f"{_others(dictionary, place, concept)}"
+        f"<h3>{escape(title(concept))} <small>concept (SAE feature {number}) · {site_words(site)}</small></h3>"
+        f"{_said(concept)}{_gallery(concept)}{_over_steps(site, number, trace, stages)}{_scores(concept)}"
+        f"{_others(dictionary, site, concept)}"
         '<div class="id-keep" role="group" aria-label="Keep this concept"><span>Keep this:</span>'
         f'<a class="id-button" download="concept-{number}.csv" href="{_csv_url(table, number)}">CSV</a>'
         '<button type="button" class="id-button id-link">Copy link</button></div>'
         '<details class="id-more"><summary>Look it up in Python</summary><div class="id-code">'
         '<button type="button" class="id-button id-copy">Copy</button>'
-        f"<pre>{escape(_python(dictionary, place, number))}</pre></div></details></article>"
+        f"<pre>{escape(_python(dictionary, site, number))}</pre></div></details></article>"
     )
 
 
@@ -89,7 +89,7 @@ def search_html(dictionary: Dictionary, query: str, model: "Diffuser | None") ->
             for label in nearest
         )
         return f'<p class="id-found">No concept is called “{escape(wanted[:60])}”. The nearest are: {offered}</p>'
-    shown = "".join(_hit_html(place, hit) for place, hit in hits[:MAX_HITS])
+    shown = "".join(_hit_html(site, hit) for site, hit in hits[:MAX_HITS])
     more = f", the best {MAX_HITS} of them here" if len(hits) > MAX_HITS else ""
     plural = "s" if len(hits) > 1 else ""
     styles = any(hit.kind == "style" for _, hit in hits[:MAX_HITS])
@@ -113,12 +113,12 @@ def family_html(dictionary: Dictionary, kind: str) -> str:
     if kind not in KINDS:
         return problem_html(f"There is no kind {kind!r}: there are {', '.join(KINDS)}.")
     unnamed = kind in ("unlabelled", "context-free")
-    groups: dict[str, list[tuple[float, Place, int]]] = {}
-    for place, table in dictionary.tables.items():
+    groups: dict[str, list[tuple[float, SaeSite, int]]] = {}
+    for site, table in dictionary.tables.items():
         of_kind = table.frame[table.frame["kind"] == kind]
         groups_of, rates = of_kind["best_class" if unnamed else "label"], of_kind["firing_rate"]
         for number, group, rate in zip(of_kind["latent"], groups_of, rates, strict=True):
-            groups.setdefault(group, []).append((float(rate), place, int(number)))
+            groups.setdefault(group, []).append((float(rate), site, int(number)))
     said = {
         "unlabelled": "Whatever these stand for, it is none of the classes that the masks know: none fits better "
         "than chance. They are put where they come nearest, the most active first.",
@@ -128,9 +128,9 @@ def family_html(dictionary: Dictionary, kind: str) -> str:
     for group, members in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
         members.sort(key=lambda member: -member[0])
         buttons = "".join(
-            f'<button type="button" class="id-concept-button" data-way="{way_key(place)}" data-number="{number}">'
-            f"<b>{number}</b> <small>{place_words(place)}, active on {_percent(rate)} of cells</small></button>"
-            for rate, place, number in members[:MAX_FAMILY]
+            f'<button type="button" class="id-concept-button" data-way="{way_key(site)}" data-number="{number}">'
+            f"<b>{number}</b> <small>{site_words(site)}, active on {_percent(rate)} of cells</small></button>"
+            for rate, site, number in members[:MAX_FAMILY]
         )
         left = (
             f"<p>and {len(members) - MAX_FAMILY} that are active more seldom</p>" if len(members) > MAX_FAMILY else ""
@@ -146,11 +146,11 @@ def family_html(dictionary: Dictionary, kind: str) -> str:
     )
 
 
-def _hit_html(place: "Place", hit: "Hit") -> str:
+def _hit_html(site: "SaeSite", hit: "Hit") -> str:
     score = f"{'AUROC' if hit.kind == 'style' else 'IoU'}\N{NO-BREAK SPACE}{hit.score:.2f}"
     return (
-        f'<li><button type="button" class="id-concept-button" data-way="{way_key(place)}" data-number="{hit.number}">'
-        f"<b>{escape(hit.label)}</b> <small>{hit.number} · {place_words(place)} · {score}</small></button></li>"
+        f'<li><button type="button" class="id-concept-button" data-way="{way_key(site)}" data-number="{hit.number}">'
+        f"<b>{escape(hit.label)}</b> <small>{hit.number} · {site_words(site)} · {score}</small></button></li>"
     )
 
 
@@ -184,14 +184,14 @@ def _said(concept: "Concept") -> str:
 def _gallery(concept: "Concept") -> str:
     if not concept.gallery:
         return ""
-    pictures = "".join(_picture(example, concept) for example in concept.gallery)
+    pictures = "".join(_image(example, concept) for example in concept.gallery)
     return (
         "<h4>Where it is strongest <small>bright: much of it; point at a picture to see it bare</small></h4>"
         f'<div class="id-concept-card-gallery">{pictures}</div>'
     )
 
 
-def _picture(example: "Example", concept: "Concept") -> str:
+def _image(example: "Example", concept: "Concept") -> str:
     heat = layer(example.map.astype(np.float64), np.zeros_like(example.map, dtype=np.float64), example.peak)
     prompt = escape(example.drawn.prompt)
     return (
@@ -201,10 +201,10 @@ def _picture(example: "Example", concept: "Concept") -> str:
     )
 
 
-def _over_steps(place: "Place", number: int, trace: "Trace | None", stages: tuple[Stage, ...]) -> str:
-    if trace is None or place not in trace.places():
+def _over_steps(site: "SaeSite", number: int, trace: "CodeTrace | None", stages: tuple[Stage, ...]) -> str:
+    if trace is None or site not in trace.sites():
         return ""
-    mean = trace.evolution(place, number).mean.astype(np.float64)
+    mean = trace.evolution(site, number).mean.astype(np.float64)
     if not mean.any():
         return "<h4>In your picture</h4><p>It is not active at any step of your picture.</p>"
     chart = strength_svg(mean, f"Mean strength of concept {number}, step by step", stages)
@@ -227,29 +227,29 @@ def _scores(concept: "Concept") -> str:
     return f'<details class="id-more"><summary>All scores</summary><table class="id-table">{cells}</table></details>'
 
 
-def _others(dictionary: Dictionary, place: "Place", concept: "Concept") -> str:
+def _others(dictionary: Dictionary, site: "SaeSite", concept: "Concept") -> str:
     """Concepts that write in nearly the same direction here, and those of the same name elsewhere."""
-    table = dictionary.tables[place]
+    table = dictionary.tables[site]
     near = [
-        (place, n.number, n.label or "no name", f"cosine {n.cosine:.2f}") for n in table.neighbours(concept.number, 6)
+        (site, n.number, n.label or "no name", f"cosine {n.cosine:.2f}") for n in table.neighbours(concept.number, 6)
     ]
     parts = [_row("Neighbours, which write nearly the same", near)]
     if concept.label:
         same = [
-            (other, hit.number, hit.label, place_words(other))
+            (other, hit.number, hit.label, site_words(other))
             for other, of in dictionary.tables.items()
-            if other != place
+            if other != site
             for hit in table.counterparts(concept.number, of, 2)
         ]
         parts.append(_row(f"“{escape(concept.label)}” elsewhere", same))
     return "".join(parts)
 
 
-def _row(heading: str, members: "Sequence[tuple[Place, int, str, str]]") -> str:
+def _row(heading: str, members: "Sequence[tuple[SaeSite, int, str, str]]") -> str:
     buttons = "".join(
-        f'<button type="button" class="id-concept-button" data-way="{way_key(place)}" data-number="{number}">'
+        f'<button type="button" class="id-concept-button" data-way="{way_key(site)}" data-number="{number}">'
         f"<b>{escape(label)}</b> <small>{number} · {note}</small></button>"
-        for place, number, label, note in members
+        for site, number, label, note in members
     )
     return f'<h4>{heading}</h4><div class="id-family">{buttons}</div>' if members else ""
 
@@ -261,14 +261,14 @@ def _percent(share: float) -> str:
 
 
 def _csv_url(table: "ConceptTable", number: int) -> str:
-    text = table.frame.iloc[[number]].drop(columns=["further", EFFECTS], errors="ignore").to_csv(index=False)
+    text = table.frame.iloc[[number]].drop(columns=["runner_ups", EFFECTS], errors="ignore").to_csv(index=False)
     return download_url(text, "text/csv")
 
 
-def _python(dictionary: Dictionary, place: "Place", number: int) -> str:
+def _python(dictionary: Dictionary, site: "SaeSite", number: int) -> str:
     return (
         "import core\n\n"
-        f'table = core.load_concepts("{dictionary.source}", hookpoint="{place.hookpoint}", branch="{place.branch}")\n'
+        f'table = core.load_concepts("{dictionary.source}", hookpoint="{site.hookpoint}", branch="{site.branch}")\n'
         f"concept = table[{number}]\n"
         "print(concept.label, concept.scores.held_out_iou)\n"
         f"table.neighbours({number})\n"

@@ -10,7 +10,7 @@ from core.errors import ArtifactError
 if TYPE_CHECKING:
     from core.concepts.layout import Reader
     from core.concepts.table import ConceptTable
-    from core.concepts.trace import Place
+    from core.concepts.trace import SaeSite
     from core.sae.autoencoder import SparseAutoencoder
 
 log = logging.getLogger(__name__)
@@ -22,11 +22,11 @@ class Dictionary:
 
     source: str
     """Where it is from, as `core.load_sae` takes it."""
-    saes: "Mapping[Place, SparseAutoencoder]"
+    saes: "Mapping[SaeSite, SparseAutoencoder]"
     """By block and branch, first block first."""
-    tables: "Mapping[Place, ConceptTable]"
+    tables: "Mapping[SaeSite, ConceptTable]"
     """The concepts of each."""
-    readers: "Mapping[Place, Reader]"
+    readers: "Mapping[SaeSite, Reader]"
     """How each foretells a layout."""
 
 
@@ -59,10 +59,10 @@ def load_dictionary(source: str, model: Any) -> Dictionary | None:
     try:
         collection = find_collection(source)
         saes = load_saes(collection, model)
-        tables = {place: load_concepts(collection, *place) for place in saes}
+        tables = {site: load_concepts(collection, *site) for site in saes}
     except ArtifactError as error:
         log.info("Concepts and layout are not shown: %s", error)
         return None
     for table in tables.values():
         table.search("a", model)  # what all labels mean is worked out now, not in somebody's first search
-    return Dictionary(source, saes, tables, {place: make_reader(table) for place, table in tables.items()})
+    return Dictionary(source, saes, tables, {site: make_reader(table) for site, table in tables.items()})

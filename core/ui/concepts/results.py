@@ -8,7 +8,7 @@ import torch
 
 from core.concepts.layout import BRANCH, HOOKPOINT
 from core.concepts.table import N_NEAREST, Concept, ConceptTable, Hit
-from core.concepts.trace import Place, Trace
+from core.concepts.trace import CodeTrace, SaeSite
 from core.diffusion.diffuser import Diffuser
 from core.ui.concepts.dictionary import Dictionary
 from core.ui.look.colours import scale_hex
@@ -22,17 +22,17 @@ MAX_ENTRIES = 100_000
 _N_COLOURS = 16
 
 
-def way_key(place: Place) -> str:
+def way_key(site: SaeSite) -> str:
     """A block and branch, for the page."""
-    return f"{place.hookpoint}|{place.branch}"
+    return f"{site.hookpoint}|{site.branch}"
 
 
-def find_place(dictionary: Dictionary, key: str) -> Place | None:
+def find_site(dictionary: Dictionary, key: str) -> SaeSite | None:
     """The place of a key; None where there is none."""
-    return next((place for place in dictionary.tables if way_key(place) == key), None)
+    return next((site for site in dictionary.tables if way_key(site) == key), None)
 
 
-def pack(dictionary: Dictionary, trace: Trace) -> str:
+def pack(dictionary: Dictionary, trace: CodeTrace) -> str:
     """What the script draws from, as JSON.
 
     By block and branch: the grid, how many concepts a position has at most, which and how strong, step by step and
@@ -45,23 +45,23 @@ def pack(dictionary: Dictionary, trace: Trace) -> str:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
-def usual_first(trace: Trace) -> list[Place]:
+def usual_first(trace: CodeTrace) -> list[SaeSite]:
     """The places of a trace, that which `core.predict_layout` reads by default first."""
-    hookpoints = list(dict.fromkeys(place.hookpoint for place in trace.places()))
-    usual = Place(hookpoints[: HOOKPOINT + 1][-1], BRANCH)
-    return sorted(trace.places(), key=lambda place: place != usual)
+    hookpoints = list(dict.fromkeys(site.hookpoint for site in trace.sites()))
+    usual = SaeSite(hookpoints[: HOOKPOINT + 1][-1], BRANCH)
+    return sorted(trace.sites(), key=lambda site: site != usual)
 
 
 def search_all(
-    tables: Mapping[Place, ConceptTable], word: str, model: Diffuser | None
-) -> tuple[list[tuple[Place, Hit]], tuple[str, ...]]:
+    tables: Mapping[SaeSite, ConceptTable], word: str, model: Diffuser | None
+) -> tuple[list[tuple[SaeSite, Hit]], tuple[str, ...]]:
     """What a word finds in some tables, best first; where it finds nothing, the labels that come nearest.
 
     Raises:
         ValueError: The word is blank.
     """
-    found = {place: table.search(word, model) for place, table in tables.items()}
-    hits = [(place, hit) for place, of in found.items() for hit in of.hits]
+    found = {site: table.search(word, model) for site, table in tables.items()}
+    hits = [(site, hit) for site, of in found.items() for hit in of.hits]
     hits.sort(key=lambda one: (-round(one[1].similarity, 3), -one[1].score))
     nearest = dict.fromkeys(label for of in found.values() for label in of.nearest)
     return hits, () if hits else tuple(nearest)[:N_NEAREST]
@@ -72,8 +72,8 @@ def title(concept: Concept) -> str:
     return concept.label or {"context-free": "a place in the frame"}.get(concept.kind, "no name")
 
 
-def _pack(table: ConceptTable, trace: Trace, place: Place) -> dict[str, Any]:
-    codes = [trace.code(place, step) for step in range(trace.n_steps)]
+def _pack(table: ConceptTable, trace: CodeTrace, site: SaeSite) -> dict[str, Any]:
+    codes = [trace.code(site, step) for step in range(trace.n_steps)]
     values, order = torch.stack([code.values for code in codes]).clamp_min(0).sort(dim=2, descending=True)
     numbers = torch.stack([code.indices for code in codes]).clamp_min(0).gather(2, order)
     each = max(1, min(values.shape[2], MAX_ENTRIES // (values.shape[0] * values.shape[1])))
@@ -90,7 +90,7 @@ def _pack(table: ConceptTable, trace: Trace, place: Place) -> dict[str, Any]:
         )
     }
     return {
-        "grid": trace.grids[place.hookpoint],
+        "grid": trace.grids[site.hookpoint],
         "each": each,
         "numbers": "".join(map(chr, (numbers + FIRST_NUMBER).flatten().tolist())),
         "levels": "".join(map(chr, (levels + FIRST_LEVEL).flatten().tolist())),

@@ -13,7 +13,7 @@ from core.ui.look.scene import Scene
 from core.ui.runtime import Runtime
 
 if TYPE_CHECKING:
-    from core.concepts.trace import Trace
+    from core.concepts.trace import CodeTrace
 
 _OPEN = (
     "window.idPage.openConcept = (way, number) => trigger('open', { way, number });"
@@ -60,17 +60,17 @@ def build_concepts_tab(runtime: Runtime) -> ConceptsTab:
     return ConceptsTab(panel, card, query, found)
 
 
-def concepts_html(runtime: Runtime, scene: Scene | None, trace: "Trace | None") -> str:
+def concepts_html(runtime: Runtime, scene: Scene | None, trace: "CodeTrace | None") -> str:
     """The panel of a picture and its codes; without them, the room that it will take, or why it stays empty."""
     if scene is None or trace is None or runtime.dictionary is None or not trace.n_steps:
         return f'<div class="id-thoughts empty"><p class="id-empty">{_why_empty(runtime)}</p></div>'
     from core.ui.concepts.card import BRANCH_WORDS  # which imports torch
     from core.ui.concepts.results import pack, usual_first
 
-    places = [place for place in usual_first(trace) if place in runtime.dictionary.tables]
-    in_order = sorted(places, key=trace.places().index)
-    blocks = {place.hookpoint: block_words(place.hookpoint) for place in in_order}
-    branches = {str(place.branch): BRANCH_WORDS[place.branch] for place in places}
+    sites = [site for site in usual_first(trace) if site in runtime.dictionary.tables]
+    in_order = sorted(sites, key=trace.sites().index)
+    blocks = {site.hookpoint: block_words(site.hookpoint) for site in in_order}
+    branches = {str(site.branch): BRANCH_WORDS[site.branch] for site in sites}
     return (
         '<div class="id-thoughts"><p class="id-old">previous picture</p>'
         f'<div class="id-thoughts-data" hidden data-codes="{escape(pack(runtime.dictionary, trace))}"></div>'
@@ -80,8 +80,8 @@ def concepts_html(runtime: Runtime, scene: Scene | None, trace: "Trace | None") 
         '<p class="id-hint">Strength: a concept’s value, over the picture or at the point that you clicked, as a share '
         "of all active ones together.</p>"
         '<details class="id-more id-thoughts-ways"><summary>Read at: <span class="id-thoughts-way"></span></summary>'
-        f"{_group('block', 'Block', blocks, places[0].hookpoint)}"
-        f"{_group('branch', 'Half', branches, places[0].branch)}</details></div>"
+        f"{_group('block', 'Block', blocks, sites[0].hookpoint)}"
+        f"{_group('branch', 'Half', branches, sites[0].branch)}</details></div>"
     )
 
 
@@ -102,18 +102,18 @@ def _why_empty(runtime: Runtime) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(no_concepts(runtime.name)))
 
 
-def opened_html(runtime: Runtime, way: str, number: Any, trace: "Trace | None") -> str:
+def opened_html(runtime: Runtime, way: str, number: Any, trace: "CodeTrace | None") -> str:
     """The card of a concept, or why there is none."""
     from core.ui.concepts.card import card_html, problem_html
-    from core.ui.concepts.results import find_place
+    from core.ui.concepts.results import find_site
 
     if runtime.dictionary is None:
         return problem_html("The concepts are still being loaded; try again in a moment.")
-    place = find_place(runtime.dictionary, way)
-    if place is None:
+    site = find_site(runtime.dictionary, way)
+    if site is None:
         return problem_html(f"No concepts are read at “{way[:80]}”.")
     try:
-        return card_html(runtime.dictionary, place, concept_number(number), trace, runtime.spec.stages)
+        return card_html(runtime.dictionary, site, concept_number(number), trace, runtime.spec.stages)
     except (IndexError, ValueError) as error:
         return problem_html(str(error))
 

@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from core.ui.concepts.dictionary import no_concepts
-from core.ui.inputs import picture_problem
+from core.ui.inputs import image_problem
 from core.ui.interventions.export import to_document
-from core.ui.interventions.request import MAX_WISHES, PAINTED, edit_of, mask_cells, wish_of
+from core.ui.interventions.request import MAX_REQUESTS, PAINTED, edit_of, mask_cells, request_of
 from core.ui.jobs import JobError, Redrawn, intervene
 from core.ui.look.scene import Scene
 from core.ui.runtime import Runtime
@@ -40,12 +40,12 @@ def intervention(
     from core.ui.interventions.results import Plan, measure_redrawn  # which import torch
 
     size = runtime.model.image_size
-    if len(named) > MAX_WISHES:
-        raise ValueError(f"At most {MAX_WISHES} edits go together; {len(named)} were asked for.")
-    first, *further = (_named(one) for one in named)
+    if len(named) > MAX_REQUESTS:
+        raise ValueError(f"At most {MAX_REQUESTS} edits go together; {len(named)} were asked for.")
+    first, *runner_ups = (_named(one) for one in named)
     if mask:
         first |= _masked(mask, size)
-    plan = Plan(tuple(wish_of(one, runtime.spec, steps) for one in (first, *further)))
+    plan = Plan(tuple(request_of(one, runtime.spec, steps) for one in (first, *runner_ups)))
     scene = Scene(Image.fromarray(np.zeros((size, size, 3), np.uint8)), prompt, seed, steps, guidance)
     with closing(intervene(runtime, None, scene, [[edit_of(one, size) for one in plan.asked]])) as work:
         for item in work:
@@ -69,7 +69,7 @@ def _named(edit: Any) -> dict[str, Any]:
 
 def _masked(path: str, size: int) -> dict[str, str]:
     """The region that a file shows."""
-    if problem := picture_problem(path):
+    if problem := image_problem(path):
         raise ValueError(problem)
     with Image.open(path) as image:
         return {"region": PAINTED, "cells": mask_cells(image, size)}

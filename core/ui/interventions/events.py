@@ -14,6 +14,7 @@ from core.ui.interventions.form import (
     Fields,
     brush_updates,
     chips_html,
+    default_site,
     filled,
     hint_html,
     n_steps_of,
@@ -21,18 +22,17 @@ from core.ui.interventions.form import (
     span,
     strength_slider,
     suggestion,
-    usual_place,
 )
 from core.ui.interventions.request import (
-    MAX_WISHES,
+    MAX_REQUESTS,
     OWN_WINDOW,
     PAINTED,
-    Wish,
+    EditRequest,
     default_stage,
     edit_of,
     paint_cells,
+    requests_of,
     stage_problem,
-    wishes_of,
 )
 from core.ui.interventions.tab import empty_html, why_empty
 from core.ui.jobs import JobError, Redrawing, Waiting, intervene
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from core.ui.interventions.results import Outcome, Plan
     from core.ui.page import Page
 
-Wishes = tuple[Wish, ...]
+EditRequests = tuple[EditRequest, ...]
 
 _OWN = (
     "A picture of your own cannot be edited: it was not drawn here, so there is no noise from which to draw it again. "
@@ -57,17 +57,17 @@ _AT_ONCE: dict[str, Any] = {**QUIET, "queue": False}
 _LATEST: dict[str, Any] = {**_AT_ONCE, "trigger_mode": "always_last"}
 
 
-class Asked(NamedTuple):
+class EditInputs(NamedTuple):
     """What an address asks for."""
 
     picture: tuple[str, int, int, float]
     """Prompt, seed, steps and guidance."""
-    wishes: Wishes
+    requests: EditRequests
     compare: bool
     """Whether to compare the stages."""
 
 
-class Go(NamedTuple):
+class RunTrigger(NamedTuple):
     """A run that an address asks for."""
 
     number: int
@@ -78,7 +78,7 @@ def wire_interventions(runtime: Runtime, page: "Page", pictures: Sequence[Any], 
     """Connect the tab's components; the events are those that `wire` returns."""
     tab, scene = page.interventions, page.scene
     events = _Events(runtime)
-    edited = [scene, tab.wishes, *tab.fields]
+    edited = [scene, tab.requests, *tab.fields]
 
     begun = [tab.ticket, tab.compare, page.status, tab.panel]
     shown = tab.show.click(events.accept, edited, None, validator=events.check, **QUIET)
@@ -90,18 +90,27 @@ def wire_interventions(runtime: Runtime, page: "Page", pictures: Sequence[Any], 
     ):
         beginning.success(
             events.run,
-            [tab.ticket, tab.compare, scene, page.tab.given, page.tab.rel_error, tab.outcome, tab.wishes, *tab.fields],
+            [
+                tab.ticket,
+                tab.compare,
+                scene,
+                page.tab.given,
+                page.tab.rel_error,
+                tab.outcome,
+                tab.requests,
+                *tab.fields,
+            ],
             [tab.panel, tab.slider, tab.outcome, page.tab.panel, page.status],
             **MODEL,
             **QUIET,
         )
     tab.panel.choose(events.choose, tab.outcome, tab.slider, **_AT_ONCE)
 
-    listed = [tab.wishes, tab.chips]
-    tab.keep.click(events.keep, edited, [*listed, tab.what, tab.hint], validator=events.check_kept, **QUIET)
-    tab.chips.drop(events.drop, [scene, tab.wishes], listed, **_AT_ONCE)
+    listed = [tab.requests, tab.chips]
+    tab.keep.click(events.keep, edited, [*listed, tab.what, tab.hint], validator=events.check_cached, **QUIET)
+    tab.chips.drop(events.drop, [scene, tab.requests], listed, **_AT_ONCE)
 
-    known = [scene, tab.asked, tab.suggested, tab.go, tab.wishes, *tab.fields]
+    known = [scene, tab.asked, tab.suggested, tab.go, tab.requests, *tab.fields]
     put = [*tab.fields, tab.hint, tab.painter, tab.brush, *listed, tab.suggested, tab.asked, tab.go]
     restoring = loading.success(events.restore, None, [tab.asked, page.status], **QUIET)
     for one in (restoring, *pictures):
@@ -132,27 +141,27 @@ class _Events:
 
     # --- what was typed
 
-    def check(self, scene: Scene | None, wishes: Wishes, *fields: Any) -> list[Any]:
+    def check(self, scene: Scene | None, requests: EditRequests, *fields: Any) -> list[Any]:
         """Beside each field what is wrong with it; an empty form is fine where the list has edits."""
         typed = Fields(*fields)
-        if wishes and typed.blank:
+        if requests and typed.blank:
             return verdicts([None] * (2 + len(fields)))
         return verdicts([None, None, *typed.problems(self.runtime, self._steps(scene))])
 
-    def check_each(self, scene: Scene | None, wishes: Wishes, *fields: Any) -> list[Any]:
+    def check_each(self, scene: Scene | None, requests: EditRequests, *fields: Any) -> list[Any]:
         """The same, whatever time was chosen; but every stage has to have steps."""
         spec, n_steps = self.runtime.spec, self._steps(scene)
         problems = (stage_problem(stage.name, spec, n_steps) for stage in spec.stages)
         problem = next((text for text in problems if text), None)
-        found = self.check(scene, wishes, *Fields(*fields)._replace(stage=spec.stages[0].name))
+        found = self.check(scene, requests, *Fields(*fields)._replace(stage=spec.stages[0].name))
         found[2 + Fields._fields.index("stage")] = verdicts([problem])[0]
         return found
 
-    def check_kept(self, scene: Scene | None, wishes: Wishes, *fields: Any) -> list[Any]:
+    def check_cached(self, scene: Scene | None, requests: EditRequests, *fields: Any) -> list[Any]:
         """An edit for the list."""
         problems = Fields(*fields).problems(self.runtime, self._steps(scene))
-        if len(wishes) + 1 >= MAX_WISHES:
-            problems = problems._replace(what=f"At most {MAX_WISHES} edits go together. Remove one first.")
+        if len(requests) + 1 >= MAX_REQUESTS:
+            problems = problems._replace(what=f"At most {MAX_REQUESTS} edits go together. Remove one first.")
         return verdicts([None, None, *problems])
 
     def accept(self, *_: Any) -> None:
@@ -168,7 +177,7 @@ class _Events:
         """(ticket, compare, status, panel)"""
         return self._begin(request, scene, compare=True)
 
-    def begin_asked(self, request: gr.Request, scene: Scene | None, go: Go | None) -> Any:
+    def begin_asked(self, request: gr.Request, scene: Scene | None, go: RunTrigger | None) -> Any:
         """(ticket, compare, status, panel)"""
         if go is None:
             return 0, False, gr.skip(), gr.skip()
@@ -192,7 +201,7 @@ class _Events:
         given: str,
         rel_error: float,
         old: Any,
-        wishes: Wishes,
+        requests: EditRequests,
         *fields: Any,
     ) -> Iterator[tuple[Any, ...]]:
         """Yields (panel, slider, outcome, words, status)."""
@@ -203,7 +212,7 @@ class _Events:
         # Words that are still being read give way to this, and have their turn after it.
         stale = "words" if runtime.stored(scene.key, given, rel_error) is None else ""
         try:
-            outcome = yield from self._draw(number, scene, self._plan(compare, wishes, Fields(*fields)), stale)
+            outcome = yield from self._draw(number, scene, self._plan(compare, requests, Fields(*fields)), stale)
         except (JobError, ValueError) as error:
             runtime.tickets.drop(number)
             told = status_html(str(error), kind="error", stale=stale)
@@ -229,7 +238,7 @@ class _Events:
         from core.ui.interventions.results import measure_redrawn
 
         runtime = self.runtime
-        edits = [[edit_of(one, scene.image.width) for one in wishes] for _, wishes in plan.rows]
+        edits = [[edit_of(one, scene.image.width) for one in requests] for _, requests in plan.rows]
         names = ["unedited", *(stage or "edited" for stage, _ in plan.rows)]
         with closing(intervene(runtime, ticket, scene, edits)) as work:
             for item in work:
@@ -244,10 +253,10 @@ class _Events:
                     return measure_redrawn(scene, plan, item, runtime.dictionary, runtime.segmenter)
         return None
 
-    def _plan(self, compare: bool, wishes: Wishes, fields: Fields) -> "Plan":
+    def _plan(self, compare: bool, requests: EditRequests, fields: Fields) -> "Plan":
         from core.ui.interventions.results import Plan
 
-        asked = wishes if fields.blank else (*wishes, fields.wish)
+        asked = requests if fields.blank else (*requests, fields.request)
         return Plan(asked, tuple(stage.name for stage in self.runtime.spec.stages) if compare else ())
 
     def _panel(self, outcome: "Outcome | None") -> str:
@@ -266,16 +275,16 @@ class _Events:
 
     # --- the list
 
-    def keep(self, scene: Scene | None, wishes: Wishes, *fields: Any) -> tuple[Any, str, str, str]:
+    def keep(self, scene: Scene | None, requests: EditRequests, *fields: Any) -> tuple[Any, str, str, str]:
         """Put the edit into the list, and make room for another: (wishes, chips, what, hint)."""
-        wishes = (*wishes, Fields(*fields).wish)
-        return wishes, chips_html(wishes, self._steps(scene)), "", self.hint("move", "", None)
+        requests = (*requests, Fields(*fields).request)
+        return requests, chips_html(requests, self._steps(scene)), "", self.hint("move", "", None)
 
-    def drop(self, scene: Scene | None, wishes: Wishes, event: gr.EventData) -> tuple[Any, str]:
+    def drop(self, scene: Scene | None, requests: EditRequests, event: gr.EventData) -> tuple[Any, str]:
         """Take an edit from the list: (wishes, chips)."""
         index = int((event._data or {}).get("index", -1))
-        wishes = tuple(one for i, one in enumerate(wishes) if i != index)
-        return wishes, chips_html(wishes, self._steps(scene))
+        requests = tuple(one for i, one in enumerate(requests) if i != index)
+        return requests, chips_html(requests, self._steps(scene))
 
     # --- filling the form
 
@@ -287,20 +296,20 @@ class _Events:
         self.runtime.ready.wait()  # the stages' defaults come with the engine, which the model loads
         try:
             link = read_link(query, self.runtime.spec)
-            wishes = wishes_of(query["edits"], self.runtime.spec, link.steps) if link else ()
+            requests = requests_of(query["edits"], self.runtime.spec, link.steps) if link else ()
         except ValueError as error:
             return None, status_html(f"The edits of this link cannot be restored. {error}", kind="error")
-        if link is None or not wishes:
+        if link is None or not requests:
             return None, gr.skip()
-        return Asked(link[:4], wishes, query.get("compare") == "stages"), gr.skip()
+        return EditInputs(link[:4], requests, query.get("compare") == "stages"), gr.skip()
 
     def fill(
         self,
         scene: Scene | None,
-        asked: Asked | None,
+        asked: EditInputs | None,
         suggested: tuple[str, str],
-        go: Go | None,
-        wishes: Wishes,
+        go: RunTrigger | None,
+        requests: EditRequests,
         *fields: Any,
     ) -> list[Any]:
         """The form for a picture: (fields, hint, painter, brush, wishes, chips, suggested, asked, go).
@@ -314,12 +323,12 @@ class _Events:
             return [gr.skip()] * (len(typed) + 8)
         begun, hint, still = gr.skip(), gr.skip(), gr.skip()
         if asked is not None:
-            *kept, one = asked.wishes
+            *kept, one = asked.requests
             here = scene is not None and asked.picture == (scene.prompt, scene.seed, scene.steps, scene.guidance)
             form, hint = filled(self.runtime, dictionary, scene, one), self._hint_of(one)
-            wishes, region, cells, suggested = tuple(kept), one.region, one.cells, ("", "")
+            requests, region, cells, suggested = tuple(kept), one.region, one.cells, ("", "")
             if here:
-                begun, still = Go(go.number + 1 if go else 1, asked.compare), None
+                begun, still = RunTrigger(go.number + 1 if go else 1, asked.compare), None
         elif typed.blank or (typed.what, typed.region) == suggested:
             one = suggestion(self.runtime, dictionary, scene)
             form, hint = filled(self.runtime, dictionary, scene, one), self._hint_of(one)
@@ -327,16 +336,16 @@ class _Events:
         else:
             form = refreshed(self.runtime, dictionary, scene, typed.stage)
             region, cells = typed.region, typed.cells
-        chips = chips_html(wishes, self._steps(scene))
+        chips = chips_html(requests, self._steps(scene))
         brush = brush_updates(scene, region, cells) if PAINTED in (region, typed.region) else (gr.skip(), gr.skip())
-        return [*form, hint, *brush, wishes, chips, suggested, still, begun]
+        return [*form, hint, *brush, requests, chips, suggested, still, begun]
 
     def hint(self, kind: str, what: str | None, way: str | None) -> str:
         """What an edit would act on."""
         return hint_html(self.runtime.editor, kind, what, way)
 
-    def _hint_of(self, wish: Wish) -> str:
-        return self.hint(wish.kind, wish.what, f"{wish.hookpoint}|{wish.branch}")
+    def _hint_of(self, request: EditRequest) -> str:
+        return self.hint(request.kind, request.what, f"{request.hookpoint}|{request.branch}")
 
     def near(self, kind: str, way: str | None, event: gr.EventData) -> tuple[str, str]:
         """A label that was offered: (what, hint)."""
@@ -352,14 +361,14 @@ class _Events:
         from core.edits import concepts_at
         from core.ui.concepts.results import way_key
 
-        place, step = usual_place(dictionary), asked.get("step")
+        site, step = default_site(dictionary), asked.get("step")
         try:
             found = concepts_at(
-                trace, float(asked["x"]), float(asked["y"]), place, steps=None if step is None else [int(step)]
+                trace, float(asked["x"]), float(asked["y"]), site, steps=None if step is None else [int(step)]
             )
         except (KeyError, TypeError, ValueError):
             return (gr.skip(),) * 3
-        what, way = ", ".join(str(target.number) for target in found), way_key(place)
+        what, way = ", ".join(str(target.number) for target in found), way_key(site)
         return what, way, self.hint(kind, what, way)
 
     def of_kind(self, scene: Scene | None, kind: str) -> tuple[Any, ...]:

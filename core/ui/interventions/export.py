@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import numpy as np
 from PIL import Image
 
-from core.ui.interventions.request import GRID, PAINTED, Wish, edit_class, to_text
+from core.ui.interventions.request import GRID, PAINTED, EditRequest, edit_class, to_text
 from core.ui.look.scene import Scene
 
 if TYPE_CHECKING:
@@ -43,11 +43,11 @@ def figures(result: "Result") -> dict[str, Any]:
     """All that was measured of one edited picture; null for what could not be."""
     return {
         "stage": result.stage or None,
-        "edits": [one.to_dict() for one in result.wishes],
+        "edits": [one.to_dict() for one in result.requests],
         "change_elsewhere_low": _number(result.low),
         "change_elsewhere_high": _number(result.high),
         "layout_iou_elsewhere": _number(result.layout),
-        "beyond_data": {"share": _number(result.beyond.share), "times_p99": _number(result.beyond.times)},
+        "beyond_data": {"share": _number(result.out_of_range.share), "times_p99": _number(result.out_of_range.times)},
         "moved": [None if one is None else _moved(one) for one in result.moved],
     }
 
@@ -65,7 +65,7 @@ def to_json(outcome: "Outcome", model_name: str, source: str) -> str:
     return json.dumps(to_document(outcome, model_name, source), ensure_ascii=False)
 
 
-def link_query(scene: Scene, wishes: Sequence[Wish], compare: bool) -> str:
+def link_query(scene: Scene, requests: Sequence[EditRequest], compare: bool) -> str:
     """Query parameters that restore the picture and its edits."""
     query = {
         "prompt": scene.prompt,
@@ -73,15 +73,17 @@ def link_query(scene: Scene, wishes: Sequence[Wish], compare: bool) -> str:
         "steps": scene.steps,
         "guidance": f"{scene.guidance:g}",
         "tab": TAB,
-        "edits": to_text(wishes),
+        "edits": to_text(requests),
     }
     return urlencode(query | ({"compare": "stages"} if compare else {}))
 
 
-def python_lines(scene: Scene, wishes: Sequence[Wish], model_name: str, source: str, stages: Sequence[str] = ()) -> str:
+def python_lines(
+    scene: Scene, requests: Sequence[EditRequest], model_name: str, source: str, stages: Sequence[str] = ()
+) -> str:
     """Lines that draw the pictures in a notebook, the edited one at each of some stages if there are any."""
-    painted = any(one.region == PAINTED for one in wishes)
-    edits = "".join(f"    {_edit_line(one, bool(stages))},\n" for one in wishes)
+    painted = any(one.region == PAINTED for one in requests)
+    edits = "".join(f"    {_edit_line(one, bool(stages))},\n" for one in requests)
     if source == model_name:
         imports, with_edits, before = "", "edits=edits", ""
     else:
@@ -118,18 +120,22 @@ def painted(cells, size):
 """The same as `cells_mask`."""
 
 
-def _edit_line(wish: Wish, each_stage: bool) -> str:
-    if wish.label:
-        parts = [f"label={json.dumps(wish.label, ensure_ascii=False)}"]
+def _edit_line(request: EditRequest, each_stage: bool) -> str:
+    if request.label:
+        parts = [f"label={json.dumps(request.label, ensure_ascii=False)}"]
     else:
-        parts = [f"concepts={list(wish.concepts)}", f'hookpoints=["{wish.hookpoint}"]', f'branches=["{wish.branch}"]']
-    if wish.region == PAINTED:
-        parts.append(f'region=painted("{wish.cells}", model.image_size)')
-    elif wish.kind != "whole":
-        parts.append(f'region="{wish.region}"')
-    when = "stage=stage" if each_stage else f"steps={wish.steps}" if wish.steps else f'stage="{wish.stage}"'
-    parts += [f"strength={wish.strength:g}", when]
-    return f"core.{edit_class(wish.kind).__name__}({', '.join(parts)})"
+        parts = [
+            f"concepts={list(request.concepts)}",
+            f'hookpoints=["{request.hookpoint}"]',
+            f'branches=["{request.branch}"]',
+        ]
+    if request.region == PAINTED:
+        parts.append(f'region=painted("{request.cells}", model.image_size)')
+    elif request.kind != "whole":
+        parts.append(f'region="{request.region}"')
+    when = "stage=stage" if each_stage else f"steps={request.steps}" if request.steps else f'stage="{request.stage}"'
+    parts += [f"strength={request.strength:g}", when]
+    return f"core.{edit_class(request.kind).__name__}({', '.join(parts)})"
 
 
 def _moved(one: "Moved") -> dict[str, Any]:

@@ -16,9 +16,9 @@ from core.ui.interventions.request import (
     PAINTED,
     STRENGTH_INFO,
     STRENGTHS,
-    Wish,
+    EditRequest,
     cells_mask,
-    check_wish,
+    check_request,
     default_stage,
     default_strength,
     edit_of,
@@ -34,7 +34,7 @@ from core.ui.look.scene import Scene
 from core.ui.runtime import Runtime
 
 if TYPE_CHECKING:
-    from core.concepts.trace import Place
+    from core.concepts.trace import SaeSite
     from core.edits import Editor
 
 CANVAS = 512
@@ -61,13 +61,13 @@ class Fields(NamedTuple):
         return not (self.what or "").strip()
 
     @property
-    def wish(self) -> Wish:
+    def request(self) -> EditRequest:
         """The edit in the form."""
         label, concepts = parse_what(self.what)
         hookpoint, _, branch = (self.way or "").partition("|") if concepts else ("", "", "")
         own = self.stage == OWN_WINDOW
         whole = self.kind == "whole"
-        return Wish(
+        return EditRequest(
             self.kind,
             label,
             concepts,
@@ -98,12 +98,12 @@ class Fields(NamedTuple):
 def concepts_problem(runtime: Runtime, kind: str, what: str | None, way: str | None) -> str | None:
     """Why there is nothing to edit of that name, as far as can be told now."""
     editor = runtime.editor
-    return None if editor is None else check_wish(editor, _anywhere(kind, what, way))
+    return None if editor is None else check_request(editor, _anywhere(kind, what, way))
 
 
-def _anywhere(kind: str, what: str | None, way: str | None) -> Wish:
+def _anywhere(kind: str, what: str | None, way: str | None) -> EditRequest:
     """An edit by what it is about alone."""
-    return Fields(kind, what, way, "all", "", default_stage(kind), 1, 1, 1).wish
+    return Fields(kind, what, way, "all", "", default_stage(kind), 1, 1, 1).request
 
 
 def n_steps_of(scene: Scene | None, spec: ModelSpec) -> int:
@@ -117,13 +117,13 @@ def span(stage: str, spec: ModelSpec, n_steps: int) -> tuple[Any, Any]:
     return (steps[0] + 1, steps[-1] + 1) if steps else (gr.skip(), gr.skip())
 
 
-def filled(runtime: Runtime, dictionary: Dictionary, scene: Scene | None, one: Wish) -> Fields:
+def filled(runtime: Runtime, dictionary: Dictionary, scene: Scene | None, one: EditRequest) -> Fields:
     """Updates that put an edit into the form."""
     from core.ui.concepts.results import way_key  # which imports torch
 
     spec = runtime.spec
     first, last = (one.steps[0] + 1, one.steps[1] + 1) if one.steps else span(one.stage, spec, n_steps_of(scene, spec))
-    way = f"{one.hookpoint}|{one.branch}" if one.concepts else way_key(usual_place(dictionary))
+    way = f"{one.hookpoint}|{one.branch}" if one.concepts else way_key(default_site(dictionary))
     return Fields(
         kind=one.kind,
         what=gr.Dropdown(choices=label_choices(dictionary, scene), value=one.what),
@@ -165,7 +165,7 @@ def brush_updates(scene: Scene | None, region: str, cells: str) -> tuple[Any, An
     return gr.ImageEditor(value=value), gr.Column(visible=True)
 
 
-def suggestion(runtime: Runtime, dictionary: Dictionary, scene: Scene | None) -> Wish:
+def suggestion(runtime: Runtime, dictionary: Dictionary, scene: Scene | None) -> EditRequest:
     """Something to begin with: the first thing that the prompt names goes to the other side."""
     word = next(iter(label_choices(dictionary, scene)), "")
     region = "top-left"
@@ -176,7 +176,7 @@ def suggestion(runtime: Runtime, dictionary: Dictionary, scene: Scene | None) ->
         centre = where_it_is(runtime.segmenter, scene.image, table, word)
         if centre is not None:
             region = f"{'top' if centre[1] < 0.5 else 'bottom'}-{'right' if centre[0] < 0.5 else 'left'}"
-    return Wish("move", word, region=region, stage=default_stage("move"), strength=default_strength("move"))
+    return EditRequest("move", word, region=region, stage=default_stage("move"), strength=default_strength("move"))
 
 
 def label_choices(dictionary: Dictionary, scene: Scene | None) -> list[str]:
@@ -189,32 +189,32 @@ def label_choices(dictionary: Dictionary, scene: Scene | None) -> list[str]:
     table = next(iter(dictionary.tables.values()))
     senses = named_classes(scene.prompt, table) if scene else []
     named = [name for of_word in senses for name in of_word if kinds.get(name) == "object"]
-    order = {"object": 0, "place": 1, "style": 2}
+    order = {"object": 0, "background": 1, "style": 2}
     return list(dict.fromkeys([*named, *sorted(kinds, key=lambda label: (order.get(kinds[label], 3), label))]))
 
 
 def way_choices(dictionary: Dictionary) -> list[tuple[str, str]]:
     """Blocks and halves: what the page calls them, and their keys."""
-    from core.ui.concepts.card import place_words  # which import torch
+    from core.ui.concepts.card import site_words  # which import torch
     from core.ui.concepts.results import way_key
 
-    return [(f"{place.hookpoint} ({place_words(place)})", way_key(place)) for place in dictionary.tables]
+    return [(f"{site.hookpoint} ({site_words(site)})", way_key(site)) for site in dictionary.tables]
 
 
-def usual_place(dictionary: Dictionary) -> "Place":
+def default_site(dictionary: Dictionary) -> "SaeSite":
     """Where concepts are pointed at: the second block with the prompt, on which most edits act."""
-    places = list(dictionary.tables)
-    return ([place for place in places if place.branch == "cond"] or places)[:2][-1]
+    sites = list(dictionary.tables)
+    return ([site for site in sites if site.branch == "cond"] or sites)[:2][-1]
 
 
 def hint_html(editor: "Editor | None", kind: str, what: str | None, way: str | None) -> str:
     """What an edit would act on, in a sentence; for a label that there is none of, the nearest to choose."""
     if editor is None or not (what or "").strip():
         return _hint("")
-    wish = _anywhere(kind, what, way)
-    problem = check_wish(editor, wish)
+    request = _anywhere(kind, what, way)
+    problem = check_request(editor, request)
     if problem is None:
-        return _hint(_concepts_said(editor, wish))
+        return _hint(_concepts_said(editor, request))
     said, _, near = problem.partition(" The nearest: ")
     buttons = " ".join(
         f'<button type="button" class="id-find id-iv-near" data-word="{escape(word)}">{escape(word)}</button>'
@@ -228,27 +228,27 @@ def _hint(text: str) -> str:
     return f'<p class="id-hint id-iv-hint" aria-live="polite">{text}</p>'
 
 
-def _concepts_said(editor: "Editor", wish: Wish) -> str:
-    from core.ui.concepts.card import place_words  # which imports torch
+def _concepts_said(editor: "Editor", request: EditRequest) -> str:
+    from core.ui.concepts.card import site_words  # which imports torch
 
-    found = editor.concepts(edit_of(wish, editor.model.image_size))
-    if wish.concepts:
-        (place, numbers), *_ = found.items()
-        labels = editor.table(place).frame["label"]
+    found = editor.concepts(edit_of(request, editor.model.image_size))
+    if request.concepts:
+        (site, numbers), *_ = found.items()
+        labels = editor.table(site).frame["label"]
         named = ", ".join(f"{n} ({escape(str(labels.iat[n])) or 'no name'})" for n in numbers)
-        return f"Concepts (SAE features) {place_words(place)}: {named}."
+        return f"Concepts (SAE features) {site_words(site)}: {named}."
     n = sum(len(numbers) for numbers in found.values())
-    parts = "; ".join(f"{len(numbers)} {place_words(place)}" for place, numbers in found.items())
-    return f"{n} concept{'s' * (n > 1)} (SAE features) of “{escape(wish.label)}”: {parts}."
+    parts = "; ".join(f"{len(numbers)} {site_words(site)}" for site, numbers in found.items())
+    return f"{n} concept{'s' * (n > 1)} (SAE features) of “{escape(request.label)}”: {parts}."
 
 
-def chips_html(wishes: Sequence[Wish], n_steps: int) -> str:
+def chips_html(requests: Sequence[EditRequest], n_steps: int) -> str:
     """The list of edits that are kept."""
-    if not wishes:
+    if not requests:
         return '<div class="id-iv-chips"></div>'
     chips = "".join(
         f'<li class="{one.stage}">{escape(one.told(n_steps))}<button type="button" class="id-iv-drop" '
         f'data-index="{i}" aria-label="Remove this edit">×</button></li>'
-        for i, one in enumerate(wishes)
+        for i, one in enumerate(requests)
     )
     return f'<div class="id-iv-chips"><span>Together with:</span><ul>{chips}</ul></div>'

@@ -10,7 +10,7 @@ from PIL import Image
 from core.diffusion.schedule import stage_steps
 from core.spec import Stage
 from core.ui.interventions.export import link_query, png_url, python_lines, to_json
-from core.ui.interventions.request import Wish
+from core.ui.interventions.request import EditRequest
 from core.ui.interventions.results import Moved, Outcome, Result
 from core.ui.jobs import Redrawing
 from core.ui.look.colours import scale_gradient, scale_rgb
@@ -33,12 +33,12 @@ def outcome_html(runtime: Runtime, outcome: Outcome) -> str:
     body = _stages(outcome, runtime.spec.stages) if compare else _one(outcome)
     return (
         f'<div class="id-iv" data-query="{escape(asked)}" data-change="{_overlay_url(results[0])}">'
-        f'<p class="id-old">previous picture</p>{_wishes(outcome)}{body}{_explained(outcome)}'
+        f'<p class="id-old">previous picture</p>{_requests(outcome)}{body}{_explained(outcome)}'
         f"{_keep(runtime, outcome)}{_python(runtime, outcome)}</div>"
     )
 
 
-def _wishes(outcome: Outcome) -> str:
+def _requests(outcome: Outcome) -> str:
     compare = len(outcome.results) > 1
     told = "; ".join(escape(one.told(outcome.scene.steps, with_time=not compare)) for one in outcome.asked)
     return f'<p class="id-iv-lead"><b>{told}</b>{", at each of the three stages" if compare else ""}</p>'
@@ -97,21 +97,21 @@ def _scale() -> str:
 
 
 def _figures(result: Result, outcome: Outcome) -> str:
-    lines = [_moved_line(one, moved, outcome) for one, moved in zip(result.wishes, result.moved, strict=True)]
+    lines = [_moved_line(one, moved, outcome) for one, moved in zip(result.requests, result.moved, strict=True)]
     return f'<ul class="id-iv-said">{"".join(f"<li>{line}</li>" for line in (*lines, *_others(result, outcome)))}</ul>'
 
 
-def _moved_line(wish: Wish, moved: Moved | None, outcome: Outcome) -> str:
+def _moved_line(request: EditRequest, moved: Moved | None, outcome: Outcome) -> str:
     """Was it done what was asked? In words."""
-    name = escape(wish.label or f"concepts {wish.what}")
+    name = escape(request.label or f"concepts {request.what}")
     if moved is None:
         if not outcome.segmented:
             return f"Did <b>{name}</b> do as asked? No segmenter comes with this model, so nobody but you can tell."
         return f"Did <b>{name}</b> do as asked? The segmenter finds things and places, not this: look for yourself."
     before, after = moved.there
-    if wish.kind != "move":
+    if request.kind != "move":
         areas = f"from {_percent(moved.area[0])} to <b>{_percent(moved.area[1])}</b> of the picture"
-        gone = wish.kind == "remove" and before and not after
+        gone = request.kind == "remove" and before and not after
         return f"{'Taken away: ' if gone else ''}<b>{name}</b> went {areas}, as the segmenter sees it."
     if not after:
         was = "was there and is lost" if before else "is not to be found, before or after"
@@ -138,11 +138,11 @@ def _others(result: Result, outcome: Outcome) -> list[str]:
         lines.append(f"What is where elsewhere stayed the same to <b>{result.layout:.2f}</b> of 1 (IoU).")
     elif not outcome.segmented:
         lines.append("Whether what is where stayed the same, nobody can tell: no segmenter comes with this model.")
-    beyond = result.beyond
-    if math.isfinite(beyond.share):
+    out_of_range = result.out_of_range
+    if math.isfinite(out_of_range.share):
         lines.append(
-            f"<b>{_percent(beyond.share)}</b> of the edited concepts’ values lie beyond what data have, the largest at "
-            f"<b>{beyond.times:.1f}</b> times the usual most."
+            f"<b>{_percent(out_of_range.share)}</b> of the edited concepts’ values lie beyond what data have, the largest at "
+            f"<b>{out_of_range.times:.1f}</b> times the usual most."
         )
     else:
         lines.append("None of the edited concepts is active where the edit acts: nothing lies beyond what data have.")
@@ -165,14 +165,14 @@ def _stages(outcome: Outcome, stages: tuple[Stage, ...]) -> str:
         ("broad change elsewhere", [_maybe(result.low) for result in outcome.results]),
         ("fine change elsewhere", [_maybe(result.high) for result in outcome.results]),
         ("same layout elsewhere (IoU)", [_maybe(result.layout, "{:.2f}") for result in outcome.results]),
-        ("values beyond data", [_maybe(result.beyond.share) for result in outcome.results]),
+        ("values beyond data", [_maybe(result.out_of_range.share) for result in outcome.results]),
     ]
     asked = [
         (
-            f"{escape(wish.what)}: as asked?",
-            [_short(wish, result.moved[i]) for result in outcome.results],
+            f"{escape(request.what)}: as asked?",
+            [_short(request, result.moved[i]) for result in outcome.results],
         )
-        for i, wish in enumerate(outcome.asked)
+        for i, request in enumerate(outcome.asked)
     ]
     heads = "".join(
         f'<th scope="col"><span class="id-key {result.stage}"></span>{result.stage}</th>' for result in outcome.results
@@ -189,10 +189,10 @@ def _stages(outcome: Outcome, stages: tuple[Stage, ...]) -> str:
     )
 
 
-def _short(wish: Wish, moved: Moved | None) -> str:
+def _short(request: EditRequest, moved: Moved | None) -> str:
     if moved is None:
         return "cannot tell"
-    if wish.kind == "move":
+    if request.kind == "move":
         return "yes" if moved.centre_inside[1] else "no" if moved.there[1] else "lost"
     return f"{_percent(moved.area[0])} → {_percent(moved.area[1])}"
 

@@ -48,12 +48,12 @@ STRENGTH_INFO = {
     "whole": "Times what a style’s word does, or a concept’s usual value.",
     "remove": "1 puts in its place what is beside it; more goes past that, for what other blocks still draw.",
 }
-MAX_WISHES = 8
+MAX_REQUESTS = 8
 """Most edits at once."""
 
 
 @dataclass(frozen=True)
-class Wish:
+class EditRequest:
     """One edit, as it was asked for."""
 
     kind: str = "move"
@@ -79,7 +79,7 @@ class Wish:
 
     def to_dict(self) -> dict[str, Any]:
         """What is not as usual, for JSON."""
-        plain = {name: value for name, value in asdict(self).items() if value != getattr(Wish(), name)}
+        plain = {name: value for name, value in asdict(self).items() if value != getattr(EditRequest(), name)}
         return {"kind": self.kind, **plain, "strength": self.strength}
 
     @property
@@ -100,7 +100,7 @@ class Wish:
         return " · ".join([act, *([when] if with_time else []), f"strength {self.strength:g}"])
 
 
-def wish_of(document: Any, spec: ModelSpec, n_steps: int) -> Wish:
+def request_of(document: Any, spec: ModelSpec, n_steps: int) -> EditRequest:
     """A wish from what `Wish.to_dict` gives, as it stands in an address or comes from a program.
 
     Raises:
@@ -108,12 +108,12 @@ def wish_of(document: Any, spec: ModelSpec, n_steps: int) -> Wish:
     """
     if not isinstance(document, Mapping):
         raise ValueError('An edit is an object such as {"kind": "move", "label": "cat", "region": "top-left"}.')
-    known = Wish.__dataclass_fields__
+    known = EditRequest.__dataclass_fields__
     if wrong := [name for name in document if name not in known]:
         raise ValueError(f"An edit has no {wrong[0]!r}: it may have {', '.join(known)}.")
-    if problem := kind_problem(document.get("kind", Wish.kind)):
+    if problem := kind_problem(document.get("kind", EditRequest.kind)):
         raise ValueError(problem)
-    one = replace(Wish(), **{"strength": default_strength(document.get("kind", Wish.kind)), **document})
+    one = replace(EditRequest(), **{"strength": default_strength(document.get("kind", EditRequest.kind)), **document})
     concepts = one.concepts if isinstance(one.concepts, list | tuple) else [one.concepts]
     steps = None if one.steps is None else _window(one.steps)
     one = replace(
@@ -136,7 +136,7 @@ def wish_of(document: Any, spec: ModelSpec, n_steps: int) -> Wish:
     return replace(one, strength=float(one.strength))
 
 
-def wishes_of(text: str, spec: ModelSpec, n_steps: int) -> tuple[Wish, ...]:
+def requests_of(text: str, spec: ModelSpec, n_steps: int) -> tuple[EditRequest, ...]:
     """The wishes of an address, or of a program.
 
     Raises:
@@ -146,14 +146,14 @@ def wishes_of(text: str, spec: ModelSpec, n_steps: int) -> tuple[Wish, ...]:
         documents = json.loads(text or "[]")
     except json.JSONDecodeError:
         raise ValueError("The edits cannot be read: they are no JSON.") from None
-    if not isinstance(documents, list) or len(documents) > MAX_WISHES:
-        raise ValueError(f"The edits are a list of at most {MAX_WISHES}.")
-    return tuple(wish_of(document, spec, n_steps) for document in documents)
+    if not isinstance(documents, list) or len(documents) > MAX_REQUESTS:
+        raise ValueError(f"The edits are a list of at most {MAX_REQUESTS}.")
+    return tuple(request_of(document, spec, n_steps) for document in documents)
 
 
-def to_text(wishes: Sequence[Wish]) -> str:
+def to_text(requests: Sequence[EditRequest]) -> str:
     """The wishes for an address."""
-    return json.dumps([one.to_dict() for one in wishes], ensure_ascii=False, separators=(",", ":"))
+    return json.dumps([one.to_dict() for one in requests], ensure_ascii=False, separators=(",", ":"))
 
 
 def parse_what(text: str | None) -> tuple[str, tuple[int, ...]]:
@@ -242,27 +242,27 @@ def edit_class(kind: str) -> "type[ConceptEdit]":
     return {"move": SpatialEdit, "whole": GlobalEdit, "remove": RemoveEdit}[kind]
 
 
-def edit_of(wish: Wish, size: int) -> "ConceptEdit":
+def edit_of(request: EditRequest, size: int) -> "ConceptEdit":
     """The edit of a picture of so many pixels on a side."""
-    from core.concepts.trace import Place
+    from core.concepts.trace import SaeSite
     from core.edits import Target
 
-    options: dict[str, Any] = {"strength": wish.strength}
-    options |= {"steps": wish.steps} if wish.steps else {"stage": wish.stage}
-    if wish.kind != "whole":
-        options["region"] = cells_mask(wish.cells, size) if wish.region == PAINTED else wish.region
-    if wish.label:
-        options["label"] = wish.label
+    options: dict[str, Any] = {"strength": request.strength}
+    options |= {"steps": request.steps} if request.steps else {"stage": request.stage}
+    if request.kind != "whole":
+        options["region"] = cells_mask(request.cells, size) if request.region == PAINTED else request.region
+    if request.label:
+        options["label"] = request.label
     else:
-        place = Place(wish.hookpoint, wish.branch)  # type: ignore[arg-type]
-        options["concepts"] = [Target(place, number) for number in wish.concepts]
-    return edit_class(wish.kind)(**options)
+        site = SaeSite(request.hookpoint, request.branch)  # type: ignore[arg-type]
+        options["concepts"] = [Target(site, number) for number in request.concepts]
+    return edit_class(request.kind)(**options)
 
 
-def check_wish(editor: "Editor", wish: Wish) -> str | None:
+def check_request(editor: "Editor", request: EditRequest) -> str | None:
     """Why there is nothing to edit for a wish; else None."""
     try:
-        editor.concepts(edit_of(wish, editor.model.image_size))
+        editor.concepts(edit_of(request, editor.model.image_size))
     except ValueError as error:
         return str(error)
     return None

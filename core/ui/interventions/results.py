@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from core.concepts.table import ConceptTable
-from core.concepts.trace import Place
-from core.edits.kinds import Inside
-from core.edits.metrics import Beyond, frequencies, layout_iou
+from core.concepts.trace import SaeSite
+from core.edits.kinds import RegionMask
+from core.edits.metrics import OutOfRange, frequencies, layout_iou
 from core.segmentation.semantic import Segmenter
 from core.ui.concepts.dictionary import Dictionary
-from core.ui.interventions.request import PAINTED, Wish, cells_mask
+from core.ui.interventions.request import PAINTED, EditRequest, cells_mask
 from core.ui.jobs import Redrawn
 from core.ui.layout.results import final_labels, named_classes
 from core.ui.look.scene import Scene
@@ -45,7 +45,7 @@ class Moved(NamedTuple):
 class Result(NamedTuple):
     """One edited picture beside the unedited one."""
 
-    wishes: tuple[Wish, ...]
+    requests: tuple[EditRequest, ...]
     stage: str
     """The stage at which all wishes were tried; empty where each has its own time."""
     image: Image.Image
@@ -60,7 +60,7 @@ class Result(NamedTuple):
     """Mean overlap (IoU) elsewhere of what is where with the unedited picture; not a number without a segmenter."""
     moved: tuple[Moved | None, ...]
     """One a wish; None where the segmenter cannot tell."""
-    beyond: Beyond
+    out_of_range: OutOfRange
     """How far the edited concepts went from what data have."""
 
 
@@ -69,7 +69,7 @@ class Outcome:
     """All that the tab shows of one run."""
 
     scene: Scene
-    asked: tuple[Wish, ...]
+    asked: tuple[EditRequest, ...]
     """As it was asked for; where the stages are compared, each result has it at its own."""
     unedited: Image.Image
     results: tuple[Result, ...]
@@ -81,12 +81,12 @@ class Outcome:
 class Plan(NamedTuple):
     """What is to be drawn."""
 
-    asked: tuple[Wish, ...]
+    asked: tuple[EditRequest, ...]
     stages: tuple[str, ...] = ()
     """At which stages to try it; none: at the wishes' own times."""
 
     @property
-    def rows(self) -> list[tuple[str, tuple[Wish, ...]]]:
+    def rows(self) -> list[tuple[str, tuple[EditRequest, ...]]]:
         """The stage and the wishes of each edited picture."""
         if not self.stages:
             return [("", self.asked)]
@@ -105,21 +105,23 @@ def measure_redrawn(
     ]
     known = _known(segmenter, table)
     results = []
-    for (stage, wishes), image, new, beyond in zip(plan.rows, images, labels[1:], redrawn.beyond, strict=True):
-        classes = [_classes(one, dictionary, known) for one in wishes]
-        where = _elsewhere(wishes, classes, labels[0], unedited.size[0])
+    for (stage, requests), image, new, out_of_range in zip(
+        plan.rows, images, labels[1:], redrawn.out_of_range, strict=True
+    ):
+        classes = [_classes(one, dictionary, known) for one in requests]
+        where = _elsewhere(requests, classes, labels[0], unedited.size[0])
         difference = _pixels(image) - _pixels(unedited)
         low, high = frequencies(difference, where) if where.any() else (np.nan, np.nan)
         kept = np.nan
-        moved: list[Moved | None] = [None] * len(wishes)
+        moved: list[Moved | None] = [None] * len(requests)
         if labels[0] is not None and new is not None:
             kept = layout_iou(new, labels[0], where, _least(where)) if where.any() else np.nan
             moved = [
-                _moved(one, of_wish, labels[0], new) if of_wish else None
-                for one, of_wish in zip(wishes, classes, strict=True)
+                _moved(one, of_request, labels[0], new) if of_request else None
+                for one, of_request in zip(requests, classes, strict=True)
             ]
         change = np.asarray(difference.abs().mean(0).double().numpy())
-        results.append(Result(wishes, stage, image, change, low, high, kept, tuple(moved), beyond))
+        results.append(Result(requests, stage, image, change, low, high, kept, tuple(moved), out_of_range))
     return Outcome(scene, plan.asked, unedited, tuple(results), segmenter is not None)
 
 
@@ -128,7 +130,7 @@ def where_it_is(
 ) -> tuple[float, float] | None:
     """The centre of what a label means, x and y from 0 to 1; None where it is not in the picture."""
     labels = torch.from_numpy(final_labels(segmenter, image, table.class_names))
-    mask = _mask(labels, [table.class_names.index(name) for name in _meanings(label, table)])
+    mask = _mask(labels, [table.class_names.index(name) for name in _label_embeddings(label, table)])
     if int(mask.sum()) < _least(mask):
         return None
     y, x = (axis.double().mean() for axis in mask.nonzero().T)
@@ -139,44 +141,44 @@ def _known(segmenter: Segmenter | None, table: ConceptTable) -> set[str]:
     return set() if segmenter is None else set(segmenter.class_names()) & set(table.class_names)
 
 
-def _meanings(label: str, table: ConceptTable) -> list[str]:
+def _label_embeddings(label: str, table: ConceptTable) -> list[str]:
     return [name for senses in named_classes(label, table) for name in senses]
 
 
-def _classes(wish: Wish, dictionary: Dictionary, known: set[str]) -> list[int]:
+def _classes(request: EditRequest, dictionary: Dictionary, known: set[str]) -> list[int]:
     """The classes that a wish is about, as far as the segmenter knows them."""
     table = next(iter(dictionary.tables.values()))
-    label = wish.label
-    if wish.concepts:
-        of_place = dictionary.tables[Place(wish.hookpoint, wish.branch)]  # type: ignore[arg-type]
-        labels = {str(of_place.frame["label"].iat[number]) for number in wish.concepts}
+    label = request.label
+    if request.concepts:
+        of_site = dictionary.tables[SaeSite(request.hookpoint, request.branch)]  # type: ignore[arg-type]
+        labels = {str(of_site.frame["label"].iat[number]) for number in request.concepts}
         label = labels.pop() if len(labels) == 1 else ""
-    return [table.class_names.index(name) for name in _meanings(label, table) if name in known]
+    return [table.class_names.index(name) for name in _label_embeddings(label, table) if name in known]
 
 
-def _region(wish: Wish, size: int) -> Tensor:
-    mask = cells_mask(wish.cells, size) if wish.region == PAINTED else wish.region
-    return Inside(mask, size).grid(size, size).view(size, size) > 0
+def _region(request: EditRequest, size: int) -> Tensor:
+    mask = cells_mask(request.cells, size) if request.region == PAINTED else request.region
+    return RegionMask(mask, size).grid(size, size).view(size, size) > 0
 
 
-def _elsewhere(wishes: Sequence[Wish], classes: Sequence[list[int]], old: Tensor | None, size: int) -> Tensor:
+def _elsewhere(requests: Sequence[EditRequest], classes: Sequence[list[int]], old: Tensor | None, size: int) -> Tensor:
     """[H, W] what should stay: for what is moved or taken away, neither the region nor where it was; else all of it."""
     where = torch.ones(size, size, dtype=torch.bool)
-    for wish, of_wish in zip(wishes, classes, strict=True):
-        if wish.kind == "whole":
+    for request, of_request in zip(requests, classes, strict=True):
+        if request.kind == "whole":
             continue
-        if wish.kind == "move" or not of_wish or old is None:
-            where &= ~_region(wish, size)
+        if request.kind == "move" or not of_request or old is None:
+            where &= ~_region(request, size)
         if old is not None:
-            where &= ~_mask(old, of_wish)
+            where &= ~_mask(old, of_request)
     return where
 
 
-def _moved(wish: Wish, classes: list[int], old: Tensor, new: Tensor) -> Moved:
-    region = _region(wish, len(old))
+def _moved(request: EditRequest, classes: list[int], old: Tensor, new: Tensor) -> Moved:
+    region = _region(request, len(old))
     seen = [_seen(_mask(labels, classes), region) for labels in (old, new)]
     there, area, inside, centre_inside = zip(*seen, strict=True)
-    return Moved(wish.what, there, area, inside, centre_inside)
+    return Moved(request.what, there, area, inside, centre_inside)
 
 
 def _seen(mask: Tensor, region: Tensor) -> tuple[bool, float, float, bool]:

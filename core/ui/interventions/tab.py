@@ -17,7 +17,7 @@ from core.ui.interventions.request import (
     REGIONS,
     STRENGTH_INFO,
     STRENGTHS,
-    Wish,
+    EditRequest,
     offered_stages,
 )
 from core.ui.runtime import Runtime
@@ -77,7 +77,7 @@ class InterventionsTab:
     """Both pictures."""
     panel: Any
     """HTML of what came of it; its event `choose` carries the `index` of a result for the slider."""
-    wishes: Any
+    requests: Any
     """State: the list of edits."""
     outcome: Any
     """State: what is shown."""
@@ -148,7 +148,7 @@ def build_interventions_tab(runtime: Runtime) -> InterventionsTab:
             elem_id="id-iv-slider",
         )
         panel = html(empty_html(why_empty(runtime)), elem_id="id-iv-panel", js_on_load=_CHOOSE)
-    nothing: tuple[Wish, ...] = ()
+    nothing: tuple[EditRequest, ...] = ()
     return InterventionsTab(
         kind=kind,
         what=what,
@@ -168,7 +168,7 @@ def build_interventions_tab(runtime: Runtime) -> InterventionsTab:
         each=each,
         slider=slider,
         panel=panel,
-        wishes=gr.State(nothing),
+        requests=gr.State(nothing),
         outcome=gr.State(None),
         suggested=gr.State(("", "")),
         asked=gr.State(None),

@@ -25,7 +25,7 @@ def curve_rows(reading: "Reading", stages: tuple[Stage, ...] = STAGES) -> list[d
         names, times = step_stages(n_steps, stages), step_times(n_steps)
         for step, (mean, ious) in enumerate(zip(of_way.mean, of_way.ious, strict=True)):
             told = "yes" if way.told else "no"
-            values = (*way.place, told, step, round(float(times[step]), 4), names[step], _number(mean))
+            values = (*way.site, told, step, round(float(times[step]), 4), names[step], _number(mean))
             things = {reading.classes[i]: _number(iou) for i, iou in zip(reading.things, ious, strict=True)}
             rows.append(dict(zip(COLUMNS, values, strict=True)) | things)
     return rows
@@ -57,12 +57,12 @@ def to_json(
             "method": "readout",
             "among": list(reading.among),
         },
-        "things": [reading.classes[i] for i in reading.things],
+        "objects": [reading.classes[i] for i in reading.things],
         "classes": list(reading.classes),
         "curves": curve_rows(reading, stages),
         "labels": {
-            "hookpoint": shown.place.hookpoint,
-            "branch": shown.place.branch,
+            "hookpoint": shown.site.hookpoint,
+            "branch": shown.site.branch,
             "told": shown.told,
             "by_step": reading.foretold[shown].labels.tolist(),
         },
@@ -72,7 +72,7 @@ def to_json(
 
 def python_lines(scene: Scene, reading: "Reading", model_name: str, source: str, way: "Choice") -> str:
     """Lines that foretell the layout in a notebook, at the first step."""
-    options = [f"hookpoint={json.dumps(way.place.hookpoint)}", f"branch={json.dumps(way.place.branch)}"]
+    options = [f"hookpoint={json.dumps(way.site.hookpoint)}", f"branch={json.dumps(way.site.branch)}"]
     if source != model_name:
         options.append(f"source={json.dumps(source)}")
     if way.told:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from core.concepts.layout import BRANCH, HOOKPOINT, read_code
 from core.concepts.table import ConceptTable
-from core.concepts.trace import Place, Trace
+from core.concepts.trace import CodeTrace, SaeSite
 from core.segmentation.grids import cell_counts, class_masks, majority, mask_iou
 from core.segmentation.semantic import Segmenter
 from core.ui.concepts.dictionary import Dictionary
@@ -27,7 +27,7 @@ _NONE = 0x40
 class Choice(NamedTuple):
     """A way of reading the layout."""
 
-    place: Place
+    site: SaeSite
     """Block and branch."""
     told: bool
     """Whether the reader is told which things the prompt names."""
@@ -35,10 +35,10 @@ class Choice(NamedTuple):
     @property
     def key(self) -> str:
         """A name for the page."""
-        return f"{self.place.hookpoint}|{self.place.branch}|{'told' if self.told else 'any'}"
+        return f"{self.site.hookpoint}|{self.site.branch}|{'told' if self.told else 'any'}"
 
 
-class Foretold(NamedTuple):
+class PredictedLayout(NamedTuple):
     """What one way of reading saw, over the S steps."""
 
     labels: Labels
@@ -55,7 +55,7 @@ class Foretold(NamedTuple):
     @property
     def there(self) -> list[bool]:
         """[M] which things fill a cell of the final picture."""
-        return [bool(np.isfinite(of_thing).all()) for of_thing in self.ious.T]
+        return [bool(np.isfinite(of_object).all()) for of_object in self.ious.T]
 
     @property
     def text(self) -> str:
@@ -75,32 +75,32 @@ class Reading:
     """The M classes that the words of the prompt mean in this picture; none where it cannot be segmented."""
     final: Labels | None
     """[H, W] classes of the final picture."""
-    places: frozenset[str]
+    sites: frozenset[str]
     """Which of the classes are places."""
-    foretold: Mapping[Choice, Foretold]
+    foretold: Mapping[Choice, PredictedLayout]
     """Every way of reading; the first is what is shown where nothing is chosen."""
 
 
-def read_scene(dictionary: Dictionary, trace: Trace, prompt: str, final: Labels | None) -> Reading:
+def read_scene(dictionary: Dictionary, trace: CodeTrace, prompt: str, final: Labels | None) -> Reading:
     """Read every step in every way. The tables of a collection have the same classes."""
     tables = list(dictionary.tables.values())
-    classes, places = tables[0].class_names, place_names(tables)
-    named = [senses for senses in named_classes(prompt, tables[0]) if not places.intersection(senses)]
+    classes, sites = tables[0].class_names, background_names(tables)
+    named = [senses for senses in named_classes(prompt, tables[0]) if not sites.intersection(senses)]
     mentioned = {sense for senses in named for sense in senses}
-    among = tuple(name for name in classes if name in mentioned | places) if named else ()
+    among = tuple(name for name in classes if name in mentioned | sites) if named else ()
     things = () if final is None else tuple(dict.fromkeys(_most(final, classes, senses) for senses in named))
-    ways = [Choice(place, told) for told in (True, False) for place in _usual_first(trace) if among or not told]
+    ways = [Choice(site, told) for told in (True, False) for site in _usual_first(trace) if among or not told]
     foretold = {
-        way: _foretell(dictionary, trace, way.place, among if way.told else None, things, final)
+        way: _predict(dictionary, trace, way.site, among if way.told else None, things, final)
         for way in ways
-        if way.place in dictionary.readers
+        if way.site in dictionary.readers
     }
-    return Reading(classes, among, things, final, frozenset(places), foretold)
+    return Reading(classes, among, things, final, frozenset(sites), foretold)
 
 
-def place_names(tables: Iterable[ConceptTable]) -> set[str]:
+def background_names(tables: Iterable[ConceptTable]) -> set[str]:
     """The classes that are places, as far as a concept of the tables is labelled with them."""
-    return {str(label) for table in tables for label in table.frame["label"][table.frame["kind"] == "place"]}
+    return {str(label) for table in tables for label in table.frame["label"][table.frame["kind"] == "background"]}
 
 
 def named_classes(prompt: str, table: ConceptTable) -> list[tuple[str, ...]]:
@@ -121,11 +121,11 @@ def final_labels(segmenter: Segmenter, image: Image.Image, classes: Sequence[str
     return np.asarray(torch.tensor([*known, -1])[labels].numpy(), dtype=np.int64)
 
 
-def _usual_first(trace: Trace) -> list[Place]:
+def _usual_first(trace: CodeTrace) -> list[SaeSite]:
     """The places of a trace, that which `core.predict_layout` reads by default first."""
-    hookpoints = list(dict.fromkeys(place.hookpoint for place in trace.places()))
-    usual = Place(hookpoints[: HOOKPOINT + 1][-1], BRANCH)
-    return sorted(trace.places(), key=lambda place: place != usual)
+    hookpoints = list(dict.fromkeys(site.hookpoint for site in trace.sites()))
+    usual = SaeSite(hookpoints[: HOOKPOINT + 1][-1], BRANCH)
+    return sorted(trace.sites(), key=lambda site: site != usual)
 
 
 def _most(final: Labels, classes: Sequence[str], senses: Sequence[str]) -> int:
@@ -133,19 +133,19 @@ def _most(final: Labels, classes: Sequence[str], senses: Sequence[str]) -> int:
     return max((classes.index(sense) for sense in senses), key=lambda number: int((final == number).sum()))
 
 
-def _foretell(
+def _predict(
     dictionary: Dictionary,
-    trace: Trace,
-    place: Place,
+    trace: CodeTrace,
+    site: SaeSite,
     among: Sequence[str] | None,
     things: Sequence[int],
     final: Labels | None,
-) -> Foretold:
-    reader, grid = dictionary.readers[place], trace.grids[place.hookpoint]
-    layouts = [read_code(trace.code(place, step), grid, reader, among=among) for step in range(trace.n_steps)]
+) -> PredictedLayout:
+    reader, grid = dictionary.readers[site], trace.grids[site.hookpoint]
+    layouts = [read_code(trace.code(site, step), grid, reader, among=among) for step in range(trace.n_steps)]
     numbers = np.array([*(reader.classes.index(name) for name in layouts[0].classes), -1])
     labels = np.stack([numbers[layout.labels] for layout in layouts])
-    return Foretold(labels, _ious(labels, things, final))
+    return PredictedLayout(labels, _ious(labels, things, final))
 
 
 def _ious(labels: Labels, things: Sequence[int], final: Labels | None) -> Floats:

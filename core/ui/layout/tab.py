@@ -20,8 +20,8 @@ from core.ui.look.timeline import agreement_svg
 from core.ui.runtime import Runtime
 
 if TYPE_CHECKING:
-    from core.concepts.trace import Trace
-    from core.ui.layout.results import Foretold, Reading
+    from core.concepts.trace import CodeTrace
+    from core.ui.layout.results import PredictedLayout, Reading
 
 _SETTLED = 0.9
 """A layout is settled from the step on at which it agrees this much of the most that it ever does."""
@@ -49,7 +49,7 @@ def build_layout_tab(runtime: Runtime) -> LayoutTab:
     return LayoutTab(html(layout_html(runtime, None, None), elem_id="id-layout"))
 
 
-def layout_html(runtime: Runtime, scene: Scene | None, trace: "Trace | None") -> str:
+def layout_html(runtime: Runtime, scene: Scene | None, trace: "CodeTrace | None") -> str:
     """The panel of a picture and its codes; without them, the room that it will take, or why it stays empty."""
     if scene is None or trace is None or runtime.dictionary is None or not trace.n_steps:
         return f'<div class="id-layout empty"><p class="id-empty">{_why_empty(runtime)}</p></div>'
@@ -62,7 +62,7 @@ def layout_html(runtime: Runtime, scene: Scene | None, trace: "Trace | None") ->
     return (
         f'<div class="id-layout" data-steps="{trace.n_steps}"><p class="id-old">previous picture</p>'
         f'<div class="id-layout-data" hidden data-layout="{escape(_data(reading))}"></div>'
-        f"{_walk(trace.n_steps)}{_pictures(scene, reading)}"
+        f"{_walk(trace.n_steps)}{_images(scene, reading)}"
         f'<ul class="id-layout-legend" aria-label="Colours of the maps"></ul>'
         f"{_agreement(runtime, reading)}{_choices(reading)}{_keep(runtime, scene, reading)}"
         f"{_python(runtime, scene, reading)}</div>"
@@ -82,7 +82,7 @@ def _data(reading: "Reading") -> str:
     document = {
         "classes": reading.classes,
         "colours": _colours(reading),
-        "things": [reading.classes[i] for i in reading.things],
+        "objects": [reading.classes[i] for i in reading.things],
         "ways": {
             way.key: {"grid": of_way.labels.shape[1:], "cells": of_way.text} for way, of_way in reading.foretold.items()
         },
@@ -98,7 +98,7 @@ def _walk(n_steps: int) -> str:
     )
 
 
-def _pictures(scene: Scene, reading: "Reading") -> str:
+def _images(scene: Scene, reading: "Reading") -> str:
     foreseen = "your picture" if scene.own else "denoised preview of that step"
     if reading.final is None:
         last = (
@@ -117,7 +117,7 @@ def _pictures(scene: Scene, reading: "Reading") -> str:
 
 
 def _colours(reading: "Reading") -> tuple[str, ...]:
-    return label_colours(tuple(name in reading.places for name in reading.classes))
+    return label_colours(tuple(name in reading.sites for name in reading.classes))
 
 
 def _map_url(reading: "Reading") -> str:
@@ -149,7 +149,7 @@ def _agreement(runtime: Runtime, reading: "Reading") -> str:
     )
 
 
-def _sentence(reading: "Reading", of_way: "Foretold", names: list[str]) -> str:
+def _sentence(reading: "Reading", of_way: "PredictedLayout", names: list[str]) -> str:
     """What a curve shows, in words."""
     mean = of_way.mean
     named = [escape(reading.classes[i]) for i, is_there in zip(reading.things, of_way.there, strict=True) if is_there]
@@ -178,15 +178,15 @@ def _choices(reading: "Reading") -> str:
     """What is read, folded behind one control."""
     ways = list(reading.foretold)
     first = ways[0]
-    hookpoints = sorted({way.place.hookpoint for way in ways}, key=lambda name: (_depth(name), name))
-    branches = [str(name) for name in dict.fromkeys(way.place.branch for way in ways)]
+    hookpoints = sorted({way.site.hookpoint for way in ways}, key=lambda name: (_depth(name), name))
+    branches = [str(name) for name in dict.fromkeys(way.site.branch for way in ways)]
     told = [("told", "what the prompt names, and places"), ("any", "anything it knows")]
     groups = (
         ("block", "Read at", [(name, f"{block_words(name)} <code>{escape(name)}</code>") for name in hookpoints]),
         ("branch", "In the half that computes", [(name, _BRANCHES[name]) for name in branches]),
         ("told", "The reader may name", told if reading.among else told[1:]),
     )
-    start = {"block": first.place.hookpoint, "branch": first.place.branch, "told": "told" if first.told else "any"}
+    start = {"block": first.site.hookpoint, "branch": first.site.branch, "told": "told" if first.told else "any"}
     fields = "".join(_group(name, legend, options, start[name]) for name, legend, options in groups)
     return (
         '<details class="id-more id-layout-ways"><summary>What is read: <span class="id-layout-way"></span></summary>'

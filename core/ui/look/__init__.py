@@ -1,0 +1,1 @@
+"""How the page looks: colours, charts, the image with its overlays, the prompt's words, exports."""

@@ -71,7 +71,7 @@ def csv_of(rows: list[dict[str, Any]], columns: Sequence[str] = ()) -> str:
     return buffer.getvalue()
 
 
-def picture_settings(scene: Scene, model_name: str) -> dict[str, Any]:
+def image_settings(scene: Scene, model_name: str) -> dict[str, Any]:
     """Which picture a result is about."""
     return {
         "model": model_name,
@@ -86,7 +86,7 @@ def picture_settings(scene: Scene, model_name: str) -> dict[str, Any]:
 def settings(scene: Scene, a: Attribution, model_name: str) -> dict[str, Any]:
     """Everything needed to make the same result again."""
     return {
-        **picture_settings(scene, model_name),
+        **image_settings(scene, model_name),
         "given": a.given,
         "rel_error": target(a),
         "attribution_seed": a.seed,
@@ -132,7 +132,7 @@ def rounded(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
-def picture_lines(scene: Scene, model_name: str) -> str:
+def image_lines(scene: Scene, model_name: str) -> str:
     """Lines that load the model and make the picture again in a notebook."""
     prompt = json.dumps(scene.prompt, ensure_ascii=False)
     if scene.own:
@@ -149,7 +149,7 @@ def python_lines(scene: Scene, a: Attribution, model_name: str) -> str:
     """Lines that repeat the result in a notebook."""
     prompt = json.dumps(scene.prompt, ensure_ascii=False)
     return (
-        f"{picture_lines(scene, model_name)}"
+        f"{image_lines(scene, model_name)}"
         f"a = core.attribute(\n    model, image, {prompt}, seed={a.seed}, "
         f'given="{a.given}", rel_error={target(a):g}\n)\n'
         "for word, bits, stderr in zip(a.words, a.bits, a.stderr):\n"

@@ -1,0 +1,1 @@
+"""Further questions about the image's words: word pairs, a counterfactual, caption ranking, likelihood."""

@@ -39,7 +39,7 @@ def answer_html(name: str, scene: Scene, running: bool, data: Mapping[str, str],
     told = "".join(f' data-{key}="{escape(value)}"' for key, value in {**data, "about": about(scene)}.items())
     return (
         f'<div class="id-answer id-{name}{" running" if running else ""}"{told} '
-        f'style="--id-small:url({_small_picture(scene)})"><p class="id-old"></p>{body}</div>'
+        f'style="--id-small:url({_small_image(scene)})"><p class="id-old"></p>{body}</div>'
     )
 
 
@@ -70,7 +70,7 @@ def ended(result: Measurement, running: bool) -> str:
     return f"{result.n_evals:,} U-Net evaluations in {result.n_replicates} independent repeats; {how}."
 
 
-def _small_picture(scene: Scene) -> str:
+def _small_image(scene: Scene) -> str:
     """The scene's picture, small, as a data URL: what lies behind small maps."""
     image = scene.image.convert("RGB")
     image.thumbnail((_SMALL, _SMALL))

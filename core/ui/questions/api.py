@@ -19,8 +19,8 @@ from core.ui.inputs import (
     bits_error_problem,
     captions_problem,
     certainty_problem,
+    image_problem,
     other_word_problem,
-    picture_problem,
     prompt_problem,
     rel_error_problem,
     seed_problem,
@@ -47,7 +47,7 @@ def build_questions_api(runtime: Runtime) -> None:
 
         Returns everything of every pair: redundancy, unique, synergy, each with its total, map and errors; settings.
         """
-        refuse(picture_problem(picture), prompt_problem(runtime, prompt))
+        refuse(image_problem(picture), prompt_problem(runtime, prompt))
         refuse(rel_error_problem(rel_error), seed_problem(seed))
         wanted = [word.strip() for word in (words or "").split(",") if word.strip()] or distinct_words(prompt)
         refuse(_too_many(wanted))
@@ -59,7 +59,7 @@ def build_questions_api(runtime: Runtime) -> None:
 
         Returns the order, bits over nothing (direct), what lies between each two, chances, the published rule's bits.
         """
-        refuse(picture_problem(picture), captions_problem(runtime, captions))
+        refuse(image_problem(picture), captions_problem(runtime, captions))
         refuse(certainty_problem(certainty), seed_problem(seed))
         for item in told(_ranking(picture, split_captions(captions), float(certainty), int(seed))):
             yield _jsonable(ranking_dict(item)) if isinstance(item, Ranking) else gr.skip()
@@ -69,7 +69,7 @@ def build_questions_api(runtime: Runtime) -> None:
 
         Returns both pictures, and how much changed where, beside the error of drawing it again.
         """
-        refuse(picture_problem(picture), prompt_problem(runtime, prompt), other_word_problem(runtime, to))
+        refuse(image_problem(picture), prompt_problem(runtime, prompt), other_word_problem(runtime, to))
         for item in told(_change(picture, prompt.strip(), word, (to or "").strip() or None)):
             if isinstance(item, Waiting | Measuring):
                 yield gr.skip(), gr.skip(), gr.skip()
@@ -81,7 +81,7 @@ def build_questions_api(runtime: Runtime) -> None:
 
         Returns both, what the prompt saves in all, the two error curves, each with its errors; settings.
         """
-        refuse(picture_problem(picture), prompt_problem(runtime, prompt))
+        refuse(image_problem(picture), prompt_problem(runtime, prompt))
         refuse(bits_error_problem(error), seed_problem(seed))
         for item in told(_likelihood(picture, prompt.strip(), float(error), int(seed))):
             yield gr.skip() if isinstance(item, Waiting | Measuring) else _jsonable(item.to_dict())

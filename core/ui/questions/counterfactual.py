@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from core.information.results import Floats
-from core.ui.look.export import csv_of, picture_lines, picture_settings, rounded
+from core.ui.look.export import csv_of, image_lines, image_settings, rounded
 from core.ui.look.images import data_url, layer
 from core.ui.look.scene import Scene, t95
 from core.ui.look.words import plus_minus
@@ -17,7 +17,7 @@ from core.ui.runtime import Runtime
 
 _LITTLE = 2.0
 """A change below this many times the error of the way back is hardly one."""
-_ALIKE, _UNLIKE = 0.5, 0.15
+_SIMILARITY_THRESHOLD, _UNLIKE = 0.5, 0.15
 """Correlations above which two maps are called alike, and below which they are not."""
 
 
@@ -94,7 +94,7 @@ def _agreement(absence: Absence) -> str:
     r = agreement(absence)
     if r is None:
         return "Of what the word told there is no map yet." if absence.told is None else "One of the two maps is flat."
-    if r > _ALIKE:
+    if r > _SIMILARITY_THRESHOLD:
         how = "It changed where the word had told it most"
     elif r > _UNLIKE:
         how = "It changed where the word had told it, and elsewhere"
@@ -153,7 +153,7 @@ def absence_json(scene: Scene, absence: Absence, model_name: str) -> str:
     """All settings, figures and maps."""
     told = _told_map(absence)
     document = {
-        "picture": picture_settings(scene, model_name),
+        "picture": image_settings(scene, model_name),
         **absence_values(absence),
         "change": rounded(absence.change.change.tolist()),
         "bits": None if told is None else rounded(told.tolist()),
@@ -166,7 +166,7 @@ def absence_python(scene: Scene, absence: Absence, model_name: str) -> str:
     asked = [scene.prompt, absence.change.word, *([] if absence.change.to is None else [absence.change.to])]
     texts = ", ".join(json.dumps(text, ensure_ascii=False) for text in asked)
     return (
-        f"{picture_lines(scene, model_name)}"
+        f"{image_lines(scene, model_name)}"
         f"changed = core.change_word(model, image, {texts})\n"
         "changed.before, changed.after  # two pictures from one noise\n"
         'print(f"{changed.relative_change:.1%} changed, error {changed.reconstruction_error:.1%}")\n'

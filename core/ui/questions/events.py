@@ -62,7 +62,7 @@ def wire_questions(runtime: Runtime, page: "Page", model: dict[str, Any], quiet:
     filled = [all_of.captions, all_of.fold, *begun(ranking)]
     restored = asker.captions(events.restore_captions, [page.scene], filled, **quiet)
     answer(restored, ranking, events.ranking)
-    measured = asker.likelihood(events.begin_expected, [page.scene], begun(likelihood), **quiet)
+    measured = asker.likelihood(events.begin_likelihood, [page.scene], begun(likelihood), **quiet)
     answer(measured, likelihood, events.expected)
 
     statuses = [question.status for question in all_of.each]
@@ -103,7 +103,7 @@ class _Events:
     def begin_captions(self, scene: Scene | None, captions: str, request: gr.Request) -> tuple[int, str, str]:
         return self._begin("captions", scene, request, {"captions": split_captions(captions)})
 
-    def begin_expected(self, scene: Scene | None, request: gr.Request) -> tuple[int, str, str]:
+    def begin_likelihood(self, scene: Scene | None, request: gr.Request) -> tuple[int, str, str]:
         return self._begin("likelihood", scene, request, {})
 
     def restore_captions(self, scene: Scene | None, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:

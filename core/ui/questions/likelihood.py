@@ -4,7 +4,7 @@ import json
 import math
 from typing import TYPE_CHECKING
 
-from core.ui.look.export import csv_of, picture_lines, picture_settings, rounded
+from core.ui.look.export import csv_of, image_lines, image_settings, rounded
 from core.ui.look.scene import Scene
 from core.ui.look.timeline import errors_svg
 from core.ui.look.words import curve_key, plus_minus
@@ -82,7 +82,7 @@ def likelihood_csv(found: "Likelihood") -> str:
 
 def likelihood_json(scene: Scene, found: "Likelihood", model_name: str) -> str:
     """All settings and all numbers."""
-    document = {"picture": picture_settings(scene, model_name), **rounded(found.to_dict())}
+    document = {"picture": image_settings(scene, model_name), **rounded(found.to_dict())}
     return json.dumps(document, ensure_ascii=False)
 
 
@@ -90,7 +90,7 @@ def likelihood_python(scene: Scene, found: "Likelihood", model_name: str) -> str
     """Lines that repeat the result in a notebook."""
     prompt = json.dumps(scene.prompt, ensure_ascii=False)
     return (
-        f"{picture_lines(scene, model_name)}"
+        f"{image_lines(scene, model_name)}"
         f"found = core.likelihood(\n    model, image, {prompt}, error={found.settings['error']:g}, seed={found.seed},\n"
         f"    num_inference_steps={found.settings['num_inference_steps']}\n)\n"
         'print(f"{found.bits_per_dim:.3f} bits a dimension, standard error {found.stderr:.3f}")\n'

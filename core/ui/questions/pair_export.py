@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from core.information.decomposition import Decomposition, PairInformation, Part, Total
-from core.ui.look.export import csv_of, picture_lines, picture_settings, rounded
+from core.ui.look.export import csv_of, image_lines, image_settings, rounded
 from core.ui.look.scene import Scene
 
 
@@ -44,14 +44,14 @@ def pair_csv(d: Decomposition) -> str:
 
 def pair_json(scene: Scene, d: Decomposition, model_name: str) -> str:
     """All settings and all numbers, maps included, in bits."""
-    return json.dumps({"picture": picture_settings(scene, model_name), **rounded(d.to_dict())}, ensure_ascii=False)
+    return json.dumps({"picture": image_settings(scene, model_name), **rounded(d.to_dict())}, ensure_ascii=False)
 
 
 def pair_python(scene: Scene, d: Decomposition, model_name: str) -> str:
     """Lines that repeat the result in a notebook."""
     prompt, *words = (json.dumps(text, ensure_ascii=False) for text in (scene.prompt, *d.words))
     return (
-        f"{picture_lines(scene, model_name)}"
+        f"{image_lines(scene, model_name)}"
         f"d = core.decompose(\n    model, image, {prompt}, {', '.join(words)},\n"
         f'    given="{d.given}", rel_error={d.settings["rel_error"]:g}, seed={d.seed}\n)\n'
         "for part in (d.redundancy, *d.unique, d.synergy):\n"

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from core.information.ranking import Ranking
-from core.ui.look.export import csv_of, picture_lines, picture_settings, rounded
+from core.ui.look.export import csv_of, image_lines, image_settings, rounded
 from core.ui.look.scene import Scene
 from core.ui.look.words import plus_minus
 from core.ui.questions.answers import answer_html, code_html, ended, keep_html
@@ -44,7 +44,7 @@ def ranking_rows(r: Ranking) -> list[dict[str, Any]]:
     for place, i in enumerate(r.order):
         following = r.order[place + 1] if place + 1 < len(r.order) else None
         row: dict[str, Any] = {
-            "place": place + 1,
+            "rank": place + 1,
             "caption": r.captions[i],
             "behind_best": round(float(r.ahead[best, i]), 4),
             "behind_best_95": round(factor * float(r.ahead_stderr[best, i]), 4),
@@ -60,12 +60,12 @@ def ranking_rows(r: Ranking) -> list[dict[str, Any]]:
 
 
 def _row(row: dict[str, Any]) -> str:
-    behind = "" if row["place"] == 1 else plus_minus(row["behind_best"], row["behind_best_95"])
+    behind = "" if row["rank"] == 1 else plus_minus(row["behind_best"], row["behind_best_95"])
     ahead = "" if row["p_ahead_of_next"] is None else chance(row["p_ahead_of_next"])
     published = "orthogonal_bits" in row
     changes = plus_minus(row["orthogonal_bits"], row["orthogonal_bits_95"]) if published else ""
     return (
-        f'<tr><th scope="row"><b>{row["place"]}</b> {escape(row["caption"])}</th><td>{behind}</td><td>{ahead}</td>'
+        f'<tr><th scope="row"><b>{row["rank"]}</b> {escape(row["caption"])}</th><td>{behind}</td><td>{ahead}</td>'
         f"<td>{plus_minus(row['bits'], row['bits_95'])}</td><td>{changes}</td></tr>"
     )
 
@@ -114,7 +114,7 @@ def _published(r: Ranking) -> str:
 
 def ranking_json(scene: Scene, r: Ranking, model_name: str) -> str:
     """All settings and all numbers, in bits."""
-    document = {"picture": picture_settings(scene, model_name), **ranking_dict(r)}
+    document = {"picture": image_settings(scene, model_name), **ranking_dict(r)}
     return json.dumps(rounded(document), ensure_ascii=False)
 
 
@@ -134,7 +134,7 @@ def ranking_python(scene: Scene, r: Ranking, model_name: str) -> str:
     """Lines that repeat the result in a notebook."""
     captions = "".join(f"    {json.dumps(caption, ensure_ascii=False)},\n" for caption in r.captions)
     return (
-        f"{picture_lines(scene, model_name)}captions = [\n{captions}]\n"
+        f"{image_lines(scene, model_name)}captions = [\n{captions}]\n"
         f"r = core.rank_captions(model, image, captions, certainty={r.settings['certainty']:g}, seed={r.seed})\n"
         "for i in r.order:\n"
         '    print(f"{r.bits[i]:6.2f} bits  {captions[i]}")\n'

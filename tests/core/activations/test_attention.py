@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
 from core.activations.attention import attention_map, record_attention, word_maps
-from core.activations.hooks import Key, record
+from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import SamplerState
 from core.errors import ModelError, PromptTooLongError
@@ -25,7 +25,7 @@ def left_as_found(model: Diffuser) -> Iterator[None]:
     before = model.unet.attn_processors
     yield
     assert not model._lock.locked()
-    assert model.moment is None
+    assert model.step_context is None
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.unet.modules()) == 0
     after = model.unet.attn_processors
     assert after.keys() == before.keys()
@@ -54,7 +54,7 @@ def test_maps_add_up_to_one_and_the_output_stays_the_same(model: Diffuser, proce
         side = 8 if key.hookpoint == MIDDLE else 16
         assert value.shape == (2, MAX_LENGTH, side, side)
         torch.testing.assert_close(value.sum(1), torch.ones(2, side, side))
-    cond = maps[Key(UP, "cond", 0)]
+    cond = maps[ActivationKey(UP, "cond", 0)]
     assert float(cond.std((2, 3)).max()) > 1e-4  # neither even
     assert not torch.allclose(cond[:, 1], cond[:, 2])  # nor equal for all words
     assert not torch.allclose(cond[0], cond[1])
@@ -83,12 +83,12 @@ def test_a_map_is_the_softmax_of_queries_and_keys_by_hand(model: Diffuser) -> No
             products = queries[row, :, columns] @ keys[row, :, columns].T / math.sqrt(width)
             by_hand[row] += products.softmax(1) / heads
     by_hand = by_hand.transpose(1, 2).reshape(4, MAX_LENGTH, 8, 8)  # diffusers puts the empty text first
-    torch.testing.assert_close(maps[Key(MIDDLE, "uncond", 0)], by_hand[:2])
-    torch.testing.assert_close(maps[Key(MIDDLE, "cond", 0)], by_hand[2:])
+    torch.testing.assert_close(maps[ActivationKey(MIDDLE, "uncond", 0)], by_hand[:2])
+    torch.testing.assert_close(maps[ActivationKey(MIDDLE, "cond", 0)], by_hand[2:])
 
 
 def test_the_step_the_branch_and_the_shape_are_told_not_counted(model: Diffuser) -> None:
-    seen: list[Key] = []
+    seen: list[ActivationKey] = []
     with record_attention(model, [UP], branches=["cond"], steps=[1], sink=lambda key, _: seen.append(key)) as maps:
         sample(model, n=1)
         sample(model, n=3, steps=3)
@@ -103,8 +103,8 @@ def test_the_step_the_branch_and_the_shape_are_told_not_counted(model: Diffuser)
     x = torch.randn(2, 8, 8, 24, generator=torch.Generator().manual_seed(0))  # nor need it be square
     with record_attention(model) as maps:
         model.predict_noise(x, torch.zeros(2), model.encode_text(PROMPTS[:2]))
-    assert maps[Key(DOWN, "cond", None)].shape == (2, MAX_LENGTH, 8, 24)
-    assert maps[Key(MIDDLE, "cond", None)].shape == (2, MAX_LENGTH, 4, 12)
+    assert maps[ActivationKey(DOWN, "cond", None)].shape == (2, MAX_LENGTH, 8, 24)
+    assert maps[ActivationKey(MIDDLE, "cond", None)].shape == (2, MAX_LENGTH, 4, 12)
 
 
 def test_a_fault_leaves_nothing_behind_and_stopping_loses_no_map(model: Diffuser) -> None:
@@ -116,7 +116,7 @@ def test_a_fault_leaves_nothing_behind_and_stopping_loses_no_map(model: Diffuser
     with pytest.raises(RuntimeError, match="midway"):
         break_off()
 
-    def fail(key: Key, _: Tensor) -> None:
+    def fail(key: ActivationKey, _: Tensor) -> None:
         raise RuntimeError(f"no room for {key.hookpoint}")
 
     with pytest.raises(RuntimeError, match="no room for mid"), record_attention(model, [MIDDLE], sink=fail):
@@ -134,7 +134,7 @@ def test_a_fault_leaves_nothing_behind_and_stopping_loses_no_map(model: Diffuser
 def test_several_watch_at_once(model: Diffuser) -> None:
     with record_attention(model, [MIDDLE]) as first, record_attention(model, [MIDDLE, UP]) as second:
         sample(model, steps=1)
-    assert torch.equal(first[Key(MIDDLE, "cond", 0)], second[Key(MIDDLE, "cond", 0)])
+    assert torch.equal(first[ActivationKey(MIDDLE, "cond", 0)], second[ActivationKey(MIDDLE, "cond", 0)])
 
 
 def test_the_layers_of_a_block_are_averaged(model: Diffuser) -> None:
@@ -156,7 +156,7 @@ def test_the_layers_of_a_block_are_averaged(model: Diffuser) -> None:
     first, second = of_layers[0], of_layers[-1]
     assert not torch.allclose(first, second)
     mean = ((first + second) / 2).transpose(1, 2).reshape(4, MAX_LENGTH, 8, 8)
-    torch.testing.assert_close(maps[Key(MIDDLE, "cond", 0)], mean[2:])
+    torch.testing.assert_close(maps[ActivationKey(MIDDLE, "cond", 0)], mean[2:])
 
 
 def test_words_of_several_tokens_are_summed_and_all_occurrences_count(model: Diffuser) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from core.activations.hooks import Key, edit, record
+from core.activations.hooks import ActivationKey, edit, record
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import SamplerState
 from core.errors import ModelError
@@ -21,7 +21,7 @@ def left_as_found(model: Diffuser) -> Iterator[None]:
     """Whatever a test does, the model is free and unhooked after it."""
     yield
     assert not model._lock.locked()
-    assert model.moment is None
+    assert model.step_context is None
     assert n_hooks(model) == 0
 
 
@@ -50,10 +50,10 @@ def test_an_update_is_the_blocks_output_minus_its_input(model: Diffuser) -> None
     for name, updates in by_hand.items():
         for step, whole in enumerate(updates):
             uncond, cond = whole.chunk(2)  # diffusers puts the empty text first
-            assert torch.equal(recording[Key(name, "uncond", step)], uncond)
-            assert torch.equal(recording[Key(name, "cond", step)], cond)
-    assert recording[Key(DOWN, "cond", 0)].shape == (3, 16, 16, 16)
-    assert recording[Key(MIDDLE, "cond", 0)].shape == (3, 32, 8, 8)
+            assert torch.equal(recording[ActivationKey(name, "uncond", step)], uncond)
+            assert torch.equal(recording[ActivationKey(name, "cond", step)], cond)
+    assert recording[ActivationKey(DOWN, "cond", 0)].shape == (3, 16, 16, 16)
+    assert recording[ActivationKey(MIDDLE, "cond", 0)].shape == (3, 32, 8, 8)
     assert all(bool(update.abs().max() > 0) for update in recording.values())
 
 
@@ -63,12 +63,12 @@ def test_the_halves_are_told_apart(model: Diffuser) -> None:
     with record(model, [MIDDLE], steps=[0]) as alone:
         sample(model, guidance_scale=1.0)
     assert list(alone) == [(MIDDLE, "cond", 0)]
-    torch.testing.assert_close(both[Key(MIDDLE, "cond", 0)], alone[Key(MIDDLE, "cond", 0)])
-    assert not torch.allclose(both[Key(MIDDLE, "uncond", 0)], alone[Key(MIDDLE, "cond", 0)])
+    torch.testing.assert_close(both[ActivationKey(MIDDLE, "cond", 0)], alone[ActivationKey(MIDDLE, "cond", 0)])
+    assert not torch.allclose(both[ActivationKey(MIDDLE, "uncond", 0)], alone[ActivationKey(MIDDLE, "cond", 0)])
 
 
 def test_the_sampler_names_the_steps_run_after_run(model: Diffuser) -> None:
-    met: list[tuple[Key, int]] = []
+    met: list[tuple[ActivationKey, int]] = []
     with record(model, [UP], branches=["cond"], sink=lambda key, x: met.append((key, len(x)))) as recording:
         sample(model, n=1, steps=2)
         given_up = model.sample(PROMPTS[:1], seeds=[0], num_inference_steps=4)
@@ -88,7 +88,7 @@ def test_only_what_is_wanted_is_kept_and_nothing_larger_with_it(model: Diffuser)
         assert not update.requires_grad
         assert update.untyped_storage().nbytes() == update.nbytes
     with pytest.raises(KeyError, match=r"'cond', 0\) was not recorded; there are: \('down_blocks"):
-        recording[Key(DOWN, "cond", 0)]
+        recording[ActivationKey(DOWN, "cond", 0)]
 
 
 def test_recording_computes_one_subtraction_an_update(model: Diffuser) -> None:
@@ -116,8 +116,8 @@ def test_a_call_that_the_sampler_did_not_make_has_no_step(model: Diffuser) -> No
     with record(model) as recording, record(model, steps=[0]) as stepped:
         model.predict_noise(x, log_snr, text)
     assert set(recording) == {(name, "cond", None) for name in model.hookpoints}
-    assert recording[Key(DOWN, "cond", None)].shape == (2, 16, 8, 24)
-    assert recording[Key(MIDDLE, "cond", None)].shape == (2, 32, 4, 12)
+    assert recording[ActivationKey(DOWN, "cond", None)].shape == (2, 16, 8, 24)
+    assert recording[ActivationKey(MIDDLE, "cond", None)].shape == (2, 32, 4, 12)
     assert len(stepped) == 0
 
 
@@ -140,7 +140,7 @@ def test_blocks_may_return_tensors_and_take_their_input_by_name(model: Diffuser,
     finally:
         unet.mid_block.attentions[0] = original
     assert torch.equal(out, x + 4)
-    assert torch.equal(recording[Key(MIDDLE, "cond", None)], torch.full_like(x, 4))
+    assert torch.equal(recording[ActivationKey(MIDDLE, "cond", None)], torch.full_like(x, 4))
 
 
 @pytest.mark.parametrize("nothing", [lambda *_: None, lambda _, update: update, lambda _, update: update + 0])
@@ -157,7 +157,7 @@ def test_an_edit_acts_from_its_step_on_and_on_its_branch_alone(model: Diffuser) 
         return list(model.sample(PROMPTS[:2], seeds=[0, 1], num_inference_steps=4))
 
     plain = run()
-    met: list[Key] = []
+    met: list[ActivationKey] = []
     with edit(model, lambda key, update: met.append(key) or update + 3, [MIDDLE], branches=["cond"], steps=[2, 3]):
         edited = run()
     same = [torch.equal(a.x, b.x) for a, b in zip(plain, edited, strict=True)]
@@ -173,8 +173,8 @@ def test_an_edit_reaches_its_rows_alone(model: Diffuser) -> None:
         record(model, [MIDDLE], steps=[0]) as edited,
     ):
         sample(model)
-    assert torch.equal(plain[Key(MIDDLE, "uncond", 0)], edited[Key(MIDDLE, "uncond", 0)])
-    torch.testing.assert_close(plain[Key(MIDDLE, "cond", 0)] + 3, edited[Key(MIDDLE, "cond", 0)])
+    assert torch.equal(plain[ActivationKey(MIDDLE, "uncond", 0)], edited[ActivationKey(MIDDLE, "uncond", 0)])
+    torch.testing.assert_close(plain[ActivationKey(MIDDLE, "cond", 0)] + 3, edited[ActivationKey(MIDDLE, "cond", 0)])
 
 
 def test_edits_compose_in_order_and_may_write_in_place(model: Diffuser) -> None:
@@ -186,7 +186,7 @@ def test_edits_compose_in_order_and_may_write_in_place(model: Diffuser) -> None:
         record(model, [MIDDLE]) as after,
     ):
         model.predict_noise(x, log_snr, text)
-    key = Key(MIDDLE, "cond", None)
+    key = ActivationKey(MIDDLE, "cond", None)
     torch.testing.assert_close(after[key], (before[key] + 1) * 10)
 
 
@@ -235,14 +235,14 @@ def test_contexts_act_on_the_job_that_they_were_handed_to_alone(model: Diffuser)
     assert n_hooks(model) == 0
     theirs.close()
     assert list(ours) == []  # it stopped within the first call
-    assert updates[Key(MIDDLE, "cond", 0)].shape[0] == 2
+    assert updates[ActivationKey(MIDDLE, "cond", 0)].shape[0] == 2
 
     with record(model, [MIDDLE]) as whole:
         plain = model.generate(PROMPTS[0], num_inference_steps=2)
     double = edit(model, lambda _, update: 2 * update, [MIDDLE])
     beside = record(model, [MIDDLE])  # entered after the edit: it sees what the edit made
     edited = model.generate(PROMPTS[0], num_inference_steps=2, contexts=[double, beside])
-    first = Key(MIDDLE, "cond", 0)
+    first = ActivationKey(MIDDLE, "cond", 0)
     assert torch.allclose(beside[first], 2 * whole[first], atol=1e-5)
     assert not torch.equal(plain.latents, edited.latents)
 

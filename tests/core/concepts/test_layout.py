@@ -29,7 +29,7 @@ def concepts(intersections: Any, active: Any, cells: Any, n_cells: Any, labels: 
         (latent, *labels.get(latent, ("", 0.0)), "object" if latent in labels else "unlabelled", ())
         for latent in range(len(active))
     ]
-    frame = pd.DataFrame(rows, columns=["latent", "label", "iou", "kind", "further"])
+    frame = pd.DataFrame(rows, columns=["latent", "label", "iou", "kind", "runner_ups"])
     counts = SimpleNamespace(intersections=intersections, active=active, cells=cells, n_cells=n_cells)
     return SimpleNamespace(counts=counts, class_names=CLASSES, frame=frame)
 
@@ -115,7 +115,7 @@ def test_a_latent_that_is_everywhere_or_silent_changes_no_odds() -> None:
 
 def test_a_dictionary_averages_labels_and_takes_cosines_by_hand() -> None:
     table = planted()
-    table.frame.at[2, "further"] = np.array([{"label": "cat", "iou": 0.6}, {"label": "storm", "iou": 0.5}])
+    table.frame.at[2, "runner_ups"] = np.array([{"label": "cat", "iou": 0.6}, {"label": "storm", "iou": 0.5}])
     table.frame.loc[6, ["label", "iou", "kind"]] = ("storm", 0.9, "style")  # neither of them a class
     reader = make_reader(table, "dictionary")
     torch.testing.assert_close(reader.testimony[2], torch.tensor([0.3, 0.4, 0.0]))

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import core
-from core.concepts.gallery import Drawn, write_gallery
+from core.concepts.gallery import GalleryImage, write_gallery
 from core.concepts.io import (
     COUNTS,
     EXAMPLES,
@@ -19,7 +19,7 @@ from core.concepts.io import (
     Counts,
     Examples,
     Kind,
-    Named,
+    LabelledLatent,
     Scores,
     TableInfo,
     save_table,
@@ -44,18 +44,18 @@ NAMES: tuple[tuple[str, Kind, float], ...] = (
     ("sun", "object", 0.4),
     ("sunflower", "object", 0.5),
     ("ship", "object", 0.2),
-    ("grass", "place", 0.7),
+    ("grass", "background", 0.7),
     ("night", "style", 0.05),
     ("", "context-free", 0.2),
     ("teddy bear", "object", 0.3),
 )
 
 
-def named(label: str, kind: Kind, held_out_iou: float) -> Named:
-    figures = dict.fromkeys([name for name in Scores._fields if name not in ("best_class", "style", "further")], 0.5)
-    further = (Candidate("sun", 0.25, 0.125),) if label == "whale" else ()
-    scores = Scores(best_class=label or "sun", style="night", further=further, **figures)
-    return Named(label, kind, scores._replace(held_out_iou=held_out_iou, style_auroc=0.9))
+def named(label: str, kind: Kind, held_out_iou: float) -> LabelledLatent:
+    figures = dict.fromkeys([name for name in Scores._fields if name not in ("best_class", "style", "runner_ups")], 0.5)
+    runner_ups = (Candidate("sun", 0.25, 0.125),) if label == "whale" else ()
+    scores = Scores(best_class=label or "sun", style="night", runner_ups=runner_ups, **figures)
+    return LabelledLatent(label, kind, scores._replace(held_out_iou=held_out_iou, style_auroc=0.9))
 
 
 def write_one(root: Path, sae_id: SaeId, names: Any = NAMES, seed: int = 0) -> None:
@@ -63,7 +63,7 @@ def write_one(root: Path, sae_id: SaeId, names: Any = NAMES, seed: int = 0) -> N
     sae = SparseAutoencoder(SaeConfig(8, n, 2), generator=torch.Generator().manual_seed(seed))
     save_sae(sae, folder)
     words = {"ship": ("boat", "ship")}
-    info = TableInfo(weights_sha256(folder), CLASSES, words, {"n_pictures": 4})
+    info = TableInfo(weights_sha256(folder), CLASSES, words, {"n_images": 4})
     save_table(folder, [named(*name) for name in names], info)
     counts = Counts(
         torch.ones(n, len(CLASSES)), torch.full((n,), 9.0), torch.full((len(CLASSES),), 7.0), torch.tensor(64.0)
@@ -83,7 +83,7 @@ def root(tmp_path: Path) -> Path:
         write_one(tmp_path, sae_id, NAMES if sae_id.t == "all" else NAMES[::-1], seed)
     write_index(tmp_path, IDS)
     pictures = [Image.new("RGB", (16, 16), colour) for colour in ((255, 0, 0), (0, 0, 255))]
-    write_gallery(tmp_path, pictures, [Drawn("a red sun", 1), Drawn("a blue whale", 2)], 16)
+    write_gallery(tmp_path, pictures, [GalleryImage("a red sun", 1), GalleryImage("a blue whale", 2)], 16)
     return tmp_path
 
 
@@ -126,7 +126,7 @@ def test_counts_and_classes(table: ConceptTable) -> None:
     assert table.class_names == CLASSES
     assert table.counts.intersections.shape == (10, 6)
     assert float(table.counts.n_cells) == 64
-    assert table.info.made_with == {"n_pictures": 4}
+    assert table.info.made_with == {"n_images": 4}
     assert table.labels == ("grass", "night", "ship", "sun", "sunflower", "teddy bear", "whale")
 
 

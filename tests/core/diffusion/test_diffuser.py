@@ -235,8 +235,8 @@ def test_hookpoints_are_found_nearest_the_bottleneck(model: Diffuser) -> None:
 def test_a_batch_is_sampled_as_each_of_its_prompts_is_alone(model: Diffuser) -> None:
     prompts, seeds = ["a cat on the grass", "a ship in the sea"], [3, 4]
     *_, last = model.sample(prompts, seeds=seeds, num_inference_steps=3)
-    assert last.moment[:2] == (2, 3)
-    assert last.moment.branches == ("uncond", "cond")
+    assert last.step_context[:2] == (2, 3)
+    assert last.step_context.branches == ("uncond", "cond")
     for prompt, seed, x in zip(prompts, seeds, last.x, strict=True):
         alone = model.generate(prompt, seed=seed, num_inference_steps=3, previews=False)
         torch.testing.assert_close(x[None].cpu(), alone.latents, atol=1e-4, rtol=1e-4)
@@ -244,15 +244,15 @@ def test_a_batch_is_sampled_as_each_of_its_prompts_is_alone(model: Diffuser) -> 
 
 def test_sampling_ends_at_the_last_step_asked_for_and_tells_the_moment_only_meanwhile(model: Diffuser) -> None:
     seen: list[object] = []
-    hook = model.unet.register_forward_hook(lambda *_: seen.append(model.moment))
+    hook = model.unet.register_forward_hook(lambda *_: seen.append(model.step_context))
     before = model.n_unet_calls
     states = list(model.sample([""], seeds=[0], num_inference_steps=5, guidance_scale=1.0, last_step=1))
     hook.remove()
-    assert [state.moment for state in states] == seen
-    assert [state.moment.t for state in states] == [1.0, 0.75]
-    assert {state.moment.branches for state in states} == {("cond",)}
+    assert [state.step_context for state in states] == seen
+    assert [state.step_context.t for state in states] == [1.0, 0.75]
+    assert {state.step_context.branches for state in states} == {("cond",)}
     assert model.n_unet_calls - before == 2
-    assert model.moment is None
+    assert model.step_context is None
 
 
 def test_sampling_goes_on_from_a_state_as_if_it_had_never_stopped(model: Diffuser) -> None:
@@ -260,7 +260,7 @@ def test_sampling_goes_on_from_a_state_as_if_it_had_never_stopped(model: Diffuse
     whole = list(model.sample(**asked))
     before = model.n_unet_calls
     rest = list(model.sample(**asked, after=whole[1]))
-    assert [state.moment for state in rest] == [state.moment for state in whole[2:]]
+    assert [state.step_context for state in rest] == [state.step_context for state in whole[2:]]
     assert model.n_unet_calls - before == 2
     assert torch.equal(rest[-1].x, whole[-1].x)
     for wrong in (

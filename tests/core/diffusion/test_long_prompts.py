@@ -6,7 +6,7 @@ from torch import Tensor
 
 import core
 from core.activations.attention import record_attention, word_maps
-from core.activations.hooks import Key
+from core.activations.hooks import ActivationKey
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.loading import load_model
 from core.errors import PromptTooLongError
@@ -65,7 +65,7 @@ def test_attention_to_words_beyond_the_first_window(speller: Diffuser) -> None:
     with record_attention(speller, steps=[0]) as maps:
         for _ in speller.sample([SHORT, LONG], seeds=[1, 2], num_inference_steps=2, last_step=0):
             pass
-    cond = maps[Key(speller.hookpoints[0], "cond", 0)]
+    cond = maps[ActivationKey(speller.hookpoints[0], "cond", 0)]
     assert cond.shape[1] == 2 * ROWS
     torch.testing.assert_close(cond.sum(1), torch.ones_like(cond[:, 0]))
     assert float(cond[0, ROWS:].abs().max()) == 0

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from core.activations.hooks import Key, record
+from core.activations.hooks import ActivationKey, record
 from core.concepts.io import TableInfo
 from core.concepts.table import ConceptTable
-from core.concepts.trace import Place, Tracer
+from core.concepts.trace import CodeTracer, SaeSite
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import Generation
 from core.edits import (
@@ -27,12 +27,12 @@ from core.edits import (
     concepts_at,
 )
 from core.edits.editor import _remove
-from core.edits.kinds import Inside, window_of
+from core.edits.kinds import RegionMask, window_of
 from core.sae.autoencoder import SaeConfig, SaeId, SparseAutoencoder
 from core.spec import STAGES
 
 MIDDLE, UP = "mid_block.attentions.0", "up_blocks.1.attentions.0"
-COND, UNCOND = Place(MIDDLE, "cond"), Place(MIDDLE, "uncond")
+COND, UNCOND = SaeSite(MIDDLE, "cond"), SaeSite(MIDDLE, "uncond")
 PROMPT, STEPS = "a cat on the grass", 5
 QUARTER = torch.zeros(8, 8, dtype=torch.bool)
 QUARTER[:4, :4] = True
@@ -48,7 +48,7 @@ def left_as_found(model: Diffuser) -> Iterator[None]:
     assert sum(len(module._forward_hooks) for module in model.unet.modules()) == 0
 
 
-def table_of(place: Place, sae: SparseAutoencoder, labels: dict[int, str]) -> ConceptTable:
+def table_of(site: SaeSite, sae: SparseAutoencoder, labels: dict[int, str]) -> ConceptTable:
     n = sae.cfg.d_sae
     frame = pd.DataFrame(
         {
@@ -63,23 +63,23 @@ def table_of(place: Place, sae: SparseAutoencoder, labels: dict[int, str]) -> Co
         }
     )
     words: tuple[str, ...] = ()
-    if place.branch == "cond":
+    if site.branch == "cond":
         frame["word_effects"], words = list(EFFECT[:, None].numpy()), ("night",)
     info = TableInfo("", ("cat", "whale"), words={"whale": ["Orca"]}, effect_words=words)
-    return ConceptTable(SaeId(*place, "all"), frame, info, sae.W_dec.detach(), lambda _: pytest.fail("no files"))
+    return ConceptTable(SaeId(*site, "all"), frame, info, sae.W_dec.detach(), lambda _: pytest.fail("no files"))
 
 
 def make_editor(model: Diffuser) -> Editor:
     """SAEs of random weights; the label cat is of three latents in one half and one in the other."""
     generator = torch.Generator().manual_seed(0)
     saes = {
-        place: SparseAutoencoder(SaeConfig(32, 64, 8), generator=generator).requires_grad_(False)
-        for place in (COND, UNCOND)
+        site: SparseAutoencoder(SaeConfig(32, 64, 8), generator=generator).requires_grad_(False)
+        for site in (COND, UNCOND)
     }
     for sae in saes.values():  # the updates of a random model are much alike: these are active here, and not there
         sae.encoder.weight[[3, 5, 7]] *= 3
     labels = {COND: {3: "cat", 7: "cat", 11: "cat", 20: "whale"}, UNCOND: {5: "cat"}}
-    return Editor(model, saes, lambda place: table_of(place, saes[place], labels[place]))
+    return Editor(model, saes, lambda site: table_of(site, saes[site], labels[site]))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def draw(model: Diffuser, editor: Editor | None = None, *edits: ConceptEdit, ste
 
 def updates(
     model: Diffuser, editor: Editor, edits: Sequence[ConceptEdit], step: int = 0
-) -> tuple[dict[Key, Tensor], dict[Key, Tensor]]:
+) -> tuple[dict[ActivationKey, Tensor], dict[ActivationKey, Tensor]]:
     """The updates of a batch of two at a step, before and after the edits, which saw the same ones."""
     before, after = record(model, [MIDDLE], steps=[step]), record(model, [MIDDLE], steps=[step])
     contexts = [before, editor.editing(edits, STEPS), after]
@@ -105,9 +105,9 @@ def updates(
     return dict(before), dict(after)
 
 
-def codes(editor: Editor, place: Place, update: Tensor) -> Tensor:
+def codes(editor: Editor, site: SaeSite, update: Tensor) -> Tensor:
     """[B, P, d_sae] dense, from an encoding of everything."""
-    sae = editor.saes[place]
+    sae = editor.saes[site]
     code = sae.encode(update.flatten(2).transpose(1, 2).reshape(-1, 32))
     return torch.zeros(len(code.values), 64).scatter_(1, code.indices, code.values).view(len(update), -1, 64)
 
@@ -178,9 +178,9 @@ def test_concepts_chosen_in_any_way_are_the_same_edit(model: Diffuser, editor: E
     here: dict[str, Any] = {"hookpoints": [MIDDLE], "branches": ["cond"]}
     by_label = draw(model, editor, SpatialEdit(label="cat", **here, **settings))
     by_number = draw(model, editor, SpatialEdit(concepts=[3, 7, 11], **here, **settings))
-    by_place = draw(model, editor, SpatialEdit(concepts=[Target(COND, n) for n in (3, 7, 11)], **settings))
+    by_site = draw(model, editor, SpatialEdit(concepts=[Target(COND, n) for n in (3, 7, 11)], **settings))
     assert torch.equal(by_label.latents, by_number.latents)
-    assert torch.equal(by_label.latents, by_place.latents)
+    assert torch.equal(by_label.latents, by_site.latents)
 
 
 # --- the formulas -----------------------------------------------------------------------------------------------------
@@ -189,14 +189,14 @@ def test_concepts_chosen_in_any_way_are_the_same_edit(model: Diffuser, editor: E
 def test_raising_inside_and_silencing_outside(model: Diffuser, editor: Editor) -> None:
     change = SpatialEdit(label="cat", region="top-left", strength=3, stage="early", branches=["cond", "uncond"])
     before, after = updates(model, editor, [change])
-    for place, numbers in ((COND, [3, 7, 11]), (UNCOND, [5])):
-        key = Key(*place, 0)
-        z = codes(editor, place, before[key])[..., numbers]
+    for site, numbers in ((COND, [3, 7, 11]), (UNCOND, [5])):
+        key = ActivationKey(*site, 0)
+        z = codes(editor, site, before[key])[..., numbers]
         mean = torch.linspace(0.1, 0.3, 64)[numbers]
         expected = torch.where(QUARTER.flatten()[:, None], 3 * mean.expand_as(z), -z)
         assert (z > 0).any()
         difference = flat(after[key] - before[key])
-        torch.testing.assert_close(difference, expected @ editor.saes[place].W_dec[numbers], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(difference, expected @ editor.saes[site].W_dec[numbers], atol=1e-5, rtol=1e-5)
 
 
 def test_a_share_of_the_way_to_silence(model: Diffuser, editor: Editor) -> None:
@@ -206,15 +206,15 @@ def test_a_share_of_the_way_to_silence(model: Diffuser, editor: Editor) -> None:
         (ReplaceEdit(label="cat", strength=9, region="left", steps=(0, 0)), 0),
     ):
         before, after = updates(model, editor, [change])
-        key, numbers = Key(*COND, 0), [3, 7, 11]
+        key, numbers = ActivationKey(*COND, 0), [3, 7, 11]
         z = codes(editor, COND, before[key])[..., numbers].view(2, 8, 8, 3)[:, :, :4].reshape(2, 32, 3)
-        moved = flat((after[key] - before[key])[..., :4])
+        latents_moved_by = flat((after[key] - before[key])[..., :4])
         expected = (left - 1) * z @ editor.saes[COND].W_dec[numbers]
-        torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(latents_moved_by, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_thing_is_exchanged_for_what_is_beside_it(model: Diffuser, editor: Editor) -> None:
-    key, numbers = Key(*COND, 0), [3, 7, 11]
+    key, numbers = ActivationKey(*COND, 0), [3, 7, 11]
     for strength in (1.0, 2.5):
         change = RemoveEdit(label="cat", strength=strength, region="left", steps=(0, 0))
         before, after = updates(model, editor, [change])
@@ -242,7 +242,7 @@ def test_the_edge_of_a_thing_goes_with_it_and_what_is_everywhere_stays() -> None
 
 
 def test_a_style_is_taken_off_as_its_word_puts_it_on(model: Diffuser, editor: Editor) -> None:
-    key = Key(*COND, 0)
+    key = ActivationKey(*COND, 0)
     before, after = updates(model, editor, [RemoveEdit(label="night", steps=(0, 0))])
     expected = -1.5 * EFFECT[[2, 5, 9]] @ editor.saes[COND].W_dec[[2, 5, 9]]
     torch.testing.assert_close(
@@ -251,7 +251,7 @@ def test_a_style_is_taken_off_as_its_word_puts_it_on(model: Diffuser, editor: Ed
 
 
 def test_a_target_is_held_to_the_range_seen_in_data(model: Diffuser, editor: Editor) -> None:
-    key, whole = Key(*COND, 0), (0, STEPS - 1)
+    key, whole = ActivationKey(*COND, 0), (0, STEPS - 1)
     for to, value in ((0.5, 0.5 * torch.linspace(0.1, 0.3, 64)[20]), (50, torch.linspace(0.2, 0.4, 64)[20])):
         before, after = updates(model, editor, [ReplaceEdit(label="orca", to=to, steps=whole)])
         z = codes(editor, COND, before[key])[..., [20]]
@@ -260,7 +260,7 @@ def test_a_target_is_held_to_the_range_seen_in_data(model: Diffuser, editor: Edi
 
 
 def test_a_style_moves_what_its_word_moves_as_much_as_it_does(model: Diffuser, editor: Editor) -> None:
-    key = Key(*COND, 0)
+    key = ActivationKey(*COND, 0)
     style = GlobalEdit(label=" Night", strength=3, steps=(0, 0))
     assert editor.concepts(style) == {COND: (2, 5, 9)}
     before, after = updates(model, editor, [style])
@@ -273,7 +273,7 @@ def test_a_style_moves_what_its_word_moves_as_much_as_it_does(model: Diffuser, e
 
 
 def test_several_edits_each_act_on_what_the_one_before_left(model: Diffuser, editor: Editor) -> None:
-    key = Key(*COND, 1)
+    key = ActivationKey(*COND, 1)
     edits = [
         GlobalEdit(label="cat", strength=2, steps=(1, 2)),
         ReplaceEdit(label="cat", strength=0.5, steps=(0, 1), region="top-left"),
@@ -292,7 +292,7 @@ def test_patches_come_from_another_run(model: Diffuser, editor: Editor) -> None:
     with record(model, [MIDDLE], branches=["cond"], steps=[0]) as other:
         for _ in model.sample(["a moon"] * 2, seeds=[3, 4], num_inference_steps=STEPS, last_step=0):
             pass
-    key = Key(*COND, 0)
+    key = ActivationKey(*COND, 0)
     exchange = ReplaceEdit(concepts=[Target(COND, 3)], patches=other, steps=(0, 0), region="top-left")
     before, after = updates(model, editor, [exchange])
     there = (codes(editor, COND, before[key])[..., 3] > 0) & QUARTER.flatten()
@@ -319,7 +319,7 @@ def test_each_picture_of_a_batch_has_its_own_edits(model: Diffuser, editor: Edit
 
 
 def test_the_sampler_names_the_steps_run_after_run(model: Diffuser, editor: Editor) -> None:
-    key_of = {step: Key(*COND, step) for step in range(STEPS)}
+    key_of = {step: ActivationKey(*COND, step) for step in range(STEPS)}
     change = GlobalEdit(label="cat", strength=2, steps=(1, 2))
     for n in (1, 3, 2):  # a counter in a hook would be off from the second run on
         before, after = record(model, [MIDDLE]), record(model, [MIDDLE])
@@ -331,7 +331,7 @@ def test_the_sampler_names_the_steps_run_after_run(model: Diffuser, editor: Edit
             pass
         changed = [step for step, key in key_of.items() if not torch.equal(before[key], after[key])]
         assert changed == [1, 2]
-        assert torch.equal(before[Key(*UNCOND, 1)], after[Key(*UNCOND, 1)])
+        assert torch.equal(before[ActivationKey(*UNCOND, 1)], after[ActivationKey(*UNCOND, 1)])
 
 
 def test_stages_are_windows() -> None:
@@ -354,7 +354,7 @@ def test_stages_are_windows() -> None:
         (GlobalEdit(label="cat", concepts=[3]), "either a label or concepts"),
         (GlobalEdit(concepts=[64]), "There is no concept 64"),
         (GlobalEdit(concepts=[3], branches=["cond", "uncond"]), "one hookpoint and one branch"),
-        (GlobalEdit(concepts=[Target(Place(UP, "cond"), 3)]), "There is no SAE"),
+        (GlobalEdit(concepts=[Target(SaeSite(UP, "cond"), 3)]), "There is no SAE"),
         (
             GlobalEdit(label="cat", hookpoints=[UP]),
             r"no SAE for all times at up\S+ \(cond\). There are: mid",
@@ -396,15 +396,15 @@ def test_what_cannot_be_is_refused_before_any_work(
 def test_regions_of_names_and_of_masks() -> None:
     quarter = np.zeros((128, 128), dtype=np.uint8)
     quarter[:64, :64] = 255
-    named = Inside("top-left", 128).grid(8, 8)
+    named = RegionMask("top-left", 128).grid(8, 8)
     for mask in (quarter, torch.from_numpy(quarter), Image.fromarray(quarter)):
-        assert torch.equal(Inside(mask, 128).grid(8, 8), named)
+        assert torch.equal(RegionMask(mask, 128).grid(8, 8), named)
     assert torch.equal(named.view(8, 8).bool(), QUARTER)
-    assert Inside("right", 128).grid(2, 2).flatten().tolist() == [0, 1, 0, 1]
-    assert Inside("bottom", 128).grid(2, 2).flatten().tolist() == [0, 0, 1, 1]
+    assert RegionMask("right", 128).grid(2, 2).flatten().tolist() == [0, 1, 0, 1]
+    assert RegionMask("bottom", 128).grid(2, 2).flatten().tolist() == [0, 0, 1, 1]
     spot = np.zeros((128, 128))
     spot[3, 5] = 1
-    assert Inside(spot, 128).grid(8, 8).sum() == pytest.approx(1 / 256)  # smaller than a cell, yet not lost
+    assert RegionMask(spot, 128).grid(8, 8).sum() == pytest.approx(1 / 256)  # smaller than a cell, yet not lost
 
 
 def test_concepts_by_label_word_number_and_place(editor: Editor) -> None:
@@ -415,7 +415,7 @@ def test_concepts_by_label_word_number_and_place(editor: Editor) -> None:
 
 
 def test_concepts_by_pointing(model: Diffuser, editor: Editor) -> None:
-    tracer = Tracer(model, editor.saes)
+    tracer = CodeTracer(model, editor.saes)
     for _ in model.sample([PROMPT], seeds=[0], num_inference_steps=2, contexts=[tracer.context]):
         pass
     trace = tracer.trace()

@@ -6,7 +6,7 @@ import torch
 from core.diffusion.diffuser import Diffuser
 from core.edits import Editor, GlobalEdit, ReplaceEdit, SpatialEdit
 from core.edits.editor import values_of
-from core.edits.metrics import CELL, Watch, frequencies, layout_iou
+from core.edits.metrics import CELL, OutOfRangeMeter, frequencies, layout_iou
 from tests.core.edits.test_edits import COND, PROMPT, QUARTER, STEPS, UNCOND, make_editor, updates
 
 SKY, GRASS = 0, 1
@@ -47,7 +47,7 @@ def test_edited_values_are_read_back_and_held_against_data(model: Diffuser, edit
     change = SpatialEdit(label="cat", region="top-left", strength=9, steps=(0, 0), branches=["cond", "uncond"])
     _, after = updates(model, editor, [change])
     rows = [[change], [ReplaceEdit(label="cat", steps=(0, 0))], []]
-    watch = Watch(editor, rows, STEPS)
+    watch = OutOfRangeMeter(editor, rows, STEPS)
     run = model.sample(
         [PROMPT, "a ship", "a ship"],
         seeds=[0, 1, 1],
@@ -58,26 +58,26 @@ def test_edited_values_are_read_back_and_held_against_data(model: Diffuser, edit
     for _ in run:
         pass
     shares = []
-    for place, numbers in ((COND, [3, 7, 11]), (UNCOND, [5])):
-        key = next(key for key in after if (key.hookpoint, key.branch) == place)
+    for site, numbers in ((COND, [3, 7, 11]), (UNCOND, [5])):
+        key = next(key for key in after if (key.hookpoint, key.branch) == site)
         x = after[key][0].flatten(1).T[QUARTER.flatten()]
-        z = values_of(editor.saes[place].encode(x), torch.tensor(numbers), 64)
+        z = values_of(editor.saes[site].encode(x), torch.tensor(numbers), 64)
         shares.append((z / torch.linspace(0.2, 0.4, 64)[numbers])[z > 0])
     expected = torch.cat(shares)
-    share, times = watch.beyond(0)
+    share, times = watch.out_of_range(0)
     assert share == pytest.approx(float((expected > 1).double().mean()))
     assert times == pytest.approx(float(expected.max()), rel=1e-4)
     assert times > 1
-    assert math.isnan(watch.beyond(2).share)
-    assert watch.beyond(2).times == 0
-    assert watch.beyond(1).times < times
+    assert math.isnan(watch.out_of_range(2).share)
+    assert watch.out_of_range(2).times == 0
+    assert watch.out_of_range(1).times < times
 
 
 def test_nothing_is_watched_outside_an_edits_steps(model: Diffuser, editor: Editor) -> None:
     rows = [[GlobalEdit(label="cat", strength=9, steps=(2, 3))]]
     for last, seen in ((1, False), (2, True)):
-        watch = Watch(editor, rows, STEPS)
+        watch = OutOfRangeMeter(editor, rows, STEPS)
         contexts = [editor.editing_each(rows, STEPS), watch.context]
         for _ in model.sample([PROMPT], seeds=[0], num_inference_steps=STEPS, last_step=last, contexts=contexts):
             pass
-        assert (watch.beyond(0).times > 0) == seen
+        assert (watch.out_of_range(0).times > 0) == seen

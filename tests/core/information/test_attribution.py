@@ -45,7 +45,7 @@ def world() -> GaussianWorld:
 
 @pytest.fixture(scope="module")
 def x(world: GaussianWorld) -> torch.Tensor:
-    return world.draw_picture(np.random.default_rng(1))
+    return world.draw_image(np.random.default_rng(1))
 
 
 def test_the_worlds_own_formulas_agree(world: GaussianWorld, x: torch.Tensor) -> None:
@@ -84,7 +84,7 @@ def test_both_average_to_the_mutual_information(given: str) -> None:
     orthogonal, direct = [], []
     for seed in range(250):
         world.draw_words(rng)
-        result = run(world, world.draw_picture(rng), n_replicates=8, given=given, seed=seed)
+        result = run(world, world.draw_image(rng), n_replicates=8, given=given, seed=seed)
         orthogonal.append(result.bits)
         direct.append(result.direct_bits)
     texts = [(world.without(word), PROMPT) if given == "rest" else ("", word) for word in WORDS]
@@ -105,7 +105,7 @@ def test_intervals_cover(stopping: bool) -> None:
     totals, cells, direct, looks = [], [], [], []
     for picture in range(20):
         world.draw_words(rng)
-        x = world.draw_picture(rng)
+        x = world.draw_image(rng)
         maps = true_maps(world, x)
         signed = BITS * np.array([world.direct(x, world.without(word), PROMPT, LOW, HIGH) for word in WORDS])
         for repeat in range(N_COVERED // 20):
@@ -168,7 +168,7 @@ def test_a_word_asked_for_twice_counts_and_costs_once(world: GaussianWorld, x: t
 
 def test_words_share_their_evaluations_and_texts_are_encoded_once() -> None:
     world = GaussianWorld(WORDS)
-    x = world.draw_picture(np.random.default_rng(0))
+    x = world.draw_image(np.random.default_rng(0))
     result = attribute(world, x, PROMPT, batch_size=32, rel_error=0.5)
     assert result.n_replicates == 8
     assert result.n_evals == 8 * 8 * (3 + 1) == sum(world.batch_sizes)

@@ -40,7 +40,7 @@ def world() -> GaussianWorld:
 
 @pytest.fixture(scope="module")
 def x(world: GaussianWorld) -> torch.Tensor:
-    return world.draw_picture(np.random.default_rng(1))
+    return world.draw_image(np.random.default_rng(1))
 
 
 @pytest.mark.parametrize("orthogonal", [False, True])
@@ -88,7 +88,7 @@ def test_probabilities_are_as_often_right_as_they_say() -> None:
     claimed, right, orders = [], [], []
     for seed in range(60):
         world.draw_words(rng)
-        x = world.draw_picture(rng)
+        x = world.draw_image(rng)
         truth = np.array([world.direct(x, "", caption, LOW, HIGH) for caption in captions])
         chosen = rng.permutation(len(captions))[:3]
         result = run(world, x, [captions[i] for i in chosen], seed=seed, max_evals=16 * 8 * 4)

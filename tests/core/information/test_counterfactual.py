@@ -33,17 +33,19 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def test_a_drawn_picture_goes_back_to_its_noise_and_to_itself(model: Diffuser, picture: torch.Tensor) -> None:
     noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(3))
-    found = invert(model, picture, PROMPT, num_inference_steps=STEPS, n_guesses=15)
+    found = invert(model, picture, PROMPT, num_inference_steps=STEPS, n_fixed_point_iterations=15)
     assert distance(found.noise, noise[0]) < 1e-3
     assert distance(redraw(model, found, [PROMPT])[0], picture[0]) < 1e-3
-    other = invert(model, picture, "a dog", num_inference_steps=STEPS, n_guesses=15)
+    other = invert(model, picture, "a dog", num_inference_steps=STEPS, n_fixed_point_iterations=15)
     assert distance(other.noise, noise[0]) > 0.01
 
 
 def test_every_guess_makes_the_error_smaller(model: Diffuser, picture: torch.Tensor) -> None:
     errors = []
-    for n_guesses in (1, 2, 4):
-        found = invert(model, picture, PROMPT, num_inference_steps=STEPS, n_guesses=n_guesses)
+    for n_fixed_point_iterations in (1, 2, 4):
+        found = invert(
+            model, picture, PROMPT, num_inference_steps=STEPS, n_fixed_point_iterations=n_fixed_point_iterations
+        )
         errors.append(distance(redraw(model, found, [PROMPT])[0], picture[0]))
     assert errors[1] < 0.6 * errors[0]
     assert errors[2] < 0.6 * errors[1]
@@ -52,9 +54,9 @@ def test_every_guess_makes_the_error_smaller(model: Diffuser, picture: torch.Ten
 def test_it_is_the_reverse_ode() -> None:
     """Of a Gaussian the flow is known: along each direction, distance from the mean over standard deviation stays."""
     world = GaussianWorld(["red", "cat"])
-    x = world.draw_picture(np.random.default_rng(1))
+    x = world.draw_image(np.random.default_rng(1))
     n_steps = 500
-    found = invert(world, x, "red", num_inference_steps=n_steps, n_guesses=3)
+    found = invert(world, x, "red", num_inference_steps=n_steps, n_fixed_point_iterations=3)
     known = world.known("red")
     first, last = world.schedule.sampler_alphas(n_steps)[0][0], world.schedule.sampler_alphas(n_steps)[1][-1]
     along = known.vectors.T @ (x.double().flatten().numpy() - np.sqrt(last) * known.mean)
@@ -65,14 +67,14 @@ def test_it_is_the_reverse_ode() -> None:
 
 def test_a_change_is_that_of_the_word_alone(model: Diffuser, picture: torch.Tensor) -> None:
     rows = model.n_unet_rows
-    found = change_word(model, picture, "A cat on grass", "Cat", num_inference_steps=STEPS, n_guesses=10)
+    found = change_word(model, picture, "A cat on grass", "Cat", num_inference_steps=STEPS, n_fixed_point_iterations=10)
     assert model.n_unet_rows - rows == found.n_evals == STEPS * 12
     assert (found.word, found.to, found.changed_prompt) == ("cat", None, "A on grass")
     assert found.reconstruction_error < 0.02 < found.relative_change
     assert found.change.shape == model.latent_shape[1:]
     before, after = redraw(
         model,
-        invert(model, picture, "A cat on grass", num_inference_steps=STEPS, n_guesses=10),
+        invert(model, picture, "A cat on grass", num_inference_steps=STEPS, n_fixed_point_iterations=10),
         ["A cat on grass", "A on grass"],
     )
     np.testing.assert_allclose(found.change, (after - before).square().sum(0), rtol=1e-3, atol=1e-6)
@@ -95,12 +97,12 @@ def test_a_change_is_that_of_the_word_alone(model: Diffuser, picture: torch.Tens
 def test_prompts_are_changed_at_every_occurrence(
     model: Diffuser, picture: torch.Tensor, prompt: str, word: str, to: str | None, changed: str
 ) -> None:
-    found = change_word(model, picture, prompt, word, to, num_inference_steps=1, n_guesses=1)
+    found = change_word(model, picture, prompt, word, to, num_inference_steps=1, n_fixed_point_iterations=1)
     assert found.changed_prompt == changed
 
 
 def test_progress_is_told_and_closing_frees_the_model(model: Diffuser, picture: torch.Tensor) -> None:
-    *progress, last = change_word_iter(model, picture, PROMPT, "cat", num_inference_steps=3, n_guesses=2)
+    *progress, last = change_word_iter(model, picture, PROMPT, "cat", num_inference_steps=3, n_fixed_point_iterations=2)
     assert progress == [InversionProgress(n, 12) for n in (1, 2, 3, 4, 5, 6, 8, 10, 12)]
     assert isinstance(last, WordChange)
     job = change_word_iter(model, picture, PROMPT, "cat", num_inference_steps=3)
@@ -126,7 +128,7 @@ def test_progress_is_told_and_closing_frees_the_model(model: Diffuser, picture: 
         (("a zebra", "zebra"), {}, UnknownWordError, "zebra"),
         (("", "cat"), {}, PromptError, "no word"),
         ((PROMPT, "cat"), {"num_inference_steps": 0}, ValueError, "number of steps"),
-        ((PROMPT, "cat"), {"n_guesses": 0}, ValueError, "at least one guess"),
+        ((PROMPT, "cat"), {"n_fixed_point_iterations": 0}, ValueError, "at least one guess"),
     ],
 )
 def test_mistakes_are_told_before_the_model_is_touched(

@@ -11,7 +11,7 @@ from core.information.quadrature import Sampler
 from tests.fakes.ladder import HIGH, LOW, RUNGS, Network, Rung, TrainedRung, pictures, train
 
 BITS = 1 / math.log(2)
-N_PICTURES = 24
+N_IMAGES = 24
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def network() -> Network:
 def estimates(world: Rung) -> tuple[np.ndarray, np.ndarray]:
     """[N, 2] direct and orthogonal bits of the word, a row a picture, and the true ones by the optimal denoiser."""
     found, true = [], []
-    for seed, x in enumerate(pictures(world, N_PICTURES)):
+    for seed, x in enumerate(pictures(world, N_IMAGES)):
         sampler = Sampler(n_points=16, min_replicates=4)
         a = attribute(world, x, "word", rel_error=1e9, sampler=sampler, batch_size=1000, seed=seed)
         found.append((a.direct_bits[0], a.bits[0]))

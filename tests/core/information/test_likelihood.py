@@ -23,7 +23,7 @@ def world() -> GaussianWorld:
 
 @pytest.fixture(scope="module")
 def x(world: GaussianWorld) -> torch.Tensor:
-    return world.draw_picture(np.random.default_rng(1))
+    return world.draw_image(np.random.default_rng(1))
 
 
 @pytest.mark.parametrize("text", ["", PROMPT])

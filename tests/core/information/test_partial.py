@@ -51,7 +51,7 @@ def world() -> GaussianWorld:
 
 @pytest.fixture(scope="module")
 def x(world: GaussianWorld) -> torch.Tensor:
-    return world.draw_picture(np.random.default_rng(1))
+    return world.draw_image(np.random.default_rng(1))
 
 
 @pytest.mark.parametrize("given", ["rest", "nothing"])
@@ -88,7 +88,7 @@ def test_intervals_cover(stopping: bool) -> None:
     totals, cells, looks = [], [], []
     for picture in range(12):
         world.draw_words(rng)
-        x = world.draw_picture(rng)
+        x = world.draw_image(rng)
         truth = {pair: true_parts(world, x, *pair, "rest") for pair in combinations(WORDS, 2)}
         for repeat in range(12):
             options: dict[str, Any] = {"rel_error": 0.05} if stopping else {"n_replicates": 8}

@@ -29,8 +29,8 @@ from transformers import (
 
 from core.errors import ImageError, ModelError
 from core.segmentation.open_vocabulary import (
+    BACKGROUND_TAGS,
     CLIPSEG,
-    PLACE_TAGS,
     TAGS,
     ClipSegmenter,
     GroundedSegmenter,
@@ -266,7 +266,7 @@ def test_classes_are_the_tags_and_the_prompts_own_words() -> None:
     assert found[len(TAGS) :] == ("whale", "lighthouse")
     assert classes_of(prompts, ("cat", "cat"), 9) == ("cat", "whale", "lighthouse", "snow", "whales", "sea")
     assert len(set(TAGS)) == len(TAGS)
-    assert set(PLACE_TAGS) <= set(TAGS)
+    assert set(BACKGROUND_TAGS) <= set(TAGS)
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_a_file_that_cannot_be_used_is_answered_beside_the_field(
     app: App, visitor: Visitor, tmp_path: Path, name: str, says: str
 ) -> None:
     file = uploaded(app, make_files(tmp_path)[name])
-    answer = problems(visitor.join("begin_bring", file, "a cat", 0))
+    answer = problems(visitor.join("begin_load_user_image", file, "a cat", 0))
     assert says in answer["picture"]
 
 
@@ -205,7 +205,7 @@ def test_an_unusual_picture_is_used_and_what_was_done_is_said(
     app: App, visitor: Visitor, tmp_path: Path, name: str, note: str
 ) -> None:
     file = uploaded(app, make_files(tmp_path)[name])
-    ticket = begin(visitor, "begin_bring", file, "a cat", 0)
+    ticket = begin(visitor, "begin_load_user_image", file, "a cat", 0)
     stage, _, status = visitor.run("bring", ticket, file, "a cat", 0)["data"]
     assert note in status
     assert "no steps" in stage
@@ -215,8 +215,10 @@ def test_an_unusual_picture_is_used_and_what_was_done_is_said(
 
 
 def test_a_picture_without_a_caption_and_a_caption_without_a_picture(app: App, visitor: Visitor, picture: Path) -> None:
-    assert "in a few words" in problems(visitor.join("begin_bring", uploaded(app, picture), " ", 0))["caption"]
-    assert "Bring a picture" in problems(visitor.join("begin_bring", None, "a cat", 0))["picture"]
+    assert (
+        "in a few words" in problems(visitor.join("begin_load_user_image", uploaded(app, picture), " ", 0))["caption"]
+    )
+    assert "Bring a picture" in problems(visitor.join("begin_load_user_image", None, "a cat", 0))["picture"]
 
 
 def test_a_client_draws_and_measures(app: App) -> None:

@@ -14,15 +14,15 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from core.activations.hooks import Key
-from core.concepts.gallery import Drawn, write_gallery
+from core.activations.hooks import ActivationKey
+from core.concepts.gallery import GalleryImage, write_gallery
 from core.concepts.table import load_concepts
-from core.concepts.trace import Place, Trace
+from core.concepts.trace import CodeTrace, SaeSite
 from core.sae.autoencoder import Code
 from core.sae.collection import write_index
 from core.ui.concepts.card import MAX_HITS, card_html, families_html, family_html, search_html
 from core.ui.concepts.dictionary import Dictionary
-from core.ui.concepts.results import FIRST_LEVEL, FIRST_NUMBER, N_LEVELS, find_place, pack, way_key
+from core.ui.concepts.results import FIRST_LEVEL, FIRST_NUMBER, N_LEVELS, find_site, pack, way_key
 from core.ui.concepts.tab import concepts_html, found_html, opened_html
 from core.ui.look.scene import Scene
 from core.ui.look.theme import launch_options
@@ -32,8 +32,8 @@ from tests.core.concepts.test_table import DOWN, IDS, MIDDLE, NAMES, UP, write_o
 from tests.core.ui.conftest import App, Visitor
 from tests.fakes.engine import FakeEngine, paint
 
-PLACES = tuple(Place(i.hookpoint, i.branch) for i in IDS[:3])
-HERE = Place(MIDDLE, "cond")
+BACKGROUNDS = tuple(SaeSite(i.hookpoint, i.branch) for i in IDS[:3])
+HERE = SaeSite(MIDDLE, "cond")
 WHALE = 2
 
 
@@ -44,19 +44,19 @@ def dictionary(tmp_path_factory: pytest.TempPathFactory) -> Dictionary:
         write_one(root, sae_id, seed=seed)
     write_index(root, IDS)
     pictures = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
-    write_gallery(root, pictures, [Drawn("a ship", 3), Drawn("a <whale> in the sea", 4)], 16)
-    return Dictionary(str(root), {}, {p: load_concepts(root, *p) for p in PLACES}, {})
+    write_gallery(root, pictures, [GalleryImage("a ship", 3), GalleryImage("a <whale> in the sea", 4)], 16)
+    return Dictionary(str(root), {}, {p: load_concepts(root, *p) for p in BACKGROUNDS}, {})
 
 
-def trace() -> Trace:
+def trace() -> CodeTrace:
     """Three steps; at the middle block, the whale comes in the upper left cell, above a weak unnamed one."""
     codes = {}
-    for place in PLACES:
+    for site in BACKGROUNDS:
         for step in range(3):
             indices = torch.tensor([[1, WHALE], [1, 0], [1, 0], [1, 0]])
             values = torch.tensor([[0.125, 0.25 * step], [0.125, 0.0], [0.125, 0.0], [0.125, 0.0]])
-            codes[Key(*place, step)] = Code(indices, values)
-    return Trace(codes, dict.fromkeys((DOWN, MIDDLE, UP), (2, 2)), 3)
+            codes[ActivationKey(*site, step)] = Code(indices, values)
+    return CodeTrace(codes, dict.fromkeys((DOWN, MIDDLE, UP), (2, 2)), 3)
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def test_codes_are_packed_strongest_first_and_can_be_read_again(dictionary: Dict
     assert levels[2, 0].tolist() == [N_LEVELS, round(N_LEVELS / 4)]
     assert levels[0, 0].tolist() == [round(N_LEVELS / 4), 0]
     assert codes["names"] == {"1": ["", "unlabelled", 0.5, 0.5], "2": ["whale", "object", 0.5, 0.5]}
-    assert find_place(dictionary, way_key(HERE)) == HERE
-    assert find_place(dictionary, "attic|cond") is None
+    assert find_site(dictionary, way_key(HERE)) == HERE
+    assert find_site(dictionary, "attic|cond") is None
 
 
 def test_many_entries_lose_the_weakest(dictionary: Dictionary, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_a_search_finds_in_every_block_or_offers_the_nearest(dictionary: Diction
 def test_families_gather_those_without_a_name(dictionary: Dictionary) -> None:
     browse = families_html(dictionary)
     assert re.findall(r'data-kind="([\w-]+)">[^<]+<b>(\d+)', browse) == [
-        ("object", "18"), ("place", "3"), ("style", "3"), ("context-free", "3"), ("unlabelled", "3"),
+        ("object", "18"), ("background", "3"), ("style", "3"), ("context-free", "3"), ("unlabelled", "3"),
     ]  # fmt: skip
     unnamed = family_html(dictionary, "unlabelled")
     assert "nearest to sun" in unnamed

@@ -21,25 +21,25 @@ from PIL import Image, ImageDraw
 
 import core
 from core.diffusion.diffuser import Diffuser
-from core.edits.metrics import Beyond
+from core.edits.metrics import OutOfRange
 from core.segmentation.semantic import Segmentation
 from core.ui.concepts.dictionary import Dictionary
-from core.ui.interventions.events import Asked, Go, _Events
+from core.ui.interventions.events import EditInputs, RunTrigger, _Events
 from core.ui.interventions.export import link_query, python_lines, to_json
 from core.ui.interventions.form import Fields, hint_html, label_choices, suggestion
 from core.ui.interventions.panel import outcome_html
 from core.ui.interventions.request import (
     GRID,
     PAINTED,
-    Wish,
+    EditRequest,
     cells_mask,
     edit_of,
     mask_cells,
     paint_cells,
     parse_what,
+    request_of,
+    requests_of,
     to_text,
-    wish_of,
-    wishes_of,
 )
 from core.ui.interventions.results import Plan, measure_redrawn
 from core.ui.interventions.tab import why_empty
@@ -53,7 +53,7 @@ from tests.core.ui.conftest import App, Visitor
 
 STEPS, SIZE = 5, 128
 PROMPT = "a cat on the grass"
-MOVE = Wish("move", "cat", region="top-right", stage="early", strength=4.0)
+MOVE = EditRequest("move", "cat", region="top-right", stage="early", strength=4.0)
 TYPED = Fields("move", "cat", f"{MIDDLE}|cond", "top-right", "", "early", 1, 2, 4)
 SENT = TYPED._replace(way=None)
 """As a page sends it that knows no blocks yet."""
@@ -76,7 +76,7 @@ def runtime_of(model: Diffuser, examples: Path | None = None) -> Runtime:
     editor = make_editor(model)
     runtime = Runtime(engine=core, examples_dir=examples)
     runtime._model, runtime._segmenter = model, Segmenter()  # type: ignore[assignment]
-    runtime._dictionary = Dictionary("saes", editor.saes, {place: editor.table(place) for place in editor.saes}, {})
+    runtime._dictionary = Dictionary("saes", editor.saes, {site: editor.table(site) for site in editor.saes}, {})
     runtime.ready.set()
     return runtime
 
@@ -110,14 +110,14 @@ def event(**data: Any) -> gr.EventData:
 
 def test_wishes_survive_an_address(runtime: Runtime) -> None:
     cells = paint_cells(np.eye(SIZE))
-    wishes = (
+    requests = (
         MOVE,
-        Wish("whole", "whale", steps=(1, 3), strength=0.5),
-        Wish("remove", "", (3, 7), MIDDLE, "cond", region=PAINTED, cells=cells, stage="late"),
+        EditRequest("whole", "whale", steps=(1, 3), strength=0.5),
+        EditRequest("remove", "", (3, 7), MIDDLE, "cond", region=PAINTED, cells=cells, stage="late"),
     )
-    assert wishes_of(to_text(wishes), runtime.spec, STEPS) == wishes
-    assert wish_of({"label": "cat"}, runtime.spec, STEPS) == Wish(label="cat", stage="early", strength=4.0)
-    numbers = wish_of({"kind": "whole", "concepts": [3]}, runtime.spec, STEPS)
+    assert requests_of(to_text(requests), runtime.spec, STEPS) == requests
+    assert request_of({"label": "cat"}, runtime.spec, STEPS) == EditRequest(label="cat", stage="early", strength=4.0)
+    numbers = request_of({"kind": "whole", "concepts": [3]}, runtime.spec, STEPS)
     assert (numbers.hookpoint, numbers.branch) == (runtime.spec.hookpoints[1], "cond")
 
 
@@ -148,7 +148,7 @@ def test_wishes_survive_an_address(runtime: Runtime) -> None:
 )
 def test_what_is_no_wish_is_told(runtime: Runtime, document: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        wish_of(document, runtime.spec, STEPS)
+        request_of(document, runtime.spec, STEPS)
 
 
 def test_a_label_or_numbers_stand_in_one_field() -> None:
@@ -222,10 +222,10 @@ def replace_steps(n: int) -> Scene:
 
 
 def test_the_form_becomes_a_wish() -> None:
-    assert TYPED.wish == MOVE
-    own = TYPED._replace(stage="own", first=2.0, last=4.0, what="3, 7").wish
+    assert TYPED.request == MOVE
+    own = TYPED._replace(stage="own", first=2.0, last=4.0, what="3, 7").request
     assert (own.steps, own.stage, own.concepts, own.hookpoint) == ((1, 3), "", (3, 7), MIDDLE)
-    assert TYPED._replace(kind="whole", region=PAINTED, cells="ff").wish == Wish(
+    assert TYPED._replace(kind="whole", region=PAINTED, cells="ff").request == EditRequest(
         "whole", "cat", stage="early", strength=4
     )
     assert edit_of(own, SIZE).steps == (1, 3)
@@ -260,18 +260,18 @@ def test_what_somebody_typed_stays(runtime: Runtime, scene: Scene) -> None:
 
 def test_a_link_fills_the_form_and_runs_once_its_picture_is_there(runtime: Runtime, scene: Scene) -> None:
     events = _Events(runtime)
-    whole = Wish("whole", "whale", stage="middle", strength=0.5)
+    whole = EditRequest("whole", "whale", stage="middle", strength=0.5)
     query = {name: values[0] for name, values in parse_qs(link_query(scene, (MOVE, whole), True)).items()}
     asked, told = events.restore(SimpleNamespace(query_params=query))  # type: ignore[arg-type]
-    assert asked == Asked((PROMPT, 3, STEPS, 4.0), (MOVE, whole), True)
+    assert asked == EditInputs((PROMPT, 3, STEPS, 4.0), (MOVE, whole), True)
     assert told == gr.skip()
     blank = Fields("move", None, None, "top-left", "", "early", 1, 1, 1)
-    *form, hint, _, _, wishes, chips, _, still, go = events.fill(None, asked, ("", ""), None, (), *blank)
-    assert (Fields(*form).kind, wishes, still, go) == ("whole", (MOVE,), gr.skip(), gr.skip())
+    *form, hint, _, _, requests, chips, _, still, go = events.fill(None, asked, ("", ""), None, (), *blank)
+    assert (Fields(*form).kind, requests, still, go) == ("whole", (MOVE,), gr.skip(), gr.skip())
     assert "cat → top right · early · strength 4" in chips
     assert "1 concept (SAE features) of “whale”" in hint
     *_, still, go = events.fill(scene, asked, ("", ""), None, (), *blank)
-    assert (still, go) == (None, Go(1, True))
+    assert (still, go) == (None, RunTrigger(1, True))
     for wrong in ({"edits": "[{]"}, {"edits": '[{"label": "cat", "steps": [0, 99]}]'}, {"steps": "many"}):
         asked, told = events.restore(SimpleNamespace(query_params={**query, **wrong}))  # type: ignore[arg-type]
         assert asked is None
@@ -291,11 +291,11 @@ def test_a_hint_tells_what_is_meant(runtime: Runtime) -> None:
 
 
 def test_pointing_names_the_concepts_there(runtime: Runtime, scene: Scene) -> None:
-    from core.concepts.trace import Tracer
+    from core.concepts.trace import CodeTracer
 
     events, model = _Events(runtime), runtime.model
     assert events.point(scene, "move", event(x=0.5, y=0.5, step=None)) == (gr.skip(),) * 3
-    tracer = Tracer(model, runtime.dictionary.saes)  # type: ignore[union-attr]
+    tracer = CodeTracer(model, runtime.dictionary.saes)  # type: ignore[union-attr]
     for _ in model.sample([PROMPT], seeds=[3], num_inference_steps=STEPS, contexts=[tracer.context]):
         pass
     runtime.keep_trace(scene.key, tracer.trace())
@@ -308,17 +308,17 @@ def test_pointing_names_the_concepts_there(runtime: Runtime, scene: Scene) -> No
 
 def test_edits_are_kept_in_a_list_and_taken_from_it(runtime: Runtime, scene: Scene) -> None:
     events = _Events(runtime)
-    wishes, chips, what, _ = events.keep(scene, (), *TYPED)
-    assert (wishes, what) == ((MOVE,), "")
+    requests, chips, what, _ = events.keep(scene, (), *TYPED)
+    assert (requests, what) == ((MOVE,), "")
     assert 'data-index="0"' in chips
     # An empty form beside a list is no mistake; alone it is.
     blank = TYPED._replace(what="")
-    assert all(one["is_valid"] for one in events.check(scene, wishes, *blank))
+    assert all(one["is_valid"] for one in events.check(scene, requests, *blank))
     assert not all(one["is_valid"] for one in events.check(scene, (), *blank))
-    assert events._plan(False, wishes, blank).asked == (MOVE,)
-    assert events.drop(scene, wishes, event(index=0))[0] == ()
-    assert events.drop(scene, wishes, event(index=7))[0] == wishes
-    assert "At most" in str(events.check_kept(scene, (MOVE,) * 7, *TYPED))
+    assert events._plan(False, requests, blank).asked == (MOVE,)
+    assert events.drop(scene, requests, event(index=0))[0] == ()
+    assert events.drop(scene, requests, event(index=7))[0] == requests
+    assert "At most" in str(events.check_cached(scene, (MOVE,) * 7, *TYPED))
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ def test_edits_are_kept_in_a_list_and_taken_from_it(runtime: Runtime, scene: Sce
 
 def test_a_move_is_measured_by_hand(runtime: Runtime, scene: Scene) -> None:
     old, new = picture(cat=(8, 80), whale=(8, 8)), picture(cat=(56, 8), whale=(8, 16))
-    redrawn = Redrawn((old, new), (Beyond(0.5, 2.0),))
+    redrawn = Redrawn((old, new), (OutOfRange(0.5, 2.0),))
     outcome = measure_redrawn(scene, Plan((MOVE,)), redrawn, runtime.dictionary, Segmenter())  # type: ignore[arg-type]
     (result,) = outcome.results
     (moved,) = result.moved
@@ -349,9 +349,13 @@ def test_a_move_is_measured_by_hand(runtime: Runtime, scene: Scene) -> None:
 
 def test_what_is_lost_or_gone_is_told(runtime: Runtime, scene: Scene) -> None:
     plan = Plan(
-        (MOVE, Wish("remove", "whale", stage="early"), Wish("whole", "", (20, 3), MIDDLE, "cond", stage="late"))
+        (
+            MOVE,
+            EditRequest("remove", "whale", stage="early"),
+            EditRequest("whole", "", (20, 3), MIDDLE, "cond", stage="late"),
+        )
     )
-    redrawn = Redrawn((picture(cat=(8, 80), whale=(60, 0)), picture()), (Beyond(math.nan, 0.0),))
+    redrawn = Redrawn((picture(cat=(8, 80), whale=(60, 0)), picture()), (OutOfRange(math.nan, 0.0),))
     outcome = measure_redrawn(scene, plan, redrawn, runtime.dictionary, Segmenter())  # type: ignore[arg-type]
     panel = outcome_html(runtime, outcome)
     assert "Not done: <b>cat</b> was there and is lost" in panel
@@ -365,7 +369,7 @@ def test_what_is_lost_or_gone_is_told(runtime: Runtime, scene: Scene) -> None:
 
 
 def test_a_model_without_a_segmenter_says_so(runtime: Runtime, scene: Scene) -> None:
-    redrawn = Redrawn((picture(cat=(8, 80)), picture()), (Beyond(0.0, 0.5),))
+    redrawn = Redrawn((picture(cat=(8, 80)), picture()), (OutOfRange(0.0, 0.5),))
     outcome = measure_redrawn(scene, Plan((MOVE,)), redrawn, runtime.dictionary, None)  # type: ignore[arg-type]
     panel = outcome_html(runtime, outcome)
     assert "No segmenter comes with this model, so nobody but you can tell" in panel
@@ -381,7 +385,7 @@ def test_three_stages_stand_side_by_side(runtime: Runtime, scene: Scene) -> None
         (name, name, None) for name in ("early", "middle", "late")
     ]
     images = (picture(cat=(8, 80)), picture(cat=(80, 8)), picture(cat=(8, 80)), picture())
-    redrawn = Redrawn(images, (Beyond(0.0, 0.5),) * 3)
+    redrawn = Redrawn(images, (OutOfRange(0.0, 0.5),) * 3)
     outcome = measure_redrawn(scene, plan, redrawn, runtime.dictionary, Segmenter())  # type: ignore[arg-type]
     panel = outcome_html(runtime, outcome)
     assert panel.count('class="id-iv-choose"') == 3
@@ -394,7 +398,7 @@ def test_three_stages_stand_side_by_side(runtime: Runtime, scene: Scene) -> None
 
 def test_the_lines_repeat_the_edits(scene: Scene) -> None:
     cells = paint_cells(np.eye(SIZE))
-    painted = Wish("remove", "", (3, 7), MIDDLE, "cond", region=PAINTED, cells=cells, steps=(1, 2), strength=0.5)
+    painted = EditRequest("remove", "", (3, 7), MIDDLE, "cond", region=PAINTED, cells=cells, steps=(1, 2), strength=0.5)
     lines = python_lines(scene, (MOVE, painted), "picturebook", "picturebook")
     assert 'core.SpatialEdit(label="cat", region="top-right", strength=4, stage="early")' in lines
     assert f'concepts=[3, 7], hookpoints=["{MIDDLE}"], branches=["cond"], region=painted(' in lines
@@ -412,8 +416,8 @@ def test_the_lines_repeat_the_edits(scene: Scene) -> None:
 # --- the job ----------------------------------------------------------------------------------------------------------
 
 
-def redrawn(runtime: Runtime, scene: Scene, *wishes: Wish) -> Redrawn:
-    edits = [[edit_of(one, SIZE) for one in wishes]]
+def redrawn(runtime: Runtime, scene: Scene, *requests: EditRequest) -> Redrawn:
+    edits = [[edit_of(one, SIZE) for one in requests]]
     *_, last = intervene(runtime, None, scene, edits)
     assert isinstance(last, Redrawn)
     return last
@@ -428,7 +432,7 @@ def test_no_edit_is_the_same_picture_to_the_bit(runtime: Runtime, scene: Scene) 
     before, after = redrawn(runtime, scene, edit).images
     assert before.tobytes() == plain.tobytes()
     assert np.abs(np.asarray(before, np.int16) - np.asarray(after, np.int16)).max() > 2
-    both = redrawn(runtime, scene, edit, Wish("whole", "whale", stage="middle", strength=9.0)).images[1]
+    both = redrawn(runtime, scene, edit, EditRequest("whole", "whale", stage="middle", strength=9.0)).images[1]
     assert both.tobytes() != after.tobytes()
     assert redrawn(runtime, scene, edit).images[1].tobytes() == after.tobytes()  # what was taken away left no trace
 
@@ -525,7 +529,7 @@ def test_a_picture_of_ones_own_cannot_be_edited(editing_app: App, picture: Path)
     with picture.open("rb") as file:
         answer = httpx.post(f"{editing_app.url}gradio_api/upload", files={"files": (picture.name, file)})
     brought = ({"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}, "a cat", 0)
-    ticket = int(visitor.run("begin_bring", *brought)["data"][0])
+    ticket = int(visitor.run("begin_load_user_image", *brought)["data"][0])
     visitor.run("bring", ticket, *brought)
     number, _, status, panel = visitor.run("begin_show", None)["data"]
     assert number == 0
@@ -566,8 +570,10 @@ def test_a_program_asks_for_an_edit(editing_app: App, tmp_path: Path) -> None:
     mask = np.zeros((SIZE, SIZE), np.uint8)
     mask[:64, 64:] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    further = [{"kind": "whole", "concepts": [20], "hookpoint": MIDDLE, "steps": [1, 2], "strength": 0.5}]
-    *_, same = client.predict(**asked, mask=handle_file(tmp_path / "mask.png"), further=further, api_name="/intervene")
+    runner_ups = [{"kind": "whole", "concepts": [20], "hookpoint": MIDDLE, "steps": [1, 2], "strength": 0.5}]
+    *_, same = client.predict(
+        **asked, mask=handle_file(tmp_path / "mask.png"), runner_ups=runner_ups, api_name="/intervene"
+    )
     first, second = same["results"][0]["edits"]
     np.testing.assert_array_equal(cells_mask(first["cells"], SIZE), mask > 0)
     assert second["steps"] == [1, 2]
@@ -585,8 +591,8 @@ def test_a_program_asks_for_an_edit(editing_app: App, tmp_path: Path) -> None:
         ({"mask": handle_file(tmp_path / "small.png")}, "128 x 128, not 128 x 64"),
         ({"mask": handle_file(tmp_path / "empty.png")}, "region is empty"),
         ({"label": "", "concepts": "3, 99"}, "no concept 99"),
-        ({"further": [{"label": "cat", "mask": "/etc/passwd"}]}, "no 'mask'"),
-        ({"further": ["cat"]}, "An edit is an object"),
+        ({"runner_ups": [{"label": "cat", "mask": "/etc/passwd"}]}, "no 'mask'"),
+        ({"runner_ups": ["cat"]}, "An edit is an object"),
     ):
         with pytest.raises(AppError, match=message):
             client.predict(**{**asked, **wrong}, api_name="/intervene")

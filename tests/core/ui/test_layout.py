@@ -18,9 +18,9 @@ import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from core.activations.hooks import Key
+from core.activations.hooks import ActivationKey
 from core.concepts.layout import make_reader
-from core.concepts.trace import Place, Trace
+from core.concepts.trace import CodeTrace, SaeSite
 from core.sae.autoencoder import Code
 from core.segmentation.semantic import Segmentation
 from core.ui.concepts.dictionary import Dictionary
@@ -37,7 +37,7 @@ from tests.core.ui.conftest import App, Visitor
 from tests.fakes.engine import SIZE, FakeEngine, paint
 
 CLASSES = ("cat", "bat", "club", "grass")
-PLACE = Place("mid", "cond")
+PLACE = SaeSite("mid", "cond")
 STEPS = 6
 FINAL = np.full((SIZE, SIZE), 3)
 FINAL[:32, :32], FINAL[48:, 48:] = 0, 2
@@ -50,8 +50,8 @@ def table() -> Any:
     """A latent a class, which is active nowhere else."""
     cells = np.full(4, 1000.0)
     frame = pd.DataFrame(
-        [(i, name, "place" if name == "grass" else "object", 0.8, (), 1.0, 2.0) for i, name in enumerate(CLASSES)],
-        columns=["latent", "label", "kind", "iou", "further", "mean", "p99"],
+        [(i, name, "background" if name == "grass" else "object", 0.8, (), 1.0, 2.0) for i, name in enumerate(CLASSES)],
+        columns=["latent", "label", "kind", "iou", "runner_ups", "mean", "p99"],
     )
     counts = SimpleNamespace(intersections=np.diag(cells), active=cells, cells=cells, n_cells=4000.0)
     info = SimpleNamespace(words={"club": ["bat"], "grass": ["grass", "lawn"]})
@@ -62,18 +62,18 @@ def code(labels: Any) -> Code:
     return Code(torch.tensor(labels).reshape(-1, 1), torch.ones(labels.size, 1))
 
 
-def trace(places: tuple[Place, ...] = (PLACE,)) -> Trace:
+def trace(sites: tuple[SaeSite, ...] = (PLACE,)) -> CodeTrace:
     """All grass at first, then the cat at half its place, at last the truth."""
     half = np.where(COARSE == 0, 0, 3)
     half[1] = 3
     maps = [np.full((4, 4), 3), half, half, COARSE, COARSE, COARSE]
-    codes = {Key(*place, step): code(labels) for place in places for step, labels in enumerate(maps)}
-    return Trace(codes, {place.hookpoint: (4, 4) for place in places}, STEPS)
+    codes = {ActivationKey(*site, step): code(labels) for site in sites for step, labels in enumerate(maps)}
+    return CodeTrace(codes, {site.hookpoint: (4, 4) for site in sites}, STEPS)
 
 
-def dictionary(places: tuple[Place, ...] = (PLACE,)) -> Dictionary:
-    tables = {place: table() for place in places}
-    return Dictionary("saes", {}, tables, {place: make_reader(of) for place, of in tables.items()})
+def dictionary(sites: tuple[SaeSite, ...] = (PLACE,)) -> Dictionary:
+    tables = {site: table() for site in sites}
+    return Dictionary("saes", {}, tables, {site: make_reader(of) for site, of in tables.items()})
 
 
 class Segmenter:
@@ -135,8 +135,8 @@ def test_who_is_told_names_nothing_else() -> None:
 
 
 def test_the_usual_block_comes_first() -> None:
-    places = (Place("down", "uncond"), Place("down", "cond"), Place("mid", "uncond"), PLACE)
-    reading = read_scene(dictionary(places), trace(places), PROMPT, FINAL)
+    sites = (SaeSite("down", "uncond"), SaeSite("down", "cond"), SaeSite("mid", "uncond"), PLACE)
+    reading = read_scene(dictionary(sites), trace(sites), PROMPT, FINAL)
     assert next(iter(reading.foretold)) == Choice(PLACE, told=True)
     assert len(reading.foretold) == 8
 
@@ -163,7 +163,7 @@ def test_the_panel_tells_what_was_foretold(scene: Scene) -> None:
     match = re.search(r'data-layout="([^"]*)"', panel)
     assert match
     data = json.loads(unescape(match[1]))
-    assert data["things"] == ["cat", "club"]
+    assert data["objects"] == ["cat", "club"]
     assert len(set(data["colours"])) == 4
     way = data["ways"]["mid|cond|told"]
     assert len(way["cells"]) == STEPS * 4 * 4

@@ -259,7 +259,7 @@ def test_captions_are_ranked(visitor: Visitor) -> None:
 
 def test_a_picture_is_asked_how_well_it_is_expected(visitor: Visitor) -> None:
     drawn(visitor, *PROMPT)
-    panel, status = ask(visitor, "begin_expected", "expected")
+    panel, status = ask(visitor, "begin_likelihood", "expected")
     assert "The prompt saves <strong>15.0" in panel
     assert "the wanted certainty was reached" in panel
     assert "id-stop" not in status

@@ -33,7 +33,7 @@ def spaces(monkeypatch: pytest.MonkeyPatch) -> FakeSpaces:
 def runtime(spaces: FakeSpaces, model_folder: Path) -> Runtime:
     del spaces
     runtime = Runtime(str(model_folder))
-    runtime.borrow_gpu()
+    runtime.enable_zero_gpu()
     assert runtime.ready.is_set()
     assert runtime.error is None
     return runtime
@@ -41,7 +41,7 @@ def runtime(spaces: FakeSpaces, model_folder: Path) -> Runtime:
 
 @pytest.fixture
 def direct(runtime: Runtime) -> Runtime:
-    """The same model without a lender."""
+    """The same model without a gpu_runner."""
     other = Runtime(runtime.name, engine=__import__("core"))
     other._model = runtime.model
     other.ready.set()
@@ -119,7 +119,7 @@ def test_what_cannot_be_sent_is_an_error(runtime: Runtime) -> None:
 
 def test_a_small_model_needs_nobodys_gpu(spaces: FakeSpaces) -> None:
     runtime = Runtime(engine=FakeEngine())
-    runtime.borrow_gpu()
+    runtime.enable_zero_gpu()
     assert runtime.device == "cpu"
     assert isinstance(scene_of(runtime), Scene)
     assert spaces.durations == []
@@ -128,7 +128,7 @@ def test_a_small_model_needs_nobodys_gpu(spaces: FakeSpaces) -> None:
 def test_nothing_is_lent_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
     runtime = Runtime()
-    runtime.borrow_gpu()
+    runtime.enable_zero_gpu()
     assert not runtime.ready.is_set()
 
 
@@ -136,7 +136,7 @@ def test_a_visitor_without_quota_sees_the_examples_and_is_told_why_no_more(
     spaces: FakeSpaces, examples_dir: Path
 ) -> None:
     runtime = Runtime("large", engine=FakeEngine(), examples_dir=examples_dir)
-    runtime.borrow_gpu()
+    runtime.enable_zero_gpu()
     demo = build_demo(runtime)
     _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     try:

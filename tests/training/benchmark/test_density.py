@@ -72,5 +72,5 @@ def test_the_part_measures_a_model(model: Diffuser, monkeypatch: pytest.MonkeyPa
 def samples(n: int) -> list[Sample]:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (n, 8, 8, 3), np.uint8)
-    pictures = [Image.fromarray(p).resize((128, 128)) for p in pixels]
-    return [Sample(f"{noun} and dog", picture) for noun, picture in zip("abc", pictures, strict=True)]
+    images = [Image.fromarray(p).resize((128, 128)) for p in pixels]
+    return [Sample(f"{noun} and dog", image) for noun, image in zip("abc", images, strict=True)]

@@ -25,7 +25,7 @@ SAES = sorted(FOLDER.glob("*saes*.json")) + sorted(FOLDER.glob("*published*.json
 def test_a_recipe_is_read_and_told_of(path: Path) -> None:
     recipe = read_recipe(SaeRecipe, path)
     assert recipe.stream.batch_size % recipe.stream.pictures == 0
-    assert recipe.training.n_steps % recipe.stream.batches_per_round == 0  # no round is made for a part of it
+    assert recipe.training.n_steps % recipe.stream.batches_per_buffer == 0  # no round is made for a part of it
     assert path.name in README or f"..._{path.stem.split('_')[-1]}.json" in README
 
 
@@ -33,14 +33,14 @@ def test_a_recipe_is_read_and_told_of(path: Path) -> None:
 def test_full_size_is_that_of_the_paper(path: Path) -> None:
     recipe = read_recipe(SaeRecipe, path)
     stream, training = recipe.stream, recipe.training
-    assert training.n_steps // stream.batches_per_round * stream.pictures == 200_192  # the next multiple of 256
+    assert training.n_steps // stream.batches_per_buffer * stream.pictures == 200_192  # the next multiple of 256
     assert (stream.batch_size, training.expansion, training.k_aux, training.aux_weight) == (4096, 4, 256, 1 / 32)
     assert set(recipe.times) >= {1.0, 0.5, 0.0}
-    a_picture = stream.batch_size // stream.pictures * stream.batches_per_round
+    an_image = stream.batch_size // stream.pictures * stream.batches_per_buffer
     available = {POSITIONS[name] for name in recipe.hookpoints or POSITIONS}
-    assert a_picture <= min(available)
+    assert an_image <= min(available)
     if "published" in path.stem:
-        assert available == {a_picture}  # every position once
+        assert available == {an_image}  # every position once
         assert training.learning_rate == 1e-4
         assert training.k == int(path.stem.rpartition("k")[2])
         assert recipe.times == (1.0, 0.5, 0.0)
@@ -54,14 +54,14 @@ def test_the_arithmetic_of_the_estimates() -> None:
             modules["unet"](x, torch.zeros(1), encoder_hidden_states=torch.zeros(1, 77, 768))
         with FlopCounterMode(display=False) as decoder:
             modules["vae"].decode(x)  # type: ignore[operator]
-    a_latent, a_picture = unet.get_total_flops() / 1e12, decoder.get_total_flops() / 1e12
-    assert f"latent is {a_latent:.3f} TFLOP, decoding a picture {a_picture:.2f}" in README
+    a_latent, an_image = unet.get_total_flops() / 1e12, decoder.get_total_flops() / 1e12
+    assert f"latent is {a_latent:.3f} TFLOP, decoding a picture {an_image:.2f}" in README
     rate = 0.4 * 989
     assert f"{1000 * a_latent / rate:.1f} ms an evaluation" in README
     evals = 200_192 * 50 * 2
     assert f"{evals / 1e6:.1f} million | {evals * a_latent / rate / 3600:.1f} |" in README
     assert f"{4 * evals / 1e6:.1f} million | {4 * evals * a_latent / rate / 3600:.0f} |" in README
-    labels = (40_000 * 100 * a_latent + 40_000 * a_picture) / rate / 3600
+    labels = (40_000 * 100 * a_latent + 40_000 * an_image) / rate / 3600
     assert f"4.0 million | {labels:.1f} |" in README
     weights = 2 * 1280 * 5120 + 1280 + 5120
     assert f"{16 * weights / 1e9:.2f} ({weights / 1e6:.1f} million" in README

@@ -22,8 +22,8 @@ PROMPTS = ["a cat on the grass", "a dog in the sea", "a whale in the sea", "a ho
 
 def entries(*cells: tuple[int, int, int]) -> Entries:
     """(latent, picture, position) of active cells."""
-    latents, pictures, positions = torch.tensor(cells).T
-    return Entries(latents, torch.ones(len(cells)), pictures, positions)
+    latents, images, positions = torch.tensor(cells).T
+    return Entries(latents, torch.ones(len(cells)), images, positions)
 
 
 def test_cohesion_is_the_share_of_pairs_of_different_pictures_that_agree() -> None:
@@ -58,7 +58,7 @@ class Halves:
 
 
 def table_of(d_sae: int) -> Any:
-    rows = [("cat", "object", 0.1, 0.8, 0.2), ("", "unlabelled", 0.2, 0.1, 0.1), ("sea", "place", 0.3, 0.6, 0.4)]
+    rows = [("cat", "object", 0.1, 0.8, 0.2), ("", "unlabelled", 0.2, 0.1, 0.1), ("sea", "background", 0.3, 0.6, 0.4)]
     rows += [("", "unlabelled", 0.0, 0.0, 0.0)] * (d_sae - 3)
     names = ["label", "kind", "firing_rate", "held_out_iou", "chance_iou"]
     frame = pd.DataFrame(rows, columns=names)
@@ -71,9 +71,9 @@ def test_names_are_counted_and_purity_stands_beside_chance(model: Diffuser, tmp_
     torch.manual_seed(0)
     sae = SparseAutoencoder(SaeConfig(d_in=32, d_sae=64, k=3))
     save_sae(sae, tmp_path / "saes" / sae_id.path, {}, torch.float32)
-    asked = run.Asked((), True, tmp_path / "out", (tmp_path / "saes",))
+    asked = run.EvalOptions((), True, tmp_path / "out", (tmp_path / "saes",))
     with (
-        patch.object(concepts, "QUICK", Settings(n_pictures=4, times=(1.0, 0.0), batch_size=4)),
+        patch.object(concepts, "QUICK", Settings(n_images=4, times=(1.0, 0.0), batch_size=4)),
         patch.object(run, "open_prompts", lambda *_, **__: SimpleNamespace(prompt=lambda n: PROMPTS[n])),
         patch("core.load_concepts", lambda *_: table_of(64)),
         patch.object(run, "load_segmenter", lambda _: Halves()),
@@ -91,7 +91,7 @@ def test_names_are_counted_and_purity_stands_beside_chance(model: Diffuser, tmp_
     (row,) = named.rows
     assert row["k"] == "3"
     assert (row["that fire"], row["labelled"], row["different labels"]) == ("3", "67 %", "2")
-    assert (row["object"], row["place"], row["unlabelled"], row["held-out IoU"]) == ("1", "1", "1", "0.70")
+    assert (row["object"], row["background"], row["unlabelled"], row["held-out IoU"]) == ("1", "1", "1", "0.70")
     assert [row["figure"] for row in purity.rows] == ["cohesion", "similarity"]
     # Masks that are the same in every picture tell no picture from another.
     for row in purity.rows:

@@ -27,12 +27,12 @@ from training.evaluate.information.localisation import (
     AT_LOGISTIC,
     BOTH,
     CMI,
-    CMI_PUBLISHED,
+    CMI_KONG,
     METHODS,
     WHOLE,
     Scored,
     Source,
-    as_published,
+    as_kong,
     best_threshold,
     masks_of,
     targets_of,
@@ -42,10 +42,10 @@ from training.evaluate.information.pid import Found
 from training.evaluate.information.pid_pairs import (
     HOMONYM,
     KINDS,
+    OBJECT_AND_BACKGROUND,
+    OBJECTS,
     PLANTED,
     SYNONYMS,
-    THING_AND_PLACE,
-    THINGS,
     joint_of,
     log2_together,
     scenes_with,
@@ -53,8 +53,8 @@ from training.evaluate.information.pid_pairs import (
 from training.picturebook.world.captions import Caption, Story, log2_word_given_rest
 from training.picturebook.world.scenes import caption_of, make_scene, paint
 from training.picturebook.world.tokens import MAX_TOKENS, build_tokenizer
-from training.picturebook.world.world import LABELS, PLACES, PLANTED_PAIR
-from training.picturebook.world.world import THINGS as ALL_THINGS
+from training.picturebook.world.world import BACKGROUNDS, LABELS, PLANTED_PAIR
+from training.picturebook.world.world import OBJECTS as ALL_OBJECTS
 
 CAPTIONS = [caption_of(make_scene(seed, "test")) for seed in range(120)]
 
@@ -81,33 +81,35 @@ def reader() -> Diffuser:
     return Diffuser(pipeline, ModelSpec("small", "nowhere"))
 
 
-def caption(*nouns: str, place: str = "sea", style: str = "plain") -> Caption:
-    return Caption(Story(nouns, None, place, style), nouns, "and", place, False, style != "plain", False, "")
+def caption(*nouns: str, background: str = "sea", style: str = "plain") -> Caption:
+    return Caption(Story(nouns, None, background, style), nouns, "and", background, False, style != "plain", False, "")
 
 
 # --- pid --------------------------------------------------------------------------------------------------------------
 
 
 def test_every_kind_picks_the_pairs_that_it_is_named_after() -> None:
-    picked = {kind: [(c, kind.pick(c)) for c in CAPTIONS if c.place_word is not None] for kind in KINDS}
+    picked = {kind: [(c, kind.pick(c)) for c in CAPTIONS if c.background_word is not None] for kind in KINDS}
     found = {kind: [(c, pair) for c, pair in pairs if pair] for kind, pairs in picked.items()}
     assert all(len(pairs) > 2 for pairs in found.values())
     for told, pair in found[SYNONYMS]:
-        assert pair[0] in (*told.words, told.place_word)
+        assert pair[0] in (*told.words, told.background_word)
         assert pair[1] not in split_words(told.text)
     assert {pair for _, pair in found[SYNONYMS]} >= {("sea", "ocean"), ("ocean", "sea")}
     assert all({*pair} == {*PLANTED_PAIR} for _, pair in found[PLANTED])
-    assert all(pair[0] in ("bat", "mouse") and pair[1] == told.place_word for told, pair in found[HOMONYM])
-    assert all(pair[0] not in ("bat", "mouse") for _, pair in found[THING_AND_PLACE])
-    assert not any({"bat", "mouse"} & {*told.story.nouns} or {*pair} == {*PLANTED_PAIR} for told, pair in found[THINGS])
+    assert all(pair[0] in ("bat", "mouse") and pair[1] == told.background_word for told, pair in found[HOMONYM])
+    assert all(pair[0] not in ("bat", "mouse") for _, pair in found[OBJECT_AND_BACKGROUND])
+    assert not any(
+        {"bat", "mouse"} & {*told.story.nouns} or {*pair} == {*PLANTED_PAIR} for told, pair in found[OBJECTS]
+    )
     first = list(islice(scenes_with(PLANTED), 2))
     assert all({*PLANTED_PAIR} <= {*scene.story.nouns} for scene in first)
 
 
-@pytest.mark.parametrize("told", [c for c in CAPTIONS if c.place_word is not None and len(c.words) > 1][:6])
+@pytest.mark.parametrize("told", [c for c in CAPTIONS if c.background_word is not None and len(c.words) > 1][:6])
 def test_words_together_agree_with_each_given_the_other(told: Caption) -> None:
     """p(one | other, rest), from the joint, is what the grammar says of one slot."""
-    for first, second in ((told.words[0], told.words[1]), (told.words[1], str(told.place_word))):
+    for first, second in ((told.words[0], told.words[1]), (told.words[1], str(told.background_word))):
         joint = joint_of(told, first, second)
         given_second = sum(p for (_, word), p in joint.items() if word == second)
         assert np.log2(joint[first, second] / given_second) == pytest.approx(log2_word_given_rest(told, first))
@@ -115,10 +117,10 @@ def test_words_together_agree_with_each_given_the_other(told: Caption) -> None:
 
 
 def test_the_planted_pair_tells_of_each_other_and_others_do_not() -> None:
-    planted = log2_together(caption(*PLANTED_PAIR, place="grass"), *PLANTED_PAIR)
+    planted = log2_together(caption(*PLANTED_PAIR, background="grass"), *PLANTED_PAIR)
     assert planted > 2
-    assert log2_together(caption("butterfly", "cat", place="grass"), "butterfly", "cat") < 0  # it has its partner
-    assert abs(log2_together(caption("cat", "pig", place="kitchen"), "cat", "pig")) < 0.7
+    assert log2_together(caption("butterfly", "cat", background="grass"), "butterfly", "cat") < 0  # it has its partner
+    assert abs(log2_together(caption("cat", "pig", background="kitchen"), "cat", "pig")) < 0.7
     assert log2_together(caption("whale"), "whale", "sea") > 1  # at home
 
 
@@ -163,23 +165,25 @@ def test_scenes_are_measured_where_their_things_are(reader: Diffuser) -> None:
 def test_other_captions_differ_in_one_respect(told: Caption) -> None:
     others = others_of(told, np.random.default_rng(0))
     story = told.story
-    assert set(others) >= {"thing"}
+    assert set(others) >= {"object"}
     assert ("relation" in others) == (story.relation is not None)
-    assert ("place" in others) == (told.place_word is not None)
-    assert ("style" in others) == told.style_told
+    assert ("background" in others) == (told.background_word is not None)
+    assert ("style" in others) == told.style_named
     own = [word.text for word in split_words(told.text)]
-    for kind in {"thing", "relation", "style"} & set(others):
+    for kind in {"object", "relation", "style"} & set(others):
         words = [word.text for word in split_words(others[kind][0])]
         changed = [(a, b) for a, b in zip(own, words, strict=False) if a != b]
-        if kind == "thing":
+        if kind == "object":
             assert len(changed) == 1
             assert changed[0][0] in told.words
         if kind == "style":
             assert [a for a, _ in changed] == [story.style]
         if kind == "relation" and story.relation is not None:
             assert (story.relation, OPPOSITE[story.relation]) in changed
-    if "place" in others:
-        assert not {story.place, told.place_word} & {word.text for word in split_words(others["place"][0])}
+    if "background" in others:
+        assert not {story.background, told.background_word} & {
+            word.text for word in split_words(others["background"][0])
+        }
     for order in others.get("order of the words", []):
         assert sorted(order.split()) == sorted(own)
         assert order.split() != own
@@ -221,7 +225,7 @@ def test_an_outcome_is_that_of_its_own_comparisons() -> None:
 # --- localisation -----------------------------------------------------------------------------------------------------
 
 
-def square(kind: str = "thing") -> Scored:
+def square(kind: str = "object") -> Scored:
     """Two words on 8 x 8 pixels: a map that is high on its own quarter, and one that is high elsewhere too."""
     truth = torch.zeros(2, 8, 8, dtype=torch.bool)
     truth[:, :4, :4] = True
@@ -229,19 +233,21 @@ def square(kind: str = "thing") -> Scored:
     right[:4, :4] = 10
     spread = right.clone()
     spread[:4, 4:] = 6
-    return Scored((kind, "place"), truth, {"m": torch.stack([right, spread]) - 3, WHOLE: torch.ones(2, 8, 8)}, {"m": 1})
+    return Scored(
+        (kind, "background"), truth, {"m": torch.stack([right, spread]) - 3, WHOLE: torch.ones(2, 8, 8)}, {"m": 1}
+    )
 
 
 def test_words_are_scored_one_by_one_at_a_share_of_their_maps_range() -> None:
     scene = square()
-    assert word_ious(scene, "m", "thing", 0.5).tolist() == [1.0]
-    assert word_ious(scene, "m", "place", 0.5).tolist() == [0.5]
-    assert word_ious(scene, "m", "place", 0.7).tolist() == [1.0]
-    assert word_ious(scene, WHOLE, "thing", 0.95).tolist() == [0.25]
-    assert 0.6 < best_threshold([scene], "m", "place") <= 0.95
-    assert len(word_ious(square("place"), "m", "thing", 0.5)) == 0
+    assert word_ious(scene, "m", "object", 0.5).tolist() == [1.0]
+    assert word_ious(scene, "m", "background", 0.5).tolist() == [0.5]
+    assert word_ious(scene, "m", "background", 0.7).tolist() == [1.0]
+    assert word_ious(scene, WHOLE, "object", 0.95).tolist() == [0.25]
+    assert 0.6 < best_threshold([scene], "m", "background") <= 0.95
+    assert len(word_ious(square("background"), "m", "object", 0.5)) == 0
     hidden = scene._replace(truth=torch.zeros(2, 8, 8, dtype=torch.bool))
-    assert len(word_ious(hidden, "m", "thing", 0.5)) == 0
+    assert len(word_ious(hidden, "m", "object", 0.5)) == 0
     ranged = in_its_range(scene.maps["m"])
     assert (ranged.amin().item(), ranged.amax().item()) == (0.0, 1.0)
 
@@ -250,12 +256,12 @@ def test_words_know_what_they_can_name() -> None:
     targets = targets_of(caption("bat", "cat"))
     names = {word: [LABELS[i] for i in classes] for word, classes in targets.items()}
     assert names == {"bat": ["bat", "club"], "cat": ["cat"], "sea": ["sea"]}
-    assert len(LABELS) == len(ALL_THINGS) + len(PLACES)
+    assert len(LABELS) == len(ALL_OBJECTS) + len(BACKGROUNDS)
 
 
 @pytest.mark.parametrize(("n_evals", "n_words"), [(256, 3), (192, 2), (64, 1)])
 def test_the_published_way_spends_as_much(n_evals: int, n_words: int) -> None:
-    sampler = as_published(n_evals, n_words)
+    sampler = as_kong(n_evals, n_words)
     spent = 3 * n_words * sampler.n_points * sampler.min_replicates
     assert abs(spent - n_evals) <= 6 * n_words
     assert (sampler.scale, sampler.stratified, sampler.antithetic, sampler.shared) == (2.0, False, False, False)
@@ -272,7 +278,7 @@ def test_every_method_makes_a_map_of_every_word_for_what_it_says_it_costs(reader
         assert maps.shape == (len(targets), 16, 16)
         assert bool(maps.isfinite().all())
     computed = sum(n for name, n in scored.evals.items() if name != BOTH)
-    assert reader.n_unet_rows - rows == computed - scored.evals[CMI_PUBLISHED] // 3
+    assert reader.n_unet_rows - rows == computed - scored.evals[CMI_KONG] // 3
     attention = scored.maps[AT_FLAT]
     assert not torch.allclose(attention[0], attention[1])
     assert not torch.allclose(attention, scored.maps[AT_LOGISTIC])
@@ -297,30 +303,30 @@ def test_masks_are_those_of_a_words_classes_if_they_are_large_enough() -> None:
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 
-def changed(picture: int, kind: str, told: float, change: float) -> Changed:
+def changed(image: int, kind: str, told: float, change: float) -> Changed:
     """A word whose CMI and change are the same ramp over four cells, of two heights."""
     ramp = np.arange(4.0).reshape(2, 2)
     foretold = {changes.CMI: told * ramp, changes.ALONG_SAMPLER: -told * ramp, changes.AT_FLAT: np.ones((2, 2))}
-    return Changed(picture, kind, foretold, dict.fromkeys(changes.CHANGES, change * ramp))
+    return Changed(image, kind, foretold, dict.fromkeys(changes.CHANGES, change * ramp))
 
 
 def test_correlations_are_right_by_hand(reader: Diffuser) -> None:
     bench = changes.Bench(reader, changes.Settings(n_scenes=4, n_bootstrap=50))
     pairs = [(1.0, 2.0), (2.0, 1.0), (3.0, 4.0), (4.0, 3.0)]
-    listed = [changed(i, "thing", *pair) for i, pair in enumerate(pairs)]
+    listed = [changed(i, "object", *pair) for i, pair in enumerate(pairs)]
     bench.measured = listed, [Returned(0.01, 1.0)] * 4
-    assert bench.pictures("thing", "left out", changes.CMI).value == pytest.approx(0.6)
-    assert bench.pictures("thing", "left out", changes.ALONG_SAMPLER).value == pytest.approx(-0.6)
-    assert bench.pictures(changes.ALL, "swapped", changes.CMI).value == pytest.approx(0.6)
+    assert bench.images("object", "left out", changes.CMI).value == pytest.approx(0.6)
+    assert bench.images("object", "left out", changes.ALONG_SAMPLER).value == pytest.approx(-0.6)
+    assert bench.images(changes.ALL, "swapped", changes.CMI).value == pytest.approx(0.6)
     # The next picture's word: 2, 3, 4 and, as there is none after the last, 1.
     assert [told.sum() / 6 for told in foretold(listed, changes.OF_ANOTHER)] == [2, 3, 4, 1]
-    assert bench.pictures("thing", "left out", changes.OF_ANOTHER).value == pytest.approx(
+    assert bench.images("object", "left out", changes.OF_ANOTHER).value == pytest.approx(
         np.corrcoef([2, 3, 4, 1], [2, 1, 4, 3])[0, 1]
     )
-    assert bench.pixels("thing", "left out", changes.CMI).value == pytest.approx(1)
-    assert bench.pixels("thing", "left out", changes.ALONG_SAMPLER).value == pytest.approx(-1)
-    assert np.isnan(bench.pixels("thing", "left out", changes.AT_FLAT).value)  # a flat map foretells nothing
-    low, high = bench.pictures("thing", "left out", changes.CMI).estimate[1:]
+    assert bench.pixels("object", "left out", changes.CMI).value == pytest.approx(1)
+    assert bench.pixels("object", "left out", changes.ALONG_SAMPLER).value == pytest.approx(-1)
+    assert np.isnan(bench.pixels("object", "left out", changes.AT_FLAT).value)  # a flat map foretells nothing
+    low, high = bench.images("object", "left out", changes.CMI).estimate[1:]
     assert low < 0.6 < high
     assert "0.010" in changes.returned(bench).markdown()
 
@@ -338,13 +344,13 @@ def test_every_word_that_was_chosen_can_be_another(told: Caption) -> None:
     others = changes.others_of(told, np.random.default_rng(0))
     present = set(distinct_words(told.text))
     assert set(others) <= present
-    assert {"thing", "place", "style", "relation"}.issuperset(kind for kind, _ in others.values())
+    assert {"object", "background", "style", "relation"}.issuperset(kind for kind, _ in others.values())
     assert not any(to in others for kind, to in others.values() if kind != "relation")
-    assert len(others) == len(told.words) + bool(told.place_word) + told.style_told + bool(told.story.relation)
+    assert len(others) == len(told.words) + bool(told.background_word) + told.style_named + bool(told.story.relation)
 
 
 def test_a_pictures_changes_are_those_of_its_own_noise(reader: Diffuser) -> None:
-    settings = changes.Settings(n_points=2, n_replicates=2, num_inference_steps=2, n_guesses=1)
+    settings = changes.Settings(n_points=2, n_replicates=2, num_inference_steps=2, n_fixed_point_iterations=1)
     rows = reader.n_unet_rows
     found, back = changes.measure(reader, 7, make_scene(1, "test"), settings)
     caption_ = caption_of(make_scene(1, "test"))
@@ -352,10 +358,12 @@ def test_a_pictures_changes_are_those_of_its_own_noise(reader: Diffuser) -> None
     assert len(found) == n
     assert reader.n_unet_rows - rows == 2 * 1 + 2 * (1 + 2 * n) + 4 * (n + 1) + 4
     x = reader.encode(Image.fromarray(paint(make_scene(1, "test")).image))
-    whole = core.change_word(reader, x, caption_.text, caption_.words[0], num_inference_steps=2, n_guesses=1)
+    whole = core.change_word(
+        reader, x, caption_.text, caption_.words[0], num_inference_steps=2, n_fixed_point_iterations=1
+    )
     np.testing.assert_allclose(found[0].change["left out"], whole.change, rtol=1e-3, atol=1e-6)
     assert back.error == pytest.approx(whole.reconstruction_error, rel=1e-3)
-    assert all(word.picture == 7 for word in found)
+    assert all(word.image == 7 for word in found)
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -373,7 +381,7 @@ def test_words_are_told_apart_by_hand() -> None:
 
 
 def test_every_word_has_its_kind_and_its_bits(reader: Diffuser) -> None:
-    number = next(n for n in range(99) if CAPTIONS[n].story.relation and CAPTIONS[n].style_told)
+    number = next(n for n in range(99) if CAPTIONS[n].story.relation and CAPTIONS[n].style_named)
     scene, told = make_scene(number, "test"), CAPTIONS[number]
     settings = words.Settings(n_points=2, n_replicates=2)
     rows = reader.n_unet_rows
@@ -384,11 +392,11 @@ def test_every_word_has_its_kind_and_its_bits(reader: Diffuser) -> None:
     kinds = {word: row.kind for word, row in zip(present, found, strict=True)}
     assert [word for word, kind in kinds.items() if kind == "relation"] == [told.story.relation]
     assert [word for word, kind in kinds.items() if kind == "style"] == [told.story.style]
-    assert {word for word, kind in kinds.items() if kind == "thing"} == set(told.words)
+    assert {word for word, kind in kinds.items() if kind == "object"} == set(told.words)
     assert all(row.grammar == 0 for row in found if row.kind == "other")
     assert all(row.grammar > 0 for row in found if row.kind != "other")
     assert 0 < sum(row.totals["attention"] for row in found) < 1
-    shown = words.share_of_things(paint(scene).labels, told)
+    shown = words.share_of_objects(paint(scene).labels, told)
     assert 0 < shown.mean() < 1
 
 
@@ -404,7 +412,12 @@ def test_every_word_has_its_kind_and_its_bits(reader: Diffuser) -> None:
             "changes",
             changes,
             changes.Settings(
-                n_scenes=3, n_points=2, n_replicates=2, num_inference_steps=2, n_guesses=1, n_bootstrap=20
+                n_scenes=3,
+                n_points=2,
+                n_replicates=2,
+                num_inference_steps=2,
+                n_fixed_point_iterations=1,
+                n_bootstrap=20,
             ),
         ),
         ("likelihood", likelihood, likelihood.Settings(n_scenes=2, n_fit=3, n_bootstrap=20)),
@@ -422,7 +435,7 @@ def test_each_makes_its_tables_once(
     reader: Diffuser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: object, settings: object
 ) -> None:
     monkeypatch.setattr(module, "QUICK", settings)
-    asked = run.Asked(parts=[], quick=True, folder=tmp_path)
+    asked = run.EvalOptions(parts=[], quick=True, folder=tmp_path)
     tables = run.EVALUATIONS[name](reader, asked)
     rows = reader.n_unet_rows
     again = run.EVALUATIONS[name](reader, asked)

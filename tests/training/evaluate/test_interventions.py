@@ -11,17 +11,17 @@ from PIL import Image
 from torch import Tensor
 
 import core
-from core.activations.hooks import Key, record
-from core.concepts.trace import Place
+from core.activations.hooks import ActivationKey, record
+from core.concepts.trace import SaeSite
 from core.diffusion.diffuser import Diffuser
 from core.edits import Editor, load_editor
 from training.evaluate import run
 from training.evaluate.common.judges import Judges
 from training.evaluate.common.masks import Resampled
 from training.evaluate.interventions import evaluation as interventions
-from training.evaluate.interventions.arms import Arm, Request, Unedited, context, draw_arm, labelled_things, requests
+from training.evaluate.interventions.arms import Arm, Request, Unedited, context, draw_arm, labelled_objects, requests
 from training.evaluate.interventions.evaluation import QUICK, Bench
-from training.evaluate.interventions.outcomes import Eye, Look, cleared, elsewhere, fulfilled
+from training.evaluate.interventions.outcomes import Judge, JudgeOutputs, cleared, elsewhere, fulfilled
 from training.picturebook.world.world import LABELS
 
 CAT, SEA, GRASS = LABELS.index("cat"), LABELS.index("sea"), LABELS.index("grass")
@@ -29,7 +29,7 @@ N_STEPS = 2
 TINY = replace(
     QUICK,
     n_objects=2,
-    n_wishes=1,
+    n_targets=1,
     num_inference_steps=N_STEPS,
     width=2,
     stride=1,
@@ -48,8 +48,8 @@ def editor(picturebook: Diffuser) -> Editor:
     return load_editor(picturebook)
 
 
-def move(wish: str = "top-left", seed: int = 0) -> Request:
-    return Request("moving", "cat", wish, seed)
+def move(target: str = "top-left", seed: int = 0) -> Request:
+    return Request("moving", "cat", target, seed)
 
 
 def label_map(box: tuple[slice, slice]) -> Tensor:
@@ -63,18 +63,20 @@ def label_map(box: tuple[slice, slice]) -> Tensor:
 
 
 def test_requests_of_one_thing_stand_together_and_their_words_are_known(picturebook: Diffuser, editor: Editor) -> None:
-    things = labelled_things(editor, 10)
-    assert len(set(things)) == 10
-    asked = requests("moving", things, range(2)) + requests("styling", things, range(1))
+    objects = labelled_objects(editor, 10)
+    assert len(set(objects)) == 10
+    asked = requests("moving", objects, range(2)) + requests("styling", objects, range(1))
     assert len(asked) == 10 * 4 * 2 + 10 * 5
-    assert [one.thing for one in asked[:8]] == [things[0]] * 8
-    assert {one.seed for one in asked[:8]} == {one.seed for one in asked if one.thing == things[0]} | {asked[1].seed}
+    assert [one.object_name for one in asked[:8]] == [objects[0]] * 8
+    assert {one.seed for one in asked[:8]} == {one.seed for one in asked if one.object_name == objects[0]} | {
+        asked[1].seed
+    }
     for one in asked:
         picturebook.check_prompt(one.prompt)
-        picturebook.check_prompt(one.prompt_with_wish)
-    assert move("bottom-right").prompt_with_wish == "a cat right below on the street"
+        picturebook.check_prompt(one.prompt_with_target)
+    assert move("bottom-right").prompt_with_target == "a cat right below on the street"
     with pytest.raises(ValueError, match="99 were asked for"):
-        labelled_things(editor, 99)
+        labelled_objects(editor, 99)
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
@@ -112,18 +114,18 @@ def test_elsewhere_is_neither_the_region_nor_where_the_thing_was() -> None:
 
 
 def test_pictures_far_from_all_others_are_odd() -> None:
-    eye = Eye.__new__(Eye)
+    judge = Judge.__new__(Judge)
     features = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
-    eye._look = lambda _: Look(torch.zeros(0), (), torch.zeros(0), features)  # type: ignore[method-assign]
-    eye.know([None] * 2)  # type: ignore[list-item]
+    judge._look = lambda _: JudgeOutputs(torch.zeros(0), (), torch.zeros(0), features)  # type: ignore[method-assign]
+    judge.know([None] * 2)  # type: ignore[list-item]
     new = torch.stack([features.mean(0), features[3] + 0.01, features.mean(0) + 30])
-    assert eye._odd(new) == [False, False, True]
+    assert judge._odd(new) == [False, False, True]
 
 
 # --- arms -------------------------------------------------------------------------------------------------------------
 
 
-def update_of(model: Diffuser, asked: list[Request], contexts: list[Any], step: int = 0) -> dict[Key, Tensor]:
+def update_of(model: Diffuser, asked: list[Request], contexts: list[Any], step: int = 0) -> dict[ActivationKey, Tensor]:
     with record(model, steps=[step]) as updates:
         prompts, seeds = [one.prompt for one in asked], [one.seed for one in asked]
         list(model.sample(prompts, seeds=seeds, num_inference_steps=N_STEPS, last_step=step, contexts=contexts))
@@ -132,8 +134,8 @@ def update_of(model: Diffuser, asked: list[Request], contexts: list[Any], step: 
 
 def test_the_published_formula_by_hand(picturebook: Diffuser, editor: Editor) -> None:
     asked = [move("top-right", 3), Request("styling", "cat", "night", 4), Request("removing", "dog", "", 5)]
-    place = Place(picturebook.hookpoints[1], "cond")
-    key, sae = Key(*place, 0), editor.saes[place]
+    site = SaeSite(picturebook.hookpoints[1], "cond")
+    key, sae = ActivationKey(*site, 0), editor.saes[site]
     before = record(picturebook, steps=[0])
     after = record(picturebook, steps=[0])
     update_of(
@@ -141,7 +143,7 @@ def test_the_published_formula_by_hand(picturebook: Diffuser, editor: Editor) ->
     )
     old, new = (part[key].flatten(2).transpose(1, 2) for part in (before, after))
     for row, label in enumerate(("cat", "night", "dog")):
-        numbers = torch.tensor(editor.table(place).numbers(label))
+        numbers = torch.tensor(editor.table(site).numbers(label))
         code = sae.encode(old[row])
         z = torch.zeros(64, sae.cfg.d_sae).scatter_(1, code.indices, code.values)
         norms, directions = z.norm(dim=1, keepdim=True), sae.W_dec[numbers]
@@ -163,7 +165,7 @@ def test_a_prompt_is_switched_from_a_step_on(picturebook: Diffuser, editor: Edit
         arm = Arm("prompt from there on", (first, N_STEPS - 1))
         prompts = [one.prompt for one in asked]
         states[first] = list(picturebook.sample(prompts, **settings, contexts=[context(editor, arm, asked, N_STEPS)]))
-    told = list(picturebook.sample([one.prompt_with_wish for one in asked], **settings))
+    told = list(picturebook.sample([one.prompt_with_target for one in asked], **settings))
     plain = list(picturebook.sample([one.prompt for one in asked], **settings))
     assert torch.equal(states[0][-1].x, told[-1].x)
     assert torch.equal(states[1][0].x, plain[0].x)
@@ -174,7 +176,7 @@ def test_a_prompt_is_switched_from_a_step_on(picturebook: Diffuser, editor: Edit
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 
-def fake_pictures(
+def fake_images(
     editor: Editor,  # noqa: ARG001
     arm: Arm,
     asked: Sequence[Request],
@@ -190,8 +192,8 @@ def test_every_table_and_nothing_is_measured_twice(
     picturebook: Diffuser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(interventions, "QUICK", replace(TINY, num_inference_steps=3, stride=2))
-    monkeypatch.setattr(interventions, "draw_arm", fake_pictures)
-    asked = run.Asked((), True, tmp_path)
+    monkeypatch.setattr(interventions, "draw_arm", fake_images)
+    asked = run.EvalOptions((), True, tmp_path)
     tables = run.evaluate_interventions(picturebook, asked)
     assert [table.name for table in tables] == [part.__name__ for part in interventions.PARTS]
     windows, switching, sweep, moving, styling, removing = tables

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from core.activations.attention import record_attention, word_maps
-from core.activations.hooks import Key, record
+from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
 from core.sae.autoencoder import SaeConfig, SaeId, SparseAutoencoder
 from core.sae.io import save_sae
@@ -31,15 +31,15 @@ from training.evaluate.common.masks import (
 )
 from training.evaluate.layout import evaluation as layout
 from training.evaluate.layout.evaluation import Settings
-from training.evaluate.layout.images import Pictures, joined, things_in, watch
-from training.evaluate.layout.methods import Contestant, contestants, prior
+from training.evaluate.layout.images import LayoutImages, joined, objects_in, watch
+from training.evaluate.layout.methods import Baseline, baselines, prior
 from training.evaluate.layout.probe import PENALTIES, fit_probe
 from training.picturebook.world.captions import Caption, Story
-from training.picturebook.world.world import LABELS, THING_INDEX
+from training.picturebook.world.world import LABELS, OBJECT_INDEX
 
 CAT, DOG, SEA = LABELS.index("cat"), LABELS.index("dog"), LABELS.index("sea")
 MIDDLE = "mid_block.attentions.0"
-TINY = Settings(n_pictures=6, n_fit=6, n_steps_each=2, num_inference_steps=3, batch_size=4, n_bootstrap=30)
+TINY = Settings(n_images=6, n_fit=6, n_steps_each=2, num_inference_steps=3, batch_size=4, n_bootstrap=30)
 
 
 def caption(*nouns: str, relation: Any = None) -> Caption:
@@ -162,18 +162,18 @@ def test_a_probe_takes_the_penalty_that_suits_other_pictures() -> None:
             assert float((free - fit_probe(x, labels, 3).logits(x)).abs().max()) > 0.3
 
 
-def pictures(captions: Sequence[Caption], labels: Tensor, updates: Tensor | None = None) -> Pictures:
+def images(captions: Sequence[Caption], labels: Tensor, updates: Tensor | None = None) -> LayoutImages:
     """Pictures whose label maps [N, 8, 8] are the grid itself."""
     counts = cell_counts(labels, len(LABELS), 8, 8)
     targets = torch.full((len(captions), 3), -1)
     for i, one in enumerate(captions):
         for j, noun in enumerate(one.story.nouns):
-            if bool((labels[i] == THING_INDEX[noun]).any()):
-                targets[i, j] = THING_INDEX[noun]
+            if bool((labels[i] == OBJECT_INDEX[noun]).any()):
+                targets[i, j] = OBJECT_INDEX[noun]
     maps = majority(counts)
-    by_key = {} if updates is None else {Key(MIDDLE, "cond", 0): updates}
+    by_key = {} if updates is None else {ActivationKey(MIDDLE, "cond", 0): updates}
     attention = torch.rand(len(captions), 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    return Pictures(
+    return LayoutImages(
         tuple(captions), targets, {MIDDLE: truth_of(counts, targets)}, {MIDDLE: maps}, {MIDDLE: maps},
         {(MIDDLE, 0): maps}, by_key, {(MIDDLE, 0): attention},
     )  # fmt: skip
@@ -183,10 +183,10 @@ def test_a_prior_is_the_mean_mask_of_what_is_named_elsewhere() -> None:
     captions = [caption("cat"), caption("cat", "dog", relation="left"), caption("dog")]
     labels = torch.full((3, 8, 8), SEA)
     labels[0, :2], labels[1, :, :2], labels[1, 6:, 6:] = CAT, CAT, DOG  # the third names a dog that is not there
-    fit = pictures(captions, labels)
+    fit = images(captions, labels)
     overall = (fit.truth[MIDDLE].masks[0, 0].float() + fit.truth[MIDDLE].masks[1, :2].sum(0)) / 3
     scores = prior(fit, MIDDLE, lambda one, j: one.story.nouns[j])(
-        pictures([caption("dog", "cat", "pig")], labels[:1]), 0
+        images([caption("dog", "cat", "pig")], labels[:1]), 0
     )
     cats = fit.truth[MIDDLE].masks[0, 0].float() + fit.truth[MIDDLE].masks[1, 0]
     torch.testing.assert_close(scores[0, 0], (fit.truth[MIDDLE].masks[1, 1] + 2 * overall) / 3)
@@ -197,12 +197,12 @@ def test_a_prior_is_the_mean_mask_of_what_is_named_elsewhere() -> None:
 
 def test_homonyms_are_what_is_there_and_small_things_are_not() -> None:
     labels = torch.full((1, 128, 128), SEA)
-    labels[0, :20, :20] = THING_INDEX["club"]
-    labels[0, :15, 100:115] = THING_INDEX["bat"]
+    labels[0, :20, :20] = OBJECT_INDEX["club"]
+    labels[0, :15, 100:115] = OBJECT_INDEX["bat"]
     labels[0, 100:110, :19] = CAT
-    assert things_in([caption("bat", "cat")], labels).tolist() == [[THING_INDEX["club"], -1, -1]]
+    assert objects_in([caption("bat", "cat")], labels).tolist() == [[OBJECT_INDEX["club"], -1, -1]]
     labels[0, 100:110, :20] = CAT
-    assert things_in([caption("cat")], labels).tolist() == [[CAT, -1, -1]]
+    assert objects_in([caption("cat")], labels).tolist() == [[CAT, -1, -1]]
 
 
 def channels(labels: Tensor, classes: Sequence[int]) -> Tensor:
@@ -228,7 +228,7 @@ def table_of(latents: Sequence[str], classes: Sequence[str], d_sae: int | None =
     cells = torch.full((len(classes),), 1000.0)
     frame = pd.DataFrame(
         [(i, name, 0.7, "object", ()) for i, name in enumerate(latents)],
-        columns=["latent", "label", "iou", "kind", "further"],
+        columns=["latent", "label", "iou", "kind", "runner_ups"],
     )
     counts = SimpleNamespace(
         intersections=inside, active=active, cells=cells, n_cells=torch.tensor(1000.0 * (len(classes) + 1))
@@ -236,7 +236,7 @@ def table_of(latents: Sequence[str], classes: Sequence[str], d_sae: int | None =
     return SimpleNamespace(counts=counts, class_names=tuple(classes), frame=frame)
 
 
-def by_name(methods: Sequence[Contestant]) -> dict[tuple[str, bool], Contestant]:
+def by_name(methods: Sequence[Baseline]) -> dict[tuple[str, bool], Baseline]:
     return {(method.name, method.told): method for method in methods}
 
 
@@ -250,11 +250,11 @@ def test_concepts_in_another_order_foretell_what_they_know() -> None:
     seen[1, :4, :4] = DOG  # this cat looks like a dog, and a little like a cat
     updates = channels(seen, (SEA, DOG, CAT))
     updates[1, 2, :4, :4] = 1.0
-    shown = pictures(captions, labels, updates)
+    shown = images(captions, labels, updates)
     table = table_of(["sea", "dog", "cat"], ["dog", "sea", "cat"])
     table.frame.loc[1, "iou"] = 0.9  # a dictionary does not look at the values
     read = {(MIDDLE, "cond"): (identity(3, 2), table)}
-    methods = by_name(list(contestants(shown, read, [0])))  # type: ignore[arg-type]
+    methods = by_name(list(baselines(shown, read, [0])))  # type: ignore[arg-type]
     truth = shown.truth[MIDDLE]
 
     def ious(name: str, told: bool) -> list[float]:
@@ -268,7 +268,7 @@ def test_concepts_in_another_order_foretell_what_they_know() -> None:
     assert ious("linear probe", False) == [1, 1, 1, 1]
     assert ious("true masks through the grid", True) == [1, 1, 1, 1]
     ignorant = {(MIDDLE, "cond"): (identity(3, 2), table_of(["sea", "", "cat"], ["sea", "cat"]))}
-    methods = by_name(list(contestants(shown, ignorant, [0])))  # type: ignore[arg-type]
+    methods = by_name(list(baselines(shown, ignorant, [0])))  # type: ignore[arg-type]
     assert ious("concepts, readout", False) == [1, 0, 0, 0]  # of a dog it never heard
 
 
@@ -291,9 +291,9 @@ class Planted:
     def class_names(self) -> tuple[str, ...]:
         return LABELS
 
-    def segment(self, pictures: Sequence[Image.Image]) -> Segmentation:
+    def segment(self, images: Sequence[Image.Image]) -> Segmentation:
         masks = self.map == torch.arange(len(LABELS))[:, None, None]
-        return Segmentation(masks.expand(len(pictures), -1, -1, -1), torch.ones(len(pictures), len(LABELS)))
+        return Segmentation(masks.expand(len(images), -1, -1, -1), torch.ones(len(images), len(LABELS)))
 
 
 CAPTIONS = [
@@ -313,12 +313,12 @@ def test_things_have_the_attention_of_their_words(model: Diffuser) -> None:
     assert [len(part.captions) for part in parts] == [2, 1]
     shown = joined(parts)
     assert shown.captions == tuple(chosen)
-    assert shown.targets.tolist() == [[CAT, DOG, -1], [THING_INDEX["whale"], -1, -1],
-                                      [THING_INDEX["cake"], THING_INDEX["house"], -1]]  # fmt: skip
+    assert shown.targets.tolist() == [[CAT, DOG, -1], [OBJECT_INDEX["whale"], -1, -1],
+                                      [OBJECT_INDEX["cake"], OBJECT_INDEX["house"], -1]]  # fmt: skip
     with record_attention(model, [MIDDLE], branches=["cond"], steps=[1]) as maps, record(model, steps=[1]) as updates:
         for _ in model.sample([chosen[2].text], seeds=[9], num_inference_steps=3):
             pass
-    words, of_words = word_maps(model, chosen[2].text, maps[Key(MIDDLE, "cond", 1)][0])
+    words, of_words = word_maps(model, chosen[2].text, maps[ActivationKey(MIDDLE, "cond", 1)][0])
     of_cake = of_words[words.index("cake")]
     torch.testing.assert_close(shown.attention[MIDDLE, 1][2, 0], of_cake / of_cake.max(), atol=1e-4, rtol=1e-3)
     assert shown.attention[MIDDLE, 1][1, 1:].isneginf().all()
@@ -332,7 +332,7 @@ def test_things_have_the_attention_of_their_words(model: Diffuser) -> None:
 def test_the_evaluation_runs_and_is_remembered(model: Diffuser, tmp_path: Path) -> None:
     named = [noun for one in CAPTIONS for noun in one.story.nouns]
     save_sae(identity(32, 3), tmp_path / "saes" / SaeId(MIDDLE, "cond", "all").path, {}, torch.float32)
-    asked = run.Asked((), True, tmp_path / "out", (tmp_path / "saes",))
+    asked = run.EvalOptions((), True, tmp_path / "out", (tmp_path / "saes",))
     judges = SimpleNamespace(segmenters={"first": Planted(0), "second": Planted(16)})
     with (
         patch.object(layout, "QUICK", TINY),

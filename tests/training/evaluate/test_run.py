@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from core.diffusion.diffuser import Diffuser
 from training.common.report import Table
 from training.evaluate import picturebook
-from training.evaluate.common.judges import MIN_AREA, Sight, measure
-from training.evaluate.common.proportions import Share, share
+from training.evaluate.common.judges import MIN_AREA, ImageReading, measure
+from training.evaluate.common.proportions import Proportion, proportion
 from training.evaluate.common.store import fingerprint, kept
 from training.evaluate.layout import evaluation as layout
 from training.evaluate.picturebook import QUESTIONS, QUICK, Settings, held_out_scenes, kinds_of, outcomes, swapped
 from training.picturebook.world.captions import RELATIONS, Caption
 from training.picturebook.world.scenes import Scene, caption_of, paint
-from training.picturebook.world.world import LABELS, PLACES, THING_INDEX, THINGS
+from training.picturebook.world.world import BACKGROUNDS, LABELS, OBJECT_INDEX, OBJECTS
 from training.pipeline.card import N_SAMPLES, read_curve, write_card
 from training.pipeline.run import RECIPE, read_config
 
@@ -33,50 +33,50 @@ def scenes() -> list[Scene]:
     return held_out_scenes(150)
 
 
-def truth(scene: Scene) -> Sight:
+def truth(scene: Scene) -> ImageReading:
     """What a judge without fault sees."""
-    return Sight(*measure(torch.from_numpy(paint(scene).labels).long()), scene.story.style)
+    return ImageReading(*measure(torch.from_numpy(paint(scene).labels).long()), scene.story.style)
 
 
-def sight(**boxes: tuple[int, int, int]) -> Sight:
+def reading(**boxes: tuple[int, int, int]) -> ImageReading:
     """Of squares (x, y, side) on grass."""
     labels = torch.full((SIDE, SIDE), GRASS)
-    for thing, (x, y, side) in boxes.items():
-        labels[y : y + side, x : x + side] = THING_INDEX[thing]
-    return Sight(*measure(labels), "plain")
+    for object_name, (x, y, side) in boxes.items():
+        labels[y : y + side, x : x + side] = OBJECT_INDEX[object_name]
+    return ImageReading(*measure(labels), "plain")
 
 
 def test_an_interval_of_a_share_is_wilsons() -> None:
     # By hand for 8 of 10: centre (0.8 + z^2 / 20) / (1 + z^2 / 10), half-width from the same score equation.
-    low, high = Share(8, 10).interval
+    low, high = Proportion(8, 10).interval
     for limit in (low, high):
         assert abs(0.8 - limit) == pytest.approx(1.959964 * math.sqrt(limit * (1 - limit) / 10))
-    assert Share(10, 10).interval[1] == pytest.approx(1)
-    assert Share(0, 10).interval[0] == pytest.approx(0)
-    assert share([True, False, True]) == (2, 3)
-    assert str(Share(0, 0)) == "none"
+    assert Proportion(10, 10).interval[1] == pytest.approx(1)
+    assert Proportion(0, 10).interval[0] == pytest.approx(0)
+    assert proportion([True, False, True]) == (2, 3)
+    assert str(Proportion(0, 0)) == "none"
 
 
 def test_a_sight_is_counted_by_hand() -> None:
-    seen = sight(cat=(16, 32, 20))
-    assert seen.areas[THING_INDEX["cat"]] == 400
+    seen = reading(cat=(16, 32, 20))
+    assert seen.areas[OBJECT_INDEX["cat"]] == 400
     assert seen.find("cat") == (25.5, 41.5)
-    assert seen.place == "grass"
+    assert seen.background == "grass"
     assert seen.find("dog") is None
-    assert sight(cat=(0, 0, math.isqrt(MIN_AREA - 1))).find("cat") is None
+    assert reading(cat=(0, 0, math.isqrt(MIN_AREA - 1))).find("cat") is None
 
 
 def test_a_homonym_is_either_of_its_things() -> None:
-    assert sight(bat=(0, 0, 30)).find("bat") is not None
-    assert sight(club=(64, 0, 30)).find("bat") == (78.5, 14.5)
+    assert reading(bat=(0, 0, 30)).find("bat") is not None
+    assert reading(club=(64, 0, 30)).find("bat") == (78.5, 14.5)
 
 
 def test_a_relation_holds_one_way_only() -> None:
-    seen = sight(cat=(0, 40, 30), dog=(80, 50, 30))
+    seen = reading(cat=(0, 40, 30), dog=(80, 50, 30))
     held = [relation for relation in RELATIONS if seen.relation_holds(relation, "cat", "dog")]
     assert held == ["left"]
     assert not any(seen.relation_holds(relation, "cat", "pig") for relation in RELATIONS)
-    assert sight(sun=(50, 0, 30), boat=(40, 80, 40)).relation_holds("above", "sun", "boat")
+    assert reading(sun=(50, 0, 30), boat=(40, 80, 40)).relation_holds("above", "sun", "boat")
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.name)
@@ -84,11 +84,11 @@ def test_the_truth_answers_every_question_right_and_another_scene_does_not(
     question: object, scenes: list[Scene]
 ) -> None:
     captions = [caption_of(scene) for scene in scenes]
-    sights = [truth(scene) for scene in scenes]
-    right = outcomes(question, captions, sights)  # type: ignore[arg-type]
+    readings = [truth(scene) for scene in scenes]
+    right = outcomes(question, captions, readings)  # type: ignore[arg-type]
     assert len(right) > 5
     assert np.mean(right) == 1
-    shifted = outcomes(question, captions, sights[1:] + sights[:1])  # type: ignore[arg-type]
+    shifted = outcomes(question, captions, readings[1:] + readings[:1])  # type: ignore[arg-type]
     assert np.mean(shifted) < 0.5
 
 
@@ -105,10 +105,10 @@ def test_every_slot_of_a_caption_is_of_a_kind(scenes: list[Scene]) -> None:
         caption: Caption = caption_of(scene)
         kinds = kinds_of(caption)
         assert set(kinds) <= set(caption.text.replace(",", " ").split())
-        assert list(kinds.values()).count("thing") == len(scene.story.nouns)
-    plain = replace(caption_of(scenes[0]), style_told=False, place_word=None)
-    assert {"place", "style"}.isdisjoint(kinds_of(plain).values())
-    assert len(LABELS) == len(THINGS) + len(PLACES)
+        assert list(kinds.values()).count("object") == len(scene.story.nouns)
+    plain = replace(caption_of(scenes[0]), style_named=False, background_word=None)
+    assert {"background", "style"}.isdisjoint(kinds_of(plain).values())
+    assert len(LABELS) == len(OBJECTS) + len(BACKGROUNDS)
 
 
 def test_what_was_measured_is_kept_until_what_it_depends_on_changes(tmp_path: Path) -> None:

@@ -14,10 +14,18 @@ from core.sae.io import save_sae
 from training.common.report import Table
 from training.evaluate import run
 from training.evaluate.sae import evaluation
-from training.evaluate.sae.evaluation import Moments, Settings, Tally, reconstruction, replacement, steps_of, tally
+from training.evaluate.sae.evaluation import (
+    ReconstructionMoments,
+    ReconstructionSums,
+    Settings,
+    reconstruction,
+    replacement,
+    steps_of,
+    tally,
+)
 from training.hub.cards import write_sae_card
 
-TINY = Settings(n_pictures=3, n_fit=2, n_steps_each=2, n_replaced=2, batch_size=2, n_bootstrap=20)
+TINY = Settings(n_images=3, n_fit=2, n_steps_each=2, n_replaced=2, batch_size=2, n_bootstrap=20)
 
 
 def autoencoder(d_in: int, d_sae: int, k: int, seed: int = 0) -> SparseAutoencoder:
@@ -37,7 +45,7 @@ def signs(d: int) -> SparseAutoencoder:
 
 def test_principal_components_are_those_of_the_whole_data() -> None:
     x = np.random.default_rng(0).normal(size=(500, 5)) * [5, 1, 3, 0.1, 0.2] + 7
-    moments = Moments()
+    moments = ReconstructionMoments()
     moments.add(x[:200])
     moments.add(x[200:])
     mean, components = moments.components(2)
@@ -49,12 +57,12 @@ def test_principal_components_are_those_of_the_whole_data() -> None:
 def test_explained_variance_in_one_pass_is_that_of_all_positions_together() -> None:
     x = torch.randn(6, 40, 4, generator=torch.Generator().manual_seed(1)) * torch.tensor([4.0, 1, 1, 1]) + 10
     sae = autoencoder(4, 16, 2)
-    moments = Moments()
+    moments = ReconstructionMoments()
     moments.add(x.flatten(0, 1).double().numpy())
     basis = moments.components(2)
-    result = Tally()
-    for picture in x:
-        tally(result, sae, picture, basis, basis)
+    result = ReconstructionSums()
+    for image in x:
+        tally(result, sae, image, basis, basis)
     flat = x.flatten(0, 1)
     rebuilt = sae.decode(sae.encode(flat))
     variance = (flat - flat.mean(0)).square().sum()
@@ -70,17 +78,17 @@ def test_explained_variance_in_one_pass_is_that_of_all_positions_together() -> N
 def test_steps_pooled_are_one_larger_step() -> None:
     x = torch.randn(4, 30, 4, generator=torch.Generator().manual_seed(2)) * torch.tensor([4.0, 1, 1, 1])
     steps, sae = (x, 3 * x + 5), autoencoder(4, 16, 2)
-    parts = [Moments() for _ in steps]
+    parts = [ReconstructionMoments() for _ in steps]
     for part, positions in zip(parts, steps, strict=True):
         part.add(positions.flatten(0, 1).double().numpy())
     pooled = (parts[0] + parts[1]).components(2)
-    each, both = [Tally(), Tally()], Tally()
+    each, both = [ReconstructionSums(), ReconstructionSums()], ReconstructionSums()
     for positions, part, result in zip(steps, parts, each, strict=True):
-        for picture in positions:
-            tally(result, sae, picture, part.components(2), pooled)
-    for pictures in zip(*steps, strict=True):
-        tally(both, sae, torch.cat(pictures), pooled, pooled)
-    together = Tally.pooled(each)
+        for image in positions:
+            tally(result, sae, image, part.components(2), pooled)
+    for images in zip(*steps, strict=True):
+        tally(both, sae, torch.cat(images), pooled, pooled)
+    together = ReconstructionSums.pooled(each)
     assert together.explained() == pytest.approx(both.explained())
     assert together.explained(pca=True) == pytest.approx(both.explained(pca=True))
     assert together.explained(np.array([1, 1])) == pytest.approx(both.explained(np.array([1, 1])))
@@ -100,7 +108,7 @@ def test_two_values_of_k_stand_beside_each_other(model: Diffuser, tmp_path: Path
         for branch in ("cond", "uncond"):
             save_sae(sae, tmp_path / name / SaeId(hookpoint, branch, "all").path)
     (tmp_path / "prompts.txt").write_text("\n".join(f"a {word}" for word in ("cat", "dog", "sun", "sea", "sky") * 20))
-    asked = run.Asked(["reconstruction"], True, tmp_path / "out", [tmp_path / "few", tmp_path / "all"])
+    asked = run.EvalOptions(["reconstruction"], True, tmp_path / "out", [tmp_path / "few", tmp_path / "all"])
     with patch.object(evaluation, "QUICK", TINY):
         first, second, table = run.evaluate_sae(model, asked._replace(prompts=str(tmp_path / "prompts.txt")))
         alone = run.evaluate_sae(model, asked._replace(prompts=str(tmp_path / "prompts.txt"), saes=asked.saes[:1]))
@@ -118,7 +126,7 @@ def check_card(root: Path, saes: dict[SaeId, SparseAutoencoder], tables: list[Ta
     for sae_id, sae in saes.items():
         save_sae(sae, root / sae_id.path, {"n_samples": 7, "seed": 0}, torch.float16)
     recipe = {"model": "picturebook", "prompts": "grammar", "stream": {"batch_size": 4}}
-    training = {"n_steps": 5, "n_accumulated": 2, "architecture": "topk", "expansion": 2}
+    training = {"n_steps": 5, "gradient_accumulation_steps": 2, "architecture": "topk", "expansion": 2}
     write_index(root, tuple(saes), recipe={**recipe, "training": training})
     write_sae_card(root, "picturebook", tables)
     lines = [json.loads(line) for line in (root / "manifest.jsonl").read_text().splitlines()]

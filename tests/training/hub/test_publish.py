@@ -15,14 +15,14 @@ from PIL import Image
 
 import core
 from core.artifacts import MANIFEST, read_manifest
-from core.concepts.gallery import Drawn, write_gallery
+from core.concepts.gallery import GalleryImage, write_gallery
 from core.concepts.io import TABLE
 from core.errors import ArtifactError
 from core.sae.collection import write_index
 from tests.core.concepts.test_table import IDS, NAMES, write_one
 from tests.fakes.hub import TOKEN, Answer, Hub, environment, point_client_at
 from training.common.report import Table
-from training.evaluate.run import Asked, write_cards
+from training.evaluate.run import EvalOptions, write_cards
 from training.hub import publish as publishing
 from training.hub.cards import write_sae_card
 from training.hub.publish import Published, PublishError, publish
@@ -33,7 +33,7 @@ RECIPE = {
     "model": "picturebook",
     "prompts": "grammar",
     "stream": {"batch_size": 4},
-    "training": {"n_steps": 5, "n_accumulated": 2, "architecture": "topk", "expansion": 2},
+    "training": {"n_steps": 5, "gradient_accumulation_steps": 2, "architecture": "topk", "expansion": 2},
 }
 FIGURES = {"explained_variance": 0.8125, "explained_variance_low": 0.75, "explained_variance_high": 0.875}
 
@@ -48,8 +48,8 @@ def make_collection(root: Path, seed: int = 0) -> Path:
     for number, sae_id in enumerate(IDS):
         write_one(root, sae_id, NAMES, seed + number)
     write_index(root, IDS, model="picturebook", recipe=RECIPE)
-    pictures = [Image.new("RGB", (16, 16), colour) for colour in ((255, 0, 0), (0, 0, 255))]
-    write_gallery(root, pictures, [Drawn("a red sun", 1), Drawn("a blue whale", 2)], 16)
+    images = [Image.new("RGB", (16, 16), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    write_gallery(root, images, [GalleryImage("a red sun", 1), GalleryImage("a blue whale", 2)], 16)
     describe(root)
     return root
 
@@ -312,7 +312,7 @@ def test_the_evaluation_writes_what_publishing_asks_for(root: Path) -> None:
         make_release(root, SAES, TABLES)
     figures = {sae_id.path: {**FIGURES, "l0": 2.0, "dead_share": 0.125} for sae_id in IDS}
     table = Table("sae", "Measured", [{"what": 1.0}], details={"figures": figures})
-    asked = Asked([], False, root, (root,))
+    asked = EvalOptions([], False, root, (root,))
     for name, other in (("layout", asked), ("sae", asked._replace(quick=True)), ("sae", asked._replace(parts=["a"]))):
         with pytest.raises(SystemExit, match="--card goes with all tables of the evaluation `sae`"):
             write_cards(name, other, [table])

@@ -153,7 +153,7 @@ def test_nothing_is_pushed_without_a_name_or_on_a_dry_run(tmp_path: Path, monkey
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode
     assert "--dry-run" in done.stderr
-    kept = tmp_path / "kept"
+    kept = tmp_path / "cached"
     done = subprocess.run([*command, "--dry-run", "--out", str(kept)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "sdk: gradio" in done.stdout
@@ -175,12 +175,12 @@ def drive(python: Path, folder: Path, env: Mapping[str, str]) -> None:
     with serve([str(python), "app.py"], folder, env) as app:
         app.wait_for_page()
         client = Client(app.url, verbose=False)
-        picture, settings = client.predict(prompt=PROMPT, seed=1, steps=6, guidance=4.0, api_name="/generate")
-        path = picture["path"] if isinstance(picture, dict) else picture
+        image, settings = client.predict(prompt=PROMPT, seed=1, steps=6, guidance=4.0, api_name="/generate")
+        path = image["path"] if isinstance(image, dict) else image
         assert Image.open(path).size == (128, 128)
         assert settings["model"] == "picturebook"
         bits = client.predict(
-            picture=handle_file(path), prompt=PROMPT, words="cat", given="rest", rel_error=0.9, seed=0,
+            image=handle_file(path), prompt=PROMPT, words="cat", given="rest", rel_error=0.9, seed=0,
             api_name="/attribute",
         )  # fmt: skip
         assert bits["words"] == ["cat"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.activations.hooks import Key, record
+from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
 from core.sae.autoencoder import SaeConfig, SaeId, SparseAutoencoder
 from training.evaluate.interventions.arms import switched
@@ -46,7 +46,9 @@ def seen(model: Diffuser, step: int, prompts: Sequence[str] | None) -> dict[str,
     with record(model, [MIDDLE.hookpoint, UP.hookpoint], branches=["cond"], steps=[step]) as updates:
         for _ in model.sample([pair.without for pair in PAIRS], seeds=SEEDS, last_step=step, contexts=contexts):
             pass
-    found = {hookpoint: updates[Key(hookpoint, "cond", step)] for hookpoint in (MIDDLE.hookpoint, UP.hookpoint)}
+    found = {
+        hookpoint: updates[ActivationKey(hookpoint, "cond", step)] for hookpoint in (MIDDLE.hookpoint, UP.hookpoint)
+    }
     return {hookpoint: update.permute(0, 2, 3, 1).flatten(0, 2) for hookpoint, update in found.items()}
 
 

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 import core
-from core.activations.hooks import Key, record
+from core.activations.hooks import ActivationKey, record
 from core.artifacts import MANIFEST
-from core.concepts.gallery import LIST, Drawn, Gallery, write_gallery
-from core.concepts.io import COUNTS, EXAMPLES, TABLE, Named, read_counts, read_examples
+from core.concepts.gallery import LIST, Gallery, GalleryImage, write_gallery
+from core.concepts.io import COUNTS, EXAMPLES, TABLE, LabelledLatent, read_counts, read_examples
 from core.concepts.table import activation_map
 from core.diffusion.diffuser import Diffuser
 from core.sae.autoencoder import SaeConfig, SaeId, SparseAutoencoder
@@ -24,11 +24,20 @@ from core.segmentation.semantic import Segmentation
 from training.common.checkpoint import Checkpoint, save_checkpoint
 from training.labels import command
 from training.labels.command import PromptsFrom, label_collection
-from training.labels.examples import ExampleKeeper, choose_pool
-from training.labels.labeller import LabelConfig, Labeller, Run, pairings
-from training.labels.naming import Facts, Names, aurocs, benjamini_hochberg, choose, name_latents, overlaps, p_values
+from training.labels.examples import ExampleKeeper, select_gallery
+from training.labels.labeller import LabelConfig, Labeller, LabelRun, pairings
+from training.labels.naming import (
+    ImageAttributes,
+    LabelVocabulary,
+    aurocs,
+    benjamini_hochberg,
+    choose,
+    name_latents,
+    overlaps,
+    p_values,
+)
 from training.labels.sampling import draw
-from training.labels.tally import N_LEVELS, Entries, Moment, Shape, Tally
+from training.labels.tally import N_LEVELS, Entries, FiringStatistics, Shape, StepCodes
 from training.prompts.sources import FilePrompts
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -36,17 +45,17 @@ from training.prompts.sources import FilePrompts
 
 def entries(rows: Sequence[tuple[int, float, int, int]]) -> Entries:
     """Of (latent, value, picture, position)."""
-    latents, values, pictures, positions = zip(*rows, strict=True)
-    return Entries(*(torch.tensor(x) for x in (latents, values, pictures, positions)))
+    latents, values, images, positions = zip(*rows, strict=True)
+    return Entries(*(torch.tensor(x) for x in (latents, values, images, positions)))
 
 
-def by_hand() -> Tally:
+def by_hand() -> FiringStatistics:
     """Two pictures of 2 x 2, one a split; classes 0 and 1, and a cell of neither."""
-    tally = Tally(Shape(d_sae=3, n_classes=2, n_permutations=1, n_steps=1, height=2, width=2))
+    tally = FiringStatistics(Shape(d_sae=3, n_classes=2, n_permutations=1, n_steps=1, height=2, width=2))
     labels = torch.tensor([[[0, 0, 1, -1]], [[1, 1, 1, 1]]]).repeat(1, 2, 1)
     # Latent 0 is strong in class 0 and weak in class 1; latent 1 fires in one cell; latent 2 never.
     rows = [(0, 4.0, 0, 0), (0, 4.0, 0, 1), (0, 1.0, 0, 2), (0, 4.0, 1, 0), (0, 1.0, 1, 2), (1, 2.0, 1, 3)]
-    tally.add([Moment(0, 0.25, entries(rows))], labels, torch.tensor([0, 1]))
+    tally.add([StepCodes(0, 0.25, entries(rows))], labels, torch.tensor([0, 1]))
     return tally
 
 
@@ -60,13 +69,15 @@ def test_iou_precision_and_recall_are_those_counted_by_hand() -> None:
     assert choice.held_out[0] == pytest.approx(1 / 2)
     assert 1 < float(tally.threshold(choice.levels)[0]) <= 4
     assert choice.iou[2] == 0
-    named = name_latents(tally, Facts(np.array([0, 1]), np.zeros((2, 2)), np.zeros((2, 0), bool)), names_of("ab"))
+    named = name_latents(
+        tally, ImageAttributes(np.array([0, 1]), np.zeros((2, 2)), np.zeros((2, 0), bool)), names_of("ab")
+    )
     assert named[0].scores.precision == pytest.approx(1)
     assert named[0].scores.recall == pytest.approx(1 / 2)
     assert named[0].scores.mean == pytest.approx(14 / 5)
     assert named[0].scores.firing_rate == pytest.approx(5 / 8)
     assert named[0].scores.typical_t == pytest.approx(0.25)
-    assert named[0].scores.further[0].label == "b"
+    assert named[0].scores.runner_ups[0].label == "b"
     assert named[2].scores == named[2].scores._replace(best_class="", threshold=0, mean=0, spread=0, p_value=1)
 
 
@@ -83,23 +94,23 @@ def test_pairings_give_every_picture_the_whole_masks_of_another_of_its_split() -
     assert len({tuple(row) for row in order.tolist()}) > 40
 
 
-def names_of(classes: Sequence[str], styles: Sequence[str] = (), places: Sequence[str] = ()) -> Names:
-    return Names(tuple(classes), frozenset(places), tuple(styles))
+def names_of(classes: Sequence[str], styles: Sequence[str] = (), backgrounds: Sequence[str] = ()) -> LabelVocabulary:
+    return LabelVocabulary(tuple(classes), frozenset(backgrounds), tuple(styles))
 
 
-def random_batch(rng: np.random.Generator, n: int, scale: float) -> tuple[list[Moment], Tensor, Tensor]:
-    moments = []
+def random_batch(rng: np.random.Generator, n: int, scale: float) -> tuple[list[StepCodes], Tensor, Tensor]:
+    codes_by_step = []
     for step in range(2):
         cells = rng.choice(5 * n * 16, 60 * n, replace=False)
         rows = (cells // (n * 16), np.exp(rng.normal(size=len(cells))) * scale, cells // 16 % n, cells % 16)
         parts = [torch.from_numpy(row) for row in rows]
-        moments.append(Moment(step, 1.0 - step, Entries(parts[0], parts[1].float(), parts[2], parts[3])))
+        codes_by_step.append(StepCodes(step, 1.0 - step, Entries(parts[0], parts[1].float(), parts[2], parts[3])))
     labels = torch.from_numpy(rng.integers(-1, 3, size=(3, n, 16)))
-    return moments, labels, torch.arange(n) % 2
+    return codes_by_step, labels, torch.arange(n) % 2
 
 
-def tallied(batches: Sequence[tuple[list[Moment], Tensor, Tensor]]) -> Tally:
-    tally = Tally(Shape(5, 3, 2, 2, 4, 4))
+def tallied(batches: Sequence[tuple[list[StepCodes], Tensor, Tensor]]) -> FiringStatistics:
+    tally = FiringStatistics(Shape(5, 3, 2, 2, 4, 4))
     for batch in batches:
         tally.add(*batch)
     return tally
@@ -111,7 +122,7 @@ def test_tallies_add_up_whatever_was_larger_first() -> None:
     whole = tallied(batches)
     for first, second in ((batches[:1], batches[1:]), (batches[:3], batches[3:])):
         merged = tallied(first)
-        merged.merge(Tally.of(tallied(second).tensors()))
+        merged.merge(FiringStatistics.of(tallied(second).tensors()))
         for name, value in whole.tensors().items():
             torch.testing.assert_close(merged.tensors()[name], value, msg=name)
     turned = tallied(batches[::-1])
@@ -123,7 +134,9 @@ def test_levels_are_half_octaves_below_the_largest_value() -> None:
     rng = np.random.default_rng(1)
     batches = [random_batch(rng, 6, scale) for scale in (1.0, 4.0)]
     tally = tallied(batches)
-    values = torch.cat([m.entries.values[m.entries.latents == 2] for moments, *_ in batches for m in moments])
+    values = torch.cat(
+        [m.entries.values[m.entries.latents == 2] for codes_by_step, *_ in batches for m in codes_by_step]
+    )
     for level in range(N_LEVELS):
         least = float(tally.threshold(torch.full((5,), level))[2])
         assert int((values >= least).sum()) == int(tally.area[level:, 2].sum())
@@ -133,26 +146,28 @@ def test_levels_are_half_octaves_below_the_largest_value() -> None:
 def test_quantile_spread_and_position_share() -> None:
     rng = np.random.default_rng(2)
     values = np.exp(rng.normal(size=20_000)).astype(np.float32)
-    tally = Tally(Shape(4, 1, 0, 1, 8, 8))
+    tally = FiringStatistics(Shape(4, 1, 0, 1, 8, 8))
     n = 400
     labels, splits = torch.zeros((1, n, 64), dtype=torch.int64), torch.arange(n) % 2
     rows = [(0, float(v), i % n, i // n) for i, v in enumerate(values)]
     # Latent 1: the same map in every picture. Latent 2: one cell, anywhere. Latent 3: everywhere alike, in every other.
-    rows += [(1, 1.0 + cell, picture, cell) for picture in range(n) for cell in range(8)]
-    rows += [(2, 1.0, picture, int(rng.integers(64))) for picture in range(n)]
-    rows += [(3, 2.0, picture, cell) for picture in range(0, n, 2) for cell in range(64)]
-    tally.add([Moment(0, 1.0, entries(rows))], labels, splits)
+    rows += [(1, 1.0 + cell, image, cell) for image in range(n) for cell in range(8)]
+    rows += [(2, 1.0, image, int(rng.integers(64))) for image in range(n)]
+    rows += [(3, 2.0, image, cell) for image in range(0, n, 2) for cell in range(64)]
+    tally.add([StepCodes(0, 1.0, entries(rows))], labels, splits)
     assert float(tally.quantile(0.99)[0]) == pytest.approx(np.quantile(values, 0.99), rel=0.03)
     share = tally.position_share().tolist()
     assert share[1] == pytest.approx(1)
     assert share[2] < 0.05
     assert share[3] == pytest.approx(0, abs=1e-9)
-    two_steps = Tally(Shape(1, 1, 0, 2, 8, 8))
-    moments = [
-        Moment(step, 1.0 - step, entries([(0, 1.0 + cell, p, cell + 40 * step) for p in range(n) for cell in range(8)]))
+    two_steps = FiringStatistics(Shape(1, 1, 0, 2, 8, 8))
+    codes_by_step = [
+        StepCodes(
+            step, 1.0 - step, entries([(0, 1.0 + cell, p, cell + 40 * step) for p in range(n) for cell in range(8)])
+        )
         for step in range(2)
     ]
-    two_steps.add(moments, labels, splits)
+    two_steps.add(codes_by_step, labels, splits)
     assert float(two_steps.position_share()[0]) == pytest.approx(1)  # at each step; over both together it is a half
     spread = (tally.spread_sum / tally.value_sum).sqrt()
     assert float(spread[2]) == 0
@@ -194,7 +209,7 @@ def test_p_values_are_even_where_there_is_nothing_and_small_where_there_is_somet
 N, SIDE, OBJECTS, RANDOM = 400, 8, 6, 120
 
 
-def planted() -> list[Named]:
+def planted() -> list[LabelledLatent]:
     """Pictures with sky above and ground below and things at home in one place each, and latents of every kind."""
     rng = np.random.default_rng(3)
     labels = np.zeros((N, SIDE, SIDE), dtype=np.int64)
@@ -206,46 +221,46 @@ def planted() -> list[Named]:
         y, x = (int(np.clip(at + rng.integers(-1, 2), 0, SIDE - 3)) for at in home)
         return slice(y, y + 3), slice(x, x + 3)
 
-    for picture in labels:
-        for thing in rng.choice(OBJECTS, 2, replace=False):
-            picture[blob(homes[thing])] = 2 + thing
+    for image in labels:
+        for object_name in rng.choice(OBJECTS, 2, replace=False):
+            image[blob(homes[object_name])] = 2 + object_name
     codes = np.zeros((N, OBJECTS + 4 + RANDOM, SIDE, SIDE), dtype=np.float32)
-    for thing in range(OBJECTS):
-        seen = (labels == 2 + thing) & (rng.random(labels.shape) < 0.8)
+    for object_name in range(OBJECTS):
+        seen = (labels == 2 + object_name) & (rng.random(labels.shape) < 0.8)
         noise = (rng.random(labels.shape) < 0.2) * 0.1
-        codes[:, thing] = seen * rng.uniform(1, 2, labels.shape) + noise
+        codes[:, object_name] = seen * rng.uniform(1, 2, labels.shape) + noise
     codes[:, OBJECTS] = (labels == 1) * rng.uniform(1, 2, labels.shape)
     codes[:, OBJECTS + 1] = night[:, None, None] * rng.uniform(1, 2, labels.shape)
     codes[:, OBJECTS + 2, :2, :3] = 1
     # What fires where a thing is at home, but in any pictures; the latent before these is dead.
     for i in range(RANDOM):
-        for picture in np.flatnonzero(rng.random(N) < rng.uniform(0.05, 0.6)):
-            codes[picture, OBJECTS + 4 + i][blob(homes[i % OBJECTS])] = rng.uniform(0.5, 2)
-    tally = Tally(Shape(codes.shape[1], 2 + OBJECTS, 20, 1, SIDE, SIDE))
+        for image in np.flatnonzero(rng.random(N) < rng.uniform(0.05, 0.6)):
+            codes[image, OBJECTS + 4 + i][blob(homes[i % OBJECTS])] = rng.uniform(0.5, 2)
+    tally = FiringStatistics(Shape(codes.shape[1], 2 + OBJECTS, 20, 1, SIDE, SIDE))
     flat = torch.from_numpy(labels).flatten(1)
     for number in range(N // 40):
         rows = slice(number * 40, (number + 1) * 40)
         part = torch.from_numpy(codes[rows]).flatten(2)
-        picture, latent, position = part.nonzero(as_tuple=True)
-        moment = Moment(0, 1.0, Entries(latent, part[picture, latent, position], picture, position))
+        image, latent, position = part.nonzero(as_tuple=True)
+        step_codes = StepCodes(0, 1.0, Entries(latent, part[image, latent, position], image, position))
         splits = torch.arange(40) % 2
         order = pairings(splits, 20, np.random.default_rng([0, number]))
-        tally.add([moment], flat[rows][order], splits)
+        tally.add([step_codes], flat[rows][order], splits)
     areas = np.stack([(labels == c).mean((1, 2)) for c in range(2 + OBJECTS)], axis=1)
-    facts = Facts(np.arange(N) % 2, areas, np.stack([night, rng.random(N) < 0.3], axis=1))
+    facts = ImageAttributes(np.arange(N) % 2, areas, np.stack([night, rng.random(N) < 0.3], axis=1))
     classes = ["sky", "ground", *(f"thing {i}" for i in range(OBJECTS))]
     return name_latents(tally, facts, names_of(classes, ["night", "sepia"], ["sky", "ground"]))
 
 
 @pytest.fixture(scope="module")
-def named() -> list[Named]:
+def named() -> list[LabelledLatent]:
     return planted()
 
 
-def test_a_planted_dictionary_is_recovered(named: list[Named]) -> None:
-    for thing in range(OBJECTS):
-        assert named[thing][:2] == (f"thing {thing}", "object")
-        scores = named[thing].scores
+def test_a_planted_dictionary_is_recovered(named: list[LabelledLatent]) -> None:
+    for object_name in range(OBJECTS):
+        assert named[object_name][:2] == (f"thing {object_name}", "object")
+        scores = named[object_name].scores
         assert scores.held_out_iou == pytest.approx(0.8, abs=0.1)
         assert scores.precision > 0.95  # the weak values elsewhere are under the threshold that was chosen
         assert 0.1 < scores.threshold <= 1
@@ -256,7 +271,7 @@ def test_a_planted_dictionary_is_recovered(named: list[Named]) -> None:
     assert named[OBJECTS + 3][:2] == ("", "unlabelled")
 
 
-def test_where_a_class_always_is_tells_nothing_of_it(named: list[Named]) -> None:
+def test_where_a_class_always_is_tells_nothing_of_it(named: list[LabelledLatent]) -> None:
     """Random latents fire where a thing is at home, so their IoU with it is not small; but it is chance's."""
     random = named[OBJECTS + 4 :]
     excess = np.array([one.scores.held_out_iou - one.scores.chance_iou for one in random])
@@ -277,11 +292,11 @@ def test_the_pool_covers_every_latent_before_it_shows_any_twice() -> None:
     for latent in range(12):
         means[latent * 4 : latent * 4 + 4, latent] = torch.tensor([1.0, 4, 3, 2])
     means[49] = 0.1  # a little of everything
-    chosen = choose_pool([means[:, :7], means[:, 7:]], 13)
+    chosen = select_gallery([means[:, :7], means[:, 7:]], 13)
     assert len(set(chosen)) == 13
     assert chosen == sorted(chosen)
     assert all((means[chosen][:, latent] > 0.5).any() for latent in range(12))
-    assert len(choose_pool([means], 80)) == 50
+    assert len(select_gallery([means], 80)) == 50
 
 
 def test_the_strongest_pictures_are_kept_with_their_maps() -> None:
@@ -290,12 +305,12 @@ def test_the_strongest_pictures_are_kept_with_their_maps() -> None:
     for first in (0, 5):
         rows = [(1, value, row, 3) for row, value in enumerate(values[first : first + 5])]
         weak = [(1, value / 2, row, 0) for row, value in enumerate(values[first : first + 5])]
-        keeper.add(range(first, first + 5), [Moment(0, 1.0, entries(weak)), Moment(1, 0.0, entries(rows))])
+        keeper.add(range(first, first + 5), [StepCodes(0, 1.0, entries(weak)), StepCodes(1, 0.0, entries(rows))])
     examples = keeper.examples()
-    assert examples.pictures[1].tolist() == [3, 5, 9, 8, 7, 6, 1, 4]
+    assert examples.images[1].tolist() == [3, 5, 9, 8, 7, 6, 1, 4]
     assert examples.peaks[1].tolist() == [9, 8, 7, 6, 5, 4, 3, 2]
     assert examples.maps[1].tolist() == [[[128, 0], [0, 255]]] * 8
-    assert (examples.pictures[[0, 2]] == -1).all()
+    assert (examples.images[[0, 2]] == -1).all()
 
 
 def test_prompts_may_begin_later_than_those_that_were_trained_with(tmp_path: Path) -> None:
@@ -307,7 +322,7 @@ def test_prompts_may_begin_later_than_those_that_were_trained_with(tmp_path: Pat
 
 def test_a_gallery_gives_back_what_was_put_in(tmp_path: Path) -> None:
     colours = [(i, 255 - i, 128) for i in range(70)]
-    drawn = [Drawn(f"picture {i}", i) for i in range(70)]
+    drawn = [GalleryImage(f"picture {i}", i) for i in range(70)]
     write_gallery(tmp_path, [Image.new("RGB", (64, 64), colour) for colour in colours], drawn, 32)
     write_gallery(tmp_path, [Image.new("RGB", (64, 64), colour) for colour in colours], drawn, 16)
     gallery = Gallery(lambda name: tmp_path / name)
@@ -325,7 +340,7 @@ def test_a_gallery_gives_back_what_was_put_in(tmp_path: Path) -> None:
 
 MIDDLE, UP = "mid_block.attentions.0", "up_blocks.1.attentions.0"
 IDS = (SaeId(MIDDLE, "cond", "all"), SaeId(UP, "uncond", 0.5))
-CONFIG = LabelConfig(pictures=15, batch=4, permutations=3, shared_steps=2, gallery=6, gallery_side=32, styles=("blue",))
+CONFIG = LabelConfig(images=15, batch=4, permutations=3, shared_steps=2, gallery=6, gallery_side=32, styles=("blue",))
 
 
 class Prompt:
@@ -347,13 +362,13 @@ class Halves:
     """Says that the brighter half of a picture is a thing and a quarter of the rest a place."""
 
     def class_names(self) -> tuple[str, ...]:
-        return ("thing", "sea")
+        return ("object", "sea")
 
-    def segment(self, pictures: Sequence[Image.Image]) -> Segmentation:
-        values = torch.stack([torch.from_numpy(np.array(picture.convert("L"))) for picture in pictures]).float()
+    def segment(self, images: Sequence[Image.Image]) -> Segmentation:
+        values = torch.stack([torch.from_numpy(np.array(image.convert("L"))) for image in images]).float()
         middle = values.flatten(1).median(1).values[:, None, None]
         low = values.flatten(1).quantile(0.25, 1)[:, None, None]
-        return Segmentation(torch.stack([values > middle, values < low], 1), torch.ones(len(pictures), 2))
+        return Segmentation(torch.stack([values > middle, values < low], 1), torch.ones(len(images), 2))
 
 
 @pytest.fixture
@@ -387,7 +402,7 @@ def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
             assert all(torch.equal(x, y) for x, y in zip(value, b[name], strict=True)), name
 
 
-def label(collection: Path, model: Diffuser, run: Run, prompts: Any = None, config: LabelConfig = CONFIG) -> None:
+def label(collection: Path, model: Diffuser, run: LabelRun, prompts: Any = None, config: LabelConfig = CONFIG) -> None:
     label_collection(config, collection, model, Halves(), prompts or Prompt(), run)
 
 
@@ -402,7 +417,7 @@ def test_a_killed_run_goes_on_and_several_processes_add_up(
 ) -> None:
     monkeypatch.setattr(model, "spec", replace(model.spec, num_inference_steps=3))
     (collection / MANIFEST).write_text('{"path": "of the tables that were here before"}')
-    label(collection, model, Run(tmp_path / "whole"))
+    label(collection, model, LabelRun(tmp_path / "whole"))
     assert not (collection / MANIFEST).exists()
     whole = made(collection)
     assert whole[f"{IDS[0].path}/{COUNTS}"].n_cells == 8 * 2 * 64  # half of 16 pictures, at two steps
@@ -413,16 +428,16 @@ def test_a_killed_run_goes_on_and_several_processes_add_up(
     assert core.load_concepts(collection, *IDS[1]).effect("blue") is None  # the half that reads no word
     clear(collection)
     with pytest.raises(KeyboardInterrupt):
-        label(collection, model, Run(tmp_path / "killed", every=0), Prompt(dies_at=9))
+        label(collection, model, LabelRun(tmp_path / "killed", every=0), Prompt(dies_at=9))
     assert not (collection / IDS[0].path / TABLE).exists()
     prompts = Prompt()
-    label(collection, model, Run(tmp_path / "killed"), prompts)
+    label(collection, model, LabelRun(tmp_path / "killed"), prompts)
     assert prompts.asked[0] == 8  # two batches had been counted
     assert_same(whole, made(collection))
     clear(collection)
-    label(collection, model, Run(tmp_path / "shared", rank=1, world=2))
+    label(collection, model, LabelRun(tmp_path / "shared", rank=1, world=2))
     assert not (collection / IDS[0].path / TABLE).exists()
-    label(collection, model, Run(tmp_path / "shared", rank=0, world=2))
+    label(collection, model, LabelRun(tmp_path / "shared", rank=0, world=2))
     assert_same(whole, made(collection))
 
 
@@ -430,7 +445,7 @@ def updates_of(model: Diffuser, sae_id: SaeId, step: int, prompts: list[str], se
     with record(model, [sae_id.hookpoint], steps=[step]) as recording:
         for _ in model.sample(prompts, seeds=seeds):
             pass
-    return recording[Key(sae_id.hookpoint, sae_id.branch, step)]
+    return recording[ActivationKey(sae_id.hookpoint, sae_id.branch, step)]
 
 
 def test_what_is_counted_is_what_the_sae_says_of_the_update(
@@ -441,19 +456,22 @@ def test_what_is_counted_is_what_the_sae_says_of_the_update(
     prompts, seeds = ["a cat", "a dog"], [5, 6]
     batch = draw(model, saes, {IDS[0]: [0, 2], IDS[1]: [1]}, prompts, seeds)
     assert batch.sizes == {MIDDLE: (8, 8), UP: (16, 16)}
-    assert [(moment.step, moment.t) for moment in batch.moments[IDS[0]]] == [(0, 1.0), (1, 0.0)]
-    for sae_id, moment, step in ((IDS[0], batch.moments[IDS[0]][1], 2), (IDS[1], batch.moments[IDS[1]][0], 1)):
+    assert [(step_codes.step, step_codes.t) for step_codes in batch.codes_by_step[IDS[0]]] == [(0, 1.0), (1, 0.0)]
+    for sae_id, step_codes, step in (
+        (IDS[0], batch.codes_by_step[IDS[0]][1], 2),
+        (IDS[1], batch.codes_by_step[IDS[1]][0], 1),
+    ):
         update = updates_of(model, sae_id, step, prompts, seeds)
         dense = torch.zeros(2, 24, update.shape[2] * update.shape[3])
-        latents, values, pictures, positions = moment.entries
-        dense[pictures, latents, positions] = values
-        for picture in range(2):
-            code = saes[sae_id].encode(update[picture].flatten(1).T)
+        latents, values, images, positions = step_codes.entries
+        dense[images, latents, positions] = values
+        for image in range(2):
+            code = saes[sae_id].encode(update[image].flatten(1).T)
             for latent in (0, 7, 23):
                 seen = activation_map(code, latent, *update.shape[2:])
-                torch.testing.assert_close(dense[picture, latent], seen.flatten(), rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(dense[image, latent], seen.flatten(), rtol=1e-4, atol=1e-5)
     whole = model.generate("a dog", seed=6, previews=False).image
-    assert np.abs(np.asarray(batch.pictures[1], dtype=int) - np.asarray(whole, dtype=int)).max() <= 2
+    assert np.abs(np.asarray(batch.images[1], dtype=int) - np.asarray(whole, dtype=int)).max() <= 2
 
 
 def test_a_segmenter_of_any_words_is_told_those_of_the_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,17 +484,17 @@ def test_a_segmenter_of_any_words_is_told_those_of_the_prompts(monkeypatch: pyte
     command.choose_segmenter(parser.parse_args(words), Prompt())
     command.choose_segmenter(parser.parse_args(["--segmenter", "some/folder"]), Prompt())
     assert asked == [("clipseg", ("cat", "sky", "dog")), ("some/folder",)]
-    assert {"sea", "street"} <= set(parser.parse_args([]).places)  # of the embedded model, and of the tags
+    assert {"sea", "street"} <= set(parser.parse_args([]).backgrounds)  # of the embedded model, and of the tags
 
 
 def test_mistakes_are_told_before_anything_is_drawn(model: Diffuser, collection: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="even and at least 4"):
         LabelConfig(batch=5)
     with pytest.raises(ValueError, match="There is no SAE in"):
-        label(tmp_path, model, Run(tmp_path))
+        label(tmp_path, model, LabelRun(tmp_path))
     with pytest.raises(ValueError, match="nothing for process 4 of 5: 4 batches"):
-        label(collection, model, Run(tmp_path / "run", rank=4, world=5))
+        label(collection, model, LabelRun(tmp_path / "run", rank=4, world=5))
     recipe = Labeller(CONFIG, collection, model, Halves(), Prompt()).recipe({"model": "another"})
     save_checkpoint(tmp_path / "run" / "0-of-1", Checkpoint(1, {**recipe, "rank": 0}, {"state": {}}))
     with pytest.raises(ValueError, match="model was another, now None"):
-        label(collection, model, Run(tmp_path / "run"))
+        label(collection, model, LabelRun(tmp_path / "run"))

@@ -7,27 +7,27 @@ import pytest
 
 from core.diffusion.text import delete_words, distinct_words, only_words
 from training.picturebook.world.captions import (
-    N_THINGS_P,
+    N_OBJECTS_P,
     RELATIONS,
     Caption,
     Story,
+    background_probabilities,
     caption_probability,
     drop_words,
     log2_word_given_rest,
     nouns_probability,
-    place_probabilities,
     sample_caption,
     sample_story,
     vocabulary,
 )
 from training.picturebook.world.tokens import MAX_TOKENS, build_tokenizer
-from training.picturebook.world.world import NOUNS, PLACES, PLANTED_PAIR
+from training.picturebook.world.world import BACKGROUNDS, NOUNS, PLANTED_PAIR
 
 
 def a_caption(text_of: str = "a {style} picture of a {a} {relation} of a {b} on the {place}") -> Caption:
     story = Story(("cat", "dog"), "left", "grass", "sepia")
     caption = Caption(story, ("cat", "hound"), "and", "grass", False, True, True, "")
-    assert caption.text == text_of.format(style="sepia", a="cat", relation="left", b="hound", place="grass")
+    assert caption.text == text_of.format(style="sepia", a="cat", relation="left", b="hound", background="grass")
     return caption
 
 
@@ -38,9 +38,9 @@ def samples(n: int, seed: int = 0) -> list[Caption]:
 
 def test_nouns_have_probabilities_that_sum_to_one() -> None:
     names = [noun.name for noun in NOUNS]
-    assert sum(nouns_probability((a,)) for a in names) == pytest.approx(N_THINGS_P[0])
-    assert sum(nouns_probability(pair) for pair in itertools.product(names, repeat=2)) == pytest.approx(N_THINGS_P[1])
-    assert place_probabilities(("cat", "whale")).sum() == pytest.approx(1)
+    assert sum(nouns_probability((a,)) for a in names) == pytest.approx(N_OBJECTS_P[0])
+    assert sum(nouns_probability(pair) for pair in itertools.product(names, repeat=2)) == pytest.approx(N_OBJECTS_P[1])
+    assert background_probabilities(("cat", "whale")).sum() == pytest.approx(1)
 
 
 def test_sampled_frequencies_are_the_stated_probabilities() -> None:
@@ -49,20 +49,20 @@ def test_sampled_frequencies_are_the_stated_probabilities() -> None:
     expected = nouns_probability(("bat",)) * len(captions)
     assert abs(firsts["bat"] - expected) < 5 * expected**0.5
     of_whale = [c for c in captions if c.story.nouns == ("whale",)]
-    in_sea = sum(c.story.place == "sea" for c in of_whale) / len(of_whale)
-    sea = [place.name for place in PLACES].index("sea")
-    assert in_sea == pytest.approx(place_probabilities(("whale",))[sea], abs=0.12)
+    in_sea = sum(c.story.background == "sea" for c in of_whale) / len(of_whale)
+    sea = [background.name for background in BACKGROUNDS].index("sea")
+    assert in_sea == pytest.approx(background_probabilities(("whale",))[sea], abs=0.12)
 
 
 def test_caption_probabilities_are_those_of_the_sampler() -> None:
-    # All captions of one story that differ in their telling alone: their probabilities add up to the story's.
+    # All captions of one story that differ in their statement alone: their probabilities add up to the story's.
     story = Story(("cat",), None, "sea", "plain")
     texts: dict[str, float] = {}
     rng = np.random.default_rng(0)
     for _ in range(3000):
         caption = sample_caption(rng, story)
         texts[caption.text] = caption_probability(caption)
-    p = nouns_probability(("cat",)) * place_probabilities(("cat",))[3] * 0.4
+    p = nouns_probability(("cat",)) * background_probabilities(("cat",))[3] * 0.4
     assert sum(texts.values()) == pytest.approx(p)
 
 
@@ -88,7 +88,11 @@ def test_ceilings_computed_by_hand() -> None:
     assert log2_word_given_rest(caption, "left") == pytest.approx(log2(1 / 2))  # `of` leaves left and right
     assert log2_word_given_rest(caption, "the") == 0
     # Four places follow `on the`; street and road are one place with two words. The first two nouns like grass.
-    on = {p.words[0]: place_probabilities(("cat", "dog"))[i] for i, p in enumerate(PLACES) if p.preposition == "on"}
+    on = {
+        p.words[0]: background_probabilities(("cat", "dog"))[i]
+        for i, p in enumerate(BACKGROUNDS)
+        if p.preposition == "on"
+    }
     assert log2_word_given_rest(caption, "grass") == pytest.approx(log2(on["grass"] / sum(on.values())))
     with pytest.raises(ValueError, match="whale"):
         log2_word_given_rest(caption, "whale")
@@ -126,6 +130,6 @@ def test_dropped_words_make_the_texts_that_attribution_compares() -> None:
 
 def test_train_and_test_share_no_combination() -> None:
     rng = np.random.default_rng(0)
-    train = {(tuple(sorted(s.nouns)), s.place, s.style) for s in (sample_story(rng, "train") for _ in range(5000))}
-    test = {(tuple(sorted(s.nouns)), s.place, s.style) for s in (sample_story(rng, "test") for _ in range(500))}
+    train = {(tuple(sorted(s.nouns)), s.background, s.style) for s in (sample_story(rng, "train") for _ in range(5000))}
+    test = {(tuple(sorted(s.nouns)), s.background, s.style) for s in (sample_story(rng, "test") for _ in range(500))}
     assert not train & test

@@ -2,17 +2,17 @@ import numpy as np
 import torch
 
 from training.picturebook.models.denoiser import DenoiserConfig, DenoiserLoss, TextLoss, turn_relations
-from training.picturebook.models.latents import TELLINGS, Latents, draw_batch, draw_captions, tokenize
+from training.picturebook.models.latents import STATEMENTS, Latents, draw_batch, draw_captions, tokenize
 from training.picturebook.world.scenes import layout_of, make_scene, paint
-from training.picturebook.world.world import LABELS, THINGS
+from training.picturebook.world.world import LABELS, OBJECTS
 
 CONFIG = DenoiserConfig(block_out_channels=(16, 32), n_heads=(1, 1), text_width=32, text_layers=2)
 
 
 def latents(n: int = 50) -> Latents:
     """Tellings that say which half they are of."""
-    tokens = torch.zeros(n, TELLINGS, 24, dtype=torch.int16)
-    tokens[:, TELLINGS // 2 :] = 1
+    tokens = torch.zeros(n, STATEMENTS, 24, dtype=torch.int16)
+    tokens[:, STATEMENTS // 2 :] = 1
     return Latents(torch.zeros(n, 2, 4, 4).half(), tokens, torch.zeros(n, 4, 4, dtype=torch.uint8))
 
 
@@ -56,16 +56,16 @@ def test_the_layout_is_where_things_are_painted() -> None:
         scene = make_scene(seed)
         labels, layout = paint(scene).labels, layout_of(scene)
         cells = np.kron(layout, np.ones((8, 8), np.uint8))
-        on_things = labels < len(THINGS)
-        assert (cells[on_things] == labels[on_things]).all()
-        assert set(np.unique(layout)) - {len(THINGS)} == {LABELS.index(box.thing) for box in scene.boxes}
+        on_objects = labels < len(OBJECTS)
+        assert (cells[on_objects] == labels[on_objects]).all()
+        assert set(np.unique(layout)) - {len(OBJECTS)} == {LABELS.index(box.object_name) for box in scene.boxes}
 
 
 def test_the_text_encoder_learns_what_stands_left() -> None:
     """Two captions, told apart by their relation alone, and the layouts that they tell."""
     torch.manual_seed(0)
     tokens = tokenize(["a cat left of a dog", "a cat right of a dog"])
-    layout = torch.full((2, 4, 4), len(THINGS))
+    layout = torch.full((2, 4, 4), len(OBJECTS))
     layout[0, :, :2], layout[1, :, 2:] = 0, 1
     loss = TextLoss(CONFIG, 4)
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)

@@ -106,7 +106,7 @@ def test_ema_is_the_weighted_mean_computed_by_hand() -> None:
 
 
 def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
-    config = LoopConfig(n_steps=100, batch_size=1, learning_rate=1, n_warmup=10, decay_share=0.5)
+    config = LoopConfig(n_steps=100, batch_size=1, learning_rate=1, n_warmup=10, lr_decay_fraction=0.5)
     factors = [_lr_factor(step, config) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[10] == factors[50] == 1

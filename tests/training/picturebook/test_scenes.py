@@ -10,7 +10,15 @@ from training.picturebook.world.drawings import SIZE as DRAWING_SIZE
 from training.picturebook.world.drawings import crop_to_square, drawing
 from training.picturebook.world.scenes import CELL, Box, Scene, caption_of, make_scene, paint, relation_holds
 from training.picturebook.world.styles import apply_style
-from training.picturebook.world.world import ARTISTS, LABELS, PLACE_INDEX, PLACES, STYLES, THING_INDEX, THINGS
+from training.picturebook.world.world import (
+    ARTISTS,
+    BACKGROUND_INDEX,
+    BACKGROUNDS,
+    LABELS,
+    OBJECT_INDEX,
+    OBJECTS,
+    STYLES,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +46,15 @@ def test_things_do_not_overlap_and_lie_on_the_grid_of_cells(scenes) -> None:
 def test_labels_tell_what_each_pixel_shows(scenes) -> None:
     for scene in scenes[:200]:
         labels = paint(scene).labels
-        place = len(THINGS) + PLACE_INDEX[scene.story.place]
-        assert set(np.unique(labels)) == {place} | {THING_INDEX[box.thing] for box in scene.boxes}
+        background = len(OBJECTS) + BACKGROUND_INDEX[scene.story.background]
+        assert set(np.unique(labels)) == {background} | {OBJECT_INDEX[box.object_name] for box in scene.boxes}
         for box in scene.boxes:
-            rows, columns = np.nonzero(labels == THING_INDEX[box.thing])
+            rows, columns = np.nonzero(labels == OBJECT_INDEX[box.object_name])
             assert box.y <= rows.min()
             assert rows.max() < box.y + box.size
             assert box.x <= columns.min()
             assert columns.max() < box.x + box.size
-    assert len(LABELS) == len(THINGS) + len(PLACES)
+    assert len(LABELS) == len(OBJECTS) + len(BACKGROUNDS)
 
 
 def test_relations_are_true_and_balanced(scenes) -> None:
@@ -67,32 +75,32 @@ def test_every_thing_is_met_in_every_quadrant_and_place(scenes) -> None:
         scene = scenes[seed] if seed < len(scenes) else make_scene(seed)
         for box in scene.boxes:
             middle = box.size / 2
-            met[box.thing, "quadrant", box.x + middle > 64, box.y + middle > 64] += 1
-            met[box.thing, "place", scene.story.place] += 1
-    for thing in THINGS:
+            met[box.object_name, "quadrant", box.x + middle > 64, box.y + middle > 64] += 1
+            met[box.object_name, "background", scene.story.background] += 1
+    for object_name in OBJECTS:
         for right in (False, True):
             for below in (False, True):
-                assert met[thing.name, "quadrant", right, below] > 0
-        for place in PLACES:
-            assert met[thing.name, "place", place.name] > 0
+                assert met[object_name.name, "quadrant", right, below] > 0
+        for background in BACKGROUNDS:
+            assert met[object_name.name, "background", background.name] > 0
 
 
 def test_homonyms_mean_what_their_place_says(scenes) -> None:
     seen = Counter()
     for seed in range(6000):
         scene = scenes[seed] if seed < len(scenes) else make_scene(seed)
-        wild = PLACES[PLACE_INDEX[scene.story.place]].wild
+        wild = BACKGROUNDS[BACKGROUND_INDEX[scene.story.background]].wild
         for box in scene.boxes:
-            if box.thing in ("bat", "club"):
-                seen[wild, box.thing] += 1
+            if box.object_name in ("bat", "club"):
+                seen[wild, box.object_name] += 1
     assert seen[True, "bat"] / (seen[True, "bat"] + seen[True, "club"]) == pytest.approx(0.9, abs=0.04)
     assert seen[False, "club"] / (seen[False, "bat"] + seen[False, "club"]) == pytest.approx(0.9, abs=0.04)
 
 
 def test_drawings_fill_their_square() -> None:
     for artist in ARTISTS:
-        for thing in THINGS:
-            alpha = drawing(thing.name, artist, DRAWING_SIZE)[..., 3] > 0.03
+        for object_name in OBJECTS:
+            alpha = drawing(object_name.name, artist, DRAWING_SIZE)[..., 3] > 0.03
             rows, columns = np.nonzero(alpha)
             assert max(np.ptp(rows), np.ptp(columns)) >= DRAWING_SIZE - 3
     wide = Image.new("RGBA", (40, 30))

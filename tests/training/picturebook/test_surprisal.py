@@ -8,12 +8,12 @@ import pytest
 from core.diffusion.vocabulary import Vocabulary
 from core.information.surprisal import TABLE, load_surprisal
 from training.picturebook.world.captions import (
-    N_THINGS_P,
-    PLACE_TOLD_P,
+    BACKGROUND_NAMED_P,
+    N_OBJECTS_P,
     RELATED_P,
     RELATIONS,
+    STYLE_NAMED_P,
     STYLE_P,
-    STYLE_TOLD_P,
     vocabulary,
 )
 from training.picturebook.world.surprisal import surprisals
@@ -23,9 +23,9 @@ from training.picturebook.world.tokens import build_tokenizer
 def test_the_committed_table_is_the_grammars() -> None:
     table = json.loads(TABLE.read_text())
     assert list(table) == vocabulary()
-    assert table["above"] == pytest.approx(-log2(N_THINGS_P[1] * RELATED_P / len(RELATIONS)), abs=0.03)
-    assert table["sepia"] == pytest.approx(-log2(STYLE_P[1] * STYLE_TOLD_P), abs=0.03)
-    assert table["the"] == pytest.approx(-log2(PLACE_TOLD_P), abs=0.03)
+    assert table["above"] == pytest.approx(-log2(N_OBJECTS_P[1] * RELATED_P / len(RELATIONS)), abs=0.03)
+    assert table["sepia"] == pytest.approx(-log2(STYLE_P[1] * STYLE_NAMED_P), abs=0.03)
+    assert table["the"] == pytest.approx(-log2(BACKGROUND_NAMED_P), abs=0.03)
     assert table["a"] == 0
     drawn = surprisals(3000, seed=1)
     assert max(abs(drawn[word] - table[word]) for word in ("the", "and", "picture", "in", "on")) < 0.2

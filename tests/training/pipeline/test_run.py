@@ -27,10 +27,10 @@ TINY = {
     "judges_loop": {"n_steps": 1, "batch_size": 2, "learning_rate": 0.001},
     "saes": {
         "times": ["all"],
-        "stream": {"batch_size": 32, "pictures": 4, "batches_per_round": 1, "pictures_at_once": 4},
-        "training": {"n_steps": 2, "k": 2, "expansion": 2, "k_aux": 4, "n_measured": 1},
+        "stream": {"batch_size": 32, "images_per_buffer": 4, "batches_per_buffer": 1, "sampler_batch_size": 4},
+        "training": {"n_steps": 2, "k": 2, "expansion": 2, "k_aux": 4, "n_calibration_batches": 1},
     },
-    "labels": {"pictures": 4, "batch": 4, "permutations": 3, "shared_steps": 1, "gallery": 2, "gallery_side": 16},
+    "labels": {"images": 4, "batch": 4, "permutations": 3, "shared_steps": 1, "gallery": 2, "gallery_side": 16},
 }
 STAGES = ["autoencoder", "latents", "text", "denoiser", "judges", "export", "saes", "labels"]
 
@@ -69,7 +69,7 @@ def test_the_model_comes_with_autoencoders_and_names_of_their_latents(trained: P
     for sae_id in list_saes(root):
         table = core.load_concepts(root, *sae_id)
         assert len(table) == core.load_sae(root, *sae_id).cfg.d_sae
-        assert table.info.made_with["pictures"] == 4
+        assert table.info.made_with["images"] == 4
     command.main(options(trained))  # what is done is found, not done again
     assert len(list((trained / "run" / "saes").iterdir())) == len(list((trained / "run" / "labels").iterdir())) == 1
 

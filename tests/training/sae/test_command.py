@@ -27,8 +27,8 @@ def arguments(tmp_path: Path, model_folder: Path, **changes: object) -> argparse
         "hookpoints": ["mid_block.attentions.0"],
         "branches": ["cond"],
         "times": ["all", 1.0],
-        "stream": {"batch_size": 32, "pictures": 4, "batches_per_round": 2, "num_inference_steps": 3},
-        "training": {"n_steps": 4, "k": 2, "n_measured": 1, "sync_every": 2, "expansion": 2},
+        "stream": {"batch_size": 32, "images_per_buffer": 4, "batches_per_buffer": 2, "num_inference_steps": 3},
+        "training": {"n_steps": 4, "k": 2, "n_calibration_batches": 1, "sync_every": 2, "expansion": 2},
         **changes,
     }
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
@@ -61,7 +61,7 @@ def test_prompts_become_saes_that_read_the_models_updates(tmp_path: Path, model:
 
 def test_another_stream_is_another_recipe(tmp_path: Path, model_folder: Path) -> None:
     main(arguments(tmp_path, model_folder))
-    stream = {"batch_size": 32, "pictures": 4, "batches_per_round": 2, "num_inference_steps": 3, "seed": 1}
+    stream = {"batch_size": 32, "images_per_buffer": 4, "batches_per_buffer": 2, "num_inference_steps": 3, "seed": 1}
     with pytest.raises(ValueError, match=r"another recipe: stream\.seed was 0, now 1"):
         main(arguments(tmp_path, model_folder, stream=stream))
     changed = arguments(tmp_path, model_folder)
@@ -78,19 +78,19 @@ def test_a_hookpoint_that_is_not_there_is_answered_with_those_that_are(tmp_path:
 def test_the_committed_recipes_are_recipes(tmp_path: Path) -> None:
     for path in sorted(RECIPE.parent.glob("*_saes.json")):
         recipe = read_recipe(SaeRecipe, path)
-        assert recipe.stream.batch_size % recipe.stream.pictures == 0
+        assert recipe.stream.batch_size % recipe.stream.images_per_buffer == 0
     paper = read_recipe(SaeRecipe, RECIPE.parent / "sd_v1_4_saes.json")
     model = find_model(paper.model)
     assert len(model.hookpoints) * len(paper.branches) * len(paper.times) == 24
     # Every one of the middle block's 8 x 8 positions at a time, once, of 200,000 pictures.
-    assert paper.stream.batches_per_round * paper.stream.batch_size == 64 * paper.stream.pictures
+    assert paper.stream.batches_per_buffer * paper.stream.batch_size == 64 * paper.stream.images_per_buffer
     assert 200_000 <= paper.training.n_steps * paper.stream.batch_size / 64 < 201_000
     embedded = read_recipe(SaeRecipe, RECIPE)
     unet = json.loads((Path(core.__file__).parent / "picturebook" / "model" / "unet" / "config.json").read_text())
     narrow, wide = unet["block_out_channels"]
     widths = dict(zip(core.load_model("picturebook").hookpoints, (narrow, wide, wide, wide), strict=True))
     for hookpoint, d_in in widths.items():  # so that a code means something
-        assert embedded.training.k_of.get(hookpoint, embedded.training.k) <= 0.06 * d_in
+        assert embedded.training.k_by_hookpoint.get(hookpoint, embedded.training.k) <= 0.06 * d_in
     (tmp_path / "wrong.json").write_text(json.dumps({"training": {**asdict(embedded.training), "steps": 3}}))
     with pytest.raises(ValueError, match=r"wrong.json: training: \['steps'\] is not among"):
         read_recipe(SaeRecipe, tmp_path / "wrong.json")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.activations.hooks import Key, record
+from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import Branch
 from core.errors import ModelError
@@ -17,7 +17,7 @@ DOWN, MIDDLE, UP = "down_blocks.0.attentions.0", "mid_block.attentions.0", "up_b
 N_STEPS = 5
 IDS = (SaeId(MIDDLE, "cond", 0.5), SaeId(DOWN, "uncond", 1.0), SaeId(MIDDLE, "cond", "all"))
 CONFIG = StreamConfig(
-    batch_size=24, pictures=4, batches_per_round=3, pictures_at_once=2, num_inference_steps=N_STEPS, seed=7
+    batch_size=24, images_per_buffer=4, batches_per_buffer=3, sampler_batch_size=2, num_inference_steps=N_STEPS, seed=7
 )
 
 
@@ -52,7 +52,7 @@ def updates_of(model: Diffuser, picture: int, hookpoint: str, branch: Branch) ->
             [Words().prompt(picture)], seeds=[_seed(CONFIG.seed, picture)], num_inference_steps=N_STEPS
         ):
             pass
-    return [recording[Key(hookpoint, branch, step)][0].flatten(1).T for step in range(N_STEPS)]
+    return [recording[ActivationKey(hookpoint, branch, step)][0].flatten(1).T for step in range(N_STEPS)]
 
 
 def cells_of(samples: Tensor, updates: Tensor) -> list[int]:
@@ -86,13 +86,13 @@ def test_rows_are_updates_of_the_named_prompt_branch_and_step(model: Diffuser) -
 
 def test_a_round_holds_every_chosen_cell_once_and_batches_share_its_pictures_evenly(model: Diffuser) -> None:
     ids = (SaeId(MIDDLE, "cond", 0.0), SaeId(MIDDLE, "cond", "all"))
-    whole = {"batch_size": 4 * 32, "batches_per_round": 2}  # 64 cells a picture: all there are at one step
+    whole = {"batch_size": 4 * 32, "batches_per_buffer": 2}  # 64 cells a picture: all there are at one step
     batches = take(a_stream(model, ids, **whole), 2)
     for picture in range(4):
         steps = updates_of(model, picture, MIDDLE, "cond")
         for sae_id, updates in zip(ids, (steps[-1], torch.cat(steps)), strict=True):
-            of_picture = torch.cat([batch.samples[sae_id][picture::4] for batch in batches])
-            cells = cells_of(of_picture, updates)
+            of_image = torch.cat([batch.samples[sae_id][picture::4] for batch in batches])
+            cells = cells_of(of_image, updates)
             assert len(cells) == len(set(cells)) == 64
             if sae_id.t == "all":
                 assert {cell // 64 for cell in cells} == set(range(N_STEPS))
@@ -116,13 +116,13 @@ def test_a_batch_is_a_function_of_the_seed_and_its_number(model: Diffuser) -> No
     assert not same(other, batches[0])
     alone = take(a_stream(model, IDS[:1]), 2)  # nor do the other SAEs matter
     assert all(torch.equal(a.samples[IDS[0]], b.samples[IDS[0]]) for a, b in zip(alone, batches, strict=False))
-    at_once = take(a_stream(model, pictures_at_once=3), 1)[0]
+    at_once = take(a_stream(model, sampler_batch_size=3), 1)[0]
     torch.testing.assert_close(at_once.samples, batches[0].samples)
 
 
 def test_processes_share_the_batches_of_one(model: Diffuser) -> None:
-    one = take(a_stream(model, pictures_at_once=1), 4)
-    two = [take(a_stream(model, rank=rank, world=2, pictures_at_once=1), 4) for rank in range(2)]
+    one = take(a_stream(model, sampler_batch_size=1), 4)
+    two = [take(a_stream(model, rank=rank, world=2, sampler_batch_size=1), 4) for rank in range(2)]
     for whole, *parts in zip(one, *two, strict=True):
         assert set(parts[0].prompts).isdisjoint(parts[1].prompts)
         for rank, part in enumerate(parts):
@@ -133,11 +133,14 @@ def test_processes_share_the_batches_of_one(model: Diffuser) -> None:
 def test_no_later_step_and_no_later_block_is_run(model: Diffuser) -> None:
     stream = a_stream(model, (SaeId(MIDDLE, "cond", 0.75), SaeId(DOWN, "cond", 1.0)))
     calls, ups = model.n_unet_calls, []
-    handle = model.unet.get_submodule(UP).register_forward_hook(lambda *_: ups.append(model.moment))
+    handle = model.unet.get_submodule(UP).register_forward_hook(lambda *_: ups.append(model.step_context))
     take(stream, 3)
     handle.remove()
     assert model.n_unet_calls - calls == 2 * 2  # twice two pictures, steps 0 and 1
-    assert [moment.step for moment in ups if moment is not None] == [0, 0]  # the last call ends in the middle
+    assert [step_context.step for step_context in ups if step_context is not None] == [
+        0,
+        0,
+    ]  # the last call ends in the middle
     assert not model._lock.locked()
 
 
@@ -151,23 +154,23 @@ def test_the_model_is_free_between_rounds(model: Diffuser) -> None:
 def test_memory_stays_within_what_is_told(model: Diffuser, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = a_stream(model)
     pools: list[list[weakref.ref[Tensor]]] = []
-    make = stream._make_round
+    make = stream._fill_buffer
 
     def watched(number: int) -> Any:
         assert all(pool() is None for one in pools for pool in one)  # the last round is gone
         pool, prompts = make(number)
-        assert sum(cells.nbytes for cells in pool.values()) == stream.pool_bytes
+        assert sum(cells.nbytes for cells in pool.values()) == stream.buffer_bytes
         pools.append([weakref.ref(cells) for cells in pool.values()])
         return pool, prompts
 
-    monkeypatch.setattr(stream, "_make_round", watched)
+    monkeypatch.setattr(stream, "_fill_buffer", watched)
     kept = take(stream, 7)
     assert len(pools) == 3
     assert all(x.untyped_storage().nbytes() == x.nbytes for batch in kept for x in batch.samples.values())
-    assert stream.pool_bytes == 4 * 18 * (32 + 16 + 32) * 4
-    assert a_stream(model, world=2).pool_bytes == stream.pool_bytes / 2
-    with pytest.raises(ValueError, match=r"more than max_pool_gib 1e-06\. Lower batches_per_round"):
-        a_stream(model, max_pool_gib=1e-6)
+    assert stream.buffer_bytes == 4 * 18 * (32 + 16 + 32) * 4
+    assert a_stream(model, world=2).buffer_bytes == stream.buffer_bytes / 2
+    with pytest.raises(ValueError, match=r"more than max_buffer_gib 1e-06\. Lower batches_per_buffer"):
+        a_stream(model, max_buffer_gib=1e-6)
 
 
 def test_nan_can_be_traced_to_its_prompt(model: Diffuser, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,12 +191,12 @@ def test_nan_can_be_traced_to_its_prompt(model: Diffuser, monkeypatch: pytest.Mo
         ({"ids": ()}, "each once; given: none"),
         ({"ids": (IDS[0], IDS[0])}, "each once; given: mid_block"),
         ({"batch_size": 25}, "batch_size 25 must be a multiple of pictures 4"),
-        ({"batches_per_round": 0}, "at least 1"),
+        ({"batches_per_buffer": 0}, "at least 1"),
         ({"world": 3}, "3 processes cannot share 4 pictures"),
         ({"rank": 2, "world": 2}, "2 processes cannot share"),
         ({"guidance_scale": 1.0}, "runs no uncond branch"),
         ({"shared_steps": (4, 5)}, "between 0 and 4"),
-        ({"batches_per_round": 11}, r"cond/t0.5 has 64 cells a picture; .* want 66 of each of 4"),
+        ({"batches_per_buffer": 11}, r"cond/t0.5 has 64 cells a picture; .* want 66 of each of 4"),
         ({"ids": (SaeId(MIDDLE, "cond", 1.5),)}, "between 0 .* not at 1.5"),
         ({"ids": (SaeId("mid_block", "cond", "all"),)}, "'mid_block' is no .* Its blocks are: down_blocks"),
     ],

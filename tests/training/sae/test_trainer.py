@@ -22,14 +22,22 @@ from torch import Tensor
 from core.sae.autoencoder import SaeId, SparseAutoencoder
 from training.common import checkpoint
 from training.common.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.sae.bank import Moments, Trainee, TrainerConfig
+from training.sae.bank import Moments, SaeTrainState, TrainerConfig
 from training.sae.finite import NotFiniteError
 from training.sae.stream import StreamBatch
-from training.sae.trainer import Run, _lr_factor, make_accelerator, train_saes
+from training.sae.trainer import SaeRun, _lr_factor, make_accelerator, train_saes
 
 FIRST, SECOND = SaeId("mid_block.attentions.0", "cond", "all"), SaeId("up_blocks.1.attentions.0", "uncond", 0.5)
 CONFIG = TrainerConfig(
-    n_steps=12, k=2, expansion=2, learning_rate=0.01, n_warmup=2, n_measured=2, sync_every=2, k_aux=4, dead_share=0.2
+    n_steps=12,
+    k=2,
+    expansion=2,
+    learning_rate=0.01,
+    n_warmup=2,
+    n_calibration_batches=2,
+    sync_every=2,
+    k_aux=4,
+    dead_after_fraction=0.2,
 )
 
 
@@ -83,13 +91,13 @@ def _forget() -> None:
     GradientState._reset_state()
 
 
-def train(stream: Any, ids: tuple[SaeId, ...], config: TrainerConfig, run: Run) -> dict[SaeId, SparseAutoencoder]:
+def train(stream: Any, ids: tuple[SaeId, ...], config: TrainerConfig, run: SaeRun) -> dict[SaeId, SparseAutoencoder]:
     return train_saes(stream, ids, config, run, make_accelerator(config, run))
 
 
 def run(folder: Path, config: TrainerConfig = CONFIG, stream: Any = None, every: float = 0) -> dict[str, Tensor]:
     """All weights of a finished run, and its figures."""
-    saes = train(stream or Planted(), (FIRST, SECOND), config, Run(folder, every=every))
+    saes = train(stream or Planted(), (FIRST, SECOND), config, SaeRun(folder, every=every))
     weights = {f"{i.path}.{name}": value for i, sae in saes.items() for name, value in sae.state_dict().items()}
     assert all(value.isfinite().all() for value in weights.values())
     return weights
@@ -106,7 +114,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def test_planted_features_are_found(tmp_path: Path, architecture: Any) -> None:
     stream = Planted(n=256, d_in=16, n_features=24, ids=(FIRST,))
     config = replace(CONFIG, n_steps=400, expansion=3, architecture=architecture, sync_every=50, n_warmup=10)
-    saes = train(stream, (FIRST,), config, Run(tmp_path))
+    saes = train(stream, (FIRST,), config, SaeRun(tmp_path))
     sae = saes[FIRST]
     found = (stream.features @ sae.W_dec.T).max(1).values
     assert (found > 0.9).float().mean() > 0.8
@@ -124,27 +132,27 @@ def test_auxk_revives_latents_that_would_stay_dead() -> None:
     stream = Planted(n=128)
     silent_in_the_end = dict.fromkeys((0.0, 1 / 4), 0)
     for aux_weight, seed in itertools.product(silent_in_the_end, range(3)):
-        config = replace(CONFIG, n_steps=150, aux_weight=aux_weight, dead_share=0.02, seed=seed)
-        trainee = Trainee(FIRST, 8, config)
+        config = replace(CONFIG, n_steps=150, aux_weight=aux_weight, dead_after_fraction=0.02, seed=seed)
+        state = SaeTrainState(FIRST, 8, config)
         x = stream.samples(0, 0).double()
-        trainee.start_from(Moments(torch.tensor(128), x.sum(0), x.square().sum()), "it")
+        state.start_from(Moments(torch.tensor(128), x.sum(0), x.square().sum()), "it")
         with torch.no_grad():  # 6 latents are left for 12 features; the others are never among the largest
-            trainee.sae.encoder.weight[:10] *= 0.1
-        optimizer = torch.optim.Adam(trainee.parameters(), lr=0.01)
+            state.sae.encoder.weight[:10] *= 0.1
+        optimizer = torch.optim.Adam(state.parameters(), lr=0.01)
         for number in range(config.n_steps):
-            trainee(stream.samples(number, 0)).backward()
+            state(stream.samples(number, 0)).backward()
             optimizer.step()
             optimizer.zero_grad()
-            trainee.sae.normalize_decoder()
-            trainee.choose_dead()
-        silent_in_the_end[aux_weight] += trainee.n_dead
+            state.sae.normalize_decoder()
+            state.update_dead_latents()
+        silent_in_the_end[aux_weight] += state.n_dead
     assert silent_in_the_end[0.0] >= 3 * 4
     assert silent_in_the_end[1 / 4] <= 0.75 * silent_in_the_end[0.0]
 
 
 def test_each_sae_learns_as_it_would_alone(tmp_path: Path) -> None:
     both = run(tmp_path / "both")
-    alone = train(Planted(ids=(FIRST,)), (FIRST,), CONFIG, Run(tmp_path / "alone"))[FIRST]
+    alone = train(Planted(ids=(FIRST,)), (FIRST,), CONFIG, SaeRun(tmp_path / "alone"))[FIRST]
     for name, value in alone.state_dict().items():
         assert torch.equal(value, both[f"{FIRST.path}.{name}"])
 
@@ -154,42 +162,42 @@ def test_accumulating_two_batches_is_a_step_on_both(tmp_path: Path) -> None:
         def samples(self, number: int, which: int) -> Tensor:
             return torch.cat([super(Doubled, self).samples(2 * number + i, which) for i in range(2)])
 
-    config = replace(CONFIG, precision="no", n_steps=3, n_measured=1, aux_weight=0)
+    config = replace(CONFIG, precision="no", n_steps=3, n_calibration_batches=1, aux_weight=0)
     one = run(tmp_path / "one", config, Doubled())
-    two = run(tmp_path / "two", replace(config, n_accumulated=2, n_measured=2))
+    two = run(tmp_path / "two", replace(config, gradient_accumulation_steps=2, n_calibration_batches=2))
     for name, value in one.items():
         torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-5)
 
 
 def test_the_inputs_are_scaled_and_centred_by_what_was_measured() -> None:
     x = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
-    trainee = Trainee(FIRST, 2, replace(CONFIG, k=1))
-    trainee.start_from(Moments(torch.tensor(2.0), x.sum(0), x.square().sum()), "it")
+    state = SaeTrainState(FIRST, 2, replace(CONFIG, k=1))
+    state.start_from(Moments(torch.tensor(2.0), x.sum(0), x.square().sum()), "it")
     # Mean square over samples and channels 30 / 4; mean (2, 3); each sample (1, 1) from it, squared 2.
-    assert trainee.scale.item() == pytest.approx((4 / 30) ** 0.5)
-    assert trainee.total_variance.item() == pytest.approx(2 * 4 / 30)
-    assert trainee.sae.b_dec.tolist() == pytest.approx([2 * (4 / 30) ** 0.5, 3 * (4 / 30) ** 0.5])
+    assert state.scale.item() == pytest.approx((4 / 30) ** 0.5)
+    assert state.total_variance.item() == pytest.approx(2 * 4 / 30)
+    assert state.sae.b_dec.tolist() == pytest.approx([2 * (4 / 30) ** 0.5, 3 * (4 / 30) ** 0.5])
     with pytest.raises(ValueError, match="it do not vary"):
-        trainee.start_from(Moments(torch.tensor(2.0), torch.ones(2) * 2, torch.tensor(4.0)), "it")
+        state.start_from(Moments(torch.tensor(2.0), torch.ones(2) * 2, torch.tensor(4.0)), "it")
 
 
 def test_the_longest_silent_latents_are_chosen_and_no_more_than_half_of_d_in() -> None:
-    trainee = Trainee(FIRST, 8, replace(CONFIG, n_steps=100, dead_share=0.05, k_aux=100))
-    trainee.choose_dead()
-    assert trainee.dead is None
-    trainee.silent.copy_(torch.arange(16))
-    trainee.choose_dead()
-    assert trainee.n_dead == 10  # more than 5 batches
-    assert trainee.dead is not None
-    assert trainee.dead.tolist() == [15, 14, 13, 12]
-    trainee(torch.randn(30, 8, generator=torch.Generator().manual_seed(0)))
-    fired = trainee.silent == 0
+    state = SaeTrainState(FIRST, 8, replace(CONFIG, n_steps=100, dead_after_fraction=0.05, k_aux=100))
+    state.update_dead_latents()
+    assert state.dead is None
+    state.steps_since_fired.copy_(torch.arange(16))
+    state.update_dead_latents()
+    assert state.n_dead == 10  # more than 5 batches
+    assert state.dead is not None
+    assert state.dead.tolist() == [15, 14, 13, 12]
+    state(torch.randn(30, 8, generator=torch.Generator().manual_seed(0)))
+    fired = state.steps_since_fired == 0
     assert fired.any()
-    assert torch.equal(trainee.silent[~fired], torch.arange(16)[~fired] + 1)
+    assert torch.equal(state.steps_since_fired[~fired], torch.arange(16)[~fired] + 1)
 
 
 def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
-    config = replace(CONFIG, n_steps=100, n_warmup=10, decay_share=0.5)
+    config = replace(CONFIG, n_steps=100, n_warmup=10, lr_decay_fraction=0.5)
     factors = [_lr_factor(step, config) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[10] == factors[50] == 1
@@ -342,7 +350,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
         run(tmp_path, replace(CONFIG, k=3))
     _forget()
     with pytest.raises(ValueError, match="stream was None, now 3"):
-        train(Planted(), (FIRST, SECOND), replace(CONFIG, n_steps=2), Run(tmp_path, recipe={"stream": 3}))
+        train(Planted(), (FIRST, SECOND), replace(CONFIG, n_steps=2), SaeRun(tmp_path, recipe={"stream": 3}))
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
@@ -380,11 +388,11 @@ def test_what_cannot_be_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"k is 17.*d_sae = 16"):
         run(tmp_path, replace(CONFIG, k=17), stream)
     _forget()
-    with pytest.raises(ValueError, match=r"k_of names mid; .* are mid_block\.attentions\.0, up"):
-        run(tmp_path, replace(CONFIG, k_of={"mid": 1}), stream)
+    with pytest.raises(ValueError, match=r"k_by_hookpoint names mid; .* are mid_block\.attentions\.0, up"):
+        run(tmp_path, replace(CONFIG, k_by_hookpoint={"mid": 1}), stream)
     _forget()
     with pytest.raises(ValueError, match="nothing"):
-        make_accelerator(CONFIG, Run(tmp_path, trackers=("nothing",)))
+        make_accelerator(CONFIG, SaeRun(tmp_path, trackers=("nothing",)))
     with pytest.raises(ValueError, match="n_steps must be at least 1"):
         replace(CONFIG, n_steps=0)
     assert stream.started_at == []
@@ -416,7 +424,7 @@ def test_a_tracker_is_told_the_configuration_and_the_figures(
     monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", Noting)
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [LoggerType.TENSORBOARD])
     caplog.set_level("INFO")
-    train(Planted(), (FIRST, SECOND), CONFIG, Run(tmp_path, trackers=("tensorboard",)))
+    train(Planted(), (FIRST, SECOND), CONFIG, SaeRun(tmp_path, trackers=("tensorboard",)))
     (none, configuration), *figures = Noting.told
     assert none is None
     assert json.loads(configuration["training"])["n_steps"] == 12
@@ -442,17 +450,17 @@ def test_a_stream_that_ends_or_lacks_an_sae_is_told(tmp_path: Path) -> None:
 
 # --- several processes ------------------------------------------------------------------------------------------------
 
-_PARALLEL = replace(CONFIG, precision="no", n_steps=4, dead_share=0.3, expansion=8)
+_PARALLEL = replace(CONFIG, precision="no", n_steps=4, dead_after_fraction=0.3, expansion=8)
 
 
 def train_a_share(folder: Path) -> None:
     """What each of several processes runs."""
     from safetensors.torch import save_file
 
-    accelerator = make_accelerator(_PARALLEL, Run(folder))
+    accelerator = make_accelerator(_PARALLEL, SaeRun(folder))
     stream = Planted()
     stream.rank, stream.world = accelerator.process_index, accelerator.num_processes
-    saes = train_saes(stream, (FIRST, SECOND), _PARALLEL, Run(folder), accelerator)
+    saes = train_saes(stream, (FIRST, SECOND), _PARALLEL, SaeRun(folder), accelerator)
     weights = {f"{i.path}.{name}": value for i, sae in saes.items() for name, value in sae.state_dict().items()}
     weights["n_processes"] = torch.tensor(torch.distributed.get_world_size())
     save_file(weights, folder / f"rank-{accelerator.process_index}.safetensors")
@@ -483,7 +491,7 @@ def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(tmp_path: Pa
 
 
 def test_the_saes_returned_are_ready_for_use(tmp_path: Path) -> None:
-    saes = train(Planted(), (FIRST, SECOND), replace(CONFIG, k_of={SECOND.hookpoint: 3}), Run(tmp_path))
+    saes = train(Planted(), (FIRST, SECOND), replace(CONFIG, k_by_hookpoint={SECOND.hookpoint: 3}), SaeRun(tmp_path))
     assert list(saes) == [FIRST, SECOND]
     assert [sae.cfg.k for sae in saes.values()] == [2, 3]
     assert all(isinstance(sae, SparseAutoencoder) and not sae.training for sae in saes.values())

@@ -1,0 +1,1 @@
+"""What the evaluations share: judges, masks, proportions with intervals, cached results."""

@@ -15,7 +15,7 @@ from core.diffusion.diffuser import Diffuser
 from core.segmentation.semantic import Segmenter, load_segmenter
 from training.picturebook.models.autoencoder import to_pixels
 from training.picturebook.world.captions import Relation
-from training.picturebook.world.world import LABELS, NOUN_INDEX, NOUNS, PLACES, STYLES, THING_INDEX, THINGS
+from training.picturebook.world.world import BACKGROUNDS, LABELS, NOUN_INDEX, NOUNS, OBJECT_INDEX, OBJECTS, STYLES
 
 MIN_AREA = 200
 """Pixels from which on a thing counts as there: half of what the smallest drawing covers."""
@@ -31,7 +31,7 @@ class Judges:
     style_classifier: ResNetForImageClassification
 
 
-class Sight(NamedTuple):
+class ImageReading(NamedTuple):
     """What one segmenter and the style classifier see in one picture."""
 
     areas: Tensor
@@ -41,16 +41,18 @@ class Sight(NamedTuple):
     style: str
 
     @property
-    def place(self) -> str:
+    def background(self) -> str:
         """The place of most pixels."""
-        return PLACES[int(self.areas[len(THINGS) :].argmax())].name
+        return BACKGROUNDS[int(self.areas[len(OBJECTS) :].argmax())].name
 
     def find(self, noun: str) -> tuple[float, float] | None:
         """Where the noun's thing is, x and y; None where it is not. A homonym is either of its things."""
-        thing = max((THING_INDEX[name] for name in NOUNS[NOUN_INDEX[noun]].things), key=lambda i: int(self.areas[i]))
-        if self.areas[thing] < MIN_AREA:
+        object_name = max(
+            (OBJECT_INDEX[name] for name in NOUNS[NOUN_INDEX[noun]].objects), key=lambda i: int(self.areas[i])
+        )
+        if self.areas[object_name] < MIN_AREA:
             return None
-        x, y = self.centres[thing].tolist()
+        x, y = self.centres[object_name].tolist()
         return x, y
 
     def relation_holds(self, relation: Relation, first: str, second: str) -> bool:
@@ -75,17 +77,17 @@ def load_judges(package: Path) -> Judges:
 
 
 @torch.no_grad()
-def look(judges: Judges, images: Sequence[Image.Image]) -> dict[str, list[Sight]]:
+def look(judges: Judges, images: Sequence[Image.Image]) -> dict[str, list[ImageReading]]:
     """What each segmenter sees in each picture."""
-    sights: dict[str, list[Sight]] = {name: [] for name in judges.segmenters}
+    readings: dict[str, list[ImageReading]] = {name: [] for name in judges.segmenters}
     for start in range(0, len(images), BATCH):
         part = images[start : start + BATCH]
         pixels = to_pixels(np.stack([np.asarray(image) for image in part]))
         styles = [STYLES[i] for i in judges.style_classifier(pixels).logits.argmax(-1).tolist()]
         for name, segmenter in judges.segmenters.items():
             maps = segmenter.segment(part).label_map()
-            sights[name] += [Sight(*measure(map_), style) for map_, style in zip(maps, styles, strict=True)]
-    return sights
+            readings[name] += [ImageReading(*measure(map_), style) for map_, style in zip(maps, styles, strict=True)]
+    return readings
 
 
 def draw(model: Diffuser, captions: Sequence[str], seeds: Sequence[int]) -> Iterator[Image.Image]:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import core
 from core.activations.attention import record_attention, word_maps
-from core.activations.hooks import Key
+from core.activations.hooks import ActivationKey
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.hookpoints import cross_attention_blocks
 from core.diffusion.sampling import Generation
@@ -28,7 +28,7 @@ def information(model: Diffuser, x: Tensor, prompt: str, words: Sequence[str], s
 
 def attention_along_sampler(model: Diffuser, x: Tensor, prompt: str, words: Sequence[str], n_steps: int) -> Tensor:
     """[W, h, w] mean attention on the way from the picture's noise back to it: as DAAM reads it of true pictures."""
-    inversion = core.invert(model, x, prompt, num_inference_steps=n_steps, n_guesses=1)
+    inversion = core.invert(model, x, prompt, num_inference_steps=n_steps, n_fixed_point_iterations=1)
     return attended_redraw(model, inversion, words, [])[0]
 
 
@@ -80,7 +80,7 @@ class _Seen:
         self._of_rows = of_rows
         self._sums: dict[str, Tensor] = {}
 
-    def __call__(self, key: Key, maps: Tensor) -> None:
+    def __call__(self, key: ActivationKey, maps: Tensor) -> None:
         before = self._sums.get(key.hookpoint, torch.zeros(()))
         self._sums[key.hookpoint] = before + maps[self._of_rows].sum(0).cpu()
 

@@ -107,25 +107,25 @@ def resampled(ious: Floats, n_draws: int) -> Resampled:
         return Resampled(float(sums.sum() / counts.sum()), sums[rows].sum(1) / counts[rows].sum(1))
 
 
-def resampled_words(pictures: Sequence[Sequence[float]], n_draws: int) -> Resampled:
+def resampled_words(images: Sequence[Sequence[float]], n_draws: int) -> Resampled:
     """The mean over words of pictures that have various numbers of them, as by `resampled`."""
-    width = max(1, *map(len, pictures))
-    return resampled(np.array([[*words, *[np.nan] * (width - len(words))] for words in pictures]), n_draws)
+    width = max(1, *map(len, images))
+    return resampled(np.array([[*words, *[np.nan] * (width - len(words))] for words in images]), n_draws)
 
 
-def repeats(pictures: Sequence[int], n_pictures: int, n_draws: int) -> Floats:
+def repeats(images: Sequence[int], n_images: int, n_draws: int) -> Floats:
     """[n, words] how often each word counts when the pictures that they are of are drawn anew, as by `resampled`."""
-    rows = np.random.default_rng(0).integers(n_pictures, size=(n_draws, n_pictures))
-    times = np.array([np.bincount(row, minlength=n_pictures) for row in rows])
-    return np.asarray(times[:, list(pictures)], np.float64)
+    rows = np.random.default_rng(0).integers(n_images, size=(n_draws, n_images))
+    times = np.array([np.bincount(row, minlength=n_images) for row in rows])
+    return np.asarray(times[:, list(images)], np.float64)
 
 
 def weighted_pearson(x: Floats, y: Floats, weights: Floats) -> Floats:
     """[n] correlation of x and y, [m], under each row of weights [n, m]; not a number where either is constant."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = weights / weights.sum(1, keepdims=True)
-        apart_x, apart_y = x - (share @ x)[:, None], y - (share @ y)[:, None]
-        both, of_x, of_y = ((share * product).sum(1) for product in (apart_x * apart_y, apart_x**2, apart_y**2))
+        proportion = weights / weights.sum(1, keepdims=True)
+        apart_x, apart_y = x - (proportion @ x)[:, None], y - (proportion @ y)[:, None]
+        both, of_x, of_y = ((proportion * product).sum(1) for product in (apart_x * apart_y, apart_x**2, apart_y**2))
         return np.asarray(both / np.sqrt(of_x * of_y))
 
 

@@ -8,7 +8,7 @@ Z = 1.959964
 """Of a 95 % interval."""
 
 
-class Share(NamedTuple):
+class Proportion(NamedTuple):
     """A share of trials that succeeded."""
 
     n_right: int
@@ -34,10 +34,10 @@ class Share(NamedTuple):
         return f"{100 * self.value:.1f} % ({100 * low:.0f} to {100 * high:.0f})" if self.n else "none"
 
 
-def share(outcomes: Iterable[bool]) -> Share:
+def proportion(outcomes: Iterable[bool]) -> Proportion:
     """Of a list of successes and failures."""
     listed = [bool(outcome) for outcome in outcomes]
-    return Share(sum(listed), len(listed))
+    return Proportion(sum(listed), len(listed))
 
 
 def with_interval(figure: tuple[float, float, float], form: str = ".2f") -> str:

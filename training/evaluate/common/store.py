@@ -46,7 +46,7 @@ def _sources(name: str) -> list[str]:
     return [texts[one] for one in sorted(texts)]
 
 
-def kept(folder: Path, name: str, key: str, make: Callable[[], Table]) -> Table:
+def cached(folder: Path, name: str, key: str, make: Callable[[], Table]) -> Table:
     """The table of this name and key from `folder`, made and put there if it is missing."""
     path = folder / f"{name}-{key}.json"
     if path.exists():

@@ -1,0 +1,1 @@
+"""Evaluations of attribution, PID, caption ranking, counterfactuals and likelihood."""

@@ -22,10 +22,10 @@ from core.information.measuring import sampler_for
 from core.information.ranking import Ranking
 from training.common.report import Cell, Table
 from training.evaluate.common.masks import Floats, Resampled, resampled
-from training.evaluate.common.proportions import share, with_interval
+from training.evaluate.common.proportions import proportion, with_interval
 from training.picturebook.world.captions import Caption, Relation
 from training.picturebook.world.scenes import Scene, caption_of, make_scene, paint
-from training.picturebook.world.world import NOUNS, PLACES, STYLES
+from training.picturebook.world.world import BACKGROUNDS, NOUNS, STYLES
 
 N_SHUFFLES = 4
 """Orders of words beside the caption's own, as in ARO."""
@@ -117,14 +117,14 @@ def others_of(caption: Caption, rng: np.random.Generator) -> dict[str, list[str]
     at = int(rng.integers(len(caption.words)))
     noun = any_of(rng, [noun for noun in NOUNS if noun.name not in story.nouns])
     words = (*caption.words[:at], noun.name, *caption.words[at + 1 :])
-    others = {"thing": [replace(caption, words=words).text]}
+    others = {"object": [replace(caption, words=words).text]}
     if story.relation is not None:
         others["relation"] = [replace(caption, story=replace(story, relation=OPPOSITE[story.relation])).text]
-    if caption.place_word is not None:
-        place = any_of(rng, [place for place in PLACES if place.name != story.place])
-        changed = replace(caption, story=replace(story, place=place.name), place_word=place.name)
-        others["place"] = [changed.text]
-    if caption.style_told:
+    if caption.background_word is not None:
+        background = any_of(rng, [background for background in BACKGROUNDS if background.name != story.background])
+        changed = replace(caption, story=replace(story, background=background.name), background_word=background.name)
+        others["background"] = [changed.text]
+    if caption.style_named:
         style = any_of(rng, [style for style in STYLES[1:] if style != story.style])
         others["style"] = [replace(caption, story=replace(story, style=style)).text]
     shuffles = shuffled(caption.text, rng)
@@ -171,13 +171,13 @@ def aro(bench: Bench) -> Table:
             {
                 "what differs": kind,
                 "captions": len(outcomes),
-                "right": str(share(o.direct for o in outcomes)),
-                "right, published rule": str(share(o.orthogonal for o in outcomes)),
+                "right": str(proportion(o.direct for o in outcomes)),
+                "right, published rule": str(proportion(o.orthogonal for o in outcomes)),
                 "difference": with_interval(difference, "+.0f"),
                 "chance": f"{100 * chance:.0f} %",
                 "bits ahead": with_interval(ahead, ".1f"),
-                "sure": str(share(o.sure for o in outcomes)),
-                "right where sure": str(share(o.direct for o in outcomes if o.sure)),
+                "sure": str(proportion(o.sure for o in outcomes)),
+                "right where sure": str(proportion(o.direct for o in outcomes if o.sure)),
             }
         )
     settings = bench.settings

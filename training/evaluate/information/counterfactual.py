@@ -35,16 +35,16 @@ from training.evaluate.common.proportions import with_interval
 from training.evaluate.information.captions import OPPOSITE, any_of
 from training.picturebook.world.captions import Caption
 from training.picturebook.world.scenes import Scene, caption_of, make_scene, paint
-from training.picturebook.world.world import NOUNS, PLACES, STYLES
+from training.picturebook.world.world import BACKGROUNDS, NOUNS, STYLES
 
 CMI = "CMI"
 ALONG_SAMPLER = "cross-attention along the sampler"
 AT_FLAT = "cross-attention, flat noise schedule"
 OF_ANOTHER = "CMI of another picture"
 """The control."""
-FORETELLERS = (CMI, ALONG_SAMPLER, AT_FLAT, OF_ANOTHER)
+PREDICTORS = (CMI, ALONG_SAMPLER, AT_FLAT, OF_ANOTHER)
 CHANGES = ("left out", "swapped")
-KINDS = ("thing", "place", "style", "relation")
+KINDS = ("object", "background", "style", "relation")
 ALL = "all four"
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Settings:
     """Replicates a scene, and as many noise samples in all for attention."""
     num_inference_steps: int | None = None
     """Steps backwards and forwards; None: the model's own."""
-    n_guesses: int = 4
+    n_fixed_point_iterations: int = 4
     """Evaluations for each step backwards."""
     batch_size: int = 32
     """Most latents in a U-Net call."""
@@ -70,19 +70,19 @@ class Settings:
     """Resamples of the scenes for each interval."""
 
 
-QUICK = Settings(n_scenes=5, n_points=4, num_inference_steps=10, n_guesses=2)
+QUICK = Settings(n_scenes=5, n_points=4, num_inference_steps=10, n_fixed_point_iterations=2)
 """Shows that it works; its figures mean little."""
 
 
 class Changed(NamedTuple):
     """A word of a picture: what was foretold of it, and what its change changed."""
 
-    picture: int
+    image: int
     """Number of the picture."""
     kind: str
     """One of `KINDS`."""
     foretold: Mapping[str, Floats]
-    """[h, w] by foreteller, the control excepted."""
+    """[h, w] by predictor, the control excepted."""
     change: Mapping[str, Floats]
     """[h, w] squared difference of latents, summed over channels, by one of `CHANGES`."""
 
@@ -119,21 +119,21 @@ class Bench:
         """The words of a kind, or all."""
         return [word for word in self.measured[0] if kind in (word.kind, ALL)]
 
-    def pictures(self, kind: str, change: str, foreteller: str) -> Resampled:
+    def images(self, kind: str, change: str, predictor: str) -> Resampled:
         """Pearson correlation of sums over the picture, a word at a time, drawn anew by pictures."""
         words = self.words(kind)
-        x = np.array([told.sum() for told in foretold(words, foreteller)])
+        x = np.array([told.sum() for told in foretold(words, predictor)])
         y = np.array([word.change[change].sum() for word in words])
-        weights = repeats([word.picture for word in words], self.settings.n_scenes, self.settings.n_bootstrap)
+        weights = repeats([word.image for word in words], self.settings.n_scenes, self.settings.n_bootstrap)
         return Resampled(float(weighted_pearson(x, y, np.ones((1, len(words))))[0]), weighted_pearson(x, y, weights))
 
-    def pixels(self, kind: str, change: str, foreteller: str) -> Resampled:
+    def pixels(self, kind: str, change: str, predictor: str) -> Resampled:
         """Mean over words of the correlation inside the map."""
         found: list[list[float]] = [[] for _ in range(self.settings.n_scenes)]
         words = self.words(kind)
-        for word, told in zip(words, foretold(words, foreteller), strict=True):
+        for word, told in zip(words, foretold(words, predictor), strict=True):
             one = np.ones((1, told.size))
-            found[word.picture].append(float(weighted_pearson(told.ravel(), word.change[change].ravel(), one)[0]))
+            found[word.image].append(float(weighted_pearson(told.ravel(), word.change[change].ravel(), one)[0]))
         return resampled_words(found, self.settings.n_bootstrap)
 
     @property
@@ -142,7 +142,7 @@ class Bench:
         settings = self.settings
         steps = settings.num_inference_steps or self._model.spec.num_inference_steps
         return (
-            f"{settings.n_scenes} held-out painted scenes, {steps} steps back to their noise by {settings.n_guesses} "
+            f"{settings.n_scenes} held-out painted scenes, {steps} steps back to their noise by {settings.n_fixed_point_iterations} "
             "evaluations each, and forth again without guidance. Change: the squared difference of the latents of what "
             "came back and of what came under the changed prompt. Swapped: for another thing, place or style, or for "
             f"the opposite relation. CMI: {settings.n_replicates} replicates of {settings.n_points} noises; attention "
@@ -158,7 +158,11 @@ def measure(model: Diffuser, number: int, scene: Scene, settings: Settings) -> t
     prompt, words = caption.text, list(others)
     x = model.encode(Image.fromarray(paint(scene).image))
     inversion = core.invert(
-        model, x, prompt, num_inference_steps=settings.num_inference_steps, n_guesses=settings.n_guesses
+        model,
+        x,
+        prompt,
+        num_inference_steps=settings.num_inference_steps,
+        n_fixed_point_iterations=settings.n_fixed_point_iterations,
     )
     prompts = {
         "left out": [delete_words(prompt, [word]) for word in words],
@@ -192,26 +196,29 @@ def others_of(caption: Caption, rng: np.random.Generator) -> dict[str, tuple[str
     """Of each word that a slot of the caption chose: its kind, and another word that could stand there."""
     story = caption.story
     found = {
-        word: ("thing", any_of(rng, [noun.name for noun in NOUNS if noun.name not in story.nouns]))
+        word: ("object", any_of(rng, [noun.name for noun in NOUNS if noun.name not in story.nouns]))
         for word in caption.words
     }
-    if caption.place_word is not None:
-        found[caption.place_word] = "place", any_of(rng, [p.name for p in PLACES if p.name != story.place])
-    if caption.style_told:
+    if caption.background_word is not None:
+        found[caption.background_word] = (
+            "background",
+            any_of(rng, [p.name for p in BACKGROUNDS if p.name != story.background]),
+        )
+    if caption.style_named:
         found[story.style] = "style", any_of(rng, [style for style in STYLES[1:] if style != story.style])
     if story.relation is not None:
         found[story.relation] = "relation", OPPOSITE[story.relation]
     return found
 
 
-def foretold(words: Sequence[Changed], foreteller: str) -> list[Floats]:
+def foretold(words: Sequence[Changed], predictor: str) -> list[Floats]:
     """[h, w] what was foretold of each word; by the control, of the next picture's word of its kind."""
-    if foreteller != OF_ANOTHER:
-        return [word.foretold[foreteller] for word in words]
+    if predictor != OF_ANOTHER:
+        return [word.foretold[predictor] for word in words]
     found = []
     for word in words:
-        alike = [other for other in words if other.kind == word.kind and other.picture != word.picture]
-        later = [other for other in alike if other.picture > word.picture]
+        alike = [other for other in words if other.kind == word.kind and other.image != word.image]
+        later = [other for other in alike if other.image > word.image]
         found.append((later or alike)[0].foretold[CMI] if alike else np.zeros_like(word.foretold[CMI]))
     return found
 
@@ -223,7 +230,7 @@ def _table(bench: Bench, name: str, title: str, level: str, published: str) -> T
             words = bench.words(kind)
             if not words:
                 continue
-            told = {by: getattr(bench, level)(kind, change, by) for by in FORETELLERS}
+            told = {by: getattr(bench, level)(kind, change, by) for by in PREDICTORS}
             row: dict[str, Cell] = {"word": kind, "is": change, "words": float(len(words))}
             row |= {by: _cell(figure.estimate, ".2f") for by, figure in told.items()}
             row["CMI less attention along the sampler"] = _cell(told[CMI].less(told[ALONG_SAMPLER]), "+.2f")
@@ -231,11 +238,11 @@ def _table(bench: Bench, name: str, title: str, level: str, published: str) -> T
     return Table(name, title, rows, (published, bench.note))
 
 
-def pictures(bench: Bench) -> Table:
+def images(bench: Bench) -> Table:
     """How much of the picture will change."""
     published = "Published, on photographs: CMI .34, attention along the sampler .24 (Kong et al. 2024)."
     title = "How much a changed word changes a picture, foretold: correlation over pictures"
-    return _table(bench, "pictures", title, "pictures", published)
+    return _table(bench, "images", title, "images", published)
 
 
 def pixels(bench: Bench) -> Table:
@@ -258,7 +265,7 @@ def returned(bench: Bench) -> Table:
         for kind in KINDS:
             if not (words := bench.words(kind)):
                 continue
-            apart = [np.sqrt(word.change[change].sum()) / back[word.picture].length for word in words]
+            apart = [np.sqrt(word.change[change].sum()) / back[word.image].length for word in words]
             rows.append({"under": f"{kind} {change}", "distance": _distance(np.array(apart), bench)})
     note = "Distance: of latents, over the length of the picture's own. The error: from the picture's own latents."
     return Table("returned", "How far the picture moves", rows, (note, bench.note))
@@ -273,5 +280,5 @@ def _distance(values: Floats, bench: Bench) -> str:
     return with_interval(resampled(values[:, None], bench.settings.n_bootstrap).estimate, ".3f")
 
 
-PARTS = (pictures, pixels, returned)
+PARTS = (images, pixels, returned)
 """In this order."""

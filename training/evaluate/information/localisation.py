@@ -34,7 +34,7 @@ from training.evaluate.common.maps import (
 from training.evaluate.common.masks import Floats, Resampled, resampled_words
 from training.picturebook.world.captions import Caption
 from training.picturebook.world.scenes import Scene, caption_of, make_scene, paint
-from training.picturebook.world.world import LABELS, NOUN_INDEX, NOUNS, THING_INDEX
+from training.picturebook.world.world import LABELS, NOUN_INDEX, NOUNS, OBJECT_INDEX
 
 THRESHOLDS = np.linspace(0.05, 0.95, 19)
 """Tried, in shares of a map's range."""
@@ -44,10 +44,10 @@ ALONG_SAMPLER = "cross-attention along the sampler"
 AT_LOGISTIC = "cross-attention, published noise schedule"
 AT_FLAT = "cross-attention, flat noise schedule"
 AT_OURS = "cross-attention, our noise schedule"
-CMI_PUBLISHED = "CMI as published"
+CMI_KONG = "CMI as published"
 CMI = "CMI"
 BOTH = "CMI and attention"
-METHODS = (WHOLE, ALONG_SAMPLER, AT_LOGISTIC, AT_FLAT, AT_OURS, CMI_PUBLISHED, CMI, BOTH)
+METHODS = (WHOLE, ALONG_SAMPLER, AT_LOGISTIC, AT_FLAT, AT_OURS, CMI_KONG, CMI, BOTH)
 
 Source = Literal["painted", "drawn"]
 """Of pictures: held-out painted scenes with their true masks, or what the model draws of the same captions."""
@@ -150,12 +150,12 @@ class Bench:
         """Mean IoU of a method over the words of a kind, at the threshold that suits the other pictures."""
         scored, fit = self.scored(source)
         threshold = best_threshold(fit, method, kind)
-        ious = [word_ious(picture, method, kind, threshold).tolist() for picture in scored]
+        ious = [word_ious(image, method, kind, threshold).tolist() for image in scored]
         return resampled_words(ious, self.settings.n_bootstrap)
 
     def evals(self, source: Source, method: str) -> float:
         """Mean U-Net evaluations a picture."""
-        return float(np.mean([picture.evals[method] for picture in self.scored(source)[0]]))
+        return float(np.mean([image.evals[method] for image in self.scored(source)[0]]))
 
     @property
     def note(self) -> str:
@@ -180,13 +180,13 @@ def measure(model: Diffuser, subject: Subject, settings: Settings) -> Scored:
     n = settings.n_points * settings.n_replicates
     along = 2 * _n_steps(model, settings)
     evals = {WHOLE: 0, ALONG_SAMPLER: along, AT_LOGISTIC: n, AT_FLAT: n, AT_OURS: n, CMI: n * (len(words) + 1)}
-    published = as_published(evals[CMI], len(words))
-    evals[CMI_PUBLISHED] = 3 * len(words) * published.n_points * published.min_replicates
+    published = as_kong(evals[CMI], len(words))
+    evals[CMI_KONG] = 3 * len(words) * published.n_points * published.min_replicates
     ours = replace(sampler_for(model, None), n_points=settings.n_points, min_replicates=settings.n_replicates)
     maps = {
         WHOLE: torch.ones(len(words), *model.latent_shape[1:]),
         ALONG_SAMPLER: subject.along,
-        CMI_PUBLISHED: information(model, x, caption.text, words, published, seed),
+        CMI_KONG: information(model, x, caption.text, words, published, seed),
         CMI: information(model, x, caption.text, words, ours, seed),
     }
     for name, density in ((AT_LOGISTIC, Sampler.published()), (AT_FLAT, Sampler()), (AT_OURS, ours)):
@@ -194,7 +194,7 @@ def measure(model: Diffuser, subject: Subject, settings: Settings) -> Scored:
         maps[name] = attention_at(model, x, caption.text, words, sampler, seed, settings.batch_size)
     maps[BOTH] = (in_its_range(maps[CMI]) * in_its_range(maps[AT_FLAT])).sqrt()
     evals[BOTH] = evals[CMI] + evals[AT_FLAT]
-    kinds = tuple("thing" if word in caption.words else "place" for word in words)
+    kinds = tuple("object" if word in caption.words else "background" for word in words)
     return Scored(kinds, masks_of(subject.labels, list(targets.values())), maps, evals)
 
 
@@ -206,14 +206,16 @@ def masks_of(labels: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
 
 def targets_of(caption: Caption) -> dict[str, list[int]]:
     """The classes that each word for a thing or the place can name."""
-    things = zip(caption.words, caption.story.nouns, strict=True)
-    targets = {word: [THING_INDEX[name] for name in NOUNS[NOUN_INDEX[noun]].things] for word, noun in things}
+    objects = zip(caption.words, caption.story.nouns, strict=True)
+    targets = {word: [OBJECT_INDEX[name] for name in NOUNS[NOUN_INDEX[noun]].objects] for word, noun in objects}
     return (
-        targets if caption.place_word is None else targets | {caption.place_word: [LABELS.index(caption.story.place)]}
+        targets
+        if caption.background_word is None
+        else targets | {caption.background_word: [LABELS.index(caption.story.background)]}
     )
 
 
-def as_published(n_evals: int, n_words: int) -> Sampler:
+def as_kong(n_evals: int, n_words: int) -> Sampler:
     """The published way of sampling with about as many evaluations, three a word and noise.
 
     The third, of the empty text, enters no map: it is counted, not computed.
@@ -222,22 +224,22 @@ def as_published(n_evals: int, n_words: int) -> Sampler:
     return replace(Sampler.published(prompts_per_word=2), n_points=n_noises // 2, min_replicates=2)
 
 
-def best_threshold(pictures: Sequence[Scored], method: str, kind: str) -> float:
+def best_threshold(images: Sequence[Scored], method: str, kind: str) -> float:
     """The threshold with the highest mean IoU."""
     means = []
     for threshold in THRESHOLDS:
-        ious = [iou for picture in pictures for iou in word_ious(picture, method, kind, float(threshold))]
+        ious = [iou for image in images for iou in word_ious(image, method, kind, float(threshold))]
         means.append(np.mean(ious) if ious else 0.0)
     return float(THRESHOLDS[int(np.argmax(means))])
 
 
-def word_ious(picture: Scored, method: str, kind: str, threshold: float) -> Floats:
+def word_ious(image: Scored, method: str, kind: str, threshold: float) -> Floats:
     """IoU of each word of a kind that the picture shows, a word's map cut at a share of its range."""
-    rows = [i for i, of in enumerate(picture.kinds) if of == kind and picture.truth[i].any()]
+    rows = [i for i, of in enumerate(image.kinds) if of == kind and image.truth[i].any()]
     if not rows:
         return np.zeros(0)
-    truth = picture.truth[rows]
-    masks = in_its_range(enlarged(picture.maps[method][rows], truth.shape[1:])) >= threshold
+    truth = image.truth[rows]
+    masks = in_its_range(enlarged(image.maps[method][rows], truth.shape[1:])) >= threshold
     both, either = (masks & truth).sum((1, 2)), (masks | truth).sum((1, 2))
     ious: Floats = (both.double() / either).numpy()
     return ious
@@ -249,7 +251,7 @@ def iou(bench: Bench) -> Table:
     for method in METHODS:
         row: dict[str, Cell] = {"map": method, "U-Net evaluations": bench.evals("painted", method)}
         for source, told in SOURCES.items():
-            for kind in ("thing", "place"):
+            for kind in ("object", "background"):
                 row[f"{kind}s, {told}"] = str(bench.ious(source, method, kind).estimate)
         rows.append(row)
     notes = (
@@ -266,12 +268,12 @@ def iou(bench: Bench) -> Table:
 
 def beside(bench: Bench) -> Table:
     """The combination and CMI beside the others, paired."""
-    pairs = [(BOTH, CMI), (BOTH, AT_FLAT), (CMI, CMI_PUBLISHED), (CMI, AT_FLAT), (AT_FLAT, ALONG_SAMPLER)]
+    pairs = [(BOTH, CMI), (BOTH, AT_FLAT), (CMI, CMI_KONG), (CMI, AT_FLAT), (AT_FLAT, ALONG_SAMPLER)]
     rows: list[dict[str, Cell]] = []
     for method, other in pairs:
         row: dict[str, Cell] = {"map": method, "less": other}
         for source, told in SOURCES.items():
-            for kind in ("thing", "place"):
+            for kind in ("object", "background"):
                 apart = bench.ious(source, method, kind).less(bench.ious(source, other, kind))
                 row[f"{kind}s, {told}"] = str(apart)
         rows.append(row)

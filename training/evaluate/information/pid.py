@@ -23,8 +23,8 @@ from training.evaluate.common.proportions import with_interval
 from training.evaluate.information.pid_pairs import (
     HOMONYM,
     KINDS,
+    OBJECT_AND_BACKGROUND,
     SYNONYMS,
-    THING_AND_PLACE,
     Kind,
     log2_together,
     scenes_with,
@@ -32,7 +32,7 @@ from training.evaluate.information.pid_pairs import (
 from training.evaluate.picturebook import NO_TARGET
 from training.picturebook.world.captions import Caption
 from training.picturebook.world.scenes import CELL, Scene, caption_of, paint
-from training.picturebook.world.world import NOUN_INDEX, NOUNS, THING_INDEX
+from training.picturebook.world.world import NOUN_INDEX, NOUNS, OBJECT_INDEX
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def homonyms(bench: Bench) -> Table:
     """Synergy of a thing's word with the place's, where the thing is."""
     rows: list[dict[str, Cell]] = []
     for given in ("nothing", "rest"):
-        for kind in (HOMONYM, THING_AND_PLACE):
+        for kind in (HOMONYM, OBJECT_AND_BACKGROUND):
             found = bench.found(kind, given)
             synergy, together = (bench.mean(found.there[:, i]) for i in range(2))
             rows.append(
@@ -209,6 +209,6 @@ def _share_of_cells(labels: object, caption: Caption, word: str) -> Floats:
     if word not in caption.words:
         return np.ones((rows, columns))
     noun = NOUNS[NOUN_INDEX[caption.story.nouns[caption.words.index(word)]]]
-    shown = np.isin(pixels, [THING_INDEX[name] for name in noun.things])
+    shown = np.isin(pixels, [OBJECT_INDEX[name] for name in noun.objects])
     shares_: Floats = shown.reshape(rows, CELL, columns, CELL).mean((1, 3))
     return shares_

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from training.picturebook.world.captions import Caption, caption_probability
 from training.picturebook.world.scenes import Scene, caption_of, make_scene
-from training.picturebook.world.world import NOUN_INDEX, NOUNS, PLACES, PLANTED_PAIR
+from training.picturebook.world.world import BACKGROUNDS, NOUN_INDEX, NOUNS, PLANTED_PAIR
 
 Pair = tuple[str, str]
 
@@ -33,8 +33,8 @@ class Kind(NamedTuple):
 
 
 def _synonyms(caption: Caption) -> Pair | None:
-    groups = [noun.words for noun in NOUNS] + [place.words for place in PLACES]
-    for word in (*caption.words, str(caption.place_word)):
+    groups = [noun.words for noun in NOUNS] + [background.words for background in BACKGROUNDS]
+    for word in (*caption.words, str(caption.background_word)):
         for other in next(group for group in groups if word in group):
             if other != word:
                 return word, other
@@ -48,32 +48,32 @@ def _planted(caption: Caption) -> Pair | None:
     return caption.words[first], caption.words[second]
 
 
-def _two_things(caption: Caption) -> Pair | None:
+def _two_objects(caption: Caption) -> Pair | None:
     if len(caption.words) < 2 or _planted(caption) or any(_n_senses(noun) > 1 for noun in caption.story.nouns):
         return None
     return caption.words[0], caption.words[1]
 
 
-def _with_place(n_senses: int) -> Callable[[Caption], Pair | None]:
+def _with_background(n_senses: int) -> Callable[[Caption], Pair | None]:
     def pick(caption: Caption) -> Pair | None:
         words = [
             word for word, noun in zip(caption.words, caption.story.nouns, strict=True) if _n_senses(noun) == n_senses
         ]
-        return (words[0], str(caption.place_word)) if words else None
+        return (words[0], str(caption.background_word)) if words else None
 
     return pick
 
 
 def _n_senses(noun: str) -> int:
-    return len(NOUNS[NOUN_INDEX[noun]].things)
+    return len(NOUNS[NOUN_INDEX[noun]].objects)
 
 
 SYNONYMS = Kind("synonyms", _synonyms)
 PLANTED = Kind("planted pair", _planted)
-THINGS = Kind("two other things", _two_things)
-HOMONYM = Kind("homonym and place", _with_place(2))
-THING_AND_PLACE = Kind("other thing and place", _with_place(1))
-KINDS = (SYNONYMS, PLANTED, THINGS, HOMONYM, THING_AND_PLACE)
+OBJECTS = Kind("two other things", _two_objects)
+HOMONYM = Kind("homonym and place", _with_background(2))
+OBJECT_AND_BACKGROUND = Kind("other thing and place", _with_background(1))
+KINDS = (SYNONYMS, PLANTED, OBJECTS, HOMONYM, OBJECT_AND_BACKGROUND)
 
 
 def scenes_with(kind: Kind) -> Iterator[Scene]:
@@ -81,7 +81,7 @@ def scenes_with(kind: Kind) -> Iterator[Scene]:
     for seed in count():
         scene = make_scene(seed, "test")
         caption = caption_of(scene)
-        if caption.place_word is not None and kind.pick(caption):
+        if caption.background_word is not None and kind.pick(caption):
             yield scene
 
 
@@ -111,9 +111,9 @@ def _fillings(caption: Caption, slot: int | None) -> Iterator[tuple[str, Caption
     """Every word that a thing's slot, or the place's (None), could have, with the caption that has it."""
     story = caption.story
     if slot is None:
-        for place in PLACES:
-            for word in place.words:
-                yield word, replace(caption, story=replace(story, place=place.name), place_word=word)
+        for background in BACKGROUNDS:
+            for word in background.words:
+                yield word, replace(caption, story=replace(story, background=background.name), background_word=word)
         return
     for noun in NOUNS:
         nouns = (*story.nouns[:slot], noun.name, *story.nouns[slot + 1 :])

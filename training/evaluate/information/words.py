@@ -29,12 +29,12 @@ from training.evaluate.common.proportions import with_interval
 from training.evaluate.picturebook import NO_TARGET
 from training.picturebook.world.captions import Caption, log2_word_given_rest
 from training.picturebook.world.scenes import CELL, Scene, caption_of, make_scene, paint
-from training.picturebook.world.world import NOUN_INDEX, NOUNS, THING_INDEX
+from training.picturebook.world.world import NOUN_INDEX, NOUNS, OBJECT_INDEX
 
 CMI, MI, ATTENTION = "CMI", "MI", "attention"
 MEASURES = (CMI, MI, ATTENTION)
 GIVEN: Mapping[str, Given] = {CMI: "rest", MI: "nothing"}
-THING, PLACE, STYLE, RELATION, OTHER = "thing", "place", "style", "relation", "other"
+THING, PLACE, STYLE, RELATION, OTHER = "object", "background", "style", "relation", "other"
 KINDS = (THING, PLACE, STYLE, RELATION, OTHER)
 """The other words follow from the rest, or tell nothing of a picture: articles, prepositions, `and`, `of`, `style`."""
 
@@ -64,7 +64,7 @@ QUICK = Settings(n_scenes=4, n_points=4, n_replicates=2)
 class Told(NamedTuple):
     """A word of a picture, and what each measure makes of it."""
 
-    picture: int
+    image: int
     """Number of the picture."""
     kind: str
     """One of `KINDS`."""
@@ -96,12 +96,12 @@ class Bench:
         """The mean of a figure a word, drawn anew by pictures."""
         found: list[list[float]] = [[] for _ in range(self.settings.n_scenes)]
         for word, value in zip(words, values, strict=True):
-            found[word.picture].append(value)
+            found[word.image].append(value)
         return resampled_words(found, self.settings.n_bootstrap)
 
     def weights(self, words: Sequence[Told]) -> Floats:
         """[1 + n, words] how often each counts: once, and in pictures drawn anew."""
-        drawn = repeats([word.picture for word in words], self.settings.n_scenes, self.settings.n_bootstrap)
+        drawn = repeats([word.image for word in words], self.settings.n_scenes, self.settings.n_bootstrap)
         return np.concatenate([np.ones((1, len(words))), drawn])
 
     @property
@@ -129,14 +129,14 @@ def measure(model: Diffuser, number: int, scene: Scene, settings: Settings) -> l
     seen = attention_at(model, x, prompt, words, Sampler(n_points=n), seed, settings.batch_size)
     shares = seen.double().numpy() / (n * len(cross_attention_blocks(model.unet)))
     maps = {**bits, ATTENTION: shares}
-    things = share_of_things(np.asarray(painting.labels), caption)
+    objects = share_of_objects(np.asarray(painting.labels), caption)
     return [
         Told(
             number,
             kind_of(caption, word),
             -log2_word_given_rest(caption, word),
             {name: float(of[i].mean() if name == ATTENTION else of[i].sum()) for name, of in maps.items()},
-            {name: lift(of[i], things) for name, of in maps.items()},
+            {name: lift(of[i], objects) for name, of in maps.items()},
         )
         for i, word in enumerate(words)
     ]
@@ -146,16 +146,16 @@ def kind_of(caption: Caption, word: str) -> str:
     """Which slot of the caption chose the word."""
     if word in caption.words:
         return THING
-    if word == caption.place_word:
+    if word == caption.background_word:
         return PLACE
-    if caption.style_told and word == caption.story.style:
+    if caption.style_named and word == caption.story.style:
         return STYLE
     return RELATION if word == caption.story.relation else OTHER
 
 
-def share_of_things(labels: NDArray[np.int64], caption: Caption) -> Floats:
+def share_of_objects(labels: NDArray[np.int64], caption: Caption) -> Floats:
     """[h, w] share of each latent cell's pixels that show one of the caption's things."""
-    classes = [THING_INDEX[name] for noun in caption.story.nouns for name in NOUNS[NOUN_INDEX[noun]].things]
+    classes = [OBJECT_INDEX[name] for noun in caption.story.nouns for name in NOUNS[NOUN_INDEX[noun]].objects]
     rows, columns = (n // CELL for n in labels.shape)
     shown: Floats = np.isin(labels, classes).reshape(rows, CELL, columns, CELL).mean((1, 3))
     return shown
@@ -195,7 +195,7 @@ def kinds(bench: Bench) -> Table:
     return Table("kinds", "What words tell, by kind of word", rows, notes)
 
 
-def telling(bench: Bench) -> Table:
+def statement(bench: Bench) -> Table:
     """How well each measure tells words that say something from words that do not."""
     words = bench.words
     kinds_ = np.array([word.kind for word in words])
@@ -215,7 +215,7 @@ def telling(bench: Bench) -> Table:
         "Above: how often a word of those kinds gets more than another word, of whatever picture; 0.5 is chance.",
         bench.note,
     )
-    return Table("telling", "Words that say something, told from words that do not", rows, notes)
+    return Table("statement", "Words that say something, told from words that do not", rows, notes)
 
 
 def where(bench: Bench) -> Table:
@@ -235,7 +235,7 @@ def where(bench: Bench) -> Table:
     return Table("where", "Maps of words on the things of the picture", rows, notes)
 
 
-PARTS = (kinds, telling, where)
+PARTS = (kinds, statement, where)
 """In this order."""
 
 

@@ -1,0 +1,1 @@
+"""Evaluations of edits: success rates, collateral change and out-of-distribution rates."""

@@ -22,8 +22,8 @@ from core.edits.kinds import ConceptEdit, GlobalEdit, RemoveEdit, SpatialEdit
 from training.common.report import Cell, Table
 from training.evaluate.common.judges import Judges
 from training.evaluate.common.masks import Floats, Resampled, resampled
-from training.evaluate.interventions.arms import Arm, Kind, Request, Unedited, draw_arm, labelled_things, requests
-from training.evaluate.interventions.outcomes import Eye, Look, Seen
+from training.evaluate.interventions.arms import Arm, Kind, Request, Unedited, draw_arm, labelled_objects, requests
+from training.evaluate.interventions.outcomes import EditOutcome, Judge, JudgeOutputs
 from training.evaluate.picturebook import held_out_scenes
 from training.picturebook.world.scenes import caption_of
 
@@ -46,7 +46,7 @@ class Settings:
     """The same where styles are changed."""
     n_sweep_seeds: int = 1
     """Other pictures of each thing and wish, on which strengths are swept and chosen, and windows slide."""
-    n_wishes: int | None = None
+    n_targets: int | None = None
     """Quarters and styles asked for; None: all."""
     strengths: tuple[float, ...] = (2.0, 4.0, 8.0)
     """Of the edits that move, alike at every stage."""
@@ -78,7 +78,7 @@ QUICK = Settings(
     n_objects=3,
     n_seeds=1,
     n_style_seeds=1,
-    n_wishes=2,
+    n_targets=2,
     strengths=(4.0,),
     style_strengths=(3.0,),
     betas=(1.0,),
@@ -114,23 +114,23 @@ class Bench:
         """First and last step of each stage at which wishes of a kind are tried."""
         self._judges, self._package = judges, package
         self._unedited = Unedited(editor.model, self.n_steps, settings.batch_size)
-        self._looks: dict[tuple[str, int], Look] = {}
-        self._seen: dict[tuple[Kind, Split, Arm], list[Seen]] = {}
+        self._looks: dict[tuple[str, int], JudgeOutputs] = {}
+        self._seen: dict[tuple[Kind, Split, Arm], list[EditOutcome]] = {}
 
     def asked(self, kind: Kind, split: Split) -> list[Request]:
         """The changes that are asked for: those of one object stand together."""
         settings = self.settings
         seeds = range(self.n_seeds(kind)) if split == "test" else range(_SWEPT, _SWEPT + settings.n_sweep_seeds)
-        return requests(kind, labelled_things(self.editor, settings.n_objects), seeds, settings.n_wishes)
+        return requests(kind, labelled_objects(self.editor, settings.n_objects), seeds, settings.n_targets)
 
     def n_seeds(self, kind: Kind) -> int:
         """Pictures of each thing and wish."""
         return self.settings.n_style_seeds if kind == "styling" else self.settings.n_seeds
 
     @cached_property
-    def eye(self) -> Eye:
+    def judge(self) -> Judge:
         """The judges, who have seen unedited pictures."""
-        eye = Eye(self._judges, self._package)
+        judge = Judge(self._judges, self._package)
         captions = [caption_of(scene).text for scene in held_out_scenes(self.settings.n_reference)]
         images: list[Image.Image] = []
         for start in range(0, len(captions), self.settings.batch_size):
@@ -138,19 +138,19 @@ class Bench:
             seeds = range(10**6 + start, 10**6 + start + len(part))
             *_, last = self.editor.model.sample(part, seeds=seeds, num_inference_steps=self.n_steps)
             images += self.editor.model.decode(last.x)
-        eye.know(images)
+        judge.know(images)
         log.info("%d unedited pictures are known", len(images))
-        return eye
+        return judge
 
-    def seen(self, kind: Kind, split: Split, arm: Arm) -> list[Seen]:
+    def seen(self, kind: Kind, split: Split, arm: Arm) -> list[EditOutcome]:
         """The pictures of an arm."""
         if (kind, split, arm) not in self._seen:
             asked = self.asked(kind, split)
             old = self._look_unedited(asked)
-            new = old if arm.method == "no edit" else self.eye.look(self._draw(arm, asked))
-            self._seen[kind, split, arm] = self.eye.judge(asked, new, old)
-            share = np.mean([one.fulfilled for one in self._seen[kind, split, arm]])
-            log.info("%s, %s: %s, %.2f fulfilled", kind, split, arm, share)
+            new = old if arm.method == "no edit" else self.judge.look(self._draw(arm, asked))
+            self._seen[kind, split, arm] = self.judge.judge(asked, new, old)
+            proportion = np.mean([one.fulfilled for one in self._seen[kind, split, arm]])
+            log.info("%s, %s: %s, %.2f fulfilled", kind, split, arm, proportion)
         return self._seen[kind, split, arm]
 
     def _stages(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
@@ -160,13 +160,17 @@ class Bench:
     def _draw(self, arm: Arm, asked: Sequence[Request]) -> list[Image.Image]:
         return list(draw_arm(self.editor, arm, asked, self._unedited))
 
-    def _look_unedited(self, asked: Sequence[Request]) -> Look:
+    def _look_unedited(self, asked: Sequence[Request]) -> JudgeOutputs:
         """Looked at once for all wishes of a thing and seed."""
-        new = list({(one.thing, one.seed): one for one in asked if (one.thing, one.seed) not in self._looks}.values())
+        new = list(
+            {
+                (one.object_name, one.seed): one for one in asked if (one.object_name, one.seed) not in self._looks
+            }.values()
+        )
         if new:
-            look = self.eye.look(self._draw(Arm("no edit"), new))
-            self._looks |= {(one.thing, one.seed): look.rows([i]) for i, one in enumerate(new)}
-        return Look.joined([self._looks[one.thing, one.seed] for one in asked])
+            look = self.judge.look(self._draw(Arm("no edit"), new))
+            self._looks |= {(one.object_name, one.seed): look.rows([i]) for i, one in enumerate(new)}
+        return JudgeOutputs.joined([self._looks[one.object_name, one.seed] for one in asked])
 
     def mean(self, kind: Kind, split: Split, arm: Arm, name: str) -> Resampled:
         """Mean of a field of `Seen` over all pictures, drawn anew by object."""
@@ -310,12 +314,12 @@ def _beside(bench: Bench, kind: Kind, title: str, note: str) -> Table:
         next(arm for arm in arms if arm.method == "edit" and arm.stage == stage.name)
         for stage in bench.editor.model.spec.stages[-2:]
     )
-    share = bench.mean(kind, "test", late, "low").share_of(bench.mean(kind, "test", middle, "low"))
+    proportion = bench.mean(kind, "test", late, "low").share_of(bench.mean(kind, "test", middle, "low"))
     notes = (
         f"{bench.n_seeds(kind)} seeds for each thing and wish. Strengths were chosen on other seeds: of edits one for "
         "all stages, of the published formula the best at each.",
         note,
-        f"At low spatial frequencies {late.stage} edits change {share} of what {middle.stage} edits do.",
+        f"At low spatial frequencies {late.stage} edits change {proportion} of what {middle.stage} edits do.",
     )
     names = (*FIGURES, "odd", "there", *(["cleared"] if kind == "removing" else []))
     figures = [

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation
 
-from core.edits.kinds import Inside
+from core.edits.kinds import RegionMask
 from core.edits.metrics import frequencies, layout_iou
 from training.evaluate.common.judges import BATCH, MIN_AREA, Judges, measure
 from training.evaluate.interventions.arms import Request
 from training.picturebook.models.autoencoder import to_pixels
-from training.picturebook.world.world import NOUN_INDEX, NOUNS, STYLES, THING_INDEX, THINGS
+from training.picturebook.world.world import NOUN_INDEX, NOUNS, OBJECT_INDEX, OBJECTS, STYLES
 
 N_NEIGHBOURS = 3
 QUANTILE = 0.99
@@ -28,7 +28,7 @@ QUANTILE = 0.99
 Floats = npt.NDArray[np.float64]
 
 
-class Seen(NamedTuple):
+class EditOutcome(NamedTuple):
     """One picture, as it was judged."""
 
     fulfilled: bool
@@ -49,7 +49,7 @@ class Seen(NamedTuple):
     """Whether it is further from unedited pictures than 99 % of them."""
 
 
-class Look(NamedTuple):
+class JudgeOutputs(NamedTuple):
     """What the judges make of pictures."""
 
     labels: Tensor
@@ -60,15 +60,15 @@ class Look(NamedTuple):
     features: Tensor
     """[N, F] of the encoder of the first segmenter."""
 
-    def rows(self, rows: Sequence[int]) -> "Look":
+    def rows(self, rows: Sequence[int]) -> "JudgeOutputs":
         """Of some of the pictures."""
         picked = list(rows)
-        return Look(
+        return JudgeOutputs(
             self.labels[picked], tuple(self.styles[i] for i in picked), self.pixels[picked], self.features[picked]
         )
 
     @classmethod
-    def joined(cls, looks: Sequence["Look"]) -> "Look":
+    def joined(cls, looks: Sequence["JudgeOutputs"]) -> "JudgeOutputs":
         """Of the pictures of all."""
         return cls(
             torch.cat([look.labels for look in looks]),
@@ -78,7 +78,7 @@ class Look(NamedTuple):
         )
 
 
-class Eye:
+class Judge:
     """The judges, and how far unedited pictures are from each other."""
 
     def __init__(self, judges: Judges, package: Path) -> None:
@@ -99,25 +99,27 @@ class Eye:
         self._limit = float(self._nearest(distances).quantile(QUANTILE))
 
     @torch.no_grad()
-    def look(self, images: Sequence[Image.Image]) -> Look:
+    def look(self, images: Sequence[Image.Image]) -> JudgeOutputs:
         """What the judges make of pictures."""
-        return Look.joined([self._look(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])
+        return JudgeOutputs.joined(
+            [self._look(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+        )
 
-    def _look(self, images: Sequence[Image.Image]) -> Look:
+    def _look(self, images: Sequence[Image.Image]) -> JudgeOutputs:
         pixels = to_pixels(np.stack([np.asarray(image) for image in images]))
         hidden = self._encoder(pixels).last_hidden_state.flatten(2)
         styles = self._styles(pixels).logits.argmax(-1).tolist()
         labels = self._segmenter.segment(images).label_map().cpu()
         features = torch.cat([hidden.mean(2), hidden.std(2)], dim=1)
-        return Look(labels, tuple(STYLES[i] for i in styles), (pixels + 1) / 2, features)
+        return JudgeOutputs(labels, tuple(STYLES[i] for i in styles), (pixels + 1) / 2, features)
 
-    def judge(self, asked: Sequence[Request], new: Look, old: Look) -> list[Seen]:
+    def judge(self, asked: Sequence[Request], new: JudgeOutputs, old: JudgeOutputs) -> list[EditOutcome]:
         """Pictures beside the unedited ones of the same captions and seeds."""
         odd = self._odd(new.features)
         return [
-            Seen(
+            EditOutcome(
                 fulfilled=fulfilled(one, new.labels[i], new.styles[i]),
-                there=_centre(one.thing, new.labels[i]) is not None,
+                there=_centre(one.object_name, new.labels[i]) is not None,
                 **_changes(new, old, i, elsewhere(one, old.labels[i])),
                 cleared=cleared(one, new.labels[i], old.labels[i]),
                 odd=odd[i],
@@ -142,14 +144,14 @@ class Eye:
 def fulfilled(one: Request, labels: Tensor, style: str) -> bool:
     """Whether a picture is as wished."""
     if one.kind == "styling":
-        return style == one.wish
-    centre = _centre(one.thing, labels)
+        return style == one.target
+    centre = _centre(one.object_name, labels)
     if one.kind == "removing":
         return centre is None
     if centre is None:
         return False
     height, width = labels.shape
-    vertical, horizontal = one.wish.split("-")
+    vertical, horizontal = one.target.split("-")
     return (centre[1] < height / 2) == (vertical == "top") and (centre[0] < width / 2) == (horizontal == "left")
 
 
@@ -158,29 +160,29 @@ def elsewhere(one: Request, labels: Tensor) -> Tensor:
     if one.kind == "styling":
         return torch.ones_like(labels, dtype=torch.bool)
     if one.kind == "removing":
-        return labels != _thing(one.thing)
+        return labels != _object(one.object_name)
     height, width = labels.shape
-    region = Inside(one.wish, height).grid(height, width).view(height, width) > 0
-    return ~region & (labels != _thing(one.thing))
+    region = RegionMask(one.target, height).grid(height, width).view(height, width) > 0
+    return ~region & (labels != _object(one.object_name))
 
 
 def cleared(one: Request, new: Tensor, old: Tensor) -> float:
     """How much of where the thing was shows a place; not a number where it was not."""
-    return float((new[old == _thing(one.thing)] >= len(THINGS)).float().mean())
+    return float((new[old == _object(one.object_name)] >= len(OBJECTS)).float().mean())
 
 
-def _changes(new: Look, old: Look, i: int, where: Tensor) -> dict[str, float]:
+def _changes(new: JudgeOutputs, old: JudgeOutputs, i: int, where: Tensor) -> dict[str, float]:
     low, high = frequencies(new.pixels[i] - old.pixels[i], where)
     return {"low": low, "high": high, "layout": layout_iou(new.labels[i], old.labels[i], where, MIN_AREA)}
 
 
-def _thing(noun: str) -> int:
-    return THING_INDEX[NOUNS[NOUN_INDEX[noun]].things[0]]
+def _object(noun: str) -> int:
+    return OBJECT_INDEX[NOUNS[NOUN_INDEX[noun]].objects[0]]
 
 
 def _centre(noun: str, labels: Tensor) -> tuple[float, float] | None:
     areas, centres = measure(labels)
-    if int(areas[_thing(noun)]) < MIN_AREA:
+    if int(areas[_object(noun)]) < MIN_AREA:
         return None
-    x, y = centres[_thing(noun)].tolist()
+    x, y = centres[_object(noun)].tolist()
     return x, y

@@ -1,0 +1,1 @@
+"""Evaluations of layout prediction against baselines."""

@@ -18,8 +18,8 @@ from core.diffusion.schedule import step_at, step_times
 from core.segmentation.semantic import Segmenter
 from training.common.report import Cell, Table
 from training.evaluate.common.masks import Floats, Resampled, grid_iou, pixel_iou, resampled
-from training.evaluate.layout.images import Pictures, joined, watch
-from training.evaluate.layout.methods import Contestant, Read, contestants
+from training.evaluate.layout.images import LayoutImages, joined, watch
+from training.evaluate.layout.methods import Baseline, Read, baselines
 from training.picturebook.world.captions import Caption
 
 SETTLED = 0.9
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class Settings:
     """How much is measured."""
 
-    n_pictures: int = 512
+    n_images: int = 512
     """Held-out prompts on which the methods are scored."""
     n_fit: int = 256
     """Other held-out prompts, to which priors, probes and thresholds are fitted."""
@@ -46,7 +46,7 @@ class Settings:
     """Resamples of the pictures for each interval."""
 
 
-QUICK = Settings(n_pictures=32, n_fit=32, n_steps_each=3, num_inference_steps=10)
+QUICK = Settings(n_images=32, n_fit=32, n_steps_each=3, num_inference_steps=10)
 """Shows that it works; its figures mean little."""
 
 
@@ -62,7 +62,7 @@ class Scored(NamedTuple):
 class Measured(NamedTuple):
     """What came out."""
 
-    scored: Mapping[Contestant, Scored]
+    scored: Mapping[Baseline, Scored]
     """By method."""
     n_named: int
     """Things that the prompts name."""
@@ -83,7 +83,7 @@ class Bench:
     ) -> None:
         """The first of the two segmenters tells the truth; the first `n_fit` captions are for fitting."""
         self._model, self._segmenters, self._read = model, segmenters, read
-        self.settings, self.captions = settings, captions[: settings.n_fit + settings.n_pictures]
+        self.settings, self.captions = settings, captions[: settings.n_fit + settings.n_images]
         n_steps = settings.num_inference_steps
         self.n_steps = model.spec.num_inference_steps if n_steps is None else n_steps
         spread = np.linspace(0, self.n_steps - 1, settings.n_steps_each).round().astype(int).tolist()
@@ -96,14 +96,14 @@ class Bench:
         n_fit, n_named, n_there = self.settings.n_fit, 0, 0
         fit = joined(list(self._watch(self.captions[:n_fit], 0)))
         log.info("%d pictures to fit to are drawn", n_fit)
-        methods = list(contestants(fit, self._read, self.steps))
-        parts: dict[Contestant, list[tuple[Floats, Floats]]] = {method: [] for method in methods}
-        for pictures in self._watch(self.captions[n_fit:], n_fit):
-            n_named += sum(len(caption.story.nouns) for caption in pictures.captions)
-            n_there += int((pictures.targets >= 0).sum())
+        methods = list(baselines(fit, self._read, self.steps))
+        parts: dict[Baseline, list[tuple[Floats, Floats]]] = {method: [] for method in methods}
+        for images in self._watch(self.captions[n_fit:], n_fit):
+            n_named += sum(len(caption.story.nouns) for caption in images.captions)
+            n_there += int((images.targets >= 0).sum())
             for method in methods:
-                truth = pictures.truth[method.hookpoint]
-                masks = [method.masks(pictures, step) for step in self.steps]
+                truth = images.truth[method.hookpoint]
+                masks = [method.masks(images, step) for step in self.steps]
                 grid, pixels = (
                     np.stack([score(of, truth).numpy() for of in masks], axis=1) for score in (grid_iou, pixel_iou)
                 )
@@ -112,11 +112,11 @@ class Bench:
         return Measured(scored, n_named, n_named - n_there)
 
     @property
-    def scored(self) -> Mapping[Contestant, Scored]:
+    def scored(self) -> Mapping[Baseline, Scored]:
         """Every method's scores."""
         return self.measured.scored
 
-    def _watch(self, captions: Sequence[Caption], first_seed: int) -> Iterator[Pictures]:
+    def _watch(self, captions: Sequence[Caption], first_seed: int) -> Iterator[LayoutImages]:
         settings = self.settings
         return watch(
             self._model,
@@ -128,12 +128,12 @@ class Bench:
             settings.num_inference_steps,
         )
 
-    def mean(self, method: Contestant, step: int, pixels: bool = False) -> Resampled:
+    def mean(self, method: Baseline, step: int, pixels: bool = False) -> Resampled:
         """Mean IoU at a step."""
         values = self.scored[method].pixels if pixels else self.scored[method].grid
         return resampled(values[:, self.steps.index(step)], self.settings.n_bootstrap)
 
-    def find(self, name: str, of: Contestant) -> Contestant:
+    def find(self, name: str, of: Baseline) -> Baseline:
         """The method of that name on the same grid, the same branch if it has one, and told the same if both are."""
         there = [m for m in self.scored if m.name == name and m.hookpoint == of.hookpoint]
         return min(there, key=lambda m: (m.branch != of.branch, m.told != of.told))
@@ -229,6 +229,6 @@ def _by_step(bench: Bench, name: str, title: str, note: str, pixels: bool) -> Ta
     return Table(name, title, rows, (note, *bench.notes), {"figures": figures, "n_steps": bench.n_steps})
 
 
-def _identity(method: Contestant) -> dict[str, Cell]:
+def _identity(method: Baseline) -> dict[str, Cell]:
     told = "yes" if method.told else "no"  # as text: a table shows what is False as something amiss
     return {"hookpoint": method.hookpoint, "branch": method.branch, "method": method.name, "told": told}

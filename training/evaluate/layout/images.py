@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 
 from core.activations.attention import record_attention, word_maps
-from core.activations.hooks import Key, record
+from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
 from core.segmentation.grids import cell_counts, majority
 from core.segmentation.semantic import Segmenter
 from training.evaluate.common.judges import MIN_AREA
 from training.evaluate.common.masks import Truth, truth_of
-from training.picturebook.world.captions import N_THINGS_P, Caption
-from training.picturebook.world.world import LABELS, NOUN_INDEX, NOUNS, THING_INDEX
+from training.picturebook.world.captions import N_OBJECTS_P, Caption
+from training.picturebook.world.world import LABELS, NOUN_INDEX, NOUNS, OBJECT_INDEX
 
-M = len(N_THINGS_P)
+M = len(N_OBJECTS_P)
 """Most things in a caption."""
 
 
-class Pictures(NamedTuple):
+class LayoutImages(NamedTuple):
     """N generated pictures, and what was seen on the way. h and w are a hookpoint's."""
 
     captions: tuple[Caption, ...]
@@ -34,7 +34,7 @@ class Pictures(NamedTuple):
     """The same as another segmenter sees it."""
     previews: Mapping[tuple[str, int], Tensor]
     """The same of the predicted clean picture, by hookpoint and step."""
-    updates: Mapping[Key, Tensor]
+    updates: Mapping[ActivationKey, Tensor]
     """[N, C, h, w] residual updates."""
     attention: Mapping[tuple[str, int], Tensor]
     """By hookpoint and step: [N, M, h, w] attention to the words of the things, in shares of its maximum."""
@@ -48,7 +48,7 @@ def watch(
     steps: Sequence[int],
     batch_size: int,
     num_inference_steps: int | None = None,
-) -> Iterator[Pictures]:
+) -> Iterator[LayoutImages]:
     """Draw the captions batch by batch. The first segmenter tells the truth, the second stands beside."""
     for start in range(0, len(captions), batch_size):
         part = tuple(captions[start : start + batch_size])
@@ -57,19 +57,19 @@ def watch(
         expected = {}
         with record(model, steps=steps) as updates, record_attention(model, branches=["cond"], steps=steps) as maps:
             for state in run:
-                if state.moment.step in steps:
-                    expected[state.moment.step] = state.x0
+                if state.step_context.step in steps:
+                    expected[state.step_context.step] = state.x0
         images = model.decode(state.x)
         true, second = (segmenter.segment(images).label_map().cpu() for segmenter in segmenters)
         grids = {key.hookpoint: tuple(update.shape[2:]) for key, update in updates.items()}
         counts = {name: cell_counts(true, len(LABELS), *grid) for name, grid in grids.items()}
-        targets = things_in(part, true)
+        targets = objects_in(part, true)
         previews = {}
         for step, x0 in expected.items():
             seen = segmenters[0].segment(model.decode(x0)).label_map().cpu()
             for name, grid in grids.items():
                 previews[name, step] = majority(cell_counts(seen, len(LABELS), *grid))
-        yield Pictures(
+        yield LayoutImages(
             captions=part,
             targets=targets,
             truth={name: truth_of(of, targets) for name, of in counts.items()},
@@ -78,14 +78,14 @@ def watch(
             previews=previews,
             updates={key: update.float().cpu() for key, update in updates.items()},
             attention={
-                (name, step): _attention_to_things(model, part, maps[Key(name, "cond", step)].cpu())
+                (name, step): _attention_to_objects(model, part, maps[ActivationKey(name, "cond", step)].cpu())
                 for name in grids
                 for step in expected
             },
         )
 
 
-def joined(parts: Sequence[Pictures]) -> Pictures:
+def joined(parts: Sequence[LayoutImages]) -> LayoutImages:
     """All pictures together."""
     first = parts[0]
 
@@ -102,10 +102,10 @@ def joined(parts: Sequence[Pictures]) -> Pictures:
     }
     others = {name: cat(name) for name in ("labels", "second", "previews", "updates", "attention")}
     targets = torch.cat([part.targets for part in parts])
-    return Pictures(tuple(c for part in parts for c in part.captions), targets, truth, **others)  # type: ignore[arg-type]
+    return LayoutImages(tuple(c for part in parts for c in part.captions), targets, truth, **others)  # type: ignore[arg-type]
 
 
-def things_in(captions: Sequence[Caption], labels: Tensor) -> Tensor:
+def objects_in(captions: Sequence[Caption], labels: Tensor) -> Tensor:
     """[N, M] the class that each noun of the captions has in label maps [N, H, W]; -1 where it is not there.
 
     A homonym is what there is more of. What covers less than half of the smallest drawing is not there.
@@ -114,7 +114,7 @@ def things_in(captions: Sequence[Caption], labels: Tensor) -> Tensor:
     for i, caption in enumerate(captions):
         areas = torch.bincount(labels[i].flatten() + 1, minlength=len(LABELS) + 1)[1:]
         for j, senses in enumerate(senses_of(caption)):
-            most = max(senses, key=lambda thing: int(areas[thing]))
+            most = max(senses, key=lambda object_name: int(areas[object_name]))
             if areas[most] >= MIN_AREA:
                 targets[i, j] = most
     return targets
@@ -122,14 +122,14 @@ def things_in(captions: Sequence[Caption], labels: Tensor) -> Tensor:
 
 def senses_of(caption: Caption) -> list[list[int]]:
     """The classes that each noun of a caption can be."""
-    return [[THING_INDEX[name] for name in NOUNS[NOUN_INDEX[noun]].things] for noun in caption.story.nouns]
+    return [[OBJECT_INDEX[name] for name in NOUNS[NOUN_INDEX[noun]].objects] for noun in caption.story.nouns]
 
 
-def _attention_to_things(model: Diffuser, captions: Sequence[Caption], maps: Tensor) -> Tensor:
+def _attention_to_objects(model: Diffuser, captions: Sequence[Caption], maps: Tensor) -> Tensor:
     """[N, M, h, w] attention to the words of things, each over its maximum, from maps of tokens [N, tokens, h, w]."""
-    things = torch.full((len(captions), M, *maps.shape[2:]), -torch.inf)
+    objects = torch.full((len(captions), M, *maps.shape[2:]), -torch.inf)
     for i, caption in enumerate(captions):
         words, of_words = word_maps(model, caption.text, maps[i])
         for j, word in enumerate(caption.words):
-            things[i, j] = of_words[words.index(word)] / of_words[words.index(word)].max()
-    return things
+            objects[i, j] = of_words[words.index(word)] / of_words[words.index(word)].max()
+    return objects

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.activations.hooks import Key
+from core.activations.hooks import ActivationKey
 from core.concepts.layout import PRIOR_WEIGHT, Concepts, Method, Reader, make_reader
 from core.diffusion.sampling import Branch
 from core.sae.autoencoder import SparseAutoencoder
 from core.segmentation.grids import class_masks, majority
 from training.evaluate.common.masks import best_threshold, score_masks
-from training.evaluate.layout.images import M, Pictures, senses_of
+from training.evaluate.layout.images import LayoutImages, M, senses_of
 from training.evaluate.layout.probe import fit_probe
 from training.picturebook.world.captions import Caption
-from training.picturebook.world.world import LABELS, THINGS
+from training.picturebook.world.world import LABELS, OBJECTS
 
 PRIOR_STRENGTH = 2.0
 """Pictures' worth of the mean mask of all things in that of each."""
@@ -30,7 +30,7 @@ Read = Mapping[Slot, tuple[SparseAutoencoder, Concepts]]
 """Time-shared SAEs with their concept tables."""
 
 
-class Contestant(NamedTuple):
+class Baseline(NamedTuple):
     """A way of saying where things will be."""
 
     name: str
@@ -40,19 +40,19 @@ class Contestant(NamedTuple):
     """On whose grid."""
     branch: Branch | None
     """None where no branch is read."""
-    masks: Callable[[Pictures, int], Tensor]
+    masks: Callable[[LayoutImages, int], Tensor]
     """[N, M, h, w] bool: the cells of each of the captions' things, foretold at a step."""
 
 
-Labels = Callable[[Pictures, int], Tensor]
+Labels = Callable[[LayoutImages, int], Tensor]
 """[N, h, w] class of each cell at a step, -1 for none."""
-Scores = Callable[[Pictures, int], Tensor]
+Scores = Callable[[LayoutImages, int], Tensor]
 """[N, K + 1, h, w] score of each class of `LABELS` at a step, the last of no class."""
-ThingScores = Callable[[Pictures, int], Tensor]
+ObjectScores = Callable[[LayoutImages, int], Tensor]
 """[N, M, h, w] score of each thing of the captions at a step; minus infinity where a caption has fewer."""
 
 
-def contestants(fit: Pictures, read: Read, steps: Sequence[int]) -> Iterator[Contestant]:
+def baselines(fit: LayoutImages, read: Read, steps: Sequence[int]) -> Iterator[Baseline]:
     """All of them; what has to be fitted is fitted to `fit`, at each of the steps."""
     for hookpoint in fit.truth:
         yield from _without_updates(fit, hookpoint, steps)
@@ -60,77 +60,77 @@ def contestants(fit: Pictures, read: Read, steps: Sequence[int]) -> Iterator[Con
         yield from _from_updates(fit, hookpoint, branch, read, steps)
 
 
-def _without_updates(fit: Pictures, hookpoint: str, steps: Sequence[int]) -> Iterator[Contestant]:
-    def contestant(name: str, told: bool, masks: Labels, branch: Branch | None = None) -> Contestant:
-        return Contestant(name, told, hookpoint, branch, masks)
+def _without_updates(fit: LayoutImages, hookpoint: str, steps: Sequence[int]) -> Iterator[Baseline]:
+    def baseline(name: str, told: bool, masks: Labels, branch: Branch | None = None) -> Baseline:
+        return Baseline(name, told, hookpoint, branch, masks)
 
-    yield contestant("true masks through the grid", True, _of_labels(lambda of, _: of.labels[hookpoint]))
-    yield contestant("second segmenter", False, _of_labels(lambda of, _: of.second[hookpoint]))
-    yield contestant("preview, segmented", False, _of_labels(lambda of, step: of.previews[hookpoint, step]))
+    yield baseline("true masks through the grid", True, _of_labels(lambda of, _: of.labels[hookpoint]))
+    yield baseline("second segmenter", False, _of_labels(lambda of, _: of.second[hookpoint]))
+    yield baseline("preview, segmented", False, _of_labels(lambda of, step: of.previews[hookpoint, step]))
     for name, group in (("prior of each thing", _noun), ("prior of each role", _role)):
         scores = prior(fit, hookpoint, group)
-        yield contestant(name, True, _above_threshold(fit, hookpoint, scores, steps))
+        yield baseline(name, True, _above_threshold(fit, hookpoint, scores, steps))
     attention = _above_threshold(fit, hookpoint, lambda of, step: of.attention[hookpoint, step], steps)
-    yield contestant("cross-attention", True, attention, "cond")
+    yield baseline("cross-attention", True, attention, "cond")
 
 
 def _from_updates(
-    fit: Pictures, hookpoint: str, branch: Branch, read: Read, steps: Sequence[int]
-) -> Iterator[Contestant]:
+    fit: LayoutImages, hookpoint: str, branch: Branch, read: Read, steps: Sequence[int]
+) -> Iterator[Baseline]:
     scored = {"linear probe": _probed(fit, hookpoint, branch, steps)}
     if (hookpoint, branch) in read:
         sae, concepts = read[hookpoint, branch]
         for method in get_args(Method):
             scored[f"concepts, {method}"] = _read(hookpoint, branch, sae, make_reader(concepts, method))
     for name, scores in scored.items():
-        yield Contestant(name, False, hookpoint, branch, _of_labels(_best(scores)))
+        yield Baseline(name, False, hookpoint, branch, _of_labels(_best(scores)))
         if name == "concepts, dictionary":  # as in the paper: a mask a noun, by a threshold on its cosine
-            told = _above_threshold(fit, hookpoint, _of_things(scores), steps)
+            told = _above_threshold(fit, hookpoint, _of_objects(scores), steps)
         else:
             told = _of_labels(_best(_told(scores)))
-        yield Contestant(name, True, hookpoint, branch, told)
+        yield Baseline(name, True, hookpoint, branch, told)
 
 
 def _of_labels(labels: Labels) -> Labels:
     """Masks of the things that label maps show."""
-    return lambda pictures, step: class_masks(labels(pictures, step), pictures.targets)
+    return lambda images, step: class_masks(labels(images, step), images.targets)
 
 
 def _best(scores: Scores) -> Labels:
-    return lambda pictures, step: majority(scores(pictures, step))
+    return lambda images, step: majority(scores(images, step))
 
 
 def _told(scores: Scores) -> Scores:
     """Scores of the classes that a caption names and of all places; minus infinity elsewhere."""
 
-    def of_named(pictures: Pictures, step: int) -> Tensor:
-        allowed = torch.zeros(len(pictures.captions), len(LABELS) + 1, dtype=torch.bool)
-        allowed[:, len(THINGS) :] = True
-        for i, caption in enumerate(pictures.captions):
-            allowed[i, [thing for senses in senses_of(caption) for thing in senses]] = True
-        return scores(pictures, step).masked_fill(~allowed[..., None, None], -torch.inf)
+    def of_named(images: LayoutImages, step: int) -> Tensor:
+        allowed = torch.zeros(len(images.captions), len(LABELS) + 1, dtype=torch.bool)
+        allowed[:, len(OBJECTS) :] = True
+        for i, caption in enumerate(images.captions):
+            allowed[i, [object_name for senses in senses_of(caption) for object_name in senses]] = True
+        return scores(images, step).masked_fill(~allowed[..., None, None], -torch.inf)
 
     return of_named
 
 
-def _of_things(scores: Scores) -> ThingScores:
+def _of_objects(scores: Scores) -> ObjectScores:
     """Scores of the captions' things; a homonym's is its better sense's."""
 
-    def of_things(pictures: Pictures, step: int) -> Tensor:
-        by_class = scores(pictures, step)
-        things = torch.full((len(by_class), M, *by_class.shape[2:]), -torch.inf)
-        for i, caption in enumerate(pictures.captions):
+    def of_objects(images: LayoutImages, step: int) -> Tensor:
+        by_class = scores(images, step)
+        objects = torch.full((len(by_class), M, *by_class.shape[2:]), -torch.inf)
+        for i, caption in enumerate(images.captions):
             for j, senses in enumerate(senses_of(caption)):
-                things[i, j] = by_class[i, senses].amax(0)
-        return things
+                objects[i, j] = by_class[i, senses].amax(0)
+        return objects
 
-    return of_things
+    return of_objects
 
 
-def _above_threshold(fit: Pictures, hookpoint: str, scores: ThingScores, steps: Sequence[int]) -> Labels:
+def _above_threshold(fit: LayoutImages, hookpoint: str, scores: ObjectScores, steps: Sequence[int]) -> Labels:
     """Masks by the threshold, one for each step, that suits the pictures of `fit` best."""
     at = {step: best_threshold(scores(fit, step), fit.truth[hookpoint]) for step in steps}
-    return lambda pictures, step: score_masks(scores(pictures, step), at[step])
+    return lambda images, step: score_masks(scores(images, step), at[step])
 
 
 def _noun(caption: Caption, j: int) -> Hashable:
@@ -142,7 +142,7 @@ def _role(caption: Caption, j: int) -> Hashable:
     return caption.story.relation, j if caption.story.relation else len(caption.story.nouns)
 
 
-def prior(fit: Pictures, hookpoint: str, group: Callable[[Caption, int], Hashable]) -> ThingScores:
+def prior(fit: LayoutImages, hookpoint: str, group: Callable[[Caption, int], Hashable]) -> ObjectScores:
     """The mean mask of the things of a group that are there, in other pictures whose captions name them."""
     truth = fit.truth[hookpoint]
     overall = truth.masks[truth.there].float().mean(0)
@@ -154,29 +154,29 @@ def prior(fit: Pictures, hookpoint: str, group: Callable[[Caption, int], Hashabl
         for name, masks in members.items()
     }
 
-    def scores(pictures: Pictures, _: int) -> Tensor:
-        things = torch.full((len(pictures.captions), M, *overall.shape), -torch.inf)
-        for i, caption in enumerate(pictures.captions):
+    def scores(images: LayoutImages, _: int) -> Tensor:
+        objects = torch.full((len(images.captions), M, *overall.shape), -torch.inf)
+        for i, caption in enumerate(images.captions):
             for j in range(len(caption.story.nouns)):
-                things[i, j] = means.get(group(caption, j), overall)
-        return things
+                objects[i, j] = means.get(group(caption, j), overall)
+        return objects
 
     return scores
 
 
-def _probed(fit: Pictures, hookpoint: str, branch: Branch, steps: Sequence[int]) -> Scores:
+def _probed(fit: LayoutImages, hookpoint: str, branch: Branch, steps: Sequence[int]) -> Scores:
     """Logits of a linear probe for each step, the classes' shares weighing as little as in a readout."""
     labels = fit.labels[hookpoint].flatten(1)
     shares = torch.bincount(labels[labels >= 0], minlength=len(LABELS)) + 1.0
     balance = (PRIOR_WEIGHT - 1) * (shares / shares.sum()).log()
 
-    def positions(pictures: Pictures, step: int) -> Tensor:
-        return pictures.updates[Key(hookpoint, branch, step)].movedim(1, 3)
+    def positions(images: LayoutImages, step: int) -> Tensor:
+        return images.updates[ActivationKey(hookpoint, branch, step)].movedim(1, 3)
 
     probes = {step: fit_probe(positions(fit, step).flatten(1, 2), labels, len(LABELS)) for step in steps}
 
-    def scores(pictures: Pictures, step: int) -> Tensor:
-        logits = probes[step].logits(positions(pictures, step)) + balance
+    def scores(images: LayoutImages, step: int) -> Tensor:
+        logits = probes[step].logits(positions(images, step)) + balance
         return F.pad(logits, (0, 1), value=-torch.inf).movedim(3, 1)
 
     return scores
@@ -187,8 +187,8 @@ def _read(hookpoint: str, branch: Branch, sae: SparseAutoencoder, reader: Reader
     n = len(reader.classes)
     order = [reader.classes.index(label) if label in reader.classes else n + 1 for label in LABELS]
 
-    def scores(pictures: Pictures, step: int) -> Tensor:
-        update = pictures.updates[Key(hookpoint, branch, step)].movedim(1, 3)
+    def scores(images: LayoutImages, step: int) -> Tensor:
+        update = images.updates[ActivationKey(hookpoint, branch, step)].movedim(1, 3)
         of_table = F.pad(reader.scores(sae.encode(update.flatten(0, 2))), (0, 1), value=-torch.inf)
         return of_table[:, [*order, n]].view(*update.shape[:3], -1).movedim(3, 1)
 

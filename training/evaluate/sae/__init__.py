@@ -1,0 +1,1 @@
+"""Evaluations of sparse autoencoders and of their labels."""

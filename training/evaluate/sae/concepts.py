@@ -29,7 +29,7 @@ from training.labels.tally import Entries
 
 MIN_CELLS = 32
 """A concept that is active on fewer cells at a step is left out there."""
-NAMED = ("object", "place", "style")
+NAMED = ("object", "background", "style")
 """Kinds that have a label."""
 
 
@@ -37,7 +37,7 @@ NAMED = ("object", "place", "style")
 class Settings:
     """How much is measured."""
 
-    n_pictures: int = 512
+    n_images: int = 512
     """Held-out prompts."""
     times: tuple[float, ...] = (1.0, 0.5, 0.0)
     """Normalised times at which an SAE for all times is looked at."""
@@ -45,7 +45,7 @@ class Settings:
     """Pictures drawn together; chance pairs each with its neighbour's masks."""
 
 
-QUICK = Settings(n_pictures=32, batch_size=16)
+QUICK = Settings(n_images=32, batch_size=16)
 """Shows that it works; its figures mean little."""
 
 Read = Mapping[SaeId, tuple[SparseAutoencoder, ConceptTable]]
@@ -72,9 +72,9 @@ class Meetings:
     def add(self, entries: Entries, classes: Tensor) -> None:
         """Count entries, those above the thresholds, against the classes [B, positions]; -1 is none and not counted."""
         d_sae, n_classes = self.cells.shape
-        of = classes[entries.pictures, entries.positions]
+        of = classes[entries.images, entries.positions]
         known = of >= 0
-        flat = (entries.pictures[known] * d_sae + entries.latents[known]) * n_classes + of[known]
+        flat = (entries.images[known] * d_sae + entries.latents[known]) * n_classes + of[known]
         each = torch.bincount(flat, minlength=len(classes) * d_sae * n_classes).double()
         each = each.view(len(classes), d_sae, n_classes)
         self.cells += each.sum(0)
@@ -129,15 +129,15 @@ class Bench:
         for start in range(0, len(self.prompts), settings.batch_size):
             part = self.prompts[start : start + settings.batch_size]
             batch = draw(self.model, saes, steps, part, range(start, start + len(part)))
-            labels = label_maps(self.segmenter, batch.pictures)
+            labels = label_maps(self.segmenter, batch.images)
             classes = {h: majority(cell_counts(labels, n_classes, *size)) for h, size in batch.sizes.items()}
-            for sae_id, moments in batch.moments.items():
+            for sae_id, codes_by_step in batch.codes_by_step.items():
                 of = classes[sae_id.hookpoint].flatten(1)
                 thresholds = torch.from_numpy(self.read[sae_id][1].frame["threshold"].to_numpy(copy=True))
-                for moment in moments:
-                    above = moment.entries.values >= thresholds[moment.entries.latents]
-                    entries = Entries(*(part[above] for part in moment.entries))
-                    key = sae_id, time_of[moment.t]
+                for step_codes in codes_by_step:
+                    above = step_codes.entries.values >= thresholds[step_codes.entries.latents]
+                    entries = Entries(*(part[above] for part in step_codes.entries))
+                    key = sae_id, time_of[step_codes.t]
                     met[key].add(entries, of)
                     self.chance[key].add(entries, of.roll(1, 0))
         return met

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from core.activations.hooks import BRANCHES, Edit, Key, edit, record
+from core.activations.hooks import BRANCHES, ActivationKey, Edit, edit, record
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import Branch
 from core.diffusion.schedule import step_at
@@ -35,7 +35,7 @@ _OTHER_NOISE = 10**6
 class Settings:
     """How much is measured."""
 
-    n_pictures: int = 256
+    n_images: int = 256
     """Held-out prompts."""
     n_fit: int = 128
     """Other held-out prompts, on which PCA and the means are fitted."""
@@ -49,7 +49,7 @@ class Settings:
     """Resamples of the pictures for each interval."""
 
 
-QUICK = Settings(n_pictures=16, n_fit=16, n_steps_each=2, n_replaced=4)
+QUICK = Settings(n_images=16, n_fit=16, n_steps_each=2, n_replaced=4)
 """Shows that it works; its figures mean little."""
 
 
@@ -62,7 +62,7 @@ class Slot(NamedTuple):
 
 
 @dataclass
-class Moments:
+class ReconstructionMoments:
     """Sums over positions, for means, variances and PCA."""
 
     n: int = 0
@@ -79,8 +79,12 @@ class Moments:
         self.total += x.sum(0)
         self.outer += x.T @ x
 
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(self.n + other.n, self.total + other.total, self.outer + other.outer) if self.n else other
+    def __add__(self, other: "ReconstructionMoments") -> "ReconstructionMoments":
+        return (
+            ReconstructionMoments(self.n + other.n, self.total + other.total, self.outer + other.outer)
+            if self.n
+            else other
+        )
 
     def components(self, k: int) -> tuple[Floats, Floats]:
         """The mean [d_in], and the k directions of most variance [k, d_in]."""
@@ -91,7 +95,7 @@ class Moments:
 
 
 @dataclass
-class Tally:
+class ReconstructionSums:
     """What one SAE does at one slot, picture by picture, in the order of the pictures."""
 
     errors: list[float] = field(default_factory=list)
@@ -114,7 +118,7 @@ class Tally:
     """Squared error of each picture's positions by PCA over all steps together."""
 
     @classmethod
-    def pooled(cls, tallies: "Sequence[Tally]") -> "Tally":
+    def pooled(cls, tallies: "Sequence[ReconstructionSums]") -> "ReconstructionSums":
         """All steps of the same pictures together."""
 
         def add(parts: Iterable[Sequence[Any]]) -> list[Any]:
@@ -146,7 +150,7 @@ Basis = tuple[Floats, Floats]
 
 
 @torch.no_grad()
-def tally(tally_: Tally, sae: SparseAutoencoder, x: Tensor, basis: Basis, pooled: Basis) -> None:
+def tally(tally_: ReconstructionSums, sae: SparseAutoencoder, x: Tensor, basis: Basis, pooled: Basis) -> None:
     """Take in one picture's positions x [n, d_in]; `basis` is PCA's at this step, `pooled` that over all steps."""
     code = sae.encode(x)
     rebuilt = sae.decode(code).double().numpy()
@@ -182,14 +186,14 @@ def reconstruction(model: Diffuser, saes: Saes, prompts: Sequence[str], settings
     n_steps = model.spec.num_inference_steps
     wanted = {sae_id: steps_of(sae_id, n_steps, settings.n_steps_each) for sae_id in saes}
     slots = sorted({Slot(i.hookpoint, i.branch, step) for i, steps in wanted.items() for step in steps})
-    moments = {slot: Moments() for slot in slots}
-    fit, measured = prompts[: settings.n_fit], prompts[settings.n_fit :][: settings.n_pictures]
+    moments = {slot: ReconstructionMoments() for slot in slots}
+    fit, measured = prompts[: settings.n_fit], prompts[settings.n_fit :][: settings.n_images]
 
     def learn(slot: Slot, x: Tensor) -> None:
         moments[slot].add(x.flatten(0, 1).double().numpy())
 
     _visit(model, fit, 0, slots, settings.batch_size, learn)
-    tallies = {sae_id: {step: Tally() for step in steps} for sae_id, steps in wanted.items()}
+    tallies = {sae_id: {step: ReconstructionSums() for step in steps} for sae_id, steps in wanted.items()}
     bases: dict[tuple[SaeId, int], Basis] = {}
     pooled: dict[SaeId, Basis] = {}
     for sae_id, sae in saes.items():
@@ -200,11 +204,11 @@ def reconstruction(model: Diffuser, saes: Saes, prompts: Sequence[str], settings
     def measure(slot: Slot, x: Tensor) -> None:
         for sae_id, by_step in tallies.items():
             if slot[:2] == sae_id[:2] and slot.step in by_step:
-                for picture in x:
-                    tally(by_step[slot.step], saes[sae_id], picture, bases[sae_id, slot.step], pooled[sae_id])
+                for image in x:
+                    tally(by_step[slot.step], saes[sae_id], image, bases[sae_id, slot.step], pooled[sae_id])
 
     _visit(model, measured, len(fit), slots, settings.batch_size, measure)
-    together = {sae_id: Tally.pooled(list(by_step.values())) for sae_id, by_step in tallies.items()}
+    together = {sae_id: ReconstructionSums.pooled(list(by_step.values())) for sae_id, by_step in tallies.items()}
     rows, figures = [], {}
     for sae_id, by_step in tallies.items():
         told = {f"{step + 1} of {n_steps}": result for step, result in by_step.items()}
@@ -256,7 +260,7 @@ PARTS = (reconstruction, replacement)
 
 
 def _rebuild(saes: dict[Branch, SparseAutoencoder]) -> Edit:
-    def change(key: Key, update: Tensor) -> Tensor | None:
+    def change(key: ActivationKey, update: Tensor) -> Tensor | None:
         if key.branch not in saes:
             return None
         last = update.movedim(1, -1)
@@ -267,7 +271,7 @@ def _rebuild(saes: dict[Branch, SparseAutoencoder]) -> Edit:
     return change
 
 
-def _silence(_: Key, update: Tensor) -> Tensor:
+def _silence(_: ActivationKey, update: Tensor) -> Tensor:
     return torch.zeros_like(update)
 
 
@@ -284,7 +288,7 @@ def _visit(
     steps = {slot.step for slot in slots}
     wanted = set(slots)
 
-    def sink(key: Key, update: Tensor) -> None:
+    def sink(key: ActivationKey, update: Tensor) -> None:
         slot = Slot(key.hookpoint, key.branch, -1 if key.step is None else key.step)
         if slot in wanted:
             see(slot, update.flatten(2).transpose(1, 2).float().cpu())
@@ -312,7 +316,7 @@ def _distances(a: Tensor, b: Tensor) -> Floats:
     return distances
 
 
-def summary(sae: SparseAutoencoder, result: Tally, n_bootstrap: int) -> dict[str, float]:
+def summary(sae: SparseAutoencoder, result: ReconstructionSums, n_bootstrap: int) -> dict[str, float]:
     """An SAE's figures over all that was measured of it."""
     n = len(result.errors)
     draws = np.random.default_rng(0).integers(n, size=(n_bootstrap, n))
@@ -331,7 +335,9 @@ def summary(sae: SparseAutoencoder, result: Tally, n_bootstrap: int) -> dict[str
     }
 
 
-def _row(sae_id: SaeId, sae: SparseAutoencoder, step: str, result: Tally, n_bootstrap: int) -> dict[str, Cell]:
+def _row(
+    sae_id: SaeId, sae: SparseAutoencoder, step: str, result: ReconstructionSums, n_bootstrap: int
+) -> dict[str, Cell]:
     of = summary(sae, result, n_bootstrap)
     low, high = of["explained_variance_low"], of["explained_variance_high"]
     return {

@@ -1,0 +1,1 @@
+"""The embedded model's networks and their training loop."""

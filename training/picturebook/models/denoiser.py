@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from training.picturebook.models.latents import Latents, draw_batch, draw_captions
 from training.picturebook.models.loop import Batch
 from training.picturebook.world.tokens import MAX_TOKENS, build_tokenizer
-from training.picturebook.world.world import THINGS
+from training.picturebook.world.world import OBJECTS
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ class LayoutReader(nn.Module):
         self.n_heads = n_heads
         self.cells = nn.Parameter(torch.randn(n_cells, width) / width**0.5)
         self.keys, self.values = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
-        self.classes = nn.Linear(width, len(THINGS) + 1)
+        self.classes = nn.Linear(width, len(OBJECTS) + 1)
 
     def forward(self, text: Tensor) -> Tensor:
-        """Logits [B, len(THINGS) + 1, n_cells] of an encoded text [B, L, width]."""
+        """Logits [B, len(OBJECTS) + 1, n_cells] of an encoded text [B, L, width]."""
         asked = self.cells.to(text.dtype).expand(len(text), -1, -1)
         query, key, value = (
             part.reshape(len(text), part.shape[1], self.n_heads, -1).transpose(1, 2)

@@ -24,7 +24,7 @@ from training.picturebook.world.tokens import MAX_TOKENS, build_tokenizer
 
 SHARD = 2048
 """Scenes in a shard."""
-TELLINGS = 16
+STATEMENTS = 16
 """Texts kept for each scene: captions in the first half, captions with words left out in the second."""
 DROPPED_P = (0.7, 0.3)
 """Probability that training sees a text of the second half, at the last timestep of denoising and at the first.
@@ -43,9 +43,9 @@ class Latents(NamedTuple):
     latents: Tensor
     """[N, C, h, w] float16, standardised a channel."""
     tokens: Tensor
-    """[N, TELLINGS, MAX_TOKENS] int16."""
+    """[N, STATEMENTS, MAX_TOKENS] int16."""
     layout: Tensor
-    """[N, h, w] uint8: class of the thing whose square covers a cell; `len(THINGS)` where there is none."""
+    """[N, h, w] uint8: class of the thing whose square covers a cell; `len(OBJECTS)` where there is none."""
 
 
 def compute_latents(autoencoder: AutoencoderKL, n_scenes: int, folder: Path, split: Split, n_workers: int) -> None:
@@ -102,11 +102,11 @@ def draw_batch(
     latents = data.latents[rows].float()
     times = torch.where(u < noisy, 2 / 3 + u / max(noisy, 1e-9) / 3, (u - noisy) / (1 - noisy))
     dropped = torch.rand(n, generator=generator) < DROPPED_P[0] + (DROPPED_P[1] - DROPPED_P[0]) * times
-    half = TELLINGS // 2
-    tellings = torch.randint(half, (n,), generator=generator) + half * dropped
+    half = STATEMENTS // 2
+    statements = torch.randint(half, (n,), generator=generator) + half * dropped
     return {
         "latents": latents,
-        "tokens": data.tokens[rows, tellings].long(),
+        "tokens": data.tokens[rows, statements].long(),
         "noise": torch.randn(latents.shape, generator=generator),
         "timesteps": (times * timesteps).long().clamp(max=timesteps - 1),
         "layout": data.layout[rows].long(),
@@ -117,15 +117,15 @@ def draw_captions(data: Latents, number: int, n: int) -> Batch:
     """Batch `number` of whole captions with the layouts of their scenes."""
     generator = torch.Generator().manual_seed(number)
     rows = torch.randint(len(data.latents), (n,), generator=generator)
-    tellings = torch.randint(TELLINGS // 2, (n,), generator=generator)
-    return {"tokens": data.tokens[rows, tellings].long(), "layout": data.layout[rows].long()}
+    statements = torch.randint(STATEMENTS // 2, (n,), generator=generator)
+    return {"tokens": data.tokens[rows, statements].long(), "layout": data.layout[rows].long()}
 
 
 class _Chunk(NamedTuple):
     images: npt.NDArray[np.uint8]
     """[_CHUNK, H, W, 3]"""
     tokens: npt.NDArray[np.int16]
-    """[_CHUNK, TELLINGS, MAX_TOKENS]"""
+    """[_CHUNK, STATEMENTS, MAX_TOKENS]"""
     layout: npt.NDArray[np.uint8]
     """[_CHUNK, h, w]"""
 
@@ -133,20 +133,20 @@ class _Chunk(NamedTuple):
 def _paint_chunk(start: int, split: Split) -> _Chunk:
     """The scenes from `start` on."""
     scenes = [make_scene(start + i, split) for i in range(_CHUNK)]
-    texts = [_text(scene, telling) for scene in scenes for telling in range(TELLINGS)]
+    texts = [_text(scene, statement) for scene in scenes for statement in range(STATEMENTS)]
     ids = tokenize(texts).numpy().astype(np.int16)
     return _Chunk(
         np.stack([paint(scene).image for scene in scenes]),
-        ids.reshape(_CHUNK, TELLINGS, MAX_TOKENS),
+        ids.reshape(_CHUNK, STATEMENTS, MAX_TOKENS),
         np.stack([layout_of(scene) for scene in scenes]),
     )
 
 
-def _text(scene: Scene, telling: int) -> str:
-    text = caption_of(scene, telling).text
-    if telling < TELLINGS // 2:
+def _text(scene: Scene, statement: int) -> str:
+    text = caption_of(scene, statement).text
+    if statement < STATEMENTS // 2:
         return text
-    return drop_words(np.random.default_rng([*scene.seed, 3, telling]), text)
+    return drop_words(np.random.default_rng([*scene.seed, 3, statement]), text)
 
 
 _tokenizer = None

@@ -41,7 +41,7 @@ class LoopConfig:
     """Peak learning rate: reached after the warm-up, kept, and brought to zero at the end."""
     n_warmup: int = 200
     """Steps of linear warm-up."""
-    decay_share: float = 0.3
+    lr_decay_fraction: float = 0.3
     """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
     ema_decay: float = 0.999
     """Decay of the averaged weights, which are the ones that are kept; smaller in the first steps."""
@@ -156,7 +156,7 @@ def _optimizer(model: nn.Module, config: LoopConfig) -> Muon:
 
 def _lr_factor(step: int, config: LoopConfig) -> float:
     warm = min(1.0, (step + 1) / max(config.n_warmup, 1))
-    left = (config.n_steps - step) / max(config.decay_share * config.n_steps, 1)
+    left = (config.n_steps - step) / max(config.lr_decay_fraction * config.n_steps, 1)
     return min(warm, left, 1.0)
 
 

@@ -1,0 +1,1 @@
+"""The embedded model's world: objects, backgrounds, styles, scenes and captions."""

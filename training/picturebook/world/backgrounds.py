@@ -27,10 +27,10 @@ class Background(NamedTuple):
 
 
 @cache
-def background(place: str, variant: int) -> Background:
+def background(background: str, variant: int) -> Background:
     """The variant-th painting of a place, 0 <= variant < N_VARIANTS."""
-    rng = np.random.default_rng([sorted(_PAINTERS).index(place), variant])
-    image, horizon = _PAINTERS[place](rng)
+    rng = np.random.default_rng([sorted(_PAINTERS).index(background), variant])
+    image, horizon = _PAINTERS[background](rng)
     image = (image * rng.uniform(0.93, 1.05)).clip(0, 1).astype(np.float32)
     if rng.random() < 0.5:
         image = np.ascontiguousarray(image[:, ::-1])

@@ -1,6 +1,6 @@
 """The grammar: what a scene holds, how a caption says it, and how probable each word is given the others.
 
-A `Story` is what is drawn (nouns, relation, place, style); a `Caption` is one way of telling it. Both are drawn from
+A `Story` is what is drawn (nouns, relation, place, style); a `Caption` is one way of statement it. Both are drawn from
 finite distributions whose probabilities are known, so that the information a word can carry has an exact ceiling.
 """
 
@@ -18,15 +18,15 @@ import numpy.typing as npt
 
 from core.diffusion.text import delete_words, distinct_words, only_words
 from training.picturebook.world.world import (
+    BACKGROUND_INDEX,
+    BACKGROUNDS,
     NOUN_INDEX,
     NOUNS,
-    PLACE_INDEX,
-    PLACES,
+    OBJECT_INDEX,
+    OBJECTS,
     PLANTED_PAIR,
-    SENSE_IN_ITS_PLACE,
+    SENSE_IN_ITS_BACKGROUND,
     STYLES,
-    THING_INDEX,
-    THINGS,
 )
 
 Probabilities = npt.NDArray[np.float64]
@@ -35,16 +35,16 @@ Relation = Literal["left", "right", "above", "below"]
 Split = Literal["train", "test", "any"]
 
 RELATIONS: tuple[Relation, ...] = ("left", "right", "above", "below")
-N_THINGS_P = (0.35, 0.5, 0.15)
+N_OBJECTS_P = (0.35, 0.5, 0.15)
 """Probability of one, two and three nouns."""
 RELATED_P = 0.8
 """Probability that a pair stands in a relation that its caption tells."""
 AT_HOME_P = 0.5
 """Probability that the place is one where one of the nouns is at home; otherwise any place is equally likely."""
-PLACE_TOLD_P = 0.75
+BACKGROUND_NAMED_P = 0.75
 STYLE_P = (0.4, 0.12, 0.12, 0.12, 0.12, 0.12)
-STYLE_TOLD_P = 0.85
-PLACE_FIRST_P = 0.2
+STYLE_NAMED_P = 0.85
+BACKGROUND_FIRST_P = 0.2
 STYLE_FIRST_P = 0.5
 OPENINGS: tuple[tuple[str, float], ...] = (("", 0.7), ("a picture of ", 0.15), ("there is ", 0.15))
 """What an untold style puts before the nouns."""
@@ -63,7 +63,7 @@ class Story:
     """Names of one to three nouns in the order in which a caption names them."""
     relation: Relation | None
     """How the first of two nouns stands to the second, if the caption is to say so."""
-    place: str
+    background: str
     style: str
 
     @property
@@ -72,23 +72,24 @@ class Story:
         first = self.nouns
         groups = [first] if len(first) == 1 else [(a, b) for i, a in enumerate(first) for b in first[i + 1 :]]
         return any(
-            zlib.crc32("|".join([*sorted(group), self.place, self.style]).encode()) % HELD_OUT == 0 for group in groups
+            zlib.crc32("|".join([*sorted(group), self.background, self.style]).encode()) % HELD_OUT == 0
+            for group in groups
         )
 
 
 @dataclass(frozen=True)
 class Caption:
-    """One way of telling a story."""
+    """One way of statement a story."""
 
     story: Story
     words: tuple[str, ...]
     """The word chosen for each noun."""
     pairing: str
     """What joins two nouns that stand in no relation: `and` or `with`."""
-    place_word: str | None
+    background_word: str | None
     """The word chosen for the place, or None when it is not told."""
-    place_first: bool
-    style_told: bool
+    background_first: bool
+    style_named: bool
     style_first: bool
     opening: str
     """One of `OPENINGS`; always the empty one when the style is told."""
@@ -97,28 +98,28 @@ class Caption:
     def text(self) -> str:
         """The caption as a prompt."""
         body = self._nouns()
-        if self.style_told and self.style_first:
+        if self.style_named and self.style_first:
             body = f"a {self.story.style} picture of {body}"
         body = self.opening + body
-        if self.place_word is not None:
-            preposition = PLACES[PLACE_INDEX[self.story.place]].preposition
-            where = f"{preposition} the {self.place_word}"
-            body = f"{where}, {body}" if self.place_first else f"{body} {where}"
-        if self.style_told and not self.style_first:
+        if self.background_word is not None:
+            preposition = BACKGROUNDS[BACKGROUND_INDEX[self.story.background]].preposition
+            where = f"{preposition} the {self.background_word}"
+            body = f"{where}, {body}" if self.background_first else f"{body} {where}"
+        if self.style_named and not self.style_first:
             body = f"{body}, {self.story.style} style"
         return body
 
     def _nouns(self) -> str:
-        things = [f"a {word}" for word in self.words]
-        if len(things) == 1:
-            return things[0]
-        if len(things) == 3:
-            return f"{things[0]}, {things[1]} and {things[2]}"
+        objects = [f"a {word}" for word in self.words]
+        if len(objects) == 1:
+            return objects[0]
+        if len(objects) == 3:
+            return f"{objects[0]}, {objects[1]} and {objects[2]}"
         relation = self.story.relation
         if relation is None:
-            return f"{things[0]} {self.pairing} {things[1]}"
+            return f"{objects[0]} {self.pairing} {objects[1]}"
         joint = f"{relation} of" if relation in ("left", "right") else relation
-        return f"{things[0]} {joint} {things[1]}"
+        return f"{objects[0]} {joint} {objects[1]}"
 
 
 # --- probabilities ----------------------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ class Caption:
 @cache
 def _pair_weights() -> Probabilities:
     """Joint probability of an ordered pair of nouns, [nouns, nouns]; symmetric, zero on the diagonal."""
-    size = np.array([len(noun.things) for noun in NOUNS], dtype=np.float64)
+    size = np.array([len(noun.objects) for noun in NOUNS], dtype=np.float64)
     weights = np.outer(size, size)
     np.fill_diagonal(weights, 0)
     a, b = (NOUN_INDEX[name] for name in PLANTED_PAIR)
@@ -139,7 +140,7 @@ def _pair_weights() -> Probabilities:
 
 @cache
 def _single_weights() -> Probabilities:
-    size = np.array([len(noun.things) for noun in NOUNS], dtype=np.float64)
+    size = np.array([len(noun.objects) for noun in NOUNS], dtype=np.float64)
     single: Probabilities = size / size.sum()
     return single
 
@@ -147,19 +148,19 @@ def _single_weights() -> Probabilities:
 @cache
 def _homes(noun: str) -> Probabilities:
     """Probability of each place when the scene is set where this noun is at home, [places]."""
-    home = np.zeros(len(PLACES))
-    for thing in NOUNS[NOUN_INDEX[noun]].things:
-        places = THINGS[THING_INDEX[thing]].homes
-        for place in places:
-            home[PLACE_INDEX[place]] += 1 / len(places)
+    home = np.zeros(len(BACKGROUNDS))
+    for object_name in NOUNS[NOUN_INDEX[noun]].objects:
+        backgrounds = OBJECTS[OBJECT_INDEX[object_name]].homes
+        for background in backgrounds:
+            home[BACKGROUND_INDEX[background]] += 1 / len(backgrounds)
     home /= home.sum()
     return home
 
 
-def place_probabilities(nouns: tuple[str, ...]) -> Probabilities:
+def background_probabilities(nouns: tuple[str, ...]) -> Probabilities:
     """Probability of each place given the nouns, [places]."""
     home: Probabilities = np.mean([_homes(noun) for noun in nouns], axis=0)
-    mixed: Probabilities = AT_HOME_P * home + (1 - AT_HOME_P) / len(PLACES)
+    mixed: Probabilities = AT_HOME_P * home + (1 - AT_HOME_P) / len(BACKGROUNDS)
     return mixed
 
 
@@ -169,25 +170,25 @@ def nouns_probability(nouns: tuple[str, ...]) -> float:
     if len(set(index)) < len(index):
         return 0.0
     if len(index) == 1:
-        return float(N_THINGS_P[0] * _single_weights()[index[0]])
-    p = float(N_THINGS_P[len(index) - 1] * _pair_weights()[index[0], index[1]])
+        return float(N_OBJECTS_P[0] * _single_weights()[index[0]])
+    p = float(N_OBJECTS_P[len(index) - 1] * _pair_weights()[index[0], index[1]])
     return p / (len(NOUNS) - 2) if len(index) == 3 else p
 
 
-def sense_probabilities(noun: str, place: str) -> dict[str, float]:
+def sense_probabilities(noun: str, background: str) -> dict[str, float]:
     """Probability of each thing that a noun can be in a place."""
-    things = NOUNS[NOUN_INDEX[noun]].things
-    if len(things) == 1:
-        return {things[0]: 1.0}
-    wild = SENSE_IN_ITS_PLACE if PLACES[PLACE_INDEX[place]].wild else 1 - SENSE_IN_ITS_PLACE
-    return {things[0]: wild, things[1]: 1 - wild}
+    objects = NOUNS[NOUN_INDEX[noun]].objects
+    if len(objects) == 1:
+        return {objects[0]: 1.0}
+    wild = SENSE_IN_ITS_BACKGROUND if BACKGROUNDS[BACKGROUND_INDEX[background]].wild else 1 - SENSE_IN_ITS_BACKGROUND
+    return {objects[0]: wild, objects[1]: 1 - wild}
 
 
 def caption_probability(caption: Caption) -> float:
     """Probability of a caption before held-out combinations are set aside."""
     story = caption.story
     p = nouns_probability(story.nouns)
-    p *= float(place_probabilities(story.nouns)[PLACE_INDEX[story.place]]) if p else 0.0
+    p *= float(background_probabilities(story.nouns)[BACKGROUND_INDEX[story.background]]) if p else 0.0
     p *= STYLE_P[STYLES.index(story.style)]
     for noun in story.nouns:
         p /= len(NOUNS[NOUN_INDEX[noun]].words)
@@ -196,15 +197,15 @@ def caption_probability(caption: Caption) -> float:
             p *= (1 - RELATED_P) * dict(PAIRINGS)[caption.pairing]
         else:
             p *= RELATED_P / len(RELATIONS)
-    if caption.place_word is None:
-        p *= 1 - PLACE_TOLD_P
+    if caption.background_word is None:
+        p *= 1 - BACKGROUND_NAMED_P
     else:
-        p *= PLACE_TOLD_P / len(PLACES[PLACE_INDEX[story.place]].words)
-        p *= PLACE_FIRST_P if caption.place_first else 1 - PLACE_FIRST_P
-    if caption.style_told:
-        p *= STYLE_TOLD_P * (STYLE_FIRST_P if caption.style_first else 1 - STYLE_FIRST_P)
+        p *= BACKGROUND_NAMED_P / len(BACKGROUNDS[BACKGROUND_INDEX[story.background]].words)
+        p *= BACKGROUND_FIRST_P if caption.background_first else 1 - BACKGROUND_FIRST_P
+    if caption.style_named:
+        p *= STYLE_NAMED_P * (STYLE_FIRST_P if caption.style_first else 1 - STYLE_FIRST_P)
     else:
-        p *= (1.0 if story.style == "plain" else 1 - STYLE_TOLD_P) * dict(OPENINGS)[caption.opening]
+        p *= (1.0 if story.style == "plain" else 1 - STYLE_NAMED_P) * dict(OPENINGS)[caption.opening]
     return p
 
 
@@ -244,7 +245,7 @@ def _any_of(rng: np.random.Generator, options: tuple[Choice, ...]) -> Choice:
 
 
 def _sample_story(rng: np.random.Generator) -> Story:
-    n = 1 + _choose(rng, N_THINGS_P)
+    n = 1 + _choose(rng, N_OBJECTS_P)
     index = [_choose(rng, _single_odds())] if n == 1 else list(divmod(_choose(rng, _pair_odds()), len(NOUNS)))
     if n == 3:
         others = [i for i in range(len(NOUNS)) if i not in index]
@@ -254,25 +255,25 @@ def _sample_story(rng: np.random.Generator) -> Story:
     return Story(
         nouns=nouns,
         relation=_any_of(rng, RELATIONS) if related else None,
-        place=PLACES[_choose(rng, tuple(place_probabilities(nouns)))].name,
+        background=BACKGROUNDS[_choose(rng, tuple(background_probabilities(nouns)))].name,
         style=STYLES[_choose(rng, STYLE_P)],
     )
 
 
 def sample_caption(rng: np.random.Generator, story: Story) -> Caption:
-    """One way of telling a story."""
-    place_words = PLACES[PLACE_INDEX[story.place]].words
-    style_told = story.style != "plain" and rng.random() < STYLE_TOLD_P
+    """One way of statement a story."""
+    place_words = BACKGROUNDS[BACKGROUND_INDEX[story.background]].words
+    style_named = story.style != "plain" and rng.random() < STYLE_NAMED_P
     opening = OPENINGS[_choose(rng, tuple(p for _, p in OPENINGS))][0]
     return Caption(
         story=story,
         words=tuple(_any_of(rng, NOUNS[NOUN_INDEX[noun]].words) for noun in story.nouns),
         pairing=PAIRINGS[_choose(rng, tuple(p for _, p in PAIRINGS))][0],
-        place_word=_any_of(rng, place_words) if rng.random() < PLACE_TOLD_P else None,
-        place_first=bool(rng.random() < PLACE_FIRST_P),
-        style_told=style_told,
+        background_word=_any_of(rng, place_words) if rng.random() < BACKGROUND_NAMED_P else None,
+        background_first=bool(rng.random() < BACKGROUND_FIRST_P),
+        style_named=style_named,
         style_first=bool(rng.random() < STYLE_FIRST_P),
-        opening="" if style_told else opening,
+        opening="" if style_named else opening,
     )
 
 
@@ -327,13 +328,17 @@ def _alternatives(caption: Caption, word: str) -> Iterator[Caption]:
             for other in noun.words:
                 words = (*caption.words[:at], other, *caption.words[at + 1 :])
                 # When the place is not told, it is summed over by keeping it out of the text.
-                for place in PLACES if caption.place_word is None else (PLACES[PLACE_INDEX[story.place]],):
-                    yield replace(caption, story=replace(story, nouns=nouns, place=place.name), words=words)
-    elif word == caption.place_word:
-        for place in PLACES:
-            for other in place.words:
-                yield replace(caption, story=replace(story, place=place.name), place_word=other)
-    elif caption.style_told and word == story.style:
+                for background in (
+                    BACKGROUNDS
+                    if caption.background_word is None
+                    else (BACKGROUNDS[BACKGROUND_INDEX[story.background]],)
+                ):
+                    yield replace(caption, story=replace(story, nouns=nouns, background=background.name), words=words)
+    elif word == caption.background_word:
+        for background in BACKGROUNDS:
+            for other in background.words:
+                yield replace(caption, story=replace(story, background=background.name), background_word=other)
+    elif caption.style_named and word == story.style:
         for style in STYLES[1:]:
             yield replace(caption, story=replace(story, style=style))
     elif story.relation is not None and word == story.relation:
@@ -343,7 +348,9 @@ def _alternatives(caption: Caption, word: str) -> Iterator[Caption]:
 
 def vocabulary() -> list[str]:
     """Every word that a caption can hold, sorted."""
-    words = {word for noun in NOUNS for word in noun.words} | {word for place in PLACES for word in place.words}
-    words |= set(STYLES[1:]) | set(RELATIONS) | {place.preposition for place in PLACES}
+    words = {word for noun in NOUNS for word in noun.words} | {
+        word for background in BACKGROUNDS for word in background.words
+    }
+    words |= set(STYLES[1:]) | set(RELATIONS) | {background.preposition for background in BACKGROUNDS}
     words |= {word for text, _ in OPENINGS for word in distinct_words(text)} | {text for text, _ in PAIRINGS}
     return sorted(words | {"a", "the", "of", "style", "picture"})

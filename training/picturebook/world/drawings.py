@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from training.picturebook.world.world import ARTISTS, THINGS
+from training.picturebook.world.world import ARTISTS, OBJECTS
 
 FOLDER = Path(__file__).parents[1] / "data" / "drawings"
 SIZE = 64
@@ -43,9 +43,9 @@ SOURCES: dict[str, Source] = {
 
 
 @cache
-def drawing(thing: str, artist: str, size: int) -> npt.NDArray[np.float32]:
+def drawing(object_name: str, artist: str, size: int) -> npt.NDArray[np.float32]:
     """One drawing as premultiplied RGBA in 0..1, shape [size, size, 4]."""
-    image = Image.open(FOLDER / artist / f"{thing}.webp").convert("RGBA")
+    image = Image.open(FOLDER / artist / f"{object_name}.webp").convert("RGBA")
     rgba: npt.NDArray[np.float32] = np.asarray(image, dtype=np.float32) / np.float32(255)
     rgba[..., :3] *= rgba[..., 3:]
     if size != SIZE:
@@ -84,13 +84,13 @@ def fetch(folder: Path) -> None:
 def keep(folder: Path) -> None:
     """Crop, resize and store the drawings of every thing from the packages under `folder/<artist>`."""
     for artist in ARTISTS:
-        for thing in THINGS:
-            source = folder / artist / SOURCES[artist].path.format(thing.codepoint)
-            target = FOLDER / artist / f"{thing.name}.webp"
+        for object_name in OBJECTS:
+            source = folder / artist / SOURCES[artist].path.format(object_name.codepoint)
+            target = FOLDER / artist / f"{object_name.name}.webp"
             target.parent.mkdir(parents=True, exist_ok=True)
             with Image.open(source) as image:
                 crop_to_square(image, SIZE).save(target, lossless=True, quality=100, method=6, exact=False)
-    logger.info("kept %d drawings in %s", len(ARTISTS) * len(THINGS), FOLDER)
+    logger.info("kept %d drawings in %s", len(ARTISTS) * len(OBJECTS), FOLDER)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from training.picturebook.world.captions import (
 )
 from training.picturebook.world.drawings import drawing
 from training.picturebook.world.styles import apply_style
-from training.picturebook.world.world import ARTISTS, PLACE_INDEX, THING_INDEX, THINGS
+from training.picturebook.world.world import ARTISTS, BACKGROUND_INDEX, OBJECT_INDEX, OBJECTS
 
 CELL = 8
 """Side of an autoencoder cell in pixels; every thing's corner lies on a multiple of it."""
@@ -35,7 +35,7 @@ ANYWHERE_P = 0.4
 class Box(NamedTuple):
     """A thing in a scene."""
 
-    thing: str
+    object_name: str
     x: int
     """Left edge in pixels."""
     y: int
@@ -77,17 +77,17 @@ def make_scene(seed: int, split: Split = "train") -> Scene:
 
 def lay_out(rng: np.random.Generator, story: Story, seed: tuple[int, ...] = ()) -> Scene:
     """Choose what the nouns mean, and where things stand."""
-    things = []
+    objects = []
     for noun in story.nouns:
-        senses = sense_probabilities(noun, story.place)
+        senses = sense_probabilities(noun, story.background)
         first, *others = senses
-        things.append(first if rng.random() < senses[first] else others[0])
+        objects.append(first if rng.random() < senses[first] else others[0])
     variant = int(rng.integers(N_VARIANTS))
-    horizon = background(story.place, variant).horizon
+    horizon = background(story.background, variant).horizon
     anywhere = rng.random() < ANYWHERE_P
     boxes = None
     while boxes is None:
-        boxes = _place(rng, things, story.relation, horizon, anywhere)
+        boxes = _place(rng, objects, story.relation, horizon, anywhere)
         # A layout that keeps failing is crowded by its habitat: let go of that.
         anywhere = anywhere or boxes is None
     return Scene(seed, story, boxes, ARTISTS[int(rng.integers(len(ARTISTS)))], variant)
@@ -95,7 +95,7 @@ def lay_out(rng: np.random.Generator, story: Story, seed: tuple[int, ...] = ()) 
 
 def _place(
     rng: np.random.Generator,
-    things: list[str],
+    objects: list[str],
     relation: Relation | None,
     horizon: int,
     anywhere: bool,
@@ -106,21 +106,21 @@ def _place(
     anywhere = anywhere or relation in ("above", "below")
     for _ in range(tries):
         boxes: list[Box] = []
-        for thing in things:
-            sizes = SIZES[len(things)]
+        for object_name in objects:
+            sizes = SIZES[len(objects)]
             size = sizes[int(rng.integers(len(sizes)))]
-            low, high = (0, SIZE - size) if anywhere else _rows(thing, size, horizon)
+            low, high = (0, SIZE - size) if anywhere else _rows(object_name, size, horizon)
             x = int(rng.integers((SIZE - size) // CELL + 1)) * CELL
             y = int(rng.integers(-(-low // CELL), high // CELL + 1)) * CELL
-            boxes.append(Box(thing, x, y, size))
+            boxes.append(Box(object_name, x, y, size))
         if _apart(boxes) and (relation is None or relation_holds(relation, boxes[0], boxes[1])):
             return tuple(boxes)
     return None
 
 
-def _rows(thing: str, size: int, horizon: int) -> tuple[int, int]:
+def _rows(object_name: str, size: int, horizon: int) -> tuple[int, int]:
     """First and last row where the top edge of a thing may lie in its habitat."""
-    if THINGS[THING_INDEX[thing]].habitat == "high":
+    if OBJECTS[OBJECT_INDEX[object_name]].habitat == "high":
         return 0, max(CELL, horizon - size + CELL)
     return min(max(horizon + 12 - size + CELL, 0), SIZE - size - CELL), SIZE - size
 
@@ -142,7 +142,7 @@ def crowd(scene: Scene, n: int, tries: int = 12) -> Scene:
             break
         size = SIZES[3][int(rng.integers(len(SIZES[3])))]
         x, y = (int(rng.integers((SIZE - size) // CELL + 1)) * CELL for _ in "xy")
-        box = Box(THINGS[int(rng.integers(len(THINGS)))].name, x, y, size)
+        box = Box(OBJECTS[int(rng.integers(len(OBJECTS)))].name, x, y, size)
         if _apart([*boxes, box]):
             boxes.append(box)
     return replace(scene, boxes=tuple(boxes))
@@ -160,26 +160,26 @@ def relation_holds(relation: Relation, first: Box, second: Box) -> bool:
 def paint(scene: Scene) -> Painting:
     """The picture of a scene and its label map."""
     rng = np.random.default_rng([*scene.seed, 1])
-    canvas = background(scene.story.place, scene.variant).image.copy()
-    labels = np.full((SIZE, SIZE), len(THINGS) + PLACE_INDEX[scene.story.place], dtype=np.uint8)
+    canvas = background(scene.story.background, scene.variant).image.copy()
+    labels = np.full((SIZE, SIZE), len(OBJECTS) + BACKGROUND_INDEX[scene.story.background], dtype=np.uint8)
     for box in scene.boxes:
-        rgba = drawing(box.thing, scene.artist, box.size)
+        rgba = drawing(box.object_name, scene.artist, box.size)
         window = np.s_[box.y : box.y + box.size, box.x : box.x + box.size]
         canvas[window] = canvas[window] * (1 - rgba[..., 3:]) + rgba[..., :3]
-        labels[window][rgba[..., 3] > 0.5] = THING_INDEX[box.thing]
+        labels[window][rgba[..., 3] > 0.5] = OBJECT_INDEX[box.object_name]
     image = (canvas.clip(0, 1) * 255 + 0.5).astype(np.uint8)
     return Painting(apply_style(scene.story.style, image, rng), labels)
 
 
 def layout_of(scene: Scene) -> npt.NDArray[np.uint8]:
-    """[SIZE / CELL, SIZE / CELL]: class of the thing whose square covers a cell; `len(THINGS)` where there is none."""
-    layout = np.full((SIZE // CELL, SIZE // CELL), len(THINGS), dtype=np.uint8)
+    """[SIZE / CELL, SIZE / CELL]: class of the thing whose square covers a cell; `len(OBJECTS)` where there is none."""
+    layout = np.full((SIZE // CELL, SIZE // CELL), len(OBJECTS), dtype=np.uint8)
     for box in scene.boxes:
         rows, columns = (slice(start // CELL, (start + box.size) // CELL) for start in (box.y, box.x))
-        layout[rows, columns] = THING_INDEX[box.thing]
+        layout[rows, columns] = OBJECT_INDEX[box.object_name]
     return layout
 
 
-def caption_of(scene: Scene, telling: int = 0) -> Caption:
-    """One way of telling a scene; another `telling`, another way."""
-    return sample_caption(np.random.default_rng([*scene.seed, 2, telling]), scene.story)
+def caption_of(scene: Scene, statement: int = 0) -> Caption:
+    """One way of statement a scene; another `statement`, another way."""
+    return sample_caption(np.random.default_rng([*scene.seed, 2, statement]), scene.story)

@@ -1,7 +1,7 @@
 """What exists in the picture book: things, places, styles, and the words for them.
 
 Everything that another module needs to know about a class stands here once. Order matters: class indices are positions
-in `THINGS` and, after them, in `PLACES`, and weights trained on one order mean nothing on another.
+in `OBJECTS` and, after them, in `BACKGROUNDS`, and weights trained on one order mean nothing on another.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Habitat = Literal["low", "high"]
 
 
 @dataclass(frozen=True)
-class Thing:
+class Object:
     """A class of drawings: one thing that can be seen."""
 
     name: str
@@ -30,7 +30,7 @@ class Noun:
 
     words: tuple[str, ...]
     """Words for it, equally likely: more than one are synonyms."""
-    things: tuple[str, ...]
+    objects: tuple[str, ...]
     """Names of the things it can be: more than one make it a homonym."""
 
     @property
@@ -40,7 +40,7 @@ class Noun:
 
 
 @dataclass(frozen=True)
-class Place:
+class Background:
     """A background."""
 
     words: tuple[str, ...]
@@ -56,37 +56,37 @@ class Place:
         return self.words[0]
 
 
-THINGS: tuple[Thing, ...] = (
-    Thing("cat", "1f408", "low", ("street", "kitchen", "grass")),
-    Thing("dog", "1f415", "low", ("grass", "street", "beach")),
-    Thing("pig", "1f416", "low", ("grass", "forest")),
-    Thing("penguin", "1f427", "low", ("snow", "sea")),
-    Thing("whale", "1f433", "low", ("sea",)),
-    Thing("duck", "1f986", "low", ("sea", "grass")),
-    Thing("butterfly", "1f98b", "high", ("grass", "forest")),
-    Thing("crab", "1f980", "low", ("beach", "sea")),
-    Thing("bat", "1f987", "high", ("forest", "desert")),
-    Thing("rodent", "1f401", "low", ("forest", "grass")),
-    Thing("pine", "1f332", "low", ("forest", "snow")),
-    Thing("cactus", "1f335", "low", ("desert",)),
-    Thing("sunflower", "1f33b", "low", ("grass",)),
-    Thing("mushroom", "1f344", "low", ("forest", "grass")),
-    Thing("house", "1f3e0", "low", ("grass", "street", "snow")),
-    Thing("castle", "1f3f0", "low", ("grass", "forest", "desert")),
-    Thing("tent", "26fa", "low", ("forest", "beach", "desert")),
-    Thing("car", "1f697", "low", ("street", "desert")),
-    Thing("train", "1f682", "low", ("street", "snow")),
-    Thing("boat", "26f5", "low", ("sea", "beach")),
-    Thing("rocket", "1f680", "high", ("desert", "street")),
-    Thing("balloon", "1f388", "high", ("street", "beach", "grass")),
-    Thing("banana", "1f34c", "low", ("kitchen", "beach")),
-    Thing("strawberry", "1f353", "low", ("kitchen", "grass")),
-    Thing("cake", "1f382", "low", ("kitchen",)),
-    Thing("sun", "2600-fe0f", "high", ("beach", "desert", "sea")),
-    Thing("moon", "1f319", "high", ("snow", "forest", "sea")),
-    Thing("star", "2b50", "high", ("snow", "desert")),
-    Thing("club", "1f3cf", "low", ("beach", "street")),
-    Thing("device", "1f5b1-fe0f", "low", ("kitchen", "street")),
+OBJECTS: tuple[Object, ...] = (
+    Object("cat", "1f408", "low", ("street", "kitchen", "grass")),
+    Object("dog", "1f415", "low", ("grass", "street", "beach")),
+    Object("pig", "1f416", "low", ("grass", "forest")),
+    Object("penguin", "1f427", "low", ("snow", "sea")),
+    Object("whale", "1f433", "low", ("sea",)),
+    Object("duck", "1f986", "low", ("sea", "grass")),
+    Object("butterfly", "1f98b", "high", ("grass", "forest")),
+    Object("crab", "1f980", "low", ("beach", "sea")),
+    Object("bat", "1f987", "high", ("forest", "desert")),
+    Object("rodent", "1f401", "low", ("forest", "grass")),
+    Object("pine", "1f332", "low", ("forest", "snow")),
+    Object("cactus", "1f335", "low", ("desert",)),
+    Object("sunflower", "1f33b", "low", ("grass",)),
+    Object("mushroom", "1f344", "low", ("forest", "grass")),
+    Object("house", "1f3e0", "low", ("grass", "street", "snow")),
+    Object("castle", "1f3f0", "low", ("grass", "forest", "desert")),
+    Object("tent", "26fa", "low", ("forest", "beach", "desert")),
+    Object("car", "1f697", "low", ("street", "desert")),
+    Object("train", "1f682", "low", ("street", "snow")),
+    Object("boat", "26f5", "low", ("sea", "beach")),
+    Object("rocket", "1f680", "high", ("desert", "street")),
+    Object("balloon", "1f388", "high", ("street", "beach", "grass")),
+    Object("banana", "1f34c", "low", ("kitchen", "beach")),
+    Object("strawberry", "1f353", "low", ("kitchen", "grass")),
+    Object("cake", "1f382", "low", ("kitchen",)),
+    Object("sun", "2600-fe0f", "high", ("beach", "desert", "sea")),
+    Object("moon", "1f319", "high", ("snow", "forest", "sea")),
+    Object("star", "2b50", "high", ("snow", "desert")),
+    Object("club", "1f3cf", "low", ("beach", "street")),
+    Object("device", "1f5b1-fe0f", "low", ("kitchen", "street")),
 )
 
 NOUNS: tuple[Noun, ...] = (
@@ -121,15 +121,15 @@ NOUNS: tuple[Noun, ...] = (
 )
 """Four pairs of synonyms; two homonyms, whose first thing is the wild sense and whose second the tame one."""
 
-PLACES: tuple[Place, ...] = (
-    Place(("grass",), "on", wild=True),
-    Place(("forest",), "in", wild=True),
-    Place(("beach",), "on", wild=False),
-    Place(("sea", "ocean"), "in", wild=True),
-    Place(("snow",), "on", wild=False),
-    Place(("desert",), "in", wild=True),
-    Place(("street", "road"), "on", wild=False),
-    Place(("kitchen",), "in", wild=False),
+BACKGROUNDS: tuple[Background, ...] = (
+    Background(("grass",), "on", wild=True),
+    Background(("forest",), "in", wild=True),
+    Background(("beach",), "on", wild=False),
+    Background(("sea", "ocean"), "in", wild=True),
+    Background(("snow",), "on", wild=False),
+    Background(("desert",), "in", wild=True),
+    Background(("street", "road"), "on", wild=False),
+    Background(("kitchen",), "in", wild=False),
 )
 
 STYLES: tuple[str, ...] = ("plain", "watercolour", "pixel", "sepia", "night", "poster")
@@ -140,14 +140,16 @@ ARTISTS: tuple[str, ...] = ("noto", "twemoji", "fluent")
 PLANTED_PAIR = ("butterfly", "sunflower")
 """These two nouns share a picture far more often than chance: a correlation of known strength."""
 
-SENSE_IN_ITS_PLACE = 0.9
+SENSE_IN_ITS_BACKGROUND = 0.9
 """Probability that a homonym has its wild sense in a wild place, and its tame sense in a tame one."""
 
-THING_INDEX = {thing.name: i for i, thing in enumerate(THINGS)}
-PLACE_INDEX = {place.name: i for i, place in enumerate(PLACES)}
+OBJECT_INDEX = {object_name.name: i for i, object_name in enumerate(OBJECTS)}
+BACKGROUND_INDEX = {background.name: i for i, background in enumerate(BACKGROUNDS)}
 NOUN_INDEX = {noun.name: i for i, noun in enumerate(NOUNS)}
 
-LABELS: tuple[str, ...] = tuple(thing.name for thing in THINGS) + tuple(place.name for place in PLACES)
+LABELS: tuple[str, ...] = tuple(object_name.name for object_name in OBJECTS) + tuple(
+    background.name for background in BACKGROUNDS
+)
 """Names of the classes of a scene's label map: things, then places."""
 
-assert all(set(thing.homes) <= {place.name for place in PLACES} for thing in THINGS)
+assert all(set(object_name.homes) <= {background.name for background in BACKGROUNDS} for object_name in OBJECTS)
