@@ -24,7 +24,7 @@ SAES = sorted(FOLDER.glob("*saes*.json")) + sorted(FOLDER.glob("*published*.json
 @pytest.mark.parametrize("path", SAES, ids=lambda path: path.stem)
 def test_a_recipe_is_read_and_told_of(path: Path) -> None:
     recipe = read_recipe(SaeRecipe, path)
-    assert recipe.stream.batch_size % recipe.stream.pictures == 0
+    assert recipe.stream.batch_size % recipe.stream.images_per_buffer == 0
     assert recipe.training.n_steps % recipe.stream.batches_per_buffer == 0  # no round is made for a part of it
     assert path.name in README or f"..._{path.stem.split('_')[-1]}.json" in README
 
@@ -33,10 +33,12 @@ def test_a_recipe_is_read_and_told_of(path: Path) -> None:
 def test_full_size_is_that_of_the_paper(path: Path) -> None:
     recipe = read_recipe(SaeRecipe, path)
     stream, training = recipe.stream, recipe.training
-    assert training.n_steps // stream.batches_per_buffer * stream.pictures == 200_192  # the next multiple of 256
+    assert (
+        training.n_steps // stream.batches_per_buffer * stream.images_per_buffer == 200_192
+    )  # the next multiple of 256
     assert (stream.batch_size, training.expansion, training.k_aux, training.aux_weight) == (4096, 4, 256, 1 / 32)
     assert set(recipe.times) >= {1.0, 0.5, 0.0}
-    an_image = stream.batch_size // stream.pictures * stream.batches_per_buffer
+    an_image = stream.batch_size // stream.images_per_buffer * stream.batches_per_buffer
     available = {POSITIONS[name] for name in recipe.hookpoints or POSITIONS}
     assert an_image <= min(available)
     if "published" in path.stem:
@@ -72,7 +74,7 @@ def test_accelerate_reads_its_configuration_and_every_process_has_pictures() -> 
     config = config_args.load_config_from_file(str(FOLDER / "accelerate_nodes.yaml"))
     assert (config.num_machines, config.num_processes, config.mixed_precision) == (2, 16, "bf16")
     for path in SAES:
-        assert read_recipe(SaeRecipe, path).stream.pictures % config.num_processes == 0
+        assert read_recipe(SaeRecipe, path).stream.images_per_buffer % config.num_processes == 0
 
 
 def test_the_job_asks_for_what_the_command_line_knows(tmp_path: Path) -> None:

@@ -305,7 +305,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 
 def test_a_real_kill_is_survived(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys; from pathlib import Path; from training import checkpoint\n"
+        "import os, signal, sys; from pathlib import Path; from training.common import checkpoint\n"
         "from tests.training.sae.test_trainer import run\n"
         "save, calls = checkpoint.save_file, []\n"
         "def killed(tensors, path):\n"
