@@ -33,7 +33,7 @@ from core.diffuser import Diffuser
 from core.gallery import Drawn, write_gallery
 from core.grids import cell_counts, majority
 from core.sae import SaeId
-from core.sae_source import list_saes, load_sae
+from core.sae_source import list_saes, load_sae, mark_labelled
 from core.segmentation import Segmenter
 from core.text import distinct_words
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -234,6 +234,7 @@ class Labeller:
         words = {label: other for label, other in config.words.items() if label in (*self._classes, *config.styles)}
         effects = self._effects()
         (self._root / MANIFEST).unlink(missing_ok=True)  # it tells of the tables before
+        mark_labelled(self._root, False)
         for sae_id, tally in state.tallies.items():
             folder = self._root / sae_id.path
             rows = name_latents(tally, facts, names)
@@ -247,6 +248,7 @@ class Labeller:
             kinds = Counter(row.kind for row in rows)
             log.info("%s: %s", sae_id.path, ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS))
         self._write_examples(state)
+        mark_labelled(self._root, True)
 
     def _effects(self) -> dict[str, dict[SaeId, Tensor]]:
         """By style word, what it does to each SAE of the half with the prompt; without words that no prompt has."""

@@ -4,10 +4,9 @@ Several GPUs: `accelerate launch -m training sae`; several CPU processes: `torch
 """
 
 import argparse
-import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -18,14 +17,15 @@ import torch
 import core
 from core.artifacts import MANIFEST, find_model
 from core.diffuser import Diffuser
+from core.folders import cache_folder, collections_folder, model_key
 from core.sae import AllTimes, SaeId, SparseAutoencoder
 from core.sae_files import save_sae
-from core.sae_source import write_index
+from core.sae_source import EMBEDDED, MADE_FOR, mark_labelled, write_index
 from core.sampling import Branch
 from core.spec import ModelSpec
+from core.trained import files_digest, weights_digest
 from training.allocator import keep_freed_memory
 from training.bank import TrainerConfig
-from training.folders import cache_folder
 from training.prompts import GRAMMAR, open_prompts
 from training.recipe import read_recipe
 from training.report import commit_now
@@ -62,6 +62,12 @@ class SaeRecipe:
     half: bool = True
     """Whether the weights on disk are fp16."""
 
+    @property
+    def n_pictures(self) -> int:
+        """Pictures that are made for the training: whole rounds, the first prompts."""
+        n_batches = self.training.n_steps * self.training.n_accumulated
+        return -(-n_batches // self.stream.batches_per_round) * self.stream.pictures
+
     def sae_ids(self, model: Diffuser) -> tuple[SaeId, ...]:
         """The SAEs of the collection."""
         every = product(self.hookpoints or model.hookpoints, self.branches, self.times)
@@ -71,9 +77,19 @@ class SaeRecipe:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="JSON with the model, the SAEs and the training")
-    parser.add_argument("--run-dir", type=Path, default=cache_folder("saes"), help="folder of the checkpoint; resumed")
+    parser.add_argument("--model", default=argparse.SUPPRESS, help="built-in name, folder or Hub id; else the recipe's")
     parser.add_argument(
-        "--out", type=Path, default=Path(core.__file__).parent / "picturebook" / "saes", help="folder of the collection"
+        "--run-dir",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help=f"folder of the checkpoint; resumed; else one under {cache_folder('saes')} for the model and recipe",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help=f"folder of the collection; else one under {cache_folder('collections')}, where the app looks, or of the "
+        "default recipe the package's",
     )
     parser.add_argument("--checkpoint-every", type=float, default=300, help="least seconds between checkpoints")
     parser.add_argument("--trackers", nargs="*", default=[], help="tensorboard, trackio, wandb...: accelerate's own")
@@ -82,9 +98,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Train the recipe's SAEs and write them to the folder."""
     keep_freed_memory()
-    recipe = read_recipe(SaeRecipe, arguments.recipe)
-    run = Run(arguments.run_dir, every=arguments.checkpoint_every, trackers=tuple(arguments.trackers))
-    train_collection(recipe, find_model(recipe.model), run, arguments.out)
+    recipe, given = read_recipe(SaeRecipe, arguments.recipe), vars(arguments)
+    recipe = replace(recipe, model=given.get("model", recipe.model))
+    spec = find_model(recipe.model)
+    folder = given.get("run_dir", run_folder("saes", spec, arguments.recipe))
+    run = Run(folder, every=arguments.checkpoint_every, trackers=tuple(arguments.trackers))
+    train_collection(recipe, spec, run, given.get("out", collection_folder(spec, arguments.recipe)))
+
+
+def run_folder(command: str, spec: ModelSpec, recipe: Path) -> Path:
+    """Where a command keeps its checkpoints of a recipe and model unless told otherwise."""
+    return cache_folder(command) / model_key(spec) / recipe.stem
+
+
+def collection_folder(spec: ModelSpec, recipe: Path) -> Path:
+    """Where the SAEs of a recipe and model go unless told otherwise: those of the package into the package."""
+    ours = spec.name in EMBEDDED and recipe.resolve() == RECIPE.resolve()
+    return EMBEDDED[spec.name] if ours else collections_folder(spec) / recipe.stem
 
 
 def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: Run, out: Path) -> None:
@@ -93,8 +123,8 @@ def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: Run, out: Path) ->
     depends = {
         **{name: value for name, value in told.items() if name not in ("training", "half")},
         # A model that was trained anew, or prompts that were edited, under the same name are others.
-        "weights": digest(Path(spec.source).rglob("*.safetensors")) or spec.revision,
-        "prompts_digest": digest([Path(recipe.prompts)]),
+        MADE_FOR: weights_digest(spec),
+        "prompts_digest": files_digest([Path(recipe.prompts)]),
     }
     run = replace(run, recipe=depends)
     accelerator = make_accelerator(recipe.training, run)
@@ -111,27 +141,28 @@ def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: Run, out: Path) ->
     stream = ActivationStream(model, prompts, ids, recipe.stream, rank=rank, world=world)
     saes = train_saes(stream, ids, recipe.training, run, accelerator)
     if accelerator.is_main_process:
-        write_collection(saes, out, told, run.folder, torch.float16 if recipe.half else torch.float32)
+        dtype = torch.float16 if recipe.half else torch.float32
+        write_collection(saes, out, told, run.folder, dtype, depends[MADE_FOR])
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
-def digest(paths: Iterable[Path]) -> str | None:
-    """Hash of the contents of those that are files; None without any."""
-    whole, files = hashlib.sha256(), sorted(path for path in paths if path.is_file())
-    for path in files:
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()[:16] if files else None
-
-
 def write_collection(
-    saes: Mapping[SaeId, SparseAutoencoder], out: Path, recipe: Mapping[str, Any], run: Path, dtype: torch.dtype
+    saes: Mapping[SaeId, SparseAutoencoder],
+    out: Path,
+    recipe: Mapping[str, Any],
+    run: Path,
+    dtype: torch.dtype,
+    made_for: str | None,
 ) -> None:
-    """Save trained SAEs with their last training figures, and the index that lists them."""
+    """Save trained SAEs with their last training figures, and the index that lists them.
+
+    `made_for` tells the model's weights from others: `core.trained.weights_digest`.
+    """
     figures = json.loads((run / LOG).read_text().splitlines()[-1])["saes"]
     n_samples = recipe["training"]["n_steps"] * recipe["training"]["n_accumulated"] * recipe["stream"]["batch_size"]
     (out / MANIFEST).unlink(missing_ok=True)  # it tells of what was there before
+    mark_labelled(out, False)
     for sae_id, sae in saes.items():
         metadata = {
             "model": recipe["model"],
@@ -142,5 +173,5 @@ def write_collection(
             "training_figures": figures[sae_id.path],
         }
         save_sae(sae, out / sae_id.path, metadata, dtype)
-    write_index(out, tuple(saes), model=recipe["model"], recipe=dict(recipe))
+    write_index(out, tuple(saes), **{"model": recipe["model"], MADE_FOR: made_for, "recipe": dict(recipe)})
     logger.info("%d SAEs are in %s", len(saes), out)

@@ -22,7 +22,7 @@ from core.ui.interventions_form import (
     suggestion,
     usual_place,
 )
-from core.ui.interventions_tab import empty_html, why_empty
+from core.ui.interventions_tab import empty_html, why_empty_html
 from core.ui.interventions_wish import (
     MAX_WISHES,
     OWN_WINDOW,
@@ -252,7 +252,7 @@ class _Events:
 
     def _panel(self, outcome: "Outcome | None") -> str:
         if outcome is None:
-            return empty_html(why_empty(self.runtime))
+            return why_empty_html(self.runtime)
         from core.ui.interventions_panel import outcome_html
 
         return outcome_html(self.runtime, outcome)

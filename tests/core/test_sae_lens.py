@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from core.folders import cache_folder
 from core.sae import Architecture, SaeConfig, SparseAutoencoder
 from core.sae_files import read_sae, save_sae
 from training.benchmark.saes import environment
-from training.folders import cache_folder
 
 THEIRS = """
 import sys

@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.folders import cache_folder
 from training import report
-from training.folders import cache_folder
 from training.report import Table
 
 if TYPE_CHECKING:

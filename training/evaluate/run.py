@@ -18,6 +18,7 @@ import core.attention
 import core.layout
 from core.diffuser import Diffuser
 from core.edits import load_editor
+from core.folders import cache_folder
 from core.sae_source import EMBEDDED, list_saes
 from core.segmentation import load_segmenter
 from training import report
@@ -38,7 +39,6 @@ from training.evaluate.picturebook import held_out_scenes
 from training.evaluate.pictures import load_judges
 from training.evaluate.sae_by_k import by_k
 from training.evaluate.store import fingerprint, kept
-from training.folders import cache_folder
 from training.picturebook.scenes import caption_of
 from training.prompts import GRAMMAR, Prompts, add_prompt_arguments, open_prompts
 from training.report import Table

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 
 import core
 from core.diffuser import Diffuser
+from core.folders import cache_folder
 from core.sae_files import WEIGHTS
 from core.segmentation import load_segmenter
 from core.spec import BUILT_IN, ModelSpec
 from core.surprisal import TABLE
+from core.trained import files_digest
 from training.allocator import keep_freed_memory
-from training.folders import cache_folder
 from training.labelling import LabelConfig
 from training.labelling import Run as LabelRun
 from training.labels import label_collection
@@ -44,7 +45,7 @@ from training.picturebook.rarity import write_surprisals
 from training.prompts import GRAMMAR, open_prompts
 from training.recipe import read_recipe
 from training.sae import RECIPE as SAE_RECIPE
-from training.sae import SaeRecipe, digest, train_collection
+from training.sae import SaeRecipe, train_collection
 from training.trainer import Run as SaeRun
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "picturebook.json"
@@ -230,7 +231,7 @@ class Run:
         """Hash of the weights in these folders of the package."""
         found = [path for name in names for path in (self.package / name).rglob("*.safetensors")]
         # Beside an SAE's weights lies what was counted of it.
-        return str(digest(path for path in found if "saes" not in path.parts or path.name == WEIGHTS))
+        return str(files_digest(path for path in found if "saes" not in path.parts or path.name == WEIGHTS))
 
     @property
     def _spec(self) -> ModelSpec:
