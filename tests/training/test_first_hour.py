@@ -29,7 +29,7 @@ SMALL = {
     "training": {"n_steps": 16, "k": 4, "expansion": 2, "n_measured": 2, "sync_every": 4, "n_warmup": 4, "k_aux": 8},
 }
 """What of the recipe is made small."""
-FEW = "--pictures 8 --batch 4 --permutations 3 --gallery 4 --effect-pictures 2 --device cpu"
+FEW = "--pictures 4 --batch 4 --permutations 3 --gallery 2 --effect-pictures 2 --device cpu"
 
 Command = Callable[[str], None]
 
