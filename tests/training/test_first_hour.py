@@ -16,8 +16,12 @@ from core.folders import cache_folder, collections_folder
 from core.open_segmentation import load_open_segmenter
 from core.sae_source import INDEX
 from core.trained import find_trained
+from core.ui.concepts_tab import concepts_html
 from core.ui.dictionary import QUICK, first_lines
+from core.ui.jobs import draw, foretell
+from core.ui.layout_tab import layout_html
 from core.ui.runtime import Runtime
+from core.ui.scene import Scene
 from tests.core.test_open_segmentation import a_clipseg, saved
 from training import labels
 from training.__main__ import main
@@ -90,7 +94,8 @@ def test_the_three_lines_end_in_a_page_with_concepts(
 
     run(label)
     caplog.clear()
-    dictionary = opened(page).dictionary
+    runtime = opened(page)
+    dictionary = runtime.dictionary
     assert dictionary is not None
     assert dictionary.source == str(root)
     assert [str(place) for place in dictionary.tables] == [
@@ -104,6 +109,20 @@ def test_the_three_lines_end_in_a_page_with_concepts(
     assert "photo" in table.info.effect_words
     assert {"sky", "person", "whale"} <= set(table.class_names)
     assert any(table[number].gallery for number in range(len(table)))
+
+    # The tabs read a picture with the one block that there is.
+    *_, item = draw(runtime, None, "a cat on the moon", 0, 4, 3.0)
+    assert isinstance(item, Scene)
+    kept = runtime.trace(item.key)
+    assert kept is not None
+    assert [str(place) for place in kept.places()] == [
+        "mid_block.attentions.0 (uncond)",
+        "mid_block.attentions.0 (cond)",
+    ]
+    assert "mid_block.attentions.0|cond" in concepts_html(runtime, item, kept)
+    assert 'data-steps="4"' in layout_html(runtime, item, kept)
+    *_, layout = foretell(runtime, None, "a cat on the moon", 0)
+    assert layout.labels.shape == (8, 8)
 
     # Where another collection is asked for, this one does not stand in for it.
     assert opened(page, saes=str(model)).dictionary is None

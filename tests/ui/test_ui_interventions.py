@@ -28,7 +28,7 @@ from core.ui.interventions_export import link_query, python_lines, to_json
 from core.ui.interventions_form import Fields, hint_html, label_choices, suggestion
 from core.ui.interventions_panel import outcome_html
 from core.ui.interventions_reading import Plan, measure_redrawn
-from core.ui.interventions_tab import why_empty
+from core.ui.interventions_tab import why_empty_html
 from core.ui.interventions_wiring import Asked, Go, _Events
 from core.ui.interventions_wish import (
     GRID,
@@ -449,13 +449,13 @@ def test_a_model_that_is_still_loaded_is_waited_for(scene: Scene) -> None:
     runtime = Runtime(engine=core)
     work = intervene(runtime, None, scene, [[]])
     assert isinstance(next(work), Waiting)
-    assert "will appear here" in why_empty(runtime)
+    assert "will appear here" in why_empty_html(runtime)
     runtime.ready.set()
-    assert "python -m training labels" in why_empty(runtime)
+    assert "python -m training labels" in why_empty_html(runtime)
     with pytest.raises(RuntimeError, match="python -m training labels"):
         list(work)
     runtime.error = "gone"
-    assert "could not be loaded" in why_empty(runtime)
+    assert "could not be loaded" in why_empty_html(runtime)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
