@@ -66,8 +66,8 @@ def no_concepts_html(name: str) -> str:
     took = f" They draw for some {QUICK_MINUTES} minutes on an H200." if name == SD else ""
     return (
         f'<div class="id-makings"><p class="id-empty">No labelled concepts of <b>{escape(name)}</b> are here yet: with '
-        "a GPU and <code>pip install -e &quot;.[train]&quot;</code>, these lines train autoencoders of its middle block, "
-        f"name what they find, and open this page with them.{took}</p>"
+        "a GPU and <code>pip install -e &quot;.[train]&quot;</code>, these lines train autoencoders of its middle "
+        f"block, name what they find, and open this page with them.{took}</p>"
         '<div class="id-code"><button type="button" class="id-button id-copy">Copy</button>'
         f"<pre>{escape(lines)}</pre></div></div>"
     )
