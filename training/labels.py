@@ -22,6 +22,7 @@ from core.segmentation import Segmenter, load_segmenter
 from training.folders import cache_folder
 from training.labelling import LabelConfig, Labeller, Run, State
 from training.prompts import Prompts, add_prompt_arguments, open_prompts
+from training.run_lock import locked
 
 PACKAGE = Path(core.__file__).parent / "picturebook"
 
@@ -154,7 +155,8 @@ def label_collection(
     """
     labeller = Labeller(config, root, model, segmenter, prompts)
     recipe = labeller.recipe(depends or {})
-    labeller.count(run, recipe)
+    with locked(run.folder_of(run.rank)):
+        labeller.count(run, recipe)
     counted = [labeller.counted(run, rank, recipe) for rank in range(run.world)]
     whole = [state for state in counted if state is not None]
     if len(whole) < run.world:
