@@ -23,8 +23,11 @@ def _select(
 ):  # type: ignore[no-untyped-def]
     """One row: pre [N, width] into out_values and out_places [N, K]."""
     row = tl.cast(tl.program_id(0), tl.int64)
+    pre += row * width
+    out_values += row * K
+    out_places += row * K
     lanes = tl.arange(0, BLOCK)
-    values = tl.load(pre + (row * width + lanes), mask=lanes < width, other=0.0)
+    values = tl.load(pre + lanes, mask=lanes < width, other=0.0)
     bits = tl.cast(tl.cast(values, tl.int16 if BITS == 16 else tl.int32, bitcast=True), tl.int32)
     # Negative values count as zero; lanes past the row's end as less than anything.
     keys = tl.where(lanes < width, tl.maximum(bits, 0), -1)
@@ -33,16 +36,20 @@ def _select(
         higher = least | (1 << (BITS - 2 - place))
         least = tl.where(tl.sum(tl.cast(keys >= higher, tl.int32)) >= K, higher, least)
     above = keys > least
-    ties = keys == least  # the first of them fill what is left of K
-    n_ties = K - tl.sum(tl.cast(above, tl.int32))
-    chosen = above | (ties & (tl.cumsum(tl.cast(ties, tl.int32), 0) <= n_ties))
-    slots = row * K + tl.cumsum(tl.cast(chosen, tl.int32), 0) - 1
-    tl.store(out_values + slots, tl.where(bits > 0, values, 0.0), mask=chosen)
+    ties = keys == least
+    # How many there are up to each lane, of both kinds in one scan.
+    ranks = tl.cumsum(tl.cast(above, tl.int32) | (tl.cast(ties, tl.int32) << 16), 0)
+    tie_rank = (ranks >> 16) & 0xFFFF
+    n_above = tl.sum(tl.cast(above, tl.int32))
+    chosen = above | (ties & (tie_rank <= K - n_above))  # the first ties fill what is left of K
+    slots = tl.where(above, ranks & 0xFFFF, n_above + tie_rank) - 1
+    positive = tl.cast(keys, tl.int16 if BITS == 16 else tl.int32)
+    tl.store(out_values + slots, tl.cast(positive, out_values.dtype.element_ty, bitcast=True), mask=chosen)
     tl.store(out_places + slots, tl.cast(lanes, tl.int64), mask=chosen)
 
 
 def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of every row of pre [N, width], negative ones as zero: values and places [N, k], by place."""
+    """The k largest of every row of pre [N, width], negative ones as zero: values and places [N, k]."""
     n_rows, width = pre.shape
     values = torch.empty((n_rows, k), dtype=pre.dtype, device=pre.device)
     places = torch.empty((n_rows, k), dtype=torch.int64, device=pre.device)

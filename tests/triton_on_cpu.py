@@ -21,6 +21,10 @@ class Pointer(NamedTuple):
     memory: Tensor
     offsets: Tensor
 
+    @property
+    def dtype(self) -> types.SimpleNamespace:
+        return types.SimpleNamespace(element_ty=self.memory.dtype)
+
     def __add__(self, offsets: Any) -> "Pointer":
         return Pointer(self.memory, self.offsets + offsets)
 

@@ -57,7 +57,6 @@ def test_the_kernel_selects_what_topk_does(dtype: torch.dtype, width: int, k: in
         values, places = by_kernel(pre, k)
         assert kernel_works(CPU, dtype, width, k)
     check(pre, values, places, k)
-    assert (places.diff(dim=1) > 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
