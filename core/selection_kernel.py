@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _select(
+def _select(  # type: ignore[no-untyped-def]
     pre,
     out_values,
     out_places,
@@ -20,7 +20,7 @@ def _select(
     K: tl.constexpr,
     BITS: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # type: ignore[no-untyped-def]
+):
     """One row: pre [N, width] into out_values and out_places [N, K]."""
     row = tl.cast(tl.program_id(0), tl.int64)
     pre += row * width
@@ -56,7 +56,7 @@ def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
     block = triton.next_power_of_2(width)
     # 32 values a thread, so that they fit into its registers.
     n_warps = min(max(block // 1024, 1), 16)
-    with torch.cuda.device_of(pre):
+    with torch.cuda.device_of(pre):  # type: ignore[no-untyped-call]
         _select[(n_rows,)](
             pre.contiguous(), values, places, width, K=k, BITS=8 * pre.itemsize, BLOCK=block, num_warps=n_warps
         )

@@ -97,7 +97,8 @@ def row_products(dense: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
     dense, weight = dense.detach(), weight.detach()
     if _by_entry(dense):
         places = pattern.latents, pattern.starts, pattern.rows
-        return torch.ops.aten._embedding_bag_per_sample_weights_backward(dense, weight, *places, 0)
+        products: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(dense, weight, *places, 0)
+        return products
     return (dense @ weight.T).flatten()[pattern.places]
 
 
