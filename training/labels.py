@@ -26,6 +26,7 @@ from core.segmentation import Segmenter, load_segmenter
 from training.labelling import LabelConfig, Labeller, Run, State
 from training.prompts import GRAMMAR, Prompts, add_prompt_arguments, open_prompts
 from training.recipe import read_recipe
+from training.run_lock import locked
 from training.sae import SaeRecipe, collection_folder, run_folder
 
 PACKAGE = Path(core.__file__).parent / "picturebook"
@@ -217,7 +218,8 @@ def label_collection(
     """
     labeller = Labeller(config, root, model, segmenter, prompts)
     recipe = labeller.recipe(depends or {})
-    labeller.count(run, recipe)
+    with locked(run.folder_of(run.rank)):
+        labeller.count(run, recipe)
     counted = [labeller.counted(run, rank, recipe) for rank in range(run.world)]
     whole = [state for state in counted if state is not None]
     if len(whole) < run.world:

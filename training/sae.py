@@ -7,12 +7,14 @@ import argparse
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from accelerate import Accelerator
 
 import core
 from core.artifacts import MANIFEST, find_model
@@ -29,6 +31,7 @@ from training.bank import TrainerConfig
 from training.prompts import GRAMMAR, open_prompts
 from training.recipe import read_recipe
 from training.report import commit_now
+from training.run_lock import locked
 from training.stream import ActivationStream, StreamConfig
 from training.trainer import LOG, Run, make_accelerator, train_saes
 
@@ -118,7 +121,11 @@ def collection_folder(spec: ModelSpec, recipe: Path) -> Path:
 
 
 def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: Run, out: Path) -> None:
-    """Train the recipe's SAEs on the model of a spec, and write them to the folder `out`."""
+    """Train the recipe's SAEs on the model of a spec, and write them to the folder `out`.
+
+    Raises:
+        FolderInUseError: Another run is at work in the run's folder.
+    """
     told = json.loads(json.dumps(asdict(recipe)))
     depends = {
         **{name: value for name, value in told.items() if name not in ("training", "half")},
@@ -128,6 +135,18 @@ def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: Run, out: Path) ->
     }
     run = replace(run, recipe=depends)
     accelerator = make_accelerator(recipe.training, run)
+    # Of processes that train together one writes the folder; the others are with it, perhaps on another machine.
+    with locked(run.folder) if accelerator.is_main_process else nullcontext():
+        saes = _train(recipe, spec, run, accelerator)
+        if accelerator.is_main_process:
+            dtype = torch.float16 if recipe.half else torch.float32
+            write_collection(saes, out, told, run.folder, dtype, depends[MADE_FOR])
+        accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def _train(recipe: SaeRecipe, spec: ModelSpec, run: Run, accelerator: Accelerator) -> dict[SaeId, SparseAutoencoder]:
+    """Feed the SAEs with the model's updates until they are trained."""
     model = core.load_model(spec, device=accelerator.device)
     ids = recipe.sae_ids(model)
     prompts = open_prompts(
@@ -139,12 +158,7 @@ def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: Run, out: Path) ->
     )
     rank, world = accelerator.process_index, accelerator.num_processes
     stream = ActivationStream(model, prompts, ids, recipe.stream, rank=rank, world=world)
-    saes = train_saes(stream, ids, recipe.training, run, accelerator)
-    if accelerator.is_main_process:
-        dtype = torch.float16 if recipe.half else torch.float32
-        write_collection(saes, out, told, run.folder, dtype, depends[MADE_FOR])
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    return train_saes(stream, ids, recipe.training, run, accelerator)
 
 
 def write_collection(

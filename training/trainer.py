@@ -24,9 +24,12 @@ from training.checkpoint import (
     Checkpoint,
     load_checkpoint,
     load_optimizer,
+    load_scaler,
     optimizer_tensors,
     save_checkpoint,
+    scaler_tensors,
 )
+from training.processes import joined_accelerator
 from training.stream import StreamBatch
 from training.watch import Watch
 
@@ -107,6 +110,8 @@ def train_saes(
             _log(accelerator, run.folder, step, figures, config, pace)
             if accelerator.is_main_process and (time.monotonic() - since >= run.every or step == config.n_steps):
                 tensors = {"model": bank.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+                if accelerator.scaler is not None:
+                    tensors["scaler"] = scaler_tensors(accelerator.scaler)
                 save_checkpoint(run.folder, Checkpoint(step, recipe, tensors))
                 since = time.monotonic()
     accelerator.wait_for_everyone()
@@ -120,9 +125,10 @@ def make_accelerator(config: TrainerConfig, run: Run) -> Accelerator:
     """Accelerate's view of the processes and devices, with the trackers that were asked for.
 
     Raises:
-        ValueError: A tracker is not known or not installed.
+        ValueError: A tracker is not known or not installed, processes cannot be joined, or the device lacks the
+            precision.
     """
-    accelerator = Accelerator(
+    accelerator = joined_accelerator(
         mixed_precision=config.precision,
         gradient_accumulation_steps=config.n_accumulated,
         log_with=list(run.trackers) or None,
@@ -164,6 +170,8 @@ def _start(
         return chain(first, batches), 0
     bank.load_state_dict(found.tensors["model"])
     load_optimizer(optimizer, found.tensors["optimizer"])
+    if accelerator.scaler is not None:
+        load_scaler(accelerator.scaler, found.tensors["scaler"])
     for _, trainee in bank.items():
         trainee.choose_dead()
     logger.info("resumed at step %d of %d", found.step, config.n_steps)

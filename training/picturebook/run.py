@@ -44,6 +44,7 @@ from training.picturebook.latents import Latents, compute_latents, load_latents
 from training.picturebook.rarity import write_surprisals
 from training.prompts import GRAMMAR, open_prompts
 from training.recipe import read_recipe
+from training.run_lock import locked
 from training.sae import RECIPE as SAE_RECIPE
 from training.sae import SaeRecipe, train_collection
 from training.trainer import Run as SaeRun
@@ -310,8 +311,9 @@ def main(arguments: argparse.Namespace) -> None:
         every=arguments.checkpoint_every,
         warm_start=arguments.warm_start,
     )
-    for name, stage in STAGES.items():
-        if name in arguments.stages:
-            logger.info("stage %s", name)
-            stage(run)
+    with locked(arguments.run_dir):
+        for name, stage in STAGES.items():
+            if name in arguments.stages:
+                logger.info("stage %s", name)
+                stage(run)
     PartialState().destroy_process_group()
