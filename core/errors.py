@@ -66,5 +66,19 @@ class WordNotInPromptError(PromptError):
         super().__init__(f"{word!r} is not in the prompt. Its words are: {', '.join(words)}.")
 
 
+class OutOfMemory(RuntimeError):
+    """A device has too little memory for the least that can be computed at once; the message says what to do."""
+
+    n_rows: int
+    """Size of the batch: how many latents, images or prompts."""
+
+    def __init__(self, device: str, what: str, n_rows: int, available: int | None, why: str, remedy: str) -> None:
+        self.n_rows = n_rows
+        left = "" if available is None else f" ({available / 2**30:.1f} GiB are left for it)"
+        super().__init__(
+            f"{device} has too little memory for {what} with a batch of {n_rows}{left}: {why} {remedy}".rstrip()
+        )
+
+
 class Cancelled(RuntimeError):
     """A callback asked to stop before there was anything to return."""
