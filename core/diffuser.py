@@ -267,7 +267,7 @@ class Diffuser:
     def _predict_in_parts(self, x: Tensor, timesteps: Tensor, abar: Tensor, embeddings: Tensor) -> Tensor:
         """`_predict` of as many rows at once as fit."""
         n, length = len(x), embeddings.shape[1]
-        # Hooks are given whole batches: of one in parts a recording would keep the last, and an edit of row 5 miss its row.
+        # Hooks are given whole batches: of one in parts a recording would keep the last, and an edit miss its rows.
         whole = n > 1 and has_hooks(self._unet_modules)
         rows = n if whole else self.latents_at_once(n, length)
 
