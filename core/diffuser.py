@@ -158,7 +158,7 @@ class Diffuser:
         x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         x = x.to(self.device, self.dtype, memory_format=self._memory_format)
         load = Load("the encoder", self.dtype)
-        (mean,) = self._sizer.run(load, 1, 1, lambda _: self._vae.encode(x).latent_dist.mean, remedy=_REMEDY)
+        mean: Tensor = self._sizer.run(load, 1, 1, lambda _: self._vae.encode(x).latent_dist.mean, remedy=_REMEDY)[0]
         return mean.float() * float(self._vae.config.scaling_factor)
 
     @torch.no_grad()

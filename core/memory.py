@@ -175,7 +175,7 @@ class BatchSizer:
             size = part.stop - part.start
             try:
                 results.append(compute(part))
-            except RuntimeError as error:
+            except (RuntimeError, OutOfMemory) as error:
                 if not is_out_of_memory(error):
                     raise
                 why = str(error).partition("\n")[0]
@@ -187,9 +187,9 @@ class BatchSizer:
                         self.memory,
                         load.what,
                         failed,
-                        size,
+                        rows,
                     )
-                    self._most[load] = size, self.memory.available()
+                    self._most[load] = rows, self.memory.available()
                     failed = 0
                 continue
             # Only here, with the error gone, are the tensors free that its traceback held.
@@ -205,7 +205,7 @@ class BatchSizer:
             try:
                 # The first call may bring weights to the device, or work space that stays; it is not counted.
                 _, one, two = (self.memory.measure(partial(probe, n)) for n in (1, 1, 2))
-            except RuntimeError as error:
+            except (RuntimeError, OutOfMemory) as error:
                 if not is_out_of_memory(error):
                     raise
                 cost = Cost(max(cost.per_row, self.memory.available() or 1), 0)  # one at a time

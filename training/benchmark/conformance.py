@@ -1,7 +1,7 @@
 """The whole path at the size of Stable Diffusion v1.4, without its weights: shapes, time and memory.
 
 A pipeline of the published configuration with random weights goes through everything that is done with a model: it is
-drawn from, recorded, taken apart by sparse autoencoders, labelled, edited, measured, foretold. A line for each tells its
+drawn from, recorded, taken apart by sparse autoencoders, labelled, edited, measured, foretold. Each has a line with its
 time, its evaluations of the U-Net and the most memory that was held meanwhile. On CUDA in float16 and with the usual
 numbers of steps and evaluations; on a CPU in bfloat16 and with as few as show that it works.
 """
