@@ -202,20 +202,28 @@ class BatchSizer:
     def _measure(self, load: Load, estimate: int, probe: Callable[[int], object]) -> Cost:
         cost = Cost(max(1, int(ESTIMATE_MARGIN * estimate)), 0)
         if self.memory.measurable:
-            try:
-                # The first call may bring weights to the device, or work space that stays; it is not counted.
-                _, one, two = (self.memory.measure(partial(probe, n)) for n in (1, 1, 2))
-            except (RuntimeError, OutOfMemory) as error:
-                if not is_out_of_memory(error):
-                    raise
+            # The first call may bring weights to the device, or work space that stays; it is not counted.
+            peaks = [self._peak(partial(probe, n)) for n in (1, 1, 2)]
+            if None in peaks:
+                self.memory.release()
                 cost = Cost(max(cost.per_row, self.memory.available() or 1), 0)  # one at a time
             else:
+                _, one, two = (peak or 0 for peak in peaks)
                 # A replayed graph takes less than a row needs: never less than the estimate.
                 per_row = max(two - one, estimate, 1)
                 cost = Cost(per_row, max(0, one - per_row))
             log.debug("%s, %s: %.3f GiB a row, %.3f besides", load.what, load.dtype, *(part / GIB for part in cost))
         self._costs[load] = cost
         return cost
+
+    def _peak(self, call: Callable[[], object]) -> int | None:
+        """What a call takes; None if it runs out of memory."""
+        try:
+            return self.memory.measure(call)
+        except (RuntimeError, OutOfMemory) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     def learned(self, load: Load, n: int) -> int:
         """Of n rows, as many as memory did not run out with; all again, once there is twice as much of it."""
