@@ -87,7 +87,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Diffuser, Generation], Any], float]] = {
     "decode": (lambda model, picture: np.asarray(model.decode(picture.latents)[0], np.float64), 0.02),
     "record": (lambda model, _: updates(model, record), 0.1),
     "record_attention": (lambda model, _: updates(model, record_attention), 0.1),
-    "edit": (lambda model, _: halved(model), 0.1),
+    "edit": (lambda model, _: halved(model), 0.25),
     "sae": (code, 1e-3),
     "attribute": (attributed, 0.05),
     "decompose": (decomposed, 0.05),
