@@ -33,10 +33,10 @@ def model(device: torch.device) -> Iterator[Diffuser]:
 
 MEASURES: dict[str, Callable[[Diffuser, Tensor], Any]] = {
     "generate": lambda model, _: model.generate(PROMPT, seed=0).latents,
-    "attribute": lambda model, x: core.attribute(model, x, PROMPT, max_evals=192).maps,
-    "decompose": lambda model, x: core.decompose(model, x, PROMPT, "cat", "grass", max_evals=128).redundancy.map,
-    "rank_captions": lambda model, x: core.rank_captions(model, x, [PROMPT, "a dog"], max_evals=128).bits,
-    "likelihood": lambda model, x: core.likelihood(model, x, PROMPT, max_evals=128).errors,
+    "attribute": lambda model, x: core.attribute(model, x, PROMPT, max_evals=600).maps,
+    "decompose": lambda model, x: core.decompose(model, x, PROMPT, "cat", "grass", max_evals=600).redundancy.map,
+    "rank_captions": lambda model, x: core.rank_captions(model, x, [PROMPT, "a dog"], max_evals=600).bits,
+    "likelihood": lambda model, x: core.likelihood(model, x, PROMPT, max_evals=600).errors,
     "change_word": lambda model, x: core.change_word(model, x, PROMPT, "cat", num_inference_steps=3).change,
 }
 

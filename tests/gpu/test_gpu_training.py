@@ -68,7 +68,7 @@ def test_training_learns_in_every_precision(
     weights, fvu = train(tmp_path / precision, device, config)
     assert all(value.isfinite().all() for value in weights.values())
     assert all(map(math.isfinite, fvu))
-    assert fvu[-1] < 0.8 * fvu[0]
+    assert fvu[-1] < 0.9 * fvu[0]
 
 
 def test_training_that_is_resumed_ends_where_it_would_have(

@@ -25,7 +25,7 @@ N_STEPS = 50
 
 def part(device: str, *, quick: bool = False) -> Table:
     """The benchmark's part `latency`."""
-    size, n_steps, n = (SMALL, 4, 2) if quick else (FULL, N_STEPS, 5)
+    size, n_steps, n = (SMALL, 4, 2) if quick else (FULL, N_STEPS, 3)
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     pipeline = make_pipeline(size, dtype=dtype, device=device)
     model = make_diffuser(pipeline, size, n_steps)
