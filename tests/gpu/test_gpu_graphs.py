@@ -29,8 +29,8 @@ def fast(narrow: Diffuser) -> Iterator[Diffuser]:
 
 
 def draw(model: Diffuser, *contexts: Any) -> Tensor:
-    settings: dict[str, Any] = {"num_inference_steps": N_EAGER + 3, "previews": False}
-    return model.generate(PROMPT, seed=0, contexts=contexts, **settings).latents
+    *_, last = model.sample([PROMPT], seeds=[0], num_inference_steps=N_EAGER + 3, contexts=contexts)
+    return last.x
 
 
 def anew(model: Diffuser, work: Callable[[], Any]) -> Any:
