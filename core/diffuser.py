@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from core.errors import Cancelled, ModelError
+from core.graphs import CallGraphs
 from core.hookpoints import check_hookpoints, nearest_hookpoints
 from core.images import prepare_image
 from core.memory import DEFAULT_LIMIT, BatchSizer, DeviceMemory, Load, has_hooks
@@ -66,6 +67,8 @@ class Diffuser:
     """Latents that went through the U-Net so far: the sum of the calls' batch sizes."""
     moment: Moment | None
     """Set while the sampler calls the U-Net; None for any other call."""
+    graphs: CallGraphs
+    """Replays small calls of the U-Net on a GPU; with `model.graphs.enabled = False` every call is made anew."""
 
     def __init__(
         self,
@@ -104,6 +107,7 @@ class Diffuser:
         self.moment = None
         self._sizer = BatchSizer(DeviceMemory(self.device, memory_limit))
         self._unet_modules = tuple(self._unet.modules())
+        self.graphs = CallGraphs(self._unet, enabled=self.device.type == "cuda" and device is None)
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
         # Not an RLock: each next() of a job may run in another thread, and any of them has to be able to free it.
         self._lock = threading.Lock()
@@ -134,6 +138,7 @@ class Diffuser:
     def in_float32(self) -> Iterator[None]:
         """The U-Net in float32, for whoever holds the model; afterwards its weights are what they were, to the bit."""
         narrow, self.dtype = self.dtype, torch.float32
+        self.graphs.clear()  # of weights that are about to move; their memory is needed
         try:
             # diffusers' own `to` warns, as in loading
             load = Load("the U-Net in float32", torch.float32)
@@ -141,6 +146,7 @@ class Diffuser:
             yield
         finally:
             self.dtype = narrow
+            self.graphs.clear()
             torch.nn.Module.to(self._unet, narrow)
 
     def unknown_words(self, prompt: str) -> dict[str, list[str]]:
@@ -261,8 +267,12 @@ class Diffuser:
         x = torch.zeros(n, *self.latent_shape, device=self.device)
         text = torch.ones(n, n_tokens, int(self._unet.config.cross_attention_dim), device=self.device)
         text[:, self.vocabulary.window + 2 :] = 0  # as of a shorter text: with a mask
-        self._predict(x, torch.zeros(n), torch.full((n,), 0.5), text)
-        self.n_unet_calls, self.n_unet_rows = calls, rows
+        replays, self.graphs.enabled = self.graphs.enabled, False  # a graph's memory is not that of a call
+        try:
+            self._predict(x, torch.zeros(n), torch.full((n,), 0.5), text)
+        finally:
+            self.graphs.enabled = replays
+            self.n_unet_calls, self.n_unet_rows = calls, rows
 
     def _predict_in_parts(self, x: Tensor, timesteps: Tensor, abar: Tensor, embeddings: Tensor) -> Tensor:
         """`_predict` of as many rows at once as fit."""
@@ -287,18 +297,22 @@ class Diffuser:
         """epsilon from the U-Net's output, whatever it was trained to predict; timesteps [B] may lie between two."""
         self.n_unet_calls += 1
         self.n_unet_rows += len(x)
-        with _full_convolutions():
+        with _full_convolutions(), self.graphs.replaying(len(x)):
             out: Tensor = self._unet(
                 x.to(self.device, self.dtype, memory_format=self._memory_format),
-                timesteps.to(self.device, torch.float32),
+                self._on_device(timesteps),
                 encoder_hidden_states=embeddings.to(self.device, self.dtype),
                 encoder_attention_mask=self._shorter(embeddings),
                 return_dict=False,
             )[0].float()
         if self._prediction_type == "epsilon":
             return out
-        scale = abar.to(self.device, torch.float32)[:, None, None, None]
+        scale = self._on_device(abar)[:, None, None, None]
         return scale.sqrt() * out + (1 - scale).sqrt() * x.to(self.device, torch.float32)
+
+    def _on_device(self, values: Tensor) -> Tensor:
+        """In float32 where the model computes. A GPU is not waited for: it may still have the last call to work off."""
+        return values.float().to(self.device, non_blocking=self.device.type == "cuda")
 
     def _shorter(self, embeddings: Tensor) -> Tensor | None:
         """[B, L] which rows of embeddings are of the text; None where all are."""
@@ -480,7 +494,8 @@ class Diffuser:
     def _guided(self, x: Tensor, timestep: int, abar: float, embeddings: Tensor, scale: float) -> Tensor:
         n = len(embeddings)
         rows = x.repeat(n // len(x), 1, 1, 1)
-        eps = self._predict_in_parts(rows, torch.full((n,), timestep), torch.full((n,), abar), embeddings)
+        times, abars = (torch.full((n,), value, dtype=torch.float32, device=self.device) for value in (timestep, abar))
+        eps = self._predict_in_parts(rows, times, abars, embeddings)
         if n == len(x):
             return eps
         uncond, cond = eps.chunk(2)

@@ -84,6 +84,12 @@ class Run:
 
         return fed.part(fed.QUICK if self.quick else fed.Settings(), self.place)
 
+    def latency(self) -> Table:
+        """Small calls of a full-size U-Net."""
+        from training.benchmark import latency
+
+        return latency.part(self.place, quick=self.quick)
+
     @cached_property
     def place(self) -> str:
         """The device that was asked for, or the best there is."""
@@ -107,11 +113,12 @@ PARTS: dict[str, Callable[[Run], Table | list[Table]]] = {
     "sae": Run.sae,
     "fed": Run.fed,
     "conformance": Run.conformance,
+    "latency": Run.latency,
 }
 """In this order, whatever the order asked for."""
 NEED_ACCELERATOR = ("fed",)
 """Parts that are hours long on a CPU: left out there unless they are named."""
-OF_ANOTHER_MODEL = ("conformance",)
+OF_ANOTHER_MODEL = ("conformance", "latency")
 """Parts that measure another model than the one that is asked for: left out unless they are named."""
 
 
