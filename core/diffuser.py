@@ -287,6 +287,7 @@ class Diffuser:
                 return self._predict(x[part], timesteps[part], abar[part], embeddings[part])
             except RuntimeError:
                 self.n_unet_calls, self.n_unet_rows = counted
+                self.graphs.clear()  # memory may have run out, and theirs is better spent on the call
                 raise
 
         parts = self._sizer.run(self._load(length), n, rows, compute, whole=whole, remedy=_REMEDY)

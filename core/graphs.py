@@ -56,7 +56,8 @@ class CudaCapture:
         """Record the work, after one run that lets the libraries set up their handles and workspaces."""
         with torch.cuda.device(inputs[0].device):
             if self._stream is None:
-                self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+                self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                self._pool = torch.cuda.graph_pool_handle()
             graph, stream, current = torch.cuda.CUDAGraph(), self._stream, torch.cuda.current_stream()
             stream.wait_stream(current)
             # By hand and not by `torch.cuda.graph`, which collects garbage and empties the allocator's cache each time.
@@ -174,7 +175,7 @@ class CallGraphs:
 
     def _can_replay(self) -> bool:
         is_replaced = "forward" in vars(self._unet) and not isinstance(vars(self._unet)["forward"], _Forward)
-        is_watched = torch.nn.modules.module._has_any_global_hook()
+        is_watched = torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
         return not (is_replaced or is_watched or torch.is_autocast_enabled("cuda"))
 
     def _prepare(self) -> None:
@@ -188,7 +189,9 @@ class CallGraphs:
             torch.get_float32_matmul_precision(),
             torch.are_deterministic_algorithms_enabled(),
             (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
-            (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()),
+            cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
+            cuda.mem_efficient_sdp_enabled(),  # type: ignore[no-untyped-call]
+            cuda.math_sdp_enabled(),  # type: ignore[no-untyped-call]
             cuda.matmul.allow_fp16_reduced_precision_reduction,
             cuda.matmul.allow_bf16_reduced_precision_reduction,
         )
