@@ -255,7 +255,7 @@ def _check_model(folder: Path, otherwise: str) -> None:
     if not index.is_file():
         raise ModelError(f"{otherwise} (There is no {index}.)")
     try:
-        components = json.loads(index.read_text())
+        components = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{index} is not JSON ({error}). Save the pipeline again.") from error
     for component in ("tokenizer", "scheduler", *WEIGHTS):

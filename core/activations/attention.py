@@ -41,9 +41,8 @@ def record_attention(
     """Keep the cross-attention maps of all that the model computes inside the `with`, by `Key`: [B, tokens, h, w].
 
     A map is the mean over the heads of the block's cross-attention, and over its layers where it has several; at each
-    position it adds up to 1 over the tokens, start, end and padding included. The arguments and errors are those of
-    `core.activations.hooks.record`, and so is the order: entered before a `record` that stops, it sees the block at which
-    that one stops.
+    position it sums to 1 over the tokens, start, end and padding included. The arguments and errors are those of
+    `core.activations.hooks.record`. Entered before a `record` that stops, it sees the block at which that one stops.
     """
     return AttentionRecording(model, hookpoints, branches, steps, sink, stop)
 

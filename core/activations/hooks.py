@@ -39,7 +39,7 @@ class ActivationKey(NamedTuple):
 
 Sink = Callable[[ActivationKey, Tensor], None]
 """Takes an update [B, C, H, W], B the prompts of its branch, in the model's precision and on its device."""
-Edit = Callable[[ActivationKey, Tensor], Tensor | None]
+UpdateEdit = Callable[[ActivationKey, Tensor], Tensor | None]
 """From an update [B, C, H, W] to another of that shape, or to None, which leaves everything as it is to the bit."""
 
 
@@ -75,7 +75,7 @@ def record(
 
 def edit(
     model: Diffuser,
-    edits: Edit | Sequence[Edit],
+    edits: UpdateEdit | Sequence[UpdateEdit],
     hookpoints: Iterable[str] | None = None,
     *,
     branches: Iterable[Branch] = BRANCHES,
@@ -241,7 +241,7 @@ class Editing(_Hooks):
         hookpoints: Iterable[str] | None,
         branches: Iterable[Branch],
         steps: Iterable[int] | None,
-        edits: tuple[Edit, ...],
+        edits: tuple[UpdateEdit, ...],
     ) -> None:
         super().__init__(model, hookpoints, branches, steps)
         self._edits = edits

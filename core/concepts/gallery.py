@@ -5,7 +5,6 @@ In the collection's folder `gallery/`: `images.json`, and `sheet-00.webp` and so
 
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from core.errors import ArtifactError
+from core.files import write_text
 from core.sae.io import read_json
 
 FOLDER = "gallery"
@@ -93,9 +93,7 @@ def write_gallery(root: Path, images: Sequence[Image.Image], drawn: Sequence[Gal
             small = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(small, (site % COLUMNS * side, site // COLUMNS * side))
         sheet.save(root / _sheet_name(number), quality=QUALITY, method=6)
-    part = root / f"{LIST}.part"
-    part.write_text(json.dumps({"side": side, "images": [one._asdict() for one in drawn]}, indent=1) + "\n")
-    os.replace(part, root / LIST)
+    write_text(root / LIST, json.dumps({"side": side, "images": [one._asdict() for one in drawn]}, indent=1) + "\n")
 
 
 def _sheet_name(number: int) -> str:

@@ -6,7 +6,6 @@ the examples of all its SAEs share.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from core.artifacts import file_sha256
 from core.errors import ArtifactError
+from core.files import write_atomically
 from core.sae.io import SPARSIFY_WEIGHTS, WEIGHTS
 
 TABLE = "concepts.parquet"
@@ -155,9 +155,8 @@ def save_table(folder: Path, rows: Sequence[LabelledLatent], info: TableInfo, ef
         for record, own in zip(records, effects.T.tolist(), strict=True):
             record[EFFECTS] = own
     schema = schema.with_metadata({_INFO: json.dumps(asdict(info))})
-    part = folder / f"{TABLE}.part"
-    pq.write_table(pa.Table.from_pylist(records, schema=schema), part, compression="zstd")
-    os.replace(part, folder / TABLE)
+    with write_atomically(folder / TABLE) as part:
+        pq.write_table(pa.Table.from_pylist(records, schema=schema), part, compression="zstd")
 
 
 def read_table(path: Path) -> tuple[Any, TableInfo]:
@@ -185,9 +184,8 @@ def read_table(path: Path) -> tuple[Any, TableInfo]:
 
 def save_tensors(path: Path, tensors: Counts | Examples) -> None:
     """Write counts or examples in one go."""
-    part = path.with_name(f"{path.name}.part")
-    save_file({name: value.contiguous() for name, value in tensors._asdict().items()}, part)
-    os.replace(part, path)
+    with write_atomically(path) as part:
+        save_file({name: value.contiguous() for name, value in tensors._asdict().items()}, part)
 
 
 def read_counts(path: Path) -> Counts:

@@ -20,13 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from core.activations.hooks import ActivationKey, record
+from core.arrays import Float32s, Ints
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import Branch
 from core.sae.autoencoder import AllTimes, Code, SparseAutoencoder
@@ -38,8 +37,6 @@ Embed = Callable[[Sequence[str]], Tensor]
 """From n labels to their embeddings [n, E]; the same text gives the same embedding."""
 
 METHOD: Method = "readout"
-HOOKPOINT = 1
-"""Which of a model's hookpoints is read where none is named: an index; the last where there are fewer."""
 BRANCH: Branch = "cond"
 """Which branch is read where none is named."""
 
@@ -124,11 +121,11 @@ class Reader(NamedTuple):
 class Layout:
     """A foretold label map at the resolution of a hookpoint."""
 
-    labels: NDArray[np.int64]
+    labels: Ints
     """[h, w] index into `classes` of the class at each position, -1 where no class is."""
     classes: tuple[str, ...]
     """Names of the K classes that could be foretold."""
-    scores: NDArray[np.float32]
+    scores: Float32s
     """[K, h, w] `dictionary`: cosines from -1 to 1. `readout`: probabilities from 0 to 1, which over all classes of the
     table and none add up to 1."""
     method: Method
@@ -236,7 +233,7 @@ def predict_layout(
 
     model.check_prompt(prompt)
     collection = find_collection(model.spec.name if source is None else source)
-    hookpoint = model.hookpoints[: HOOKPOINT + 1][-1] if hookpoint is None else hookpoint
+    hookpoint = model.spec.default_hookpoint if hookpoint is None else hookpoint
     sae = load_sae(collection, hookpoint, branch, t)
     reader = make_reader(load_concepts(collection, hookpoint=hookpoint, branch=branch, t=t), method, embed=embed)
     updates = record(model, [hookpoint], branches=[branch], steps=[step], stop=True)

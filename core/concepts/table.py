@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from core.arrays import Float32s
 from core.concepts.gallery import Fetch, Gallery, GalleryImage
 from core.concepts.io import (
     COUNTS,
@@ -42,7 +42,7 @@ from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import Branch
 from core.errors import ArtifactError
 from core.sae.autoencoder import AllTimes, Code, SaeId
-from core.sae.collection import Collection, find_collection, load_sae, usual_hookpoint
+from core.sae.collection import Collection, find_collection, load_sae
 from core.sae.io import CONFIG
 
 N_NEAREST = 5
@@ -54,7 +54,7 @@ class Example(NamedTuple):
 
     gallery_index: int
     """Its number in the gallery."""
-    map: npt.NDArray[np.float32]
+    map: Float32s
     """[h, w] the concept's largest value over the steps, at the hookpoint's resolution."""
     peak: float
     """Largest value of the map."""
@@ -130,11 +130,11 @@ class Evolution(NamedTuple):
 
     steps: tuple[int, ...]
     """[S] sampler steps, in order."""
-    mean: npt.NDArray[np.float32]
+    mean: Float32s
     """[S] mean value over all positions."""
-    peak: npt.NDArray[np.float32]
+    peak: Float32s
     """[S] largest value."""
-    share: npt.NDArray[np.float32]
+    share: Float32s
     """[S] share of the positions where it is active."""
 
 
@@ -168,13 +168,13 @@ class ConceptTable:
         """The labels that some concept has, sorted."""
         return tuple(sorted(self._numbers))
 
-    def effect(self, word: str) -> npt.NDArray[np.float32] | None:
+    def effect(self, word: str) -> Float32s | None:
         """[d_sae] what a word does to each latent at one moment of a picture; None where it was not measured."""
         words = self.info.effect_words
         return self._effects[:, words.index(word)] if word in words else None
 
     @cached_property
-    def _effects(self) -> npt.NDArray[np.float32]:
+    def _effects(self) -> Float32s:
         """[d_sae, effect words]."""
         return np.stack([np.asarray(own, dtype=np.float32) for own in self.frame[EFFECTS]])
 
@@ -313,7 +313,7 @@ def load_concepts(
         ArtifactError: There is no such SAE, or no table of it, or the table was made for another SAE.
     """
     collection = find_collection(source)
-    sae_id = SaeId(usual_hookpoint(collection.ids) if hookpoint is None else hookpoint, branch, t)
+    sae_id = SaeId(collection.default_hookpoint if hookpoint is None else hookpoint, branch, t)
     sae = load_sae(collection, *sae_id)
     path = collection.tables.find(f"{sae_id.path}/{TABLE}")
     if path is None:
@@ -339,7 +339,7 @@ def evolution(codes: Mapping[int, Code], number: int) -> Evolution:
     steps = tuple(sorted(codes))
     by_step = [torch.where(codes[step].indices == number, codes[step].values, 0).sum(1).float().cpu() for step in steps]
 
-    def each(figures: Sequence[Tensor]) -> npt.NDArray[np.float32]:
+    def each(figures: Sequence[Tensor]) -> Float32s:
         return np.array([float(figure) for figure in figures], dtype=np.float32)
 
     return Evolution(

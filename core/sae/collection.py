@@ -6,7 +6,6 @@ tables and their pictures lie in the same folders, or on the Hub in a dataset re
 
 import difflib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,15 +16,16 @@ import torch
 from core.artifacts import Files, Source, find_source, neither, pickles_among
 from core.diffusion.sampling import Branch
 from core.errors import ArtifactError
+from core.files import write_text
 from core.sae.autoencoder import AllTimes, SaeId, SparseAutoencoder
 from core.sae.io import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS, read_json, read_sae
-from core.spec import BUILT_IN
+from core.spec import BUILT_IN, default_hookpoint
 
 INDEX = "config.json"
 """A collection's list of its SAEs."""
 TABLES = "tables"
 """Key in the index of the dataset repository, `owner/name@revision`, with the concept tables."""
-EMBEDDED = {"picturebook": Path(__file__).parents[1] / "picturebook" / "saes"}
+EMBEDDED = {name: spec.assets / "saes" for name, spec in BUILT_IN.items() if spec.assets is not None}
 """Collections inside this package, by the name of their model."""
 
 
@@ -55,6 +55,11 @@ class Collection:
         """Its SAEs; of a folder without an index, those whose folders are there."""
         folder = self.files.source.folder
         return _ids(self.index.get("saes", [])) if folder is None else list_saes(folder)
+
+    @property
+    def default_hookpoint(self) -> str:
+        """The hookpoint to use where none is named, as in `ModelSpec`; empty where there are no SAEs."""
+        return default_hookpoint([*dict.fromkeys(sae_id.hookpoint for sae_id in self.ids)])
 
     @cached_property
     def tables(self) -> Files:
@@ -145,17 +150,10 @@ def list_saes(root: Path) -> list[SaeId]:
     return _ids(sorted(path.parent.relative_to(root).as_posix() for path in root.glob(f"*/*/*/{CONFIG}")))
 
 
-def usual_hookpoint(ids: Sequence[SaeId]) -> str:
-    """Where one looks unless told otherwise: the second of the hookpoints, or the only one; empty without any."""
-    return list(dict.fromkeys(sae_id.hookpoint for sae_id in ids))[:2][-1] if ids else ""
-
-
 def write_index(root: Path, ids: Sequence[SaeId], **others: Any) -> None:
     """Write a collection's index, `others` (JSON) beside the list, in one go."""
     root.mkdir(parents=True, exist_ok=True)
-    part = root / f"{INDEX}.part"
-    part.write_text(json.dumps({**others, "saes": [sae_id.path for sae_id in ids]}, indent=2) + "\n")
-    os.replace(part, root / INDEX)
+    write_text(root / INDEX, json.dumps({**others, "saes": [sae_id.path for sae_id in ids]}, indent=2) + "\n")
 
 
 def _ids(paths: Iterable[Any]) -> list[SaeId]:

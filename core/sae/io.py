@@ -5,7 +5,6 @@ TopK is saved as SAELens' `topk`, BatchTopK as its `jumprelu` with a threshold. 
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.errors import ArtifactError
+from core.files import write_atomically
 from core.sae.autoencoder import SaeConfig, SparseAutoencoder
 
 CONFIG = "cfg.json"
@@ -74,13 +74,12 @@ def save_sae(
     if sae.cfg.architecture == "topk":
         cfg |= {"k": sae.cfg.k, "rescale_acts_by_decoder_norm": False}
     folder.mkdir(parents=True, exist_ok=True)
-    weights_part, config_part = folder / f"{WEIGHTS}.part", folder / f"{CONFIG}.part"
-    save_file(stored, weights_part)
-    config_part.write_text(json.dumps(cfg, indent=2) + "\n")
-    # Without its config a folder is no SAE: a kill from here on leaves nothing that mixes old and new.
-    (folder / CONFIG).unlink(missing_ok=True)
-    os.replace(weights_part, folder / WEIGHTS)
-    os.replace(config_part, folder / CONFIG)
+    # The weights are put in place first, as the last context is left first.
+    with write_atomically(folder / CONFIG) as config, write_atomically(folder / WEIGHTS) as weights_file:
+        save_file(stored, weights_file)
+        config.write_text(json.dumps(cfg, indent=2) + "\n", encoding="utf-8")
+        # Without its config a folder is no SAE: a kill from here on leaves nothing that mixes old and new.
+        (folder / CONFIG).unlink(missing_ok=True)
 
 
 def read_sae(folder: str | Path, *, device: torch.device | str = "cpu") -> SparseAutoencoder:

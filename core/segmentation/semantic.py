@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from core.errors import ImageError, ModelError
-
-_EMBEDDED = Path(__file__).parents[1] / "picturebook"
+from core.spec import BUILT_IN
 
 
 class Segmentation(NamedTuple):
@@ -104,10 +103,11 @@ def load_segmenter(
     from safetensors import SafetensorError
     from transformers import AutoModelForSemanticSegmentation
 
-    embedded = str(source) == "picturebook"
-    folder = _EMBEDDED / which if embedded else Path(source).expanduser()
+    spec = BUILT_IN.get(str(source))
+    assets = None if spec is None else spec.assets
+    folder = Path(source).expanduser() if assets is None else assets / which
     if not (folder / "config.json").is_file():
-        remedy = " Make it with `python -m training picturebook`." if embedded else ""
+        remedy = "" if assets is None else f" Make it with `python -m training {source}`."
         raise ModelError(f"There is no segmenter in {folder}: it has no config.json.{remedy}")
     try:
         model, found = AutoModelForSemanticSegmentation.from_pretrained(

@@ -11,10 +11,11 @@ from core.artifacts import MANIFEST, file_sha256
 from core.concepts.gallery import FOLDER
 from core.concepts.io import COUNTS, EXAMPLES, TABLE, weights_sha256
 from core.diffusion.schedule import step_at
+from core.files import write_text
 from core.sae.autoencoder import SaeId
-from core.sae.collection import INDEX, Collection, find_collection, usual_hookpoint
+from core.sae.collection import INDEX, Collection, find_collection
 from core.sae.io import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS
-from core.spec import BUILT_IN, ModelSpec
+from core.spec import BUILT_IN, ModelSpec, default_hookpoint
 from training.common.report import Table
 
 CARD = "README.md"
@@ -37,16 +38,16 @@ def write_sae_card(root: Path, source: str, tables: Sequence[Table]) -> None:
     """
     collection = find_collection(root)
     lines = manifest_lines(root, collection.ids, tables[0].details["figures"])
-    (root / MANIFEST).write_text(manifest_text(lines))
+    write_text(root / MANIFEST, manifest_text(lines))
     sections = "\n".join(table.markdown().replace("## ", "### ", 1) for table in tables)
-    (root / CARD).write_text(sae_card(collection, source, lines, sections))
+    write_text(root / CARD, sae_card(collection, source, lines, sections))
 
 
 def manifest_lines(root: Path, ids: Sequence[SaeId], figures: Mapping[str, Any]) -> list[Line]:
     """A line an SAE, with its figures and the hashes of its files; the last is the gallery's, if there is one."""
     lines: list[Line] = []
     for sae_id in ids:
-        folder, config = root / sae_id.path, json.loads((root / sae_id.path / CONFIG).read_text())
+        folder, config = root / sae_id.path, json.loads((root / sae_id.path / CONFIG).read_text(encoding="utf-8"))
         line = {
             "path": sae_id.path,
             **{key: config[key] for key in ("architecture", "d_in", "d_sae", "k") if key in config},
@@ -225,7 +226,8 @@ def _summary(lines: Sequence[Line]) -> str:
 
 def example_of(ids: Sequence[SaeId]) -> SaeId:
     """The SAE that the cards use as their example."""
-    return next(sae_id for sae_id in ids if sae_id.hookpoint == usual_hookpoint(ids))
+    hookpoint = default_hookpoint([*dict.fromkeys(sae_id.hookpoint for sae_id in ids)])
+    return next(sae_id for sae_id in ids if sae_id.hookpoint == hookpoint)
 
 
 def _time(sae_id: SaeId) -> str:

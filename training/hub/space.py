@@ -83,7 +83,7 @@ def stage(folder: Path, config: SpaceConfig) -> None:
     shutil.copytree(ROOT / "core", folder / "core", ignore=shutil.ignore_patterns("__pycache__", ".*"))
     shutil.copy(ROOT / "space_config" / REQUIREMENTS, folder / REQUIREMENTS)
     options = ["--host 0.0.0.0", f"--model {config.model}", *([f"--saes {config.saes}"] if config.saes else ())]
-    (folder / ARGUMENTS).write_text("\n".join(options) + "\n")
+    (folder / ARGUMENTS).write_text("\n".join(options) + "\n", encoding="utf-8")
     _write_readme(folder / README, config, spec)
 
 
@@ -121,7 +121,7 @@ def preload(spec: ModelSpec, hardware: str) -> str:
 
 def described(folder: Path) -> str:
     """What a staged Space is, for people to read: its README's front matter and its files with their sizes."""
-    front = (folder / README).read_text().split("---")[1].strip()
+    front = (folder / README).read_text(encoding="utf-8").split("---")[1].strip()
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
     lines = [f"{path.stat().st_size:>12,}  {path.relative_to(folder).as_posix()}" for path in files]

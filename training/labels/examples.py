@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from core.arrays import Floats, Ints
 from core.concepts.io import Examples
 from training.labels.tally import StepCodes
 
@@ -41,7 +41,7 @@ def select_gallery(means: Sequence[Tensor], size: int) -> list[int]:
     return sorted(chosen)
 
 
-def _wanted(means: Sequence[Tensor]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+def _wanted(means: Sequence[Tensor]) -> tuple[Ints, Floats]:
     """[latents, wanted] pictures of every latent that fires, and the weight of each; 0 where it does not fire."""
     images, weights = [], []
     for of_sae in means:

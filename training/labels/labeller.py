@@ -37,27 +37,17 @@ from core.sae.collection import list_saes, load_sae
 from core.segmentation.grids import cell_counts, majority
 from core.segmentation.semantic import Segmenter
 from training.common.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.evaluate.sae.evaluation import steps_of
 from training.labels.effects import pairs_of, word_effects
 from training.labels.examples import ExampleKeeper, select_gallery
 from training.labels.naming import ImageAttributes, LabelVocabulary, name_latents
-from training.labels.sampling import Batch, class_areas, draw, label_maps
+from training.labels.sampling import Batch, class_areas, draw, label_maps, steps_of
 from training.labels.tally import FiringStatistics, Shape
-from training.picturebook.world.world import BACKGROUNDS, NOUNS, STYLES
 from training.prompts.sources import Prompts
 
 _NOT_COUNTED = ("gallery", "gallery_side", "backgrounds", "styles", "words", "effect_images")
 """Settings that decide what is made of the counts."""
 
 log = logging.getLogger(__name__)
-
-
-def _other_words() -> dict[str, tuple[str, ...]]:
-    """The words of the embedded grammar for each thing and place."""
-    words = {background.name: background.words for background in BACKGROUNDS}
-    for noun in NOUNS:
-        words |= dict.fromkeys(noun.objects, noun.words)
-    return words
 
 
 @dataclass(frozen=True)
@@ -78,11 +68,11 @@ class LabelConfig:
     """Their size in pixels."""
     seed: int = 0
     """Seed of the pictures' noise and of the pairings."""
-    backgrounds: tuple[str, ...] = tuple(background.name for background in BACKGROUNDS)
+    backgrounds: tuple[str, ...] = ()
     """Classes that are places; all others are objects."""
-    styles: tuple[str, ...] = tuple(style for style in STYLES if style != "plain")
+    styles: tuple[str, ...] = ()
     """Words that tell a picture's style."""
-    words: Mapping[str, Sequence[str]] = field(default_factory=_other_words)
+    words: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By class, other words for it, for searching."""
     effect_images: int = 16
     """Pictures of each style on which the effect of its word is measured."""

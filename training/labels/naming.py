@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from core.arrays import Bools, Floats, Ints
 from core.concepts.io import Candidate, Kind, LabelledLatent, Scores
 from training.labels.tally import FiringStatistics
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 FALSE_DISCOVERY_RATE = 0.05
 """Of the labels."""
@@ -73,7 +70,7 @@ class Overlaps(NamedTuple):
 class ImageAttributes:
     """What is known of the pictures of a tally, in its order."""
 
-    split: npt.NDArray[np.int64]
+    split: Ints
     """[N] 0: choose, 1: hold out."""
     areas: Floats
     """[N, K] share of the picture that each class covers."""
@@ -227,7 +224,7 @@ def name_latents(tally: FiringStatistics, facts: ImageAttributes, names: LabelVo
 class _Styles(NamedTuple):
     """The style of every latent, chosen on the first split."""
 
-    which: npt.NDArray[np.int64]
+    which: Ints
     """[d_sae] index of the style."""
     auroc: Floats
     """[d_sae] on the second split."""

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
-from core.diffusion.schedule import step_times
+from core.diffusion.schedule import step_at, step_times
 from core.sae.autoencoder import SaeId, SparseAutoencoder
 from core.segmentation.semantic import Segmenter
 from training.labels.tally import Entries, StepCodes
@@ -27,6 +28,13 @@ class Batch(NamedTuple):
     """Codes of each SAE, a moment for each of its steps in order."""
     sizes: dict[str, Size]
     """Of each hookpoint's update."""
+
+
+def steps_of(sae_id: SaeId, n_steps: int, n_each: int) -> list[int]:
+    """The steps, of `n_steps`, at which an SAE is read: `n_each`, evenly spread, for one that is for all times."""
+    if sae_id.t == "all":
+        return sorted({round(step) for step in np.linspace(0, n_steps - 1, n_each)})
+    return [step_at(sae_id.t, n_steps)]
 
 
 def draw(

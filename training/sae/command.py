@@ -129,7 +129,7 @@ def write_collection(
     saes: Mapping[SaeId, SparseAutoencoder], out: Path, recipe: Mapping[str, Any], run: Path, dtype: torch.dtype
 ) -> None:
     """Save trained SAEs with their last training figures, and the index that lists them."""
-    figures = json.loads((run / LOG).read_text().splitlines()[-1])["saes"]
+    figures = json.loads((run / LOG).read_text(encoding="utf-8").splitlines()[-1])["saes"]
     n_samples = (
         recipe["training"]["n_steps"]
         * recipe["training"]["gradient_accumulation_steps"]

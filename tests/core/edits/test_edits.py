@@ -1,6 +1,5 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,8 @@ from core.edits import (
     Target,
     concepts_at,
 )
-from core.edits.editor import _remove
-from core.edits.kinds import RegionMask, window_of
+from core.edits.base import EditContext, SelectedLatents, window_of
+from core.edits.regions import RegionMask
 from core.sae.autoencoder import SaeConfig, SaeId, SparseAutoencoder
 from core.spec import STAGES
 
@@ -161,7 +160,7 @@ def test_an_edit_that_is_taken_from_several_leaves_no_trace(model: Diffuser, edi
 def test_hooks_are_gone_after_an_edit_that_fails_while_the_sampler_runs(model: Diffuser, editor: Editor) -> None:
     @dataclass(frozen=True, eq=False, kw_only=True)
     class Failing(GlobalEdit):
-        def change(self, z: Tensor, concepts: Any, inside: Tensor) -> Tensor:  # noqa: ARG002
+        def change(self, z: Tensor, context: Any) -> Tensor:  # noqa: ARG002
             raise RuntimeError("in the middle")
 
     plain = draw(model)
@@ -181,6 +180,44 @@ def test_concepts_chosen_in_any_way_are_the_same_edit(model: Diffuser, editor: E
     by_site = draw(model, editor, SpatialEdit(concepts=[Target(COND, n) for n in (3, 7, 11)], **settings))
     assert torch.equal(by_label.latents, by_number.latents)
     assert torch.equal(by_label.latents, by_site.latents)
+
+
+def test_the_edits_of_a_run_are_bound_together(
+    model: Diffuser, editor: Editor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.edits.kinds.load_editor", lambda _: editor)
+    encoded: list[int] = []
+
+    def counted(self: SparseAutoencoder, x: Tensor) -> Any:
+        encoded.append(len(x))
+        return encode(self, x)
+
+    encode = SparseAutoencoder.encode
+    monkeypatch.setattr(SparseAutoencoder, "encode", counted)
+    edits = [GlobalEdit(label="cat", strength=2, steps=(1, 2)), ReplaceEdit(label="cat", strength=0.5, steps=(2, 2))]
+    together = model.generate(PROMPT, num_inference_steps=STEPS, previews=False, edits=edits)
+    assert len(encoded) == 3  # one encoding a step and site: cond at 1, cond and uncond at 2
+    assert torch.equal(together.latents, draw(model, editor, *edits).latents)
+
+
+def test_any_edit_that_can_be_bound_will_do(model: Diffuser) -> None:
+    bound: list[tuple[Any, ...]] = []
+
+    class Recorder:
+        def __init__(self) -> None:
+            self.updates = record(model, [MIDDLE], steps=[1])
+
+        def bind(self, *given: Any) -> Any:
+            bound.append(given)
+            return self.updates
+
+    first, second = Recorder(), Recorder()
+    model.generate(PROMPT, num_inference_steps=2, previews=False, edits=[first, second])
+    assert bound == [(model, [first, second], 2)]
+    assert len(first.updates) == 2
+    assert not second.updates
+    with pytest.raises(TypeError, match="cannot be combined"):
+        model.generate(PROMPT, num_inference_steps=2, edits=[GlobalEdit(label="cat"), first])
 
 
 # --- the formulas -----------------------------------------------------------------------------------------------------
@@ -208,9 +245,9 @@ def test_a_share_of_the_way_to_silence(model: Diffuser, editor: Editor) -> None:
         before, after = updates(model, editor, [change])
         key, numbers = ActivationKey(*COND, 0), [3, 7, 11]
         z = codes(editor, COND, before[key])[..., numbers].view(2, 8, 8, 3)[:, :, :4].reshape(2, 32, 3)
-        latents_moved_by = flat((after[key] - before[key])[..., :4])
+        moved = flat((after[key] - before[key])[..., :4])
         expected = (left - 1) * z @ editor.saes[COND].W_dec[numbers]
-        torch.testing.assert_close(latents_moved_by, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_thing_is_exchanged_for_what_is_beside_it(model: Diffuser, editor: Editor) -> None:
@@ -230,13 +267,16 @@ def test_a_thing_is_exchanged_for_what_is_beside_it(model: Diffuser, editor: Edi
 
 
 def test_the_edge_of_a_thing_goes_with_it_and_what_is_everywhere_stays() -> None:
-    inside, x = torch.ones(32 * 32, 1), torch.randn(2, 32 * 32, 3, generator=torch.Generator().manual_seed(0))
+    inside, x = torch.ones(32 * 32, 1), torch.randn(2, 32, 32, 3, generator=torch.Generator().manual_seed(0))
     z = torch.zeros(2, 32, 32, 1)
     z[0, 10, 20] = 1.0
     z[1] = 1.0
-    part = SimpleNamespace(rows=slice(None), edit=RemoveEdit(label="cat", strength=1.0))
-    new = _remove(part, z.flatten(1, 2), inside, x, 32)  # type: ignore[arg-type]
-    changed = (new != x).any(-1).view(2, 32, 32)
+    latents = SelectedLatents(*(torch.zeros(1) for _ in range(2)), False, *(torch.zeros(1) for _ in range(3)))
+    context = EditContext(ActivationKey(*COND, 0), (32, 32), latents, inside)
+    new = RemoveEdit(label="cat", strength=1.0).apply(x, z.flatten(1, 2), context)
+    assert new.x is not None
+    assert new.z is None
+    changed = (new.x != x).any(-1)
     assert changed[0].nonzero().tolist() == [[y, x] for y in range(8, 13) for x in range(18, 23)]
     assert not changed[1].any()
 
@@ -268,7 +308,7 @@ def test_a_style_moves_what_its_word_moves_as_much_as_it_does(model: Diffuser, e
     torch.testing.assert_close(
         flat(after[key] - before[key]), expected.expand_as(flat(after[key])), atol=1e-5, rtol=1e-5
     )
-    with pytest.raises(ValueError, match="No concept carries the label 'night'"):  # a place for it is not known
+    with pytest.raises(ValueError, match="No concept has the label 'night'"):  # a place for it is not known
         editor.concepts(SpatialEdit(label="night", region="left"))
 
 
@@ -300,7 +340,7 @@ def test_patches_come_from_another_run(model: Diffuser, editor: Editor) -> None:
     torch.testing.assert_close(flat(after[key])[there], flat(other[key])[there])
     assert torch.equal(after[key].flatten(2).transpose(1, 2)[~there], flat(before[key])[~there])
     late = ReplaceEdit(concepts=[Target(COND, 3)], patches=other, steps=(1, 1))
-    with pytest.raises(ValueError, match="hold nothing of"):
+    with pytest.raises(ValueError, match="have no update for"):
         draw(model, editor, late)
 
 
@@ -349,23 +389,23 @@ def test_stages_are_windows() -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (GlobalEdit(label="cot"), "No concept carries the label 'cot' there. The nearest: cat, whale"),
+        (GlobalEdit(label="cot"), "No concept has the label 'cot' there. The nearest: cat, whale"),
         (GlobalEdit(), "either a label or concepts"),
         (GlobalEdit(label="cat", concepts=[3]), "either a label or concepts"),
         (GlobalEdit(concepts=[64]), "There is no concept 64"),
-        (GlobalEdit(concepts=[3], branches=["cond", "uncond"]), "one hookpoint and one branch"),
+        (GlobalEdit(concepts=[3], branches=["cond", "uncond"]), "name one hookpoint and one branch"),
         (GlobalEdit(concepts=[Target(SaeSite(UP, "cond"), 3)]), "There is no SAE"),
         (
             GlobalEdit(label="cat", hookpoints=[UP]),
             r"no SAE for all times at up\S+ \(cond\). There are: mid",
         ),
-        (GlobalEdit(label="cat", hookpoints=[]), "hookpoints are none"),
+        (GlobalEdit(label="cat", hookpoints=[]), "list of hookpoints is empty"),
         (GlobalEdit(concepts=[3.7]), "float"),  # type: ignore[list-item]
         (GlobalEdit(label="cat", steps=(0.5, 2)), "two whole numbers"),  # type: ignore[arg-type]
         (GlobalEdit(label="cat", steps=(1,)), "two whole numbers"),  # type: ignore[arg-type]
         (GlobalEdit(label="cat", branches=[]), "some of cond, uncond, not none"),
         (GlobalEdit(label="cat", branches=["text"]), "some of cond, uncond, not text"),
-        (GlobalEdit(label="cat", steps=(2, 5)), "steps 2 to 5 are not a window of this sampler's, which are 0 to 4"),
+        (GlobalEdit(label="cat", steps=(2, 5)), "Steps 2 to 5 are not a window .* steps 0 to 4"),
         (GlobalEdit(label="cat", steps=(3, 2)), "not a window"),
         (GlobalEdit(label="cat", steps=(-1, 2)), "not a window"),
         (GlobalEdit(label="cat", steps=(0, 2), stage="early"), "either a stage or steps"),
@@ -373,7 +413,7 @@ def test_stages_are_windows() -> None:
         (GlobalEdit(label="cat", stage="late to early"), "one of early, middle, late"),
         (GlobalEdit(label="cat", strength=float("nan")), "finite"),
         (GlobalEdit(label="cat", strength=float("inf")), "finite"),
-        (GlobalEdit(label="cat", strength=-1), "from 0 on"),
+        (GlobalEdit(label="cat", strength=-1), "at least 0"),
         (ReplaceEdit(label="cat", to=float("nan")), "finite"),
         (SpatialEdit(label="cat", region="middle"), "A region is one of top-left"),
         (SpatialEdit(label="cat", region=np.zeros((128, 128))), "region is empty"),
@@ -426,5 +466,5 @@ def test_concepts_by_pointing(model: Diffuser, editor: Editor) -> None:
     assert concepts_at(trace, 1.0, 1.0, COND, steps=[1])[0].number == int(trace.code(COND, 1).indices[63, 0])
     with pytest.raises(ValueError, match="between 0 and 1"):
         concepts_at(trace, 1.2, 0, COND)
-    with pytest.raises(ValueError, match="Nothing was seen"):
+    with pytest.raises(ValueError, match="Nothing was recorded"):
         concepts_at(trace, 0.5, 0.5, COND, steps=[7])

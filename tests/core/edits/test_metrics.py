@@ -5,8 +5,8 @@ import torch
 
 from core.diffusion.diffuser import Diffuser
 from core.edits import Editor, GlobalEdit, ReplaceEdit, SpatialEdit
-from core.edits.editor import values_of
 from core.edits.metrics import CELL, OutOfRangeMeter, frequencies, layout_iou
+from core.edits.site import values_of
 from tests.core.edits.test_edits import COND, PROMPT, QUARTER, STEPS, UNCOND, make_editor, updates
 
 SKY, GRASS = 0, 1

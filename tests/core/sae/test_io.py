@@ -154,7 +154,7 @@ def test_a_kill_while_an_sae_is_replaced_leaves_no_mixture(tmp_path: Path, monke
             save_sae(other, tmp_path)
     assert torch.equal(read_sae(tmp_path).W_dec, old.W_dec)
     with monkeypatch.context() as patch:
-        patch.setattr(sae_files.os, "replace", killed)
+        patch.setattr("core.files.os.replace", killed)
         with pytest.raises(Killed):
             save_sae(other, tmp_path)
     with pytest.raises(ArtifactError, match="does not exist"):

@@ -20,7 +20,9 @@ from core.diffusion.diffuser import Diffuser
 from core.sae.autoencoder import SaeConfig, SaeId, SparseAutoencoder
 from core.sae.collection import write_index
 from core.sae.io import save_sae
+from core.segmentation.open_vocabulary import BACKGROUND_TAGS
 from core.segmentation.semantic import Segmentation
+from core.spec import BUILT_IN
 from training.common.checkpoint import Checkpoint, save_checkpoint
 from training.labels import command
 from training.labels.command import PromptsFrom, label_collection
@@ -38,6 +40,7 @@ from training.labels.naming import (
 )
 from training.labels.sampling import draw
 from training.labels.tally import N_LEVELS, Entries, FiringStatistics, Shape, StepCodes
+from training.pipeline.run import PicturebookLabels
 from training.prompts.sources import FilePrompts
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -480,11 +483,23 @@ def test_a_segmenter_of_any_words_is_told_those_of_the_prompts(monkeypatch: pyte
     monkeypatch.setattr(command, "load_segmenter", lambda *given, **_: asked.append(given) or Halves())
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    words = ["--segmenter", "clipseg", "--tags", "cat", "sky", "--prompt-words", "1", "--pictures", "3"]
+    words = ["--segmenter", "clipseg", "--tags", "cat", "sky", "--prompt-words", "1", "--images", "3"]
     command.choose_segmenter(parser.parse_args(words), Prompt())
     command.choose_segmenter(parser.parse_args(["--segmenter", "some/folder"]), Prompt())
     assert asked == [("clipseg", ("cat", "sky", "dog")), ("some/folder",)]
-    assert {"sea", "street"} <= set(parser.parse_args([]).backgrounds)  # of the embedded model, and of the tags
+
+
+def test_words_that_are_not_given_are_those_of_the_models_recipe() -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    own = command.label_config(parser.parse_args([]), BUILT_IN["picturebook"])
+    assert {"kitchen", "street", "lake"} <= set(own.backgrounds)  # of the recipe, of both, and of the tags
+    assert "watercolour" in own.styles
+    assert "hound" in own.words["dog"]
+    assert own.backgrounds == (*PicturebookLabels().backgrounds, *BACKGROUND_TAGS)
+    assert {name: tuple(words) for name, words in own.words.items()} == PicturebookLabels().words
+    other = command.label_config(parser.parse_args(["--styles", "photo"]), BUILT_IN["sd-v1-4"])
+    assert (other.backgrounds, other.styles, dict(other.words)) == (BACKGROUND_TAGS, ("photo",), {})
 
 
 def test_mistakes_are_told_before_anything_is_drawn(model: Diffuser, collection: Path, tmp_path: Path) -> None:
