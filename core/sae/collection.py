@@ -1,7 +1,7 @@
-"""Finding an SAE by what it reads: embedded in this package, in a local folder, or on the Hub at a revision.
+"""Collections of SAEs: in this package, in a local folder, or on the Hub at a revision.
 
-A collection has a folder an SAE, `SaeId.path`, and a root `config.json` that lists them under `saes`. Its concept
-tables and their pictures lie in the same folders, or on the Hub in a dataset repository that `tables` names.
+A collection has one folder per SAE, `SaeId.path`, and a `config.json` at its root that lists them under `saes`. Concept
+tables and the gallery are in the same folders, or in a dataset repository on the Hub, which `tables` names.
 """
 
 import difflib
@@ -22,21 +22,21 @@ from core.sae.io import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS, read_json, read_sae
 from core.spec import BUILT_IN, default_hookpoint
 
 INDEX = "config.json"
-"""A collection's list of its SAEs."""
+"""The index of a collection."""
 TABLES = "tables"
-"""Key in the index of the dataset repository, `owner/name@revision`, with the concept tables."""
+"""Key in the index: the dataset repository with the concept tables, `owner/name@revision`."""
 EMBEDDED = {name: spec.assets / "saes" for name, spec in BUILT_IN.items() if spec.assets is not None}
-"""Collections inside this package, by the name of their model."""
+"""Collections in this package, by the name of their model."""
 
 
 class Collection:
-    """SAEs of one model, and the concept tables that go with them."""
+    """The SAEs of one model, and their concept tables."""
 
     files: Files
-    """Those of the SAEs."""
+    """The files of the SAEs."""
 
     def __init__(self, files: Files, *, cache: Path | None = None) -> None:
-        """`cache` is the folder for what is fetched of the tables, as for `Files`."""
+        """`cache` is the folder for downloaded tables, as for `Files`."""
         self.files, self._cache = files, cache
 
     @property
@@ -46,13 +46,13 @@ class Collection:
 
     @cached_property
     def index(self) -> dict[str, Any]:
-        """What the collection's index says; nothing where it has none."""
+        """Contents of the index; empty if there is none."""
         path = self.files.find(INDEX)
         return {} if path is None else read_json(path)
 
     @cached_property
     def ids(self) -> list[SaeId]:
-        """Its SAEs; of a folder without an index, those whose folders are there."""
+        """Its SAEs: those in the index or, in a local folder without one, those whose folders exist."""
         folder = self.files.source.folder
         return _ids(self.index.get("saes", [])) if folder is None else list_saes(folder)
 
@@ -66,21 +66,21 @@ class Collection:
         """The files of its concept tables and gallery.
 
         Raises:
-            ArtifactError: The index names something else than a dataset on the Hub.
+            ArtifactError: The index does not name a dataset on the Hub.
         """
-        told, folder = self.index.get(TABLES), self.files.source.folder
-        if told is None or (folder is not None and any(folder.glob("*/*/*/*.parquet"))):
+        name, folder = self.index.get(TABLES), self.files.source.folder
+        if name is None or (folder is not None and any(folder.glob("*/*/*/*.parquet"))):
             return self.files
-        source = find_source(told) if isinstance(told, str) else None
+        source = find_source(name) if isinstance(name, str) else None
         if source is None or source.folder is not None:
-            raise ArtifactError(f"The {INDEX} of {self.name} names {told!r} as its tables: no dataset on the Hub.")
+            raise ArtifactError(f"The {INDEX} of {self.name} names {name!r} as its tables: no dataset on the Hub.")
         return Files(source, "dataset", cache=self._cache)
 
     def missing(self, sae_id: SaeId) -> str:
-        """What to say of an SAE that it does not have."""
+        """The error message for an SAE that it does not have."""
         if not self.ids:
             return (
-                f"{self.name} has no SAE at all: an SAE is a folder <hookpoint>/<cond|uncond>/t<time|all> with "
+                f"{self.name} has no SAEs: an SAE is a folder <hookpoint>/<cond|uncond>/t<time|all> with "
                 f"{CONFIG} in it."
             )
         paths = [other.path for other in self.ids]
@@ -92,18 +92,18 @@ def find_collection(source: "str | Path | Collection", *, cache: Path | None = N
     """The collection of a built-in name, a local folder, or `owner/name[@revision]` on the Hub.
 
     Raises:
-        ArtifactError: The name is none of these, or what it names was not made yet.
+        ArtifactError: The name is none of these, or the built-in collection was not made yet.
     """
     if isinstance(source, Collection):
         return source
     text = str(source)
     if text in EMBEDDED:
         if not EMBEDDED[text].is_dir():
-            raise ArtifactError(f"The SAEs of {text!r} are not there yet. Make them with `python -m training sae`.")
+            raise ArtifactError(f"The SAEs of {text!r} do not exist yet. Make them with `python -m training sae`.")
         return Collection(Files(Source(text, EMBEDDED[text])))
     found = find_source(source)
     if found is None:
-        trained = " No SAEs of it come with this package: train some with `python -m training sae`."
+        trained = " This package has no SAEs of that model: train some with `python -m training sae`."
         raise ArtifactError(neither("There are no SAEs", text, EMBEDDED, trained if text in BUILT_IN else ""))
     return Collection(Files(found, cache=cache), cache=cache)
 
@@ -116,34 +116,34 @@ def load_sae(
     *,
     device: torch.device | str = "cpu",
 ) -> SparseAutoencoder:
-    """The SAE that reads these activations.
+    """Load the SAE for a hookpoint, branch and time.
 
     Args:
-        source: A built-in model's name, a local folder, or `owner/name[@revision]` on the Hub, of which only this
-            SAE's files are fetched.
+        source: A built-in model's name, a local folder, or `owner/name[@revision]` on the Hub, from which only the
+            files of this SAE are downloaded.
         hookpoint: Dotted module name of the block.
         branch: `cond` or `uncond`.
         t: Normalised time of the sampler's step, or `all` for the SAE shared by every step.
-        device: Where its weights go.
+        device: The device to load it to.
 
     Raises:
-        ArtifactError: It is not there, and the message lists what is; or its files cannot be read.
+        ArtifactError: There is no such SAE (the message lists those that exist), or its files cannot be read.
     """
     collection, sae_id = find_collection(source), SaeId(hookpoint, branch, t)
-    _ = collection.index  # first: it is what the Hub counts, and the commit that all else is fetched of
+    _ = collection.index  # first: the Hub counts downloads by it, and its commit is that of all other files
     config = collection.files.find(f"{sae_id.path}/{CONFIG}")
     if config is None:
         raise ArtifactError(collection.missing(sae_id))
     weights = WEIGHTS if "architecture" in read_json(config) else SPARSIFY_WEIGHTS
     if collection.files.find(f"{sae_id.path}/{weights}") is None:
         pickles = pickles_among(path.name for path in config.parent.iterdir())
-        instead = f", only {pickles[0]}, a pickle, which could run code on loading" if pickles else ""
+        instead = f", only {pickles[0]}, a pickle, which could run code when it is loaded" if pickles else ""
         raise ArtifactError(f"There is no {weights}{instead} in {collection.name}, folder {sae_id.path}.")
     return read_sae(config.parent, device=device)
 
 
 def list_saes(root: Path) -> list[SaeId]:
-    """The SAEs of a local collection: those that its index names, or without one those whose folders are there."""
+    """The SAEs of a local collection: those in its index or, without one, those whose folders exist."""
     index = root / INDEX
     if index.is_file():
         return _ids(read_json(index).get("saes", []))
@@ -151,7 +151,7 @@ def list_saes(root: Path) -> list[SaeId]:
 
 
 def write_index(root: Path, ids: Sequence[SaeId], **others: Any) -> None:
-    """Write a collection's index, `others` (JSON) beside the list, in one go."""
+    """Write the index of a collection atomically: the list of SAEs, and `others` as further JSON values."""
     root.mkdir(parents=True, exist_ok=True)
     write_text(root / INDEX, json.dumps({**others, "saes": [sae_id.path for sae_id in ids]}, indent=2) + "\n")
 
@@ -162,5 +162,5 @@ def _ids(paths: Iterable[Any]) -> list[SaeId]:
         try:
             ids.append(SaeId.parse(str(path)))
         except ValueError:
-            continue  # of another program, or of a later version
+            continue  # from another program, or a later version
     return ids

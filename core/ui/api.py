@@ -154,7 +154,7 @@ def build_api(runtime: Runtime) -> None:
         if table is None:
             raise ValueError(f"There are no concepts at {wanted!r}, {branch}: there are some at {', '.join(names)}.")
         found = table[concept_number(number)]
-        pictures = [{**one.drawn._asdict(), "peak": one.peak, "map": one.map.tolist()} for one in found.gallery]
+        pictures = [{**one.entry._asdict(), "peak": one.peak, "map": one.map.tolist()} for one in found.gallery]
         scores = {**found.scores._asdict(), "runner_ups": [one._asdict() for one in found.scores.runner_ups]}
         neighbours = [one._asdict() for one in table.neighbours(found.number)]
         plain = {

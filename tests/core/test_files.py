@@ -61,7 +61,9 @@ def text_calls_without_encoding(source: str) -> Iterator[int]:
 
 def test_no_text_is_read_or_written_in_the_encoding_of_the_locale() -> None:
     assert list(text_calls_without_encoding("open(p)\np.open('a')\np.read_text()\nrun(a, text=True)")) == [1, 2, 3, 4]
-    assert not list(text_calls_without_encoding("open(p, 'rb')\np.open('w', encoding='utf-8')\nImage.open(p)\nf(text=x)"))
+    assert not list(
+        text_calls_without_encoding("open(p, 'rb')\np.open('w', encoding='utf-8')\nImage.open(p)\nf(text=x)")
+    )
     paths = [ROOT / "app.py", *(ROOT / "core").rglob("*.py"), *(ROOT / "training").rglob("*.py")]
     found = [
         f"{path.relative_to(ROOT)}:{line}"

@@ -208,4 +208,4 @@ def label_collection(
     if len(whole) < run.world:
         log.info("%d of %d processes have finished counting; the last one writes the tables", len(whole), run.world)
         return
-    labeller.write(State.together(whole), recipe)
+    labeller.write(State.merged(whole), recipe)

@@ -222,7 +222,7 @@ class Run:
         """Name the latents of the sparse autoencoders."""
         model = self._finished()
         segmenter = load_segmenter(self.package / "segmenter", device=self.device)
-        run = LabelRun(self.folder / "labels" / self._digest("model", "saes", "segmenter"), every=self.every)
+        run = LabelRun(self.folder / "labels" / self._digest("model", "saes", "segmenter"), self.every)
         prompts = open_prompts(GRAMMAR, model.check_prompt)
         label_collection(self.config.labels, self.package / "saes", model, segmenter, prompts, run)
 

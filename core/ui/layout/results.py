@@ -142,7 +142,9 @@ def _predict(
     final: Labels | None,
 ) -> PredictedLayout:
     reader, grid = dictionary.readers[site], trace.grids[site.hookpoint]
-    layouts = [read_code(trace.code(site, step), grid, reader, among=among) for step in range(trace.n_steps)]
+    layouts = [
+        read_code(trace.code(site, step), grid, reader, candidate_classes=among) for step in range(trace.n_steps)
+    ]
     numbers = np.array([*(reader.classes.index(name) for name in layouts[0].classes), -1])
     labels = np.stack([numbers[layout.labels] for layout in layouts])
     return PredictedLayout(labels, _ious(labels, things, final))

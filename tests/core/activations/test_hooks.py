@@ -281,7 +281,7 @@ def test_what_can_never_be_recorded_is_refused(model: Diffuser) -> None:
     with pytest.raises(ValueError, match="one of cond, uncond, not 'text'"):
         record(model, branches=["text"])  # type: ignore[list-item]
     for steps in ([], [-1, 0]):
-        with pytest.raises(ValueError, match="count from 0"):
+        with pytest.raises(ValueError, match="numbers from 0 on"):
             record(model, steps=steps)
     with pytest.raises(ValueError, match="no branch uncond"), record(model, branches=["uncond"]):
         sample(model, guidance_scale=1.0)

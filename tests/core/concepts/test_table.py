@@ -1,11 +1,14 @@
+import json
+import re
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +18,7 @@ from core.concepts.gallery import GalleryImage, write_gallery
 from core.concepts.io import (
     COUNTS,
     EXAMPLES,
+    TABLE,
     Candidate,
     Counts,
     Examples,
@@ -109,7 +113,7 @@ def test_a_concept_has_its_scores_and_its_gallery(table: ConceptTable) -> None:
     first, second = concept.gallery
     assert (first.gallery_index, second.gallery_index) == (1, 0)
     assert first.map.tolist() == [[0, 0], [4, 0]]
-    assert first.drawn == ("a blue whale", 2)
+    assert first.entry == ("a blue whale", 2)
     assert np.asarray(first.image, dtype=int)[8, 8].argmax() == 2
     assert table[0].gallery == ()
     assert len(list(table)) == len(table) == 10
@@ -143,6 +147,16 @@ def test_the_effects_of_words(table: ConceptTable, root: Path) -> None:
 
 def numbers(found: Any) -> list[int]:
     return [hit.number for hit in found]
+
+
+def test_the_description_of_the_files_names_all_that_is_in_them(root: Path) -> None:
+    folder = root / MIDDLE_ID.path
+    text = (Path(core.__file__).parent / "sae" / "FORMAT.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", text))
+    columns = pq.read_schema(folder / TABLE).names
+    assert len(columns) > 15
+    assert named >= {*columns, *Counts._fields, *Examples._fields, *(f.name for f in fields(TableInfo))}
+    assert named >= {*json.loads((folder / "cfg.json").read_text(encoding="utf-8")), "W_enc", "b_enc", "W_dec", "b_dec"}
 
 
 def test_search_by_word(table: ConceptTable) -> None:

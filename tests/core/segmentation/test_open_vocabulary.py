@@ -222,7 +222,7 @@ def test_classes_are_read_as_many_together_as_fit() -> None:
         assert len(ids) <= 7
         named = CLASSES[text.first : text.first + len(text.spans)]
         assert [tokenizer.decode(ids[first:last]) for first, last in text.spans] == list(named)
-    with pytest.raises(ModelError, match="'red house' is longer than the detector can read"):
+    with pytest.raises(ModelError, match="'red house' is too long for the detector"):
         list(_texts(CLASSES, tokenizer, 4))
 
 
@@ -270,13 +270,13 @@ def test_classes_are_the_tags_and_the_prompts_own_words() -> None:
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no open-vocabulary segmenter 'sam': grounded and clipseg are"):
+    with pytest.raises(ModelError, match="no open-vocabulary segmenter 'sam'; there are grounded and clipseg"):
         load_open_segmenter("sam", CLASSES)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r"(?s)nothing could not be loaded.*CLIPSegForImageSegmentation"):
         load_open_segmenter("clipseg", CLASSES, clipseg=tmp_path / "nothing")
     folder = saved(a_clipseg(), tmp_path / "clipseg")
     for classes in ((), ("cat", "cat"), ("cat", " ")):
-        with pytest.raises(ValueError, match="Classes need names, each of its own"):
+        with pytest.raises(ValueError, match="Classes need distinct, non-empty names"):
             load_open_segmenter("clipseg", classes, clipseg=folder, device="cpu")
     segmenter = load_open_segmenter("clipseg", CLASSES, clipseg=folder, device="cpu")
     with pytest.raises(ImageError, match="their sizes: 64 x 32 and 64 x 48"):

@@ -144,7 +144,7 @@ def test_what_is_no_segmenter_is_refused(tmp_path: Path) -> None:
     weights.write_bytes(whole)
     config = json.loads((tmp_path / "cut" / "config.json").read_text())
     (tmp_path / "cut" / "config.json").write_text(json.dumps({**config, "depths": [1, 1, 1, 2]}))
-    with pytest.raises(ModelError, match=r"no whole segmenter; it lacks 'segformer\."):
+    with pytest.raises(ModelError, match=r"is incomplete: it lacks 'segformer\."):
         load_segmenter(tmp_path / "cut")
 
 

@@ -311,7 +311,7 @@ def test_captions_that_cannot_be_compared_are_answered_beside_the_field(
 ) -> None:
     answer = problems(visitor.join("begin_captions", None, captions))
     assert list(answer) == ["captions"]
-    assert says in answer["captions"].replace("prompt is empty. Describe the picture", "")
+    assert says in answer["captions"].replace("prompt is empty. Describe the image", "")
 
 
 def test_captions_are_counted_before_there_is_a_model(runtime: Runtime) -> None:

@@ -233,7 +233,7 @@ def test_private_is_private(root: Path, hub: Hub, tmp_path: Path, monkeypatch: p
     assert all(repo.private for repo in hub.repos.values())
     core.load_sae(SAES, *IDS[1])
     point_client_at(hub, tmp_path / "of a stranger", monkeypatch, token=None)
-    with pytest.raises(ArtifactError, match=r"not open to you \(`hf auth login`\)"):
+    with pytest.raises(ArtifactError, match=r"no access to it \(`hf auth login`\)"):
         core.load_sae(SAES, *IDS[1])
 
 
@@ -284,7 +284,7 @@ def linked(root: Path) -> None:
         (lambda root: (root / MANIFEST).write_text("{"), "is damaged"),
         (lambda root: write_one(root, IDS[1], NAMES, 98), r"not the file that manifest\.jsonl lists"),
         (not_finite, "b_dec is not finite"),
-        (linked, "link that leaves"),
+        (linked, "link out of"),
         (lambda root: (root / MIDDLE / TABLE).unlink(), "does not tell of mid_block"),
         (lambda root: (shutil.copy(root / IDS[2].path / TABLE, root / MIDDLE), describe(root)), "made for another SAE"),
         (lambda root: (root / "gallery" / "sheet-00.webp").unlink(), "does not tell of gallery"),
@@ -301,7 +301,7 @@ def test_what_is_damaged_is_refused_before_any_request(root: Path, hub: Hub, dam
 def test_all_that_is_wrong_is_told_at_once(root: Path) -> None:
     linked(root)
     (root / IDS[2].path / TABLE).unlink()
-    with pytest.raises(ValueError, match=r"(?s)cannot be published:\n- .*link that leaves.*\n- .*up_blocks"):
+    with pytest.raises(ValueError, match=r"(?s)cannot be published:\n- .*link out of.*\n- .*up_blocks"):
         make_release(root, SAES, TABLES)
 
 

@@ -38,7 +38,7 @@ from training.labels.naming import (
     overlaps,
     p_values,
 )
-from training.labels.sampling import draw
+from training.labels.sampling import sample_and_encode
 from training.labels.tally import N_LEVELS, Entries, FiringStatistics, Shape, StepCodes
 from training.pipeline.run import PicturebookLabels
 from training.prompts.sources import FilePrompts
@@ -330,7 +330,7 @@ def test_a_gallery_gives_back_what_was_put_in(tmp_path: Path) -> None:
     write_gallery(tmp_path, [Image.new("RGB", (64, 64), colour) for colour in colours], drawn, 16)
     gallery = Gallery(lambda name: tmp_path / name)
     assert len(gallery) == 70
-    assert gallery.drawn[69] == ("picture 69", 69)
+    assert gallery.entries[69] == ("picture 69", 69)
     for i in (0, 9, 63, 64, 69):
         image = gallery.image(i)
         assert image.size == (16, 16)
@@ -431,7 +431,7 @@ def test_a_killed_run_goes_on_and_several_processes_add_up(
     assert core.load_concepts(collection, *IDS[1]).effect("blue") is None  # the half that reads no word
     clear(collection)
     with pytest.raises(KeyboardInterrupt):
-        label(collection, model, LabelRun(tmp_path / "killed", every=0), Prompt(dies_at=9))
+        label(collection, model, LabelRun(tmp_path / "killed", checkpoint_interval_s=0), Prompt(dies_at=9))
     assert not (collection / IDS[0].path / TABLE).exists()
     prompts = Prompt()
     label(collection, model, LabelRun(tmp_path / "killed"), prompts)
@@ -457,7 +457,7 @@ def test_what_is_counted_is_what_the_sae_says_of_the_update(
     monkeypatch.setattr(model, "spec", replace(model.spec, num_inference_steps=3))
     saes = {sae_id: core.load_sae(collection, *sae_id) for sae_id in IDS}
     prompts, seeds = ["a cat", "a dog"], [5, 6]
-    batch = draw(model, saes, {IDS[0]: [0, 2], IDS[1]: [1]}, prompts, seeds)
+    batch = sample_and_encode(model, saes, {IDS[0]: [0, 2], IDS[1]: [1]}, prompts, seeds)
     assert batch.sizes == {MIDDLE: (8, 8), UP: (16, 16)}
     assert [(step_codes.step, step_codes.t) for step_codes in batch.codes_by_step[IDS[0]]] == [(0, 1.0), (1, 0.0)]
     for sae_id, step_codes, step in (
