@@ -173,7 +173,7 @@ def test_a_fault_at_any_stage_leaves_what_readers_see_and_the_next_run_succeeds(
     old, heads = core.load_sae(root, *IDS[1]), hub.heads()
     change(root)
     hub.fail(stage, how, times=1000, on=on)
-    with pytest.raises(PublishError, match="The same command goes on from here"):
+    with pytest.raises(PublishError, match="Run the same command again to continue"):
         release(root)
     hub.faults.clear()
     assert hub.heads()["model", SAES] == heads["model", SAES]
@@ -275,9 +275,9 @@ def linked(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: shutil.rmtree(root / MIDDLE), rf"config\.json lists {MIDDLE}, which is not there"),
-        (lambda root: write_index(root, IDS[1:], model="m", recipe=RECIPE), f"{IDS[0].path} is there, but"),
-        (lambda root: edit(root / "config.json", IDS[0].path, "../elsewhere/cond/tall"), "is no SAE's folder"),
+        (lambda root: shutil.rmtree(root / MIDDLE), rf"config\.json lists {MIDDLE}, which does not exist"),
+        (lambda root: write_index(root, IDS[1:], model="m", recipe=RECIPE), f"{IDS[0].path} exists, but"),
+        (lambda root: edit(root / "config.json", IDS[0].path, "../elsewhere/cond/tall"), "is not the folder of an SAE"),
         (lambda root: edit(root / "config.json", '"grammar"', '"/home/me/prompts.txt"'), "path of this computer"),
         (lambda root: (root / "config.json").unlink(), "lacks recipe or saes"),
         (lambda root: (root / "README.md").unlink(), r"evaluate sae --card"),
@@ -285,9 +285,9 @@ def linked(root: Path) -> None:
         (lambda root: write_one(root, IDS[1], NAMES, 98), r"not the file that manifest\.jsonl lists"),
         (not_finite, "b_dec is not finite"),
         (linked, "link out of"),
-        (lambda root: (root / MIDDLE / TABLE).unlink(), "does not tell of mid_block"),
+        (lambda root: (root / MIDDLE / TABLE).unlink(), "out of date for mid_block"),
         (lambda root: (shutil.copy(root / IDS[2].path / TABLE, root / MIDDLE), describe(root)), "made for another SAE"),
-        (lambda root: (root / "gallery" / "sheet-00.webp").unlink(), "does not tell of gallery"),
+        (lambda root: (root / "gallery" / "sheet-00.webp").unlink(), "out of date for gallery"),
         (lambda root: (edit(root / MIDDLE / "cfg.json", '"d_sae": 10', '"d_sae": 11'), describe(root)), "asks for"),
     ],
 )
@@ -401,7 +401,7 @@ def test_the_token_is_used_and_appears_nowhere(root: Path, hub: Hub, tmp_path: P
     hub.fail("commit", 500, on="models/")
     outputs = [in_its_own_process(hub, tmp_path, "--saes", str(root)) for _ in range(2)]
     assert [one.returncode for one in outputs] == [1, 0], outputs
-    assert "The same command goes on from here" in outputs[0].stderr
+    assert "Run the same command again to continue" in outputs[0].stderr
     assert SAES in outputs[1].stdout
     assert all(one.token for one in hub.log if one.stage in ("create", "preupload", "commit"))
     assert not any(one.token for one in hub.log if one.stage == "upload")  # goes to a store of files

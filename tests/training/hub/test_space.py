@@ -63,7 +63,7 @@ def test_the_staged_folder_has_the_app_and_nothing_of_training(staged: Path) -> 
     assert not list(staged.rglob("__pycache__"))
     assert "--model picturebook" in (staged / "app.args").read_text()
     assert re.search(r"[\d,]+  in \d+ files$", described(staged))
-    with pytest.raises(ValueError, match="there already"):
+    with pytest.raises(ValueError, match="exists already"):
         stage(staged, SpaceConfig())
 
 
