@@ -103,7 +103,7 @@ def test_a_readout_is_naive_bayes_by_hand() -> None:
     np.testing.assert_allclose(scores[1], odds((1, 0)), rtol=1e-5)
 
 
-def test_a_latent_that_is_everywhere_or_silent_changes_no_odds() -> None:
+def test_a_latent_that_always_or_never_fires_changes_no_odds() -> None:
     reader = make_reader(planted())
     # Half of every class's cells and of those of none: no odds move but by rounding.
     assert float(reader.contributions[5].abs().max()) < 1e-5
@@ -136,7 +136,7 @@ def identity(d: int) -> SparseAutoencoder:
     return sae
 
 
-def test_a_layout_keeps_its_shape_and_says_what_it_was_told() -> None:
+def test_a_layout_keeps_its_shape_and_its_candidate_classes() -> None:
     code = planted_code(torch.Generator().manual_seed(1))
     update = torch.zeros(N_LATENTS, TRUTH.numel())
     update[code.indices[:, 0], torch.arange(TRUTH.numel())] = 2.0
@@ -198,7 +198,7 @@ def test_a_prediction_at_the_first_step_costs_one_evaluation(model: Diffuser, co
     assert not model._lock.locked()
 
 
-def test_what_cannot_be_foretold_is_refused_before_any_work(model: Diffuser, collection: Path) -> None:
+def test_what_cannot_be_predicted_is_refused_before_any_work(model: Diffuser, collection: Path) -> None:
     before = model.n_unet_calls
     with patch("core.concepts.table.load_concepts", load):
         for wrong, error in (

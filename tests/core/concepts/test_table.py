@@ -73,11 +73,11 @@ def write_one(root: Path, sae_id: SaeId, names: Any = NAMES, seed: int = 0) -> N
         torch.ones(n, len(CLASSES)), torch.full((n,), 9.0), torch.full((len(CLASSES),), 7.0), torch.tensor(64.0)
     )
     save_tensors(folder / COUNTS, counts)
-    pictures = torch.full((n, 8), -1, dtype=torch.int16)
-    pictures[2, :2] = torch.tensor([1, 0])
+    images = torch.full((n, 8), -1, dtype=torch.int16)
+    images[2, :2] = torch.tensor([1, 0])
     maps, peaks = torch.zeros(n, 8, 2, 2, dtype=torch.uint8), torch.zeros(n, 8)
     maps[2, 0, 1, 0], peaks[2, :2] = 255, torch.tensor([4.0, 2.0])
-    save_tensors(folder / EXAMPLES, Examples(pictures, maps, peaks))
+    save_tensors(folder / EXAMPLES, Examples(images, maps, peaks))
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def root(tmp_path: Path) -> Path:
     for seed, sae_id in enumerate(IDS):
         write_one(tmp_path, sae_id, NAMES if sae_id.t == "all" else NAMES[::-1], seed)
     write_index(tmp_path, IDS)
-    pictures = [Image.new("RGB", (16, 16), colour) for colour in ((255, 0, 0), (0, 0, 255))]
-    write_gallery(tmp_path, pictures, [GalleryImage("a red sun", 1), GalleryImage("a blue whale", 2)], 16)
+    images = [Image.new("RGB", (16, 16), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    write_gallery(tmp_path, images, [GalleryImage("a red sun", 1), GalleryImage("a blue whale", 2)], 16)
     return tmp_path
 
 
@@ -96,7 +96,7 @@ def table(root: Path) -> ConceptTable:
     return core.load_concepts(root)
 
 
-def test_a_table_is_of_the_middle_hookpoint_unless_told_otherwise(root: Path) -> None:
+def test_the_default_table_is_that_of_the_bottleneck(root: Path) -> None:
     assert core.load_concepts(root).sae_id == SaeId(MIDDLE, "cond", "all")
     assert core.load_concepts(root, UP).sae_id == SaeId(UP, "cond", "all")
     early = core.load_concepts(str(root), hookpoint=MIDDLE, branch="cond", t=1)
@@ -120,7 +120,7 @@ def test_a_concept_has_its_scores_and_its_gallery(table: ConceptTable) -> None:
 
 
 @pytest.mark.parametrize("number", [10, -1, 99999])
-def test_a_number_out_of_range_is_told_the_range(table: ConceptTable, number: int) -> None:
+def test_a_number_out_of_range_is_answered_with_the_range(table: ConceptTable, number: int) -> None:
     for ask in (table.__getitem__, table.neighbours, lambda n: table.counterparts(n, table)):
         with pytest.raises(IndexError, match=f"no concept {number}: {MIDDLE}/cond/tall has the numbers 0 to 9"):
             ask(number)
@@ -204,7 +204,7 @@ class Encoder:
         return torch.stack(rows)[:, None]
 
 
-def test_search_by_meaning(table: ConceptTable) -> None:
+def test_search_by_similarity(table: ConceptTable) -> None:
     encoder: Any = Encoder()
     found = table.search("dolphin", encoder)
     assert numbers(found) == [2, 0]
@@ -276,7 +276,7 @@ def test_a_table_of_another_sae_is_refused(root: Path) -> None:
     core.load_concepts(root, UP)
 
 
-def test_what_is_missing_or_damaged_is_told(root: Path) -> None:
+def test_missing_and_damaged_files_are_reported(root: Path) -> None:
     with pytest.raises(ArtifactError, match="Did you mean 'picturebook'"):
         core.load_concepts("picturebok")
     with pytest.raises(ArtifactError, match=r"has no SAE mid_block\.attentions\.0/uncond/tall"):

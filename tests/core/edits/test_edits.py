@@ -118,7 +118,7 @@ def flat(update: Tensor) -> Tensor:
 # --- identities -------------------------------------------------------------------------------------------------------
 
 
-def test_strength_nothing_is_no_edit_to_the_bit(model: Diffuser, editor: Editor) -> None:
+def test_strength_zero_changes_nothing_to_the_bit(model: Diffuser, editor: Editor) -> None:
     plain = draw(model)
     nothing = [
         SpatialEdit(label="cat", region="left", strength=0),
@@ -133,7 +133,7 @@ def test_strength_nothing_is_no_edit_to_the_bit(model: Diffuser, editor: Editor)
     assert torch.equal(draw(model).latents, plain.latents)  # it leaves no trace
 
 
-def test_an_edit_is_removed_when_the_work_fails_or_is_given_up(model: Diffuser, editor: Editor) -> None:
+def test_an_edit_is_removed_when_a_run_fails_or_is_closed(model: Diffuser, editor: Editor) -> None:
     plain = draw(model)
     change = GlobalEdit(label="cat", strength=5, steps=(0, 2))
     run = model.generate_iter(
@@ -146,7 +146,7 @@ def test_an_edit_is_removed_when_the_work_fails_or_is_given_up(model: Diffuser, 
     assert torch.equal(draw(model).latents, plain.latents)
 
 
-def test_an_edit_that_is_taken_from_several_leaves_no_trace(model: Diffuser, editor: Editor) -> None:
+def test_leaving_out_one_of_several_edits_leaves_no_trace(model: Diffuser, editor: Editor) -> None:
     first, second = GlobalEdit(label="cat", strength=2), SpatialEdit(label="whale", region="left")
     alone, other = draw(model, editor, first), draw(model, editor, second)
     both = draw(model, editor, first, second)
@@ -172,7 +172,7 @@ def test_hooks_are_gone_after_an_edit_that_fails_while_the_sampler_runs(model: D
     assert torch.equal(draw(model).latents, plain.latents)
 
 
-def test_concepts_chosen_in_any_way_are_the_same_edit(model: Diffuser, editor: Editor) -> None:
+def test_selecting_by_label_number_or_target_is_the_same_edit(model: Diffuser, editor: Editor) -> None:
     settings: dict[str, Any] = {"region": "top-left", "strength": 3, "stage": "early"}
     here: dict[str, Any] = {"hookpoints": [MIDDLE], "branches": ["cond"]}
     by_label = draw(model, editor, SpatialEdit(label="cat", **here, **settings))
@@ -236,7 +236,7 @@ def test_raising_inside_and_silencing_outside(model: Diffuser, editor: Editor) -
         torch.testing.assert_close(difference, expected @ editor.saes[site].W_dec[numbers], atol=1e-5, rtol=1e-5)
 
 
-def test_a_share_of_the_way_to_silence(model: Diffuser, editor: Editor) -> None:
+def test_strength_is_the_share_of_the_way_to_zero(model: Diffuser, editor: Editor) -> None:
     for change, left in (
         (SpatialEdit(label="cat", region="right", strength=0.25), 0.75),
         (ReplaceEdit(label="cat", strength=0.25, region="left", steps=(0, 0)), 0.75),
@@ -250,7 +250,7 @@ def test_a_share_of_the_way_to_silence(model: Diffuser, editor: Editor) -> None:
         torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_thing_is_exchanged_for_what_is_beside_it(model: Diffuser, editor: Editor) -> None:
+def test_an_object_is_patched_with_its_surroundings(model: Diffuser, editor: Editor) -> None:
     key, numbers = ActivationKey(*COND, 0), [3, 7, 11]
     for strength in (1.0, 2.5):
         change = RemoveEdit(label="cat", strength=strength, region="left", steps=(0, 0))
@@ -260,13 +260,13 @@ def test_a_thing_is_exchanged_for_what_is_beside_it(model: Diffuser, editor: Edi
         expected = before[key].clone()
         for row, y, x in there.nonzero().tolist():
             old = before[key][row]
-            beside = old[:, y][:, ~there[row, y]] if not there[row, y].all() else old[:, ~there[row]]
-            if x < 4 and beside.numel():
-                expected[row, :, y, x] += strength * (beside.mean(1) - old[:, y, x])
+            surroundings = old[:, y][:, ~there[row, y]] if not there[row, y].all() else old[:, ~there[row]]
+            if x < 4 and surroundings.numel():
+                expected[row, :, y, x] += strength * (surroundings.mean(1) - old[:, y, x])
         torch.testing.assert_close(after[key], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_edge_of_a_thing_goes_with_it_and_what_is_everywhere_stays() -> None:
+def test_the_edge_of_an_object_is_removed_too_and_one_without_surroundings_stays() -> None:
     inside, x = torch.ones(32 * 32, 1), torch.randn(2, 32, 32, 3, generator=torch.Generator().manual_seed(0))
     z = torch.zeros(2, 32, 32, 1)
     z[0, 10, 20] = 1.0
@@ -281,7 +281,7 @@ def test_the_edge_of_a_thing_goes_with_it_and_what_is_everywhere_stays() -> None
     assert not changed[1].any()
 
 
-def test_a_style_is_taken_off_as_its_word_puts_it_on(model: Diffuser, editor: Editor) -> None:
+def test_removing_a_style_subtracts_the_effect_of_its_word(model: Diffuser, editor: Editor) -> None:
     key = ActivationKey(*COND, 0)
     before, after = updates(model, editor, [RemoveEdit(label="night", steps=(0, 0))])
     expected = -1.5 * EFFECT[[2, 5, 9]] @ editor.saes[COND].W_dec[[2, 5, 9]]
@@ -290,7 +290,7 @@ def test_a_style_is_taken_off_as_its_word_puts_it_on(model: Diffuser, editor: Ed
     )
 
 
-def test_a_target_is_held_to_the_range_seen_in_data(model: Diffuser, editor: Editor) -> None:
+def test_a_target_value_is_clipped_to_the_range_in_data(model: Diffuser, editor: Editor) -> None:
     key, whole = ActivationKey(*COND, 0), (0, STEPS - 1)
     for to, value in ((0.5, 0.5 * torch.linspace(0.1, 0.3, 64)[20]), (50, torch.linspace(0.2, 0.4, 64)[20])):
         before, after = updates(model, editor, [ReplaceEdit(label="orca", to=to, steps=whole)])
@@ -299,7 +299,7 @@ def test_a_target_is_held_to_the_range_seen_in_data(model: Diffuser, editor: Edi
         torch.testing.assert_close(flat(after[key] - before[key]), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_style_moves_what_its_word_moves_as_much_as_it_does(model: Diffuser, editor: Editor) -> None:
+def test_a_style_edit_adds_the_effect_of_its_word(model: Diffuser, editor: Editor) -> None:
     key = ActivationKey(*COND, 0)
     style = GlobalEdit(label=" Night", strength=3, steps=(0, 0))
     assert editor.concepts(style) == {COND: (2, 5, 9)}
@@ -308,7 +308,7 @@ def test_a_style_moves_what_its_word_moves_as_much_as_it_does(model: Diffuser, e
     torch.testing.assert_close(
         flat(after[key] - before[key]), expected.expand_as(flat(after[key])), atol=1e-5, rtol=1e-5
     )
-    with pytest.raises(ValueError, match="No concept has the label 'night'"):  # a place for it is not known
+    with pytest.raises(ValueError, match="No concept has the label 'night'"):  # only style edits use word effects
         editor.concepts(SpatialEdit(label="night", region="left"))
 
 
@@ -344,7 +344,7 @@ def test_patches_come_from_another_run(model: Diffuser, editor: Editor) -> None:
         draw(model, editor, late)
 
 
-def test_each_picture_of_a_batch_has_its_own_edits(model: Diffuser, editor: Editor) -> None:
+def test_each_image_of_a_batch_has_its_own_edits(model: Diffuser, editor: Editor) -> None:
     change = SpatialEdit(label="cat", region="left", strength=5)
     settings: dict[str, Any] = {"seeds": [0, 1, 2], "num_inference_steps": STEPS}
     *_, plain = model.sample([PROMPT] * 3, **settings)
@@ -358,7 +358,7 @@ def test_each_picture_of_a_batch_has_its_own_edits(model: Diffuser, editor: Edit
 # --- windows ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_sampler_names_the_steps_run_after_run(model: Diffuser, editor: Editor) -> None:
+def test_steps_are_right_run_after_run(model: Diffuser, editor: Editor) -> None:
     key_of = {step: ActivationKey(*COND, step) for step in range(STEPS)}
     change = GlobalEdit(label="cat", strength=2, steps=(1, 2))
     for n in (1, 3, 2):  # a counter in a hook would be off from the second run on
@@ -387,7 +387,7 @@ def test_stages_are_windows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (GlobalEdit(label="cot"), "No concept has the label 'cot' there. The nearest: cat, whale"),
         (GlobalEdit(), "either a label or concepts"),
@@ -421,11 +421,11 @@ def test_stages_are_windows() -> None:
         (SpatialEdit(label="cat", region=np.ones((128, 128, 3))), "not 128 x 128 x 3"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(
-    model: Diffuser, editor: Editor, change: ConceptEdit, told: str
+def test_invalid_edits_are_refused_before_any_work(
+    model: Diffuser, editor: Editor, change: ConceptEdit, message: str
 ) -> None:
     calls = model.n_unet_calls
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         editor.editing([change], STEPS)
     assert model.n_unet_calls == calls
 
@@ -433,7 +433,7 @@ def test_what_cannot_be_is_refused_before_any_work(
 # --- regions and choices ----------------------------------------------------------------------------------------------
 
 
-def test_regions_of_names_and_of_masks() -> None:
+def test_named_regions_and_masks() -> None:
     quarter = np.zeros((128, 128), dtype=np.uint8)
     quarter[:64, :64] = 255
     named = RegionMask("top-left", 128).grid(8, 8)
@@ -447,7 +447,7 @@ def test_regions_of_names_and_of_masks() -> None:
     assert RegionMask(spot, 128).grid(8, 8).sum() == pytest.approx(1 / 256)  # smaller than a cell, yet not lost
 
 
-def test_concepts_by_label_word_number_and_place(editor: Editor) -> None:
+def test_concepts_by_label_synonym_number_and_site(editor: Editor) -> None:
     assert editor.concepts(GlobalEdit(label="cat", branches=["cond", "uncond"])) == {COND: (3, 7, 11), UNCOND: (5,)}
     assert editor.concepts(GlobalEdit(label=" Orca ", branches=["cond", "uncond"])) == {COND: (20,)}
     assert editor.concepts(GlobalEdit(concepts=[9, 2, 9])) == {COND: (9, 2)}

@@ -33,7 +33,7 @@ def positions() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
-def test_what_is_read_computes_what_was_saved_to_the_bit(tmp_path: Path, architecture: Architecture) -> None:
+def test_a_round_trip_through_files_is_exact(tmp_path: Path, architecture: Architecture) -> None:
     sae = make_sae(architecture)
     save_sae(sae, tmp_path, {"t": "all", "fvu": 0.25})
     again = read_sae(tmp_path)

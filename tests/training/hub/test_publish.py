@@ -95,7 +95,7 @@ def test_what_is_published_is_what_is_loaded_in_one_commit_a_repository(root: Pa
     assert table[2].gallery[0].image.size == (16, 16)
 
 
-def test_the_cards_tell_how_good_they_are_and_where_the_rest_is(root: Path, hub: Hub) -> None:
+def test_the_cards_have_figures_and_links(root: Path, hub: Hub) -> None:
     release(root)
     card = hub.model(SAES).files["README.md"].decode()
     assert MARK in card
@@ -198,7 +198,7 @@ def test_an_answer_that_was_lost_is_noticed_by_the_next_run(root: Path, hub: Hub
 @pytest.mark.parametrize(
     ("stage", "how"), [("preupload", 429), ("batch", 500), ("upload", 500), ("upload", "drop"), ("resolve", "drop")]
 )
-def test_a_fault_that_passes_is_sat_out(root: Path, hub: Hub, stage: str, how: Answer) -> None:
+def test_a_temporary_fault_is_retried(root: Path, hub: Hub, stage: str, how: Answer) -> None:
     hub.fail(stage, how)
     assert release(root).changed == (TABLES, SAES)
 
@@ -298,7 +298,7 @@ def test_what_is_damaged_is_refused_before_any_request(root: Path, hub: Hub, dam
     assert not hub.log
 
 
-def test_all_that_is_wrong_is_told_at_once(root: Path) -> None:
+def test_all_problems_are_reported_at_once(root: Path) -> None:
     linked(root)
     (root / IDS[2].path / TABLE).unlink()
     with pytest.raises(ValueError, match=r"(?s)cannot be published:\n- .*link out of.*\n- .*up_blocks"):
@@ -390,10 +390,10 @@ def test_the_line_that_the_command_ends_with_loads_what_was_published(
 
 def in_its_own_process(hub: Hub, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """The command, with everything that its libraries have to say."""
-    told = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_VERBOSITY": "debug", "HOME": str(home)}
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_VERBOSITY": "debug", "HOME": str(home)}
     line = [sys.executable, "-m", "training", "publish", SAES, "--tables", TABLES, *words]
-    told |= environment(hub, home)
-    return subprocess.run(line, env=told, capture_output=True, text=True, timeout=200, check=False)
+    environ |= environment(hub, home)
+    return subprocess.run(line, env=environ, capture_output=True, text=True, timeout=200, check=False)
 
 
 def test_the_token_is_used_and_appears_nowhere(root: Path, hub: Hub, tmp_path: Path) -> None:
