@@ -4,14 +4,15 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 RegionName = Literal["top-left", "top-right", "bottom-left", "bottom-right", "top", "bottom", "left", "right", "all"]
 """Quarters and halves of an image, and all of it."""
-Region = Any
-"""One of `RegionName`, or a mask of the image's size: [H, W], an array, a tensor or an image; above 0 is inside."""
+Region = str | Tensor | Image.Image | NDArray[Any]
+"""One of `RegionName`, or a mask [H, W] of the image's size: an array, a tensor or an image; above 0 is inside."""
 REGIONS: tuple[RegionName, ...] = get_args(RegionName)
 
 
@@ -50,11 +51,12 @@ def _named_mask(name: str, size: int) -> Tensor:
     return mask
 
 
-def _mask(region: Region, size: int) -> Tensor:
-    array = region.detach().cpu().numpy() if isinstance(region, Tensor) else region
-    if isinstance(array, Image.Image):
-        array = array.convert("L")
-    mask = torch.from_numpy(np.asarray(array) > 0).float()
+def _mask(region: Tensor | Image.Image | NDArray[Any], size: int) -> Tensor:
+    if isinstance(region, Tensor):
+        region = region.detach().cpu().numpy()
+    elif isinstance(region, Image.Image):
+        region = region.convert("L")
+    mask = torch.from_numpy(np.asarray(region) > 0).float()
     if mask.shape != (size, size):
         raise ValueError(
             f"A region has the size of the image, {size} x {size}, not {' x '.join(map(str, mask.shape))}."
