@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--share", action="store_true", help="also make a public link through Gradio's relay")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     own = Path(__file__).with_suffix(".args")
-    return parser.parse_args([*(own.read_text().split() if own.exists() else ()), *sys.argv[1:]])
+    return parser.parse_args([*(own.read_text(encoding="utf-8").split() if own.exists() else ()), *sys.argv[1:]])
 
 
 def main() -> None:

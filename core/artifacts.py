@@ -1,8 +1,8 @@
-"""Where an artifact's files are: embedded in this package, in a local folder, or on the Hub at a revision.
+"""The files of an artifact: in this package, in a local folder, or on the Hub at a revision.
 
-One resolver for models, sparse autoencoders, concept tables and galleries. Only the files that are asked for are
-fetched, all of one commit; what the artifact's manifest lists is checked against it. Only the forms in `READ` are
-opened, of which none runs code, and no path leaves the folder.
+The same resolver serves models, sparse autoencoders, concept tables and galleries. Only requested files are downloaded,
+all from one commit, and checked against the artifact's manifest. Only file types in `READ` are opened, none of which
+can run code, and no path can leave the folder.
 """
 
 import difflib
@@ -28,14 +28,14 @@ from core.errors import ArtifactError, ModelError
 from core.spec import BUILT_IN, ModelSpec
 
 WEIGHTS = ("unet", "vae", "text_encoder")
-"""Components of a StableDiffusionPipeline folder that have weights we use."""
+"""Components of a StableDiffusionPipeline whose weights are used here."""
 MANIFEST = "manifest.jsonl"
-"""A line a folder of the artifact: `path`, and under `files` the sha256 of each of its files by name."""
+"""One JSON line per folder of the artifact: `path`, and under `files` the sha256 of each file by name."""
 READ = (".json", ".jsonl", ".md", ".parquet", ".safetensors", ".webp")
-"""Endings of the files that are read at all."""
+"""Suffixes of the only files that are read."""
 
 HUB_ERRORS: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, ValueError, RuntimeError)
-"""What huggingface_hub may raise; its own error's bases are OSError and that of all errors of its HTTP library."""
+"""Errors that huggingface_hub may raise; the bases of its own are OSError and the base of its HTTP library's errors."""
 
 RepoType = Literal["model", "dataset"]
 
@@ -45,35 +45,35 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class Source(NamedTuple):
-    """A place that a name stands for."""
+    """What a name refers to."""
 
     name: str
     """What the user called it."""
     folder: Path | None
-    """A folder on this disk; None: on the Hub."""
+    """A local folder; None if it is on the Hub."""
     hub_id: str = ""
-    """Of the repository, `owner/name`."""
+    """The repository, `owner/name`."""
     revision: str | None = None
-    """Commit, tag or branch; None: the newest."""
+    """Commit, tag or branch; None: the newest commit."""
 
 
 class Files:
-    """The files of an artifact, found when they are asked for."""
+    """The files of an artifact, resolved on request."""
 
     source: Source
     """Where they are."""
 
     def __init__(self, source: Source, repo_type: RepoType = "model", *, cache: Path | None = None) -> None:
-        """`cache` is the folder for what is fetched; None: the one that all programs of this user share."""
+        """`cache` is the folder for downloads; None: the shared cache of huggingface_hub."""
         self.source, self._repo_type, self._cache = source, repo_type, cache
         self._revision = source.revision
         self._checked: set[str] = set()
 
     def fetch(self, name: str) -> Path:
-        """Where a file is on this disk, after it was fetched if need be.
+        """The local path of a file, downloaded if need be.
 
         Raises:
-            ArtifactError: There is none, or it cannot be had, or it is not what the manifest says.
+            ArtifactError: It does not exist, cannot be downloaded, or does not match the manifest.
         """
         path = self.find(name)
         if path is None:
@@ -81,10 +81,10 @@ class Files:
         return path
 
     def find(self, name: str) -> Path | None:
-        """The same; None if the artifact has no such file.
+        """The local path of a file, downloaded if need be; None if the artifact has no such file.
 
         Raises:
-            ArtifactError: It cannot be had, or not be asked for, or it is not what the manifest says.
+            ArtifactError: It cannot be downloaded, is of a type that is not read, or does not match the manifest.
         """
         check_name(name)
         path = self._find(name)
@@ -92,19 +92,19 @@ class Files:
             return path
         wanted = self._sums.get(name)
         if wanted and self.source.folder is None and file_sha256(path) != wanted:
-            with suppress(ArtifactError):  # offline, what is there is judged
-                path = self._download(name, again=True) or path  # damaged on its way, perhaps long ago
+            with suppress(ArtifactError):  # offline, the cached file is judged
+                path = self._download(name, again=True) or path  # it was damaged in a download, perhaps long ago
         if wanted and (found := file_sha256(path)) != wanted:
             raise ArtifactError(
                 f"{name} of {self.source.name} is not the file that {MANIFEST} lists (sha256 {found[:8]}, not "
-                f"{wanted[:8]}): it was damaged or changed. Get it again, or, if you changed it, delete {MANIFEST}."
+                f"{wanted[:8]}): it was damaged or changed. Download it again or, if you changed it, delete {MANIFEST}."
             )
         self._checked.add(name)
         return path
 
     @cached_property
     def _sums(self) -> dict[str, str]:
-        """sha256 of the files that the manifest lists."""
+        """sha256 of the files in the manifest."""
         path = self.find(MANIFEST)
         return {} if path is None else checksums(read_manifest(path))
 
@@ -139,13 +139,13 @@ class Files:
             return None
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             raise ArtifactError(
-                f"There is no {self.source.name} on the Hub, or it is not open to you (`hf auth login`): check the "
-                f"name and revision."
+                f"There is no {self.source.name} on the Hub, or you have no access to it (`hf auth login`). Check the "
+                f"name and the revision."
             ) from error
         except HUB_ERRORS as error:
             raise ArtifactError(f"{name} could not be fetched from {self.source.name} on the Hub: {error}") from error
         if not self._is_pinned:
-            # A branch may move between two files: from here on all are of the commit that the first was of.
+            # A branch may move between two downloads: from here on, all files are taken from the first one's commit.
             commit = path.parents[name.count("/")].name
             self._revision = commit if _COMMIT.fullmatch(commit) else self._revision
         return path
@@ -156,7 +156,7 @@ class Files:
 
 
 def find_source(name: str | Path) -> Source | None:
-    """The local folder, or the repository `owner/name[@revision]` on the Hub, of a name; None if it is neither."""
+    """The local folder, or the Hub repository `owner/name[@revision]`, of a name; None if it is neither."""
     text = str(name)
     folder = Path(text).expanduser()
     if folder.is_dir():
@@ -166,7 +166,7 @@ def find_source(name: str | Path) -> Source | None:
 
 
 def neither(what: str, name: str | Path, built_in: Iterable[str], remedy: str = "") -> str:
-    """What to say of a name that stands for nothing; `what` begins the sentence."""
+    """The error message for a name that refers to nothing; `what` begins the sentence."""
     known = list(built_in)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -179,74 +179,79 @@ def neither(what: str, name: str | Path, built_in: Iterable[str], remedy: str = 
 def find_model(name: str | Path) -> ModelSpec:
     """The spec behind a built-in name, a local folder, or `owner/name[@revision]` on the Hub.
 
-    A local folder is checked here, so that what is missing is said before anything slow happens.
+    A local folder is checked, so that missing files are reported before anything slow happens.
+
+    Raises:
+        ModelError: No such model, or a folder without a complete pipeline in safetensors.
     """
     text = str(name)
     if text in BUILT_IN:
         spec = BUILT_IN[text]
         if not _HUB_NAME.fullmatch(spec.source):
             remedy = f"Make it with `python -m training {text}`, or load another: a folder or a Hub id."
-            _check_model(Path(spec.source), f"The embedded model {text!r} is not there yet. {remedy}")
+            _check_model(Path(spec.source), f"The embedded model {text!r} does not exist yet. {remedy}")
         return spec
     source = find_source(name)
     if source is None:
         raise ModelError(neither("There is no model", name, BUILT_IN))
     if source.folder is None:
         return ModelSpec(name=source.hub_id, source=source.hub_id, revision=source.revision)
-    _check_model(source.folder, f"{source.folder} is no StableDiffusionPipeline folder.")
+    _check_model(source.folder, f"{source.folder} is not a StableDiffusionPipeline folder.")
     return ModelSpec(name=source.folder.resolve().name, source=str(source.folder))
 
 
 def is_local(spec: ModelSpec) -> bool:
-    """Whether the model's files are on this disk."""
+    """Whether the model's files are in a local folder."""
     return Path(spec.source).expanduser().is_dir()
 
 
 def check_name(name: str) -> None:
-    """Refuse a file's name that leaves its artifact's folder, or that has a form which is not read."""
+    """Raise an `ArtifactError` for a name that leaves the artifact's folder, or a file type that is not read."""
     if "\\" in name or ":" in name or any(part in ("", ".", "..") for part in name.split("/")):
-        raise ArtifactError(f"{name!r} is refused: it leaves the artifact's folder.")
+        raise ArtifactError(f"{name!r} is refused: it is outside the artifact's folder.")
     if not name.endswith(READ):
-        raise ArtifactError(f"{name!r} is refused: only {', '.join(READ)} are read, never a pickle, which runs code.")
+        raise ArtifactError(
+            f"{name!r} is refused: only {', '.join(READ)} are read, never a pickle, which can run code."
+        )
 
 
 def check_inside(folder: Path, path: Path) -> None:
-    """Refuse a file of a folder that a link leads out of it."""
+    """Raise an `ArtifactError` for a file that a link takes out of its folder."""
     root = folder.resolve()
     if root.parent.name == "snapshots":
-        root = root.parents[1]  # the Hub's cache: its snapshots are links into the folder beside them
+        root = root.parents[1]  # in the Hub's cache, snapshots are links into the folder next to them
     if not path.resolve().is_relative_to(root):
-        raise ArtifactError(f"{path} is refused: it is a link that leaves {folder}.")
+        raise ArtifactError(f"{path} is refused: it is a link out of {folder}.")
 
 
 def read_manifest(path: Path) -> list[dict[str, Any]]:
-    """The lines of a manifest.
+    """The lines of a manifest, as JSON objects.
 
     Raises:
-        ArtifactError: It is damaged.
+        ArtifactError: The file is damaged.
     """
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         if not all(isinstance(line["path"], str) and isinstance(line.get("files", {}), dict) for line in lines):
-            raise ValueError("a path or files are of another kind")
+            raise ValueError("a path or files have the wrong type")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}). Get it again.") from error
+        raise ArtifactError(f"{path} is damaged ({error}). Download it again.") from error
     return lines
 
 
 def checksums(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """sha256 of each file that a manifest lists, by its path under the root."""
+    """sha256 of each file in a manifest, by its path from the root."""
     return {f"{line['path']}/{name}": str(digest) for line in lines for name, digest in line.get("files", {}).items()}
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file's contents."""
+    """sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def pickles_among(names: Iterable[str]) -> list[str]:
-    """Those that are pickles by their ending."""
+    """The names with the suffix of a pickle."""
     return [name for name in names if name.endswith(_PICKLES)]
 
 
@@ -255,7 +260,7 @@ def _check_model(folder: Path, otherwise: str) -> None:
     if not index.is_file():
         raise ModelError(f"{otherwise} (There is no {index}.)")
     try:
-        components = json.loads(index.read_text())
+        components = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{index} is not JSON ({error}). Save the pipeline again.") from error
     for component in ("tokenizer", "scheduler", *WEIGHTS):
@@ -268,7 +273,7 @@ def _check_model(folder: Path, otherwise: str) -> None:
         files = [path.name for path in (folder / component).iterdir()]
         if not any(name.endswith(".safetensors") for name in files):
             pickles = pickles_among(files)
-            found = f"only {pickles[0]}, a pickle, which could run code on loading" if pickles else "no weights"
+            found = f"only {pickles[0]}, a pickle, which could run code when it is loaded" if pickles else "no weights"
             raise ModelError(
                 f"{folder / component} has {found}. Save the pipeline as safetensors with "
                 f"`pipeline.save_pretrained(folder, safe_serialization=True)`."

@@ -1,10 +1,10 @@
-"""What a user can get wrong, said so that the user can put it right. No torch is imported here."""
+"""Errors that a user can cause; every message says how to fix it. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 
 
 class ModelError(ValueError):
-    """A model that cannot be found or used; the message says what to do."""
+    """A model that cannot be found or used."""
 
 
 class OutOfMemory(ModelError):
@@ -22,31 +22,31 @@ class OutOfMemory(ModelError):
 
 
 class ArtifactError(ValueError):
-    """A trained artifact, such as an SAE, that cannot be found or read; the message says what to do."""
+    """A trained artifact, such as an SAE, that cannot be found or read."""
 
 
 class ImageError(ValueError):
-    """A picture that cannot be used; the message says what to do."""
+    """An image that cannot be used."""
 
 
 class PromptError(ValueError):
-    """A prompt that the model cannot take; the message says what to do."""
+    """A prompt that the model cannot use."""
 
 
 class EmptyPromptError(PromptError):
-    """A prompt without a word."""
+    """A prompt without words."""
 
     def __init__(self) -> None:
-        super().__init__("The prompt is empty. Describe the picture in a few words.")
+        super().__init__("The prompt is empty. Describe the image in a few words.")
 
 
 class PromptTooLongError(PromptError):
-    """A prompt with more tokens than the model reads. Nothing is cut off silently."""
+    """A prompt with more tokens than the model reads. Prompts are never truncated silently."""
 
     n_tokens: int
-    """Tokens counted in the prompt, without the start and end marks. A token is a word, a part of one, or a mark."""
+    """Tokens in the prompt, without the start and end tokens."""
     limit: int
-    """Most tokens the model reads."""
+    """The most tokens that the model reads."""
 
     def __init__(self, n_tokens: int, limit: int, n_words: int) -> None:
         self.n_tokens, self.limit, self.n_words = n_tokens, limit, n_words
@@ -58,22 +58,22 @@ class PromptTooLongError(PromptError):
 
 
 class UnknownWordError(PromptError):
-    """Words that the model was never taught."""
+    """Words that are not in the model's vocabulary."""
 
     suggestions: dict[str, list[str]]
-    """Each unknown word with the nearest words that the model knows, nearest first; possibly none."""
+    """Each unknown word with the nearest known words, nearest first; possibly none."""
 
     def __init__(self, suggestions: Mapping[str, Sequence[str]]) -> None:
         self.suggestions = {word: list(near) for word, near in suggestions.items()}
-        told = [
+        advice = [
             f"{word!r} (try {', '.join(near)})" if near else f"{word!r} (leave it out)"
             for word, near in self.suggestions.items()
         ]
-        super().__init__(f"This model does not know {', '.join(told)}.")
+        super().__init__(f"This model does not know {', '.join(advice)}.")
 
 
 class WordNotInPromptError(PromptError):
-    """Attribution was asked for a word that the prompt does not have."""
+    """A word that is not in the prompt was requested."""
 
     def __init__(self, word: str, words: Sequence[str]) -> None:
         self.word, self.words = word, list(words)
@@ -81,4 +81,4 @@ class WordNotInPromptError(PromptError):
 
 
 class Cancelled(RuntimeError):
-    """A callback asked to stop before there was anything to return."""
+    """A callback stopped the work before there was a result."""

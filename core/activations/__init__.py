@@ -1,1 +1,5 @@
-"""Hooks into the U-Net while the sampler runs: residual updates recorded and edited, cross-attention maps."""
+"""Hooks into the U-Net while the sampler runs: record and edit residual updates, record cross-attention maps."""
+
+from core.activations.hooks import ActivationKey, edit, record
+
+__all__ = ["ActivationKey", "edit", "record"]

@@ -1,9 +1,9 @@
 """Cross-attention maps: how much each position of a block attends to each token of the prompt.
 
-A context manager round a `Diffuser`, as `core.activations.hooks.record` is for residual updates, told the step and the
-branches by the sampler in the same way. The attention processors of diffusers are wrapped, not replaced: each still
-computes the layer's output, whichever processor it is, and the output stays the same to the bit. The maps are computed
-beside it from the layer's own queries and keys.
+`record_attention` is a context manager for a `Diffuser`, the counterpart of `core.activations.hooks.record` for
+attention. It wraps the attention processors of diffusers and does not replace them: whichever processor a layer has, it
+still computes the layer's output, unchanged to the bit. The maps are computed separately, from the layer's own queries
+and keys.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,10 +23,10 @@ class WordMaps(NamedTuple):
     """Attention to the words of one prompt."""
 
     words: tuple[str, ...]
-    """The W different words of the prompt, lower case, in the order of their first occurrence."""
+    """The W distinct words of the prompt, in lower case, in order of first occurrence."""
     maps: Tensor
-    """[..., W, h, w] share of each position's attention that a word gets, all its tokens and occurrences together. The
-    marks of start and end get most of the rest."""
+    """[..., W, h, w] share of each position's attention on a word, summed over its tokens and occurrences. Most of the
+    rest is on the start and end tokens."""
 
 
 def record_attention(
@@ -38,28 +38,27 @@ def record_attention(
     sink: Sink | None = None,
     stop: bool = False,
 ) -> "AttentionRecording":
-    """Keep the cross-attention maps of all that the model computes inside the `with`, by `Key`: [B, tokens, h, w].
+    """Record the cross-attention maps of all U-Net calls inside the `with`, by `ActivationKey`: [B, tokens, h, w].
 
-    A map is the mean over the heads of the block's cross-attention, and over its layers where it has several; at each
-    position it adds up to 1 over the tokens, start, end and padding included. The arguments and errors are those of
-    `core.activations.hooks.record`, and so is the order: entered before a `record` that stops, it sees the block at which
-    that one stops.
+    A map is the mean over the heads of the block's cross-attention, and over its layers if it has several; at each
+    position it sums to 1 over the tokens, start, end and padding included. The arguments and errors are those of
+    `core.activations.hooks.record`. Entered before a `record` that stops, it sees the block at which that one stops.
     """
     return AttentionRecording(model, hookpoints, branches, steps, sink, stop)
 
 
 def word_maps(model: Diffuser, prompt: str, maps: Tensor) -> WordMaps:
-    """Maps of the words of a prompt from those of its tokens, [..., tokens, h, w].
+    """Maps of the words of a prompt, from maps [..., tokens, h, w] of its tokens.
 
     Raises:
-        PromptTooLongError: The prompt has more tokens than the model reads at once.
-        ValueError: The maps are not of as many tokens as the model's prompts have.
+        PromptTooLongError: The prompt has more tokens than the model reads.
+        ValueError: The maps do not have as many tokens as the prompt.
     """
     model.vocabulary.check_length(prompt)
     spans = model.vocabulary.token_spans(prompt)
-    # Beside a longer prompt, one in the same batch has more rows than its own.
+    # In a batch with a longer prompt, the maps have more tokens than this prompt alone.
     if maps.ndim < 3 or maps.shape[-3] < len(spans) or maps.shape[-3] % (model.vocabulary.window + 2):
-        raise ValueError(f"Maps [..., {len(spans)}, h, w] of this prompt's tokens are needed, not {list(maps.shape)}.")
+        raise ValueError(f"This prompt needs maps [..., {len(spans)}, h, w] of its tokens, not {list(maps.shape)}.")
     words = distinct_words(prompt)
     belongs = torch.zeros(len(words), maps.shape[-3], dtype=maps.dtype, device=maps.device)
     for word in split_words(prompt):
@@ -70,9 +69,9 @@ def word_maps(model: Diffuser, prompt: str, maps: Tensor) -> WordMaps:
 
 
 class AttentionRecording(Recording):
-    """What `record_attention` returns: the maps [B, tokens, h, w] by `Key`; B counts the prompts of the key's branch.
+    """What `record_attention` returns: by `ActivationKey`, maps [B, tokens, h, w] of the B prompts of a branch.
 
-    A position's column adds up to 1 over the tokens.
+    At each position a map sums to 1 over the tokens.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class AttentionRecording(Recording):
         super().__enter__()
         for name in self._hookpoints:
             block: Any = self._model.unet.get_submodule(name)
-            # Before a call, not after it: one that failed leaves its maps behind.
+            # Cleared before a call rather than after it, because a call that fails leaves its maps behind.
             self._handles.append(block.register_forward_pre_hook(lambda *_, name=name: self._layers[name].clear()))
             for layer in block.transformer_blocks:
                 if layer.attn2 is not None:
@@ -108,23 +107,23 @@ class AttentionRecording(Recording):
             attention.set_processor(processor)
 
     def _see(self, name: str, attention: Any, hidden: Tensor, text: Tensor, mask: Tensor | None) -> None:
-        """Compute a layer's map, [rows, positions, tokens], if its call is wanted."""
+        """Compute the map of a layer, [rows, positions, tokens], if this call is recorded."""
         if self._wanted(name, len(hidden)):
             self._layers[name].append(attention_map(attention, hidden, text, mask))
 
     def _act(self, wanted: list[tuple[ActivationKey, slice]], _: Tensor, after: Tensor) -> None:
-        """The block is through: its output tells the shape of its positions."""
+        """At the end of the block, whose output has the shape of its grid."""
         layers = self._layers[wanted[0][0].hookpoint]
         if not layers:
-            raise RuntimeError(f"{wanted[0][0].hookpoint!r} was called without text: there is no attention to it.")
+            raise RuntimeError(f"{wanted[0][0].hookpoint!r} was called without text, so there is no cross-attention.")
         maps = torch.stack(layers).mean(0).transpose(1, 2)
         maps = maps.reshape(*maps.shape[:2], *after.shape[-2:])
-        # `Recording` keeps a difference, here to nothing, which makes the rows that are kept a tensor of their own.
+        # `Recording` keeps the difference to `before`; with zeros that is the maps, as tensors of their own.
         super()._act(wanted, torch.zeros_like(maps), maps)
 
 
 class _Watched:
-    """An attention processor that shows what it is given before it computes."""
+    """An attention processor that passes its inputs to an observer before it computes."""
 
     def __init__(self, processor: Any, see: Callable[..., None]) -> None:
         self._processor, self._see = processor, see
@@ -148,13 +147,13 @@ class _Watched:
 
 @torch.no_grad()
 def attention_map(attention: Any, hidden: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax of scaled products of queries and keys, mean over heads: [rows, positions, tokens] float32.
+    """Softmax of the scaled dot products of queries and keys, mean over heads: [rows, positions, tokens] float32.
 
     Args:
-        attention: An `Attention` of diffusers.
-        hidden: [rows, positions, channels] what asks.
-        text: [rows, tokens, D] what is asked.
-        mask: Added to the products, as the U-Net hands it on.
+        attention: An `Attention` layer of diffusers.
+        hidden: [rows, positions, channels] input of the queries.
+        text: [rows, tokens, D] input of the keys.
+        mask: Added to the dot products, as the U-Net passes it on.
     """
     if attention.norm_cross:
         text = attention.norm_encoder_hidden_states(text)

@@ -1,13 +1,13 @@
-"""Record and edit residual updates: what cross-attention blocks add to the stream, while the sampler runs.
+"""Record and edit residual updates, that is, what cross-attention blocks add to the residual stream.
 
-Two context managers round a `Diffuser`. The residual update of a hookpoint is its block's output minus its input,
-[B, C, H, W]. Which step it is and which rows are which branch is told by the sampler (`model.moment`), never counted
-here. Any other call of the U-Net, `predict_noise` among them, counts as the branch "cond" with the step None: it is
-recorded and edited where no steps are named.
+The residual update of a hookpoint is the output of its block minus the input, [B, C, H, W]. `record` and `edit` are
+context managers for a `Diffuser`. The sampler says which step it is at and which rows belong to which branch
+(`model.step_context`); nothing is counted here. Any other call of the U-Net, such as `predict_noise`, counts as branch
+"cond" with step None, and is recorded or edited if no steps are named.
 
-Hooks act in the order in which their contexts were entered: a recording inside an edit sees the edited update, one
-outside it the update before. They see every call of the model, whichever job makes it; where several jobs share a
-model, hand them to `model.sample` or `model.generate` as `contexts`, which enter them once the model is theirs.
+Hooks act in the order in which their contexts are entered: a recording inside an edit sees the edited update, one
+outside it the original. They see every call of the model, whichever job makes it. Where several jobs share a model,
+pass them to `model.sample` or `model.generate` as `contexts`, which enter them when the model is free.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,20 +27,20 @@ _ALONE: tuple[Branch, ...] = ("cond",)
 
 
 class ActivationKey(NamedTuple):
-    """Where and when a residual update was made; equal to the plain tuple of its fields."""
+    """Where and when a residual update was computed; equal to the plain tuple of its fields."""
 
     hookpoint: str
     """Dotted module name of the block."""
     branch: Branch
-    """Half of the guided batch."""
+    """Branch of classifier-free guidance."""
     step: int | None
-    """Sampler step, from 0; None for a call that the sampler did not make."""
+    """Sampler step, from 0; None for a call outside the sampler."""
 
 
 Sink = Callable[[ActivationKey, Tensor], None]
-"""Takes an update [B, C, H, W], B the prompts of its branch, in the model's precision and on its device."""
-Edit = Callable[[ActivationKey, Tensor], Tensor | None]
-"""From an update [B, C, H, W] to another of that shape, or to None, which leaves everything as it is to the bit."""
+"""Receives an update [B, C, H, W] of the B prompts of a branch, in the model's dtype and on its device."""
+UpdateEdit = Callable[[ActivationKey, Tensor], Tensor | None]
+"""Maps an update [B, C, H, W] to a new one of that shape, or to None, which leaves it unchanged to the bit."""
 
 
 def record(
@@ -52,49 +52,58 @@ def record(
     sink: Sink | None = None,
     stop: bool = False,
 ) -> "Recording":
-    """Keep the residual updates of all that the model computes inside the `with`, by `Key`.
+    """Record the residual updates of all U-Net calls inside the `with`, by `ActivationKey`.
 
-    A moment that comes again (a second run, another batch) takes the place of the first; a `sink` sees both. To run no
-    step in vain, give `model.sample` the last wanted one as `last_step`; `stop` saves the rest of its U-Net call too.
+        >>> with record(model, ["mid_block.attentions.0"], steps=[0]) as updates:
+        ...     image = model.generate("a cat on grass").image
+        >>> updates["mid_block.attentions.0", "cond", 0].shape
+        torch.Size([1, 192, 8, 8])
+
+    An update with the same key (from a second run, or another batch) replaces the first; a `sink` sees both. To save
+    steps, give `model.sample` the last one you need as `last_step`; `stop` also saves the rest of that U-Net call.
 
     Args:
         model: The model.
-        hookpoints: Cross-attention blocks; the model's own by default.
-        branches: Halves of a guided batch. A run without guidance has "cond" alone.
-        steps: Sampler steps; None: every one, and calls that the sampler did not make.
-        sink: Is given every update, and nothing is kept.
-        stop: End the `with` block as soon as the last wanted update is there: in the middle of the U-Net's call, the
-            sampler's generator closed and the model free. What follows in the block is skipped.
+        hookpoints: Cross-attention blocks; by default the model's own.
+        branches: Branches of classifier-free guidance. A run without guidance has "cond" only.
+        steps: Sampler steps; None: all of them, and calls outside the sampler.
+        sink: Called with every update, in which case none is kept.
+        stop: End the `with` block at the last update to record, in the middle of the U-Net call: the sampler's
+            generator is closed, the model is free, and the rest of the block is skipped.
 
     Raises:
-        ModelError: No such block; the U-Net's blocks are listed.
-        ValueError: No such branch or step, here or once the sampler tells what it has.
+        ModelError: No such block; the message lists the U-Net's blocks.
+        ValueError: No such branch or step, raised here or when the sampler starts.
     """
     return Recording(model, hookpoints, branches, steps, sink, stop)
 
 
 def edit(
     model: Diffuser,
-    edits: Edit | Sequence[Edit],
+    edits: UpdateEdit | Sequence[UpdateEdit],
     hookpoints: Iterable[str] | None = None,
     *,
     branches: Iterable[Branch] = BRANCHES,
     steps: Iterable[int] | None = None,
 ) -> "Editing":
-    """Change the residual updates of all that the model computes inside the `with`.
+    """Change the residual updates of all U-Net calls inside the `with`.
 
-    Several edits apply in order, each to what the one before left. The rest is as for `record`.
+        >>> def double(key, update):
+        ...     return 2 * update if key.branch == "cond" else None
+        >>> with edit(model, double, ["mid_block.attentions.0"], steps=range(5)):
+        ...     image = model.generate("a cat on grass").image
+
+    Several edits apply in order, each to the result of the one before. The other arguments are as for `record`.
 
     Raises:
-        ModelError: No such block; the U-Net's blocks are listed.
-        ValueError: No such branch or step, here or once the sampler tells what it has; an edit that returns another
-            shape.
+        ModelError: No such block; the message lists the U-Net's blocks.
+        ValueError: No such branch or step, raised here or when the sampler starts; an edit that returns another shape.
     """
     return Editing(model, hookpoints, branches, steps, (edits,) if callable(edits) else tuple(edits))
 
 
 class _Hooks:
-    """Forward hooks on blocks of a U-Net, from entering the context to leaving it."""
+    """Forward hooks on blocks of a U-Net while the context is entered."""
 
     def __init__(
         self,
@@ -111,13 +120,13 @@ class _Hooks:
         if wrong or not self._branches:
             raise ValueError(f"A branch is one of {', '.join(BRANCHES)}, not {wrong[0] if wrong else 'none'!r}.")
         if self._steps is not None and min(self._steps, default=-1) < 0:
-            raise ValueError(f"Steps count from 0 and there is at least one; {sorted(self._steps)} were given.")
+            raise ValueError(f"Steps are one or more numbers from 0 on, not {sorted(self._steps)}.")
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._entered = False
 
     def __enter__(self) -> Self:
         if self._entered:
-            raise RuntimeError("This context was entered before; make a new one for each `with`.")
+            raise RuntimeError("This context was entered before. Make a new one for each `with`.")
         self._entered = True
         for name in self._hookpoints:
             block = self._model.unet.get_submodule(name)
@@ -132,7 +141,7 @@ class _Hooks:
     def _on_output(
         self, name: str, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        """The hook: find the tensors, whatever they are wrapped in, and hand back what the block should return."""
+        """The hook: unwrap the input and output tensors, act, and wrap the result as the block does."""
         before: Tensor = args[0] if args else kwargs["hidden_states"]
         after: Any = output[0] if isinstance(output, tuple) else output
         if not isinstance(after, Tensor):
@@ -144,7 +153,7 @@ class _Hooks:
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     def _wanted(self, name: str, n_rows: int) -> list[tuple[ActivationKey, slice]]:
-        """The parts of this call's batch to act on."""
+        """Keys and rows of the parts of this call's batch to act on."""
         step_context = self._model.step_context
         if step_context is not None:
             self._check_run(step_context)
@@ -159,7 +168,7 @@ class _Hooks:
         ]
 
     def _check_run(self, step_context: StepContext) -> None:
-        """Refuse what this run of the sampler can never give, rather than end with nothing."""
+        """Raise a `ValueError` for branches or steps that this run of the sampler does not have."""
         if self._branches.isdisjoint(step_context.branches):
             raise ValueError(
                 f"This run has no branch {' or '.join(sorted(self._branches))}: a guidance_scale of 1 runs cond alone."
@@ -170,19 +179,19 @@ class _Hooks:
             )
 
     def _act(self, wanted: list[tuple[ActivationKey, slice]], before: Tensor, after: Tensor) -> Tensor | None:
-        """Do something with the wanted rows of a block's input and output; the new output, if there is one."""
+        """Act on the selected rows of a block's input and output; returns the new output, or None if unchanged."""
         raise NotImplementedError
 
 
 class _Stop(BaseException):
-    """Ends the `with` block of a recording that has all it wants. No `except Exception` on the way may catch it."""
+    """Ends the `with` block of a complete recording. Not an `Exception`, so that nothing on the way catches it."""
 
     def __init__(self, recording: "Recording") -> None:
         self.recording = recording
 
 
 class Recording(_Hooks, Mapping[ActivationKey, Tensor]):
-    """What `record` returns: the updates [B, C, H, W] by `Key`, detached; B counts the prompts of the key's branch."""
+    """What `record` returns: by `ActivationKey`, detached updates [B, C, H, W] of the B prompts of a branch."""
 
     def __init__(
         self,
@@ -220,7 +229,7 @@ class Recording(_Hooks, Mapping[ActivationKey, Tensor]):
 
     def _act(self, wanted: list[tuple[ActivationKey, slice]], before: Tensor, after: Tensor) -> None:
         for key, rows in wanted:
-            # The difference is a tensor of its own: what the U-Net does to its parts later does not reach it.
+            # The difference is a new tensor, so later in-place operations of the U-Net do not change it.
             self._sink(key, (after[rows] - before[rows]).detach())
         if self._stop and wanted[0][0].hookpoint == self._last_hookpoint and self._at_last_step():
             raise _Stop(self)
@@ -233,7 +242,7 @@ class Recording(_Hooks, Mapping[ActivationKey, Tensor]):
 
 
 class Editing(_Hooks):
-    """What `edit` returns."""
+    """What `edit` returns: a context that edits updates while it is entered."""
 
     def __init__(
         self,
@@ -241,7 +250,7 @@ class Editing(_Hooks):
         hookpoints: Iterable[str] | None,
         branches: Iterable[Branch],
         steps: Iterable[int] | None,
-        edits: tuple[Edit, ...],
+        edits: tuple[UpdateEdit, ...],
     ) -> None:
         super().__init__(model, hookpoints, branches, steps)
         self._edits = edits
@@ -259,13 +268,13 @@ class Editing(_Hooks):
                 continue
             if changed is None:
                 changed = after.clone()
-            # The change is added to the output, not the update to the input: an edit that adds zeros is then no edit,
-            # to the bit. The old update is taken anew, for an edit may have written into the one that it was given.
+            # The change is added to the output, rather than the new update to the input: then an edit that adds zeros
+            # changes nothing, to the bit. The old update is computed again because an edit may work in place.
             changed[rows] += new.to(after.dtype) - (after[rows] - before[rows])
         return changed
 
     def _edited(self, key: ActivationKey, update: Tensor) -> Tensor | None:
-        """The update after all edits, None where none of them touched it."""
+        """The update after all edits; None if none of them changed it."""
         touched = False
         for one in self._edits:
             new = one(key, update)

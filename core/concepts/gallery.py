@@ -1,11 +1,10 @@
-"""The pictures that the examples of all SAEs of a collection share: WebP sheets, and a list of prompts and seeds.
+"""The gallery of example images that all SAEs of a collection share: WebP sheets, and a list of prompts and seeds.
 
-In the collection's folder `gallery/`: `images.json`, and `sheet-00.webp` and so on, each rows of pictures.
+The files are in the collection's folder `gallery/`: `images.json`, and the sheets `sheet-00.webp`, `sheet-01.webp`, ...
 """
 
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,59 +13,61 @@ from typing import NamedTuple
 from PIL import Image
 
 from core.errors import ArtifactError
+from core.files import write_text
 from core.sae.io import read_json
 
 FOLDER = "gallery"
 LIST = f"{FOLDER}/images.json"
 COLUMNS = 8
-"""Pictures in a row, and rows in a sheet."""
+"""Images in a row, and rows in a sheet."""
 QUALITY = 80
+"""WebP quality of the sheets."""
 
 Fetch = Callable[[str], Path]
-"""From a file's path under a collection's root to where it is on this disk."""
+"""Maps the path of a file in a collection to its path on this disk, downloading it if need be."""
 
 
 class GalleryImage(NamedTuple):
-    """What it takes to draw a picture again."""
+    """What it takes to generate an image of the gallery again."""
 
     prompt: str
-    """What it was drawn from."""
+    """Its prompt."""
     seed: int
-    """Seed of its noise."""
+    """Seed of its initial noise."""
 
 
 class Gallery:
-    """The pictures, read when they are first looked at."""
+    """The images, read when they are first used."""
 
     side: int
-    """Of every picture, in pixels."""
-    drawn: tuple[GalleryImage, ...]
-    """Prompt and seed of each picture."""
+    """Side of every image in pixels."""
+    entries: tuple[GalleryImage, ...]
+    """Prompt and seed of each image."""
 
     def __init__(self, fetch: Fetch) -> None:
-        """Read the list; `fetch` finds the collection's files."""
-        told = read_json(fetch(LIST))
+        """Read the list of images; `fetch` finds the collection's files."""
+        listed = read_json(fetch(LIST))
         try:
-            self.side = int(told["side"])
-            self.drawn = tuple(GalleryImage(str(one["prompt"]), int(one["seed"])) for one in told["images"])
+            self.side = int(listed["side"])
+            self.entries = tuple(GalleryImage(str(one["prompt"]), int(one["seed"])) for one in listed["images"])
         except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{fetch(LIST)} lacks or misstates {error}.") from error
+            raise ArtifactError(f"{fetch(LIST)}: {error} is missing or invalid.") from error
         self._fetch = fetch
         self._sheet = lru_cache(maxsize=16)(self._read_sheet)
 
     def __len__(self) -> int:
-        return len(self.drawn)
+        return len(self.entries)
 
     def image(self, number: int) -> Image.Image:
-        """A picture, RGB.
+        """An image, RGB.
 
         Raises:
-            IndexError: There is no such picture.
+            IndexError: There is no image of this number.
         """
         if not 0 <= number < len(self):
-            raise IndexError(f"There is no picture {number}: the gallery has 0 to {len(self) - 1}.")
-        sheet, site = divmod(number, COLUMNS * COLUMNS)
-        x, y = site % COLUMNS * self.side, site // COLUMNS * self.side
+            raise IndexError(f"There is no image {number}: the gallery has images 0 to {len(self) - 1}.")
+        sheet, cell = divmod(number, COLUMNS * COLUMNS)
+        x, y = cell % COLUMNS * self.side, cell // COLUMNS * self.side
         return self._sheet(sheet).crop((x, y, x + self.side, y + self.side))
 
     def _read_sheet(self, sheet: int) -> Image.Image:
@@ -75,11 +76,11 @@ class Gallery:
             with Image.open(path) as stored:
                 return stored.convert("RGB")
         except OSError as error:
-            raise ArtifactError(f"The pictures in {path} cannot be read: {error}") from error
+            raise ArtifactError(f"The images in {path} cannot be read: {error}") from error
 
 
-def write_gallery(root: Path, images: Sequence[Image.Image], drawn: Sequence[GalleryImage], side: int) -> None:
-    """Write pictures, `side` pixels square, into a collection's gallery; sheets of an older one go."""
+def write_gallery(root: Path, images: Sequence[Image.Image], entries: Sequence[GalleryImage], side: int) -> None:
+    """Write images, `side` pixels square, and their entries as a collection's gallery, replacing the old one."""
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     (root / LIST).unlink(missing_ok=True)
@@ -89,13 +90,11 @@ def write_gallery(root: Path, images: Sequence[Image.Image], drawn: Sequence[Gal
     for number in range(math.ceil(len(images) / per_sheet)):
         some = images[number * per_sheet : (number + 1) * per_sheet]
         sheet = Image.new("RGB", (COLUMNS * side, math.ceil(len(some) / COLUMNS) * side))
-        for site, image in enumerate(some):
+        for cell, image in enumerate(some):
             small = image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(small, (site % COLUMNS * side, site // COLUMNS * side))
+            sheet.paste(small, (cell % COLUMNS * side, cell // COLUMNS * side))
         sheet.save(root / _sheet_name(number), quality=QUALITY, method=6)
-    part = root / f"{LIST}.part"
-    part.write_text(json.dumps({"side": side, "images": [one._asdict() for one in drawn]}, indent=1) + "\n")
-    os.replace(part, root / LIST)
+    write_text(root / LIST, json.dumps({"side": side, "images": [one._asdict() for one in entries]}, indent=1) + "\n")
 
 
 def _sheet_name(number: int) -> str:

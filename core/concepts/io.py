@@ -1,12 +1,10 @@
-"""A concept table's files: what `python -m training labels` writes beside an SAE, and `core.concepts.table` reads.
+"""The files of a concept table, which `python -m training labels` writes and `core.concepts.table` reads.
 
-In the SAE's folder: `concepts.parquet`, a row a latent; `counts.safetensors`, how often latents and classes meet; and
-`examples.safetensors`, the pictures that show a latent best. At the collection's root `gallery/`, the pictures that
-the examples of all its SAEs share.
+In the folder of an SAE: `concepts.parquet`, one row per latent; `counts.safetensors`, co-occurrence of latents and
+classes; and `examples.safetensors`, the images that show each latent best. `core/sae/FORMAT.md` describes them.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,130 +18,135 @@ from torch import Tensor
 
 from core.artifacts import file_sha256
 from core.errors import ArtifactError
+from core.files import write_atomically
 from core.sae.io import SPARSIFY_WEIGHTS, WEIGHTS
 
 TABLE = "concepts.parquet"
 COUNTS = "counts.safetensors"
 EXAMPLES = "examples.safetensors"
 EFFECTS = "word_effects"
-"""Column of a table, in some: what words do to a latent."""
+"""Optional column of a table: the effect of each style word on the latent."""
 REMEDY = "Make it with `python -m training labels`."
 
 Kind = Literal["object", "background", "style", "context-free", "unlabelled"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""What a concept can be: a thing or a background where it fires, a look of the whole picture, a position, or none."""
+"""Kinds of concepts: an object or a background where it fires, a style of the whole image, a position, or none."""
 
 _INFO = b"concepts"
-"""Key in the schema's metadata of the Parquet file."""
+"""Key of the `TableInfo` in the metadata of the Parquet schema."""
 
 
 class Candidate(NamedTuple):
-    """A class, and how well a latent's activation above a threshold of its own matches the class's masks."""
+    """A class, and how well the activation of a latent, above its best threshold for the class, matches its masks."""
 
     label: str
     """Name of the class."""
     iou: float
-    """Intersection over union on the pictures on which the threshold was chosen."""
+    """Intersection over union on the images on which the threshold was chosen."""
     held_out_iou: float
-    """The same on the other pictures."""
+    """Intersection over union on the other images."""
 
 
 class Scores(NamedTuple):
-    """What was measured of a latent. Of one that never fires everything is 0 or empty."""
+    """Measurements of a latent; all 0 or empty if it never fires."""
 
     best_class: str
     """The class of the highest IoU, whether or not it became the label."""
     iou: float
-    """Of the best class, on the pictures on which it was chosen."""
+    """IoU with the best class, on the images on which it was chosen."""
     held_out_iou: float
-    """Of the best class, on the other pictures."""
+    """IoU with the best class, on the other images."""
     precision: float
-    """Share of the cells where the latent is above its threshold that are of the best class; held out."""
+    """Share of the cells above the threshold that are of the best class; held out."""
     recall: float
-    """Share of the best class's cells where the latent is above its threshold; held out."""
+    """Share of the best class's cells that are above the threshold; held out."""
     chance_iou: float
-    """Mean held-out IoU where each picture has another one's masks, class and threshold chosen anew."""
+    """Mean held-out IoU when images are paired with the masks of others, class and threshold being chosen again."""
     p_value: float
-    """How often as much more than chance comes about where pictures have others' masks."""
+    """p-value of the held-out IoU under such permutations of the masks."""
     threshold: float
-    """The best class's: a value from here on counts as active; 0: every value that is active at all."""
+    """The threshold for the best class, from which on a value counts as active; 0: any value above 0."""
     firing_rate: float
-    """Share of all cells where the latent is active."""
+    """Share of all cells where it is active."""
     mean: float
-    """Of the values where it is active."""
+    """Mean of its values where it is active."""
     p99: float
-    """99th percentile of the values where it is active."""
+    """99th percentile of its values where it is active."""
     spread: float
-    """Root mean square distance of its activation from its centre in a picture, in sides of the picture; an even one
-    has 0.41."""
+    """Root mean square distance of its activation from the centre of activation in an image, in units of the image's
+    side; uniform activation has 0.41."""
     typical_t: float
-    """Mean normalised time, weighted by activation; 1.0 the first step, 0.0 the last."""
+    """Mean normalised time weighted by activation; 1.0 is the first step, 0.0 the last."""
     position_share: float
-    """Share of its variance at a step that position alone explains."""
+    """Share of its variance within a step that position alone explains."""
     style: str
-    """The style word that its mean over a picture goes with best."""
+    """The style word that its mean over an image predicts best."""
     style_auroc: float
-    """Probability, held out, that a picture of that style has a higher mean than one of another."""
+    """Held-out AUROC of that mean for the style word."""
     runner_ups: tuple[Candidate, ...]
-    """The next best classes."""
+    """The next best classes, best first."""
 
 
 class LabelledLatent(NamedTuple):
-    """A latent and what it is called."""
+    """The label of a latent."""
 
     label: str
-    """Empty where nothing stands."""
+    """Empty if it has none."""
     kind: Kind
-    """What sort of concept it is."""
+    """Kind of the concept."""
     scores: Scores
-    """What was measured."""
+    """The measurements."""
 
 
 class Counts(NamedTuple):
-    """How often latents are active where a class is, over the cells on which labels were chosen; float32."""
+    """Co-occurrence of latents and classes, over the cells on which labels were chosen; float32."""
 
     intersections: Tensor
-    """[d_sae, K] cells where the latent is active at all and the class is there."""
+    """[d_sae, K] cells where the latent is active and the class is present."""
     active: Tensor
-    """[d_sae] cells where the latent is active at all."""
+    """[d_sae] cells where the latent is active."""
     cells: Tensor
     """[K] cells of each class."""
     n_cells: Tensor
-    """[] cells in all."""
+    """[] number of cells."""
 
 
 class Examples(NamedTuple):
-    """Pictures of the shared gallery that show each latent best, strongest first."""
+    """Images of the shared gallery that show each latent best, strongest first."""
 
     images: Tensor
-    """[d_sae, 8] int16 which; -1 where there are no more."""
+    """[d_sae, 8] int16 numbers in the gallery; -1 where there are no more."""
     maps: Tensor
-    """[d_sae, 8, h, w] uint8 largest value over the steps, in 255ths of the picture's peak."""
+    """[d_sae, 8, h, w] uint8 maximum over the steps, scaled so that the peak in the image is 255."""
     peaks: Tensor
-    """[d_sae, 8] float32 largest value in the picture."""
+    """[d_sae, 8] float32 largest value in the image."""
 
 
 @dataclass(frozen=True)
 class TableInfo:
-    """What a table was made from; kept in its file's metadata."""
+    """What a table was made from, and how; kept in the metadata of its file."""
 
     weights_sha256: str
-    """Of the SAE's weights."""
+    """Hash of the SAE's weights."""
     class_names: tuple[str, ...]
     """Names of the K classes."""
     words: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By label, other words for it."""
+    """Synonyms by label."""
     made_with: Mapping[str, Any] = field(default_factory=dict)
-    """JSON: the settings it was made with."""
+    """Settings of the labelling, as JSON values."""
     effect_words: tuple[str, ...] = ()
-    """Words whose effect on each latent is in the table, in the column's order."""
+    """Style words whose effects are in the column `word_effects`, in its order."""
 
 
 def save_table(folder: Path, rows: Sequence[LabelledLatent], info: TableInfo, effects: Tensor | None = None) -> None:
-    """Write the table of an SAE, a row a latent, in one go.
+    """Write the table of an SAE atomically.
 
-    effects: [effect words, d_sae] what each word does to a latent at one moment of a picture: the change of its mean
-        value over all positions, to a scale of the SAE's own (`training.labels.effects`).
+    Args:
+        folder: The SAE's folder.
+        rows: One row per latent.
+        info: What the table was made from.
+        effects: [effect words, d_sae] change of each latent's mean value that a style word causes at one step
+            (`training.labels.effects`).
     """
     records = [
         {"latent": number, "label": row.label, "kind": row.kind, **_plain(row.scores)}
@@ -155,16 +158,15 @@ def save_table(folder: Path, rows: Sequence[LabelledLatent], info: TableInfo, ef
         for record, own in zip(records, effects.T.tolist(), strict=True):
             record[EFFECTS] = own
     schema = schema.with_metadata({_INFO: json.dumps(asdict(info))})
-    part = folder / f"{TABLE}.part"
-    pq.write_table(pa.Table.from_pylist(records, schema=schema), part, compression="zstd")
-    os.replace(part, folder / TABLE)
+    with write_atomically(folder / TABLE) as part:
+        pq.write_table(pa.Table.from_pylist(records, schema=schema), part, compression="zstd")
 
 
 def read_table(path: Path) -> tuple[Any, TableInfo]:
-    """The pandas frame of a table, and what it was made from.
+    """The pandas frame of a table, one row per latent, and what it was made from.
 
     Raises:
-        ArtifactError: It is missing, damaged, or no concept table.
+        ArtifactError: The file is missing, damaged, or not a concept table.
     """
     if not path.is_file():
         raise ArtifactError(f"There is no concept table {path}. {REMEDY}")
@@ -176,32 +178,31 @@ def read_table(path: Path) -> tuple[Any, TableInfo]:
     lacking = [name for name in _schema().names if name not in table.schema.names]
     if _INFO not in metadata or lacking:
         what = f"column {lacking[0]!r}" if lacking else "metadata"
-        raise ArtifactError(f"{path} is no concept table, or one of another version: it has no {what}. {REMEDY}")
-    told = json.loads(metadata[_INFO])
-    told = {f.name: told[f.name] for f in fields(TableInfo) if f.name in told}
-    info = TableInfo(**told | {name: tuple(told.get(name, ())) for name in ("class_names", "effect_words")})
+        raise ArtifactError(f"{path} is not a concept table, or has another version: it has no {what}. {REMEDY}")
+    stored = json.loads(metadata[_INFO])
+    known = {f.name: stored[f.name] for f in fields(TableInfo) if f.name in stored}
+    info = TableInfo(**known | {name: tuple(known.get(name, ())) for name in ("class_names", "effect_words")})
     return table.to_pandas(), info
 
 
 def save_tensors(path: Path, tensors: Counts | Examples) -> None:
-    """Write counts or examples in one go."""
-    part = path.with_name(f"{path.name}.part")
-    save_file({name: value.contiguous() for name, value in tensors._asdict().items()}, part)
-    os.replace(part, path)
+    """Write counts or examples atomically."""
+    with write_atomically(path) as part:
+        save_file({name: value.contiguous() for name, value in tensors._asdict().items()}, part)
 
 
 def read_counts(path: Path) -> Counts:
-    """The counts of a file `counts.safetensors`."""
+    """The counts in a file `counts.safetensors`."""
     return Counts(**_read_tensors(path, Counts._fields))
 
 
 def read_examples(path: Path) -> Examples:
-    """The examples of a file `examples.safetensors`."""
+    """The examples in a file `examples.safetensors`."""
     return Examples(**_read_tensors(path, Examples._fields))
 
 
 def weights_sha256(folder: Path) -> str:
-    """Hash of the weights of the SAE in a folder."""
+    """sha256 of the weights of the SAE in a folder."""
     for name in (WEIGHTS, SPARSIFY_WEIGHTS):
         if (folder / name).is_file():
             return file_sha256(folder / name)

@@ -1,6 +1,6 @@
-"""Concepts by number, by word, by meaning and by likeness: the table that names the latents of one SAE.
+"""The concept table of one SAE: its latents by number, by word, by similarity of meaning and of direction.
 
-A concept's number means something for its hookpoint, branch and time alone; elsewhere a concept is met by its label.
+A latent's number is only meaningful for its hookpoint, branch and time; across SAEs, concepts are compared by label.
 """
 
 import difflib
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from core.arrays import Float32s
 from core.concepts.gallery import Fetch, Gallery, GalleryImage
 from core.concepts.io import (
     COUNTS,
@@ -42,71 +42,71 @@ from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import Branch
 from core.errors import ArtifactError
 from core.sae.autoencoder import AllTimes, Code, SaeId
-from core.sae.collection import Collection, find_collection, load_sae, usual_hookpoint
+from core.sae.collection import Collection, find_collection, load_sae
 from core.sae.io import CONFIG
 
 N_NEAREST = 5
-"""Labels offered when a search hits nothing."""
+"""Number of labels suggested when a search finds nothing."""
 
 
 class Example(NamedTuple):
-    """A picture in which a concept is strong."""
+    """An image in which a concept is strongly active."""
 
     gallery_index: int
-    """Its number in the gallery."""
-    map: npt.NDArray[np.float32]
-    """[h, w] the concept's largest value over the steps, at the hookpoint's resolution."""
+    """Number of the image in the gallery."""
+    map: Float32s
+    """[h, w] largest value of the concept over the steps, at the hookpoint's resolution."""
     peak: float
-    """Largest value of the map."""
+    """Maximum of the map."""
     gallery: Gallery
-    """Where the picture is."""
+    """The gallery that the image is in."""
 
     @property
     def image(self) -> Image.Image:
-        """The picture, RGB."""
+        """The image, RGB."""
         return self.gallery.image(self.gallery_index)
 
     @property
-    def drawn(self) -> GalleryImage:
-        """Its prompt and seed."""
-        return self.gallery.drawn[self.gallery_index]
+    def entry(self) -> GalleryImage:
+        """Prompt and seed of the image."""
+        return self.gallery.entries[self.gallery_index]
 
 
 class Concept(NamedTuple):
-    """One latent, what it is called, and how well."""
+    """One latent with its label and scores."""
 
     number: int
     """Index of the latent."""
     label: str
-    """Empty where nothing stands."""
+    """Its label; empty if it has none."""
     kind: Kind
-    """What sort of concept it is."""
+    """Kind of the concept."""
     scores: Scores
-    """What was measured of it."""
+    """The measurements behind label and kind."""
     gallery: tuple[Example, ...]
-    """Pictures that show it best, strongest first; none where it never fired."""
+    """Example images, strongest first; none if it never fired."""
 
 
 class Hit(NamedTuple):
-    """A concept that a search found."""
+    """A concept found by a search."""
 
     number: int
     label: str
     kind: Kind
     score: float
-    """Its held-out IoU; a style's is its held-out AUROC."""
+    """Held-out IoU; for a style, held-out AUROC."""
     similarity: float
-    """1 where the word itself was found, else the cosine of the word and the label."""
+    """1 if the word itself matched, otherwise the cosine of the word and the label."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """What a search found; its length and its items are those of the hits."""
+    """Result of a search; as a sequence, its hits."""
 
     hits: tuple[Hit, ...]
     """Best first."""
     nearest: tuple[str, ...]
-    """Where nothing was hit: labels that come nearest."""
+    """The nearest labels if there are no hits."""
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -116,40 +116,40 @@ class Search:
 
 
 class Neighbour(NamedTuple):
-    """A concept that writes in nearly the same direction as another."""
+    """A concept whose decoder direction is close to another's."""
 
     number: int
     label: str
     kind: Kind
     cosine: float
-    """Of the two decoder rows."""
+    """Cosine of the two decoder rows."""
 
 
 class Evolution(NamedTuple):
-    """A concept in one picture, over the S steps that were recorded."""
+    """The activation of a concept in one image over the S recorded steps."""
 
     steps: tuple[int, ...]
-    """[S] sampler steps, in order."""
-    mean: npt.NDArray[np.float32]
+    """[S] sampler steps, ascending."""
+    mean: Float32s
     """[S] mean value over all positions."""
-    peak: npt.NDArray[np.float32]
+    peak: Float32s
     """[S] largest value."""
-    share: npt.NDArray[np.float32]
-    """[S] share of the positions where it is active."""
+    share: Float32s
+    """[S] share of positions where it is active."""
 
 
 class ConceptTable:
     """The concepts of one SAE."""
 
     sae_id: SaeId
-    """What the SAE reads."""
+    """Hookpoint, branch and time of the SAE."""
     frame: Any
-    """pandas frame, a row a latent: latent, label, kind, and the fields of `Scores`."""
+    """A pandas frame, one row per latent: latent, label, kind, and the fields of `Scores`."""
     info: TableInfo
-    """What the table was made from."""
+    """What the table was made from, and how."""
 
     def __init__(self, sae_id: SaeId, frame: Any, info: TableInfo, directions: Tensor, fetch: Fetch) -> None:
-        """`directions` are the SAE's decoder rows [d_sae, d_in]; `fetch` finds files of the collection."""
+        """`directions` [d_sae, d_in] are the rows of the SAE's decoder; `fetch` finds files of the collection."""
         self.sae_id, self.frame, self.info = sae_id, frame, info
         self._directions, self._fetch = F.normalize(directions.float(), dim=1), fetch
         self._numbers: dict[str, list[int]] = {}
@@ -165,27 +165,27 @@ class ConceptTable:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels that some concept has, sorted."""
+        """All labels in the table, sorted."""
         return tuple(sorted(self._numbers))
 
-    def effect(self, word: str) -> npt.NDArray[np.float32] | None:
-        """[d_sae] what a word does to each latent at one moment of a picture; None where it was not measured."""
+    def effect(self, word: str) -> Float32s | None:
+        """[d_sae] effect of a style word on each latent (`training.labels.effects`); None if it was not measured."""
         words = self.info.effect_words
         return self._effects[:, words.index(word)] if word in words else None
 
     @cached_property
-    def _effects(self) -> npt.NDArray[np.float32]:
-        """[d_sae, effect words]."""
+    def _effects(self) -> Float32s:
+        """[d_sae, effect words] the effects of all style words."""
         return np.stack([np.asarray(own, dtype=np.float32) for own in self.frame[EFFECTS]])
 
     @cached_property
     def counts(self) -> Counts:
-        """How often latents and classes meet."""
+        """Co-occurrence of latents and classes."""
         return read_counts(self._file(COUNTS))
 
     @cached_property
     def gallery(self) -> Gallery:
-        """The pictures of all examples."""
+        """The gallery that the examples of all tables share."""
         return Gallery(self._fetch)
 
     @cached_property
@@ -203,54 +203,55 @@ class ConceptTable:
         return Concept(number, row["label"], row["kind"], scores, self._gallery_of(number))
 
     def check(self, number: int) -> int:
-        """The number of a concept.
+        """The number, if there is such a concept.
 
         Raises:
-            IndexError: There is none of this number; the message says which there are.
+            IndexError: There is none; the message gives the valid range.
         """
         if not 0 <= operator.index(number) < len(self):
             raise IndexError(f"There is no concept {number}: {self.sae_id.path} has the numbers 0 to {len(self) - 1}.")
         return operator.index(number)
 
     def numbers(self, label: str) -> tuple[int, ...]:
-        """The concepts of a label, the best scored first; none if no concept has it."""
+        """Numbers of the concepts with a label, best score first."""
         hits = [self._hit(number) for number in self._numbers.get(label, ())]
         return tuple(hit.number for hit in sorted(hits, key=_best_first))
 
     def search(self, query: str, model: Diffuser | None = None, limit: int | None = None) -> Search:
-        """The concepts whose label is a word, or with a model means nearly the same; else those it is the start of.
+        """Concepts whose label contains a word or, with a model, is similar to it; otherwise those that start with it.
 
         Args:
-            query: A word or a few; case does not matter.
-            model: Its text encoder says what is alike in meaning. A word that it does not know has none.
-            limit: Most hits; None for all.
+            query: One or a few words; case does not matter.
+            model: The model whose text encoder measures similarity; words that it does not know match literally only.
+            limit: The most hits to return; None for all.
 
         Raises:
             ValueError: The query is blank.
         """
         wanted = " ".join(query.casefold().split())
         if not wanted:
-            raise ValueError("The search is blank. Type a word, such as the name of a thing, a place or a style.")
-        meanings = self._similarities(wanted, model)
+            raise ValueError("The search is blank. Type a word: the name of an object, a background or a style.")
+        similarities = self._similarities(wanted, model)
         found = {label: 1.0 for label in self._numbers if wanted in self._names(label)}
-        found = {label: cosine for label, cosine in meanings.items() if cosine >= SIMILARITY_THRESHOLD} | found
+        found = {label: cosine for label, cosine in similarities.items() if cosine >= SIMILARITY_THRESHOLD} | found
         if not found:
             found = {
                 label: 1.0 for label in self._numbers if any(name.startswith(wanted) for name in self._names(label))
             }
         hits = sorted(
-            (self._hit(n, alike) for label, alike in found.items() for n in self._numbers[label]), key=_best_first
+            (self._hit(n, similarity) for label, similarity in found.items() for n in self._numbers[label]),
+            key=_best_first,
         )
-        return Search(tuple(hits[:limit]), () if hits else self._nearest(wanted, meanings))
+        return Search(tuple(hits[:limit]), () if hits else self._nearest(wanted, similarities))
 
     def neighbours(self, number: int, limit: int = 8) -> tuple[Neighbour, ...]:
-        """The concepts whose decoder rows have the highest cosine with a concept's."""
+        """The concepts whose decoder rows have the highest cosine with that of a concept."""
         cosines = self._directions @ self._directions[self.check(number)]
         order = [n for n in cosines.argsort(descending=True).tolist() if n != number][:limit]
         return tuple(Neighbour(n, *self._label_and_kind(n), float(cosines[n])) for n in order)
 
     def counterparts(self, number: int, other: "ConceptTable", limit: int = 8) -> tuple[Hit, ...]:
-        """The concepts of another table (another time, branch or hookpoint) with a concept's label, best first."""
+        """The concepts with the same label in the table of another SAE, best score first."""
         label, _ = self._label_and_kind(self.check(number))
         return tuple(other._hit(n) for n in other.numbers(label)[:limit])
 
@@ -271,21 +272,21 @@ class ConceptTable:
         return tuple(found)
 
     def _names(self, label: str) -> set[str]:
-        """A label, its words, and other words for it, in lower case."""
+        """A label, its single words, and its synonyms, in lower case."""
         names = {name.casefold() for name in (label, *self.info.words.get(label, ()))}
         return names | {word for name in names for word in name.split()}
 
     def _similarities(self, wanted: str, model: Diffuser | None) -> dict[str, float]:
-        """Cosine of the query with the labels that the model knows; none without a model that knows the query."""
+        """Cosine of the query with each label; empty without a model, or if it does not know the query."""
         if model is None:
             return {}
         if model not in self._label_embeddings:
             self._label_embeddings[model] = LabelEmbeddings(model, self.labels)
         return self._label_embeddings[model].similarities(model, wanted)
 
-    def _nearest(self, wanted: str, meanings: Mapping[str, float]) -> tuple[str, ...]:
-        if meanings:
-            return tuple(sorted(meanings, key=lambda label: -meanings[label])[:N_NEAREST])
+    def _nearest(self, wanted: str, similarities: Mapping[str, float]) -> tuple[str, ...]:
+        if similarities:
+            return tuple(sorted(similarities, key=lambda label: -similarities[label])[:N_NEAREST])
         of = {name: label for label in self.labels for name in self._names(label)}
         near = difflib.get_close_matches(wanted, of, n=2 * N_NEAREST, cutoff=0)
         return tuple(dict.fromkeys(of[name] for name in near))[:N_NEAREST]
@@ -303,17 +304,17 @@ def load_concepts(
     """The concept table of the SAE that reads these activations.
 
     Args:
-        source: The SAEs' collection: a built-in model's name, a local folder, or `owner/name[@revision]` on the Hub,
-            of which, and of the dataset with its tables, only what is looked at is fetched.
-        hookpoint: Dotted module name of the block; None: the second of the collection, the bottleneck.
+        source: The collection of SAEs: a built-in model's name, a local folder, or `owner/name[@revision]` on the Hub.
+            Files are downloaded when they are first used.
+        hookpoint: Dotted module name of the block; None: the bottleneck's.
         branch: `cond` or `uncond`.
         t: Normalised time of the sampler's step, or `all` for the SAE shared by every step.
 
     Raises:
-        ArtifactError: There is no such SAE, or no table of it, or the table was made for another SAE.
+        ArtifactError: There is no such SAE, no table of it, or the table was made from other weights.
     """
     collection = find_collection(source)
-    sae_id = SaeId(usual_hookpoint(collection.ids) if hookpoint is None else hookpoint, branch, t)
+    sae_id = SaeId(collection.default_hookpoint if hookpoint is None else hookpoint, branch, t)
     sae = load_sae(collection, *sae_id)
     path = collection.tables.find(f"{sae_id.path}/{TABLE}")
     if path is None:
@@ -323,23 +324,23 @@ def load_concepts(
     if len(frame) != sae.cfg.d_sae or info.weights_sha256 != weights_sha256(folder):
         raise ArtifactError(
             f"The concept table of {sae_id.path} in {collection.name} was made for another SAE: the weights have "
-            f"changed since. {REMEDY}"
+            f"changed since then. {REMEDY}"
         )
     return ConceptTable(sae_id, frame, info, sae.W_dec.detach(), collection.tables.fetch)
 
 
 def activation_map(code: Code, number: int, height: int, width: int) -> Tensor:
-    """[height, width] a concept's value at each position, from the code of one picture; 0 where it is not active."""
+    """[height, width] value of a latent at each position, from the code of one image; 0 where it is not active."""
     values = torch.where(code.indices == number, code.values, 0)
     return values.sum(1).view(height, width)
 
 
 def evolution(codes: Mapping[int, Code], number: int) -> Evolution:
-    """How a concept comes and goes in one picture, from the codes of its positions by sampler step."""
+    """The activation of a latent in one image over the steps, from the image's codes by sampler step."""
     steps = tuple(sorted(codes))
     by_step = [torch.where(codes[step].indices == number, codes[step].values, 0).sum(1).float().cpu() for step in steps]
 
-    def each(figures: Sequence[Tensor]) -> npt.NDArray[np.float32]:
+    def each(figures: Sequence[Tensor]) -> Float32s:
         return np.array([float(figure) for figure in figures], dtype=np.float32)
 
     return Evolution(

@@ -1,7 +1,7 @@
-"""What sparse autoencoders see while a picture is made: the codes of every step, block and branch.
+"""Code traces: the SAE codes of every step, block and branch while an image is generated.
 
-A trace costs next to nothing beside the picture: the updates are encoded as the sampler makes them, and only the few
-active latents of each position are kept.
+A trace adds almost nothing to the cost of generating the image: the updates are encoded as the sampler computes them,
+and only the few active latents of each position are kept.
 """
 
 from collections.abc import Mapping
@@ -24,38 +24,38 @@ from core.sae.collection import Collection, find_collection, load_sae
 
 
 class SaeSite(NamedTuple):
-    """Where an SAE for all times reads."""
+    """The place that an SAE for all times reads."""
 
     hookpoint: str
     """Dotted module name of the block."""
     branch: Branch
-    """Half of the guided batch."""
+    """Branch of classifier-free guidance."""
 
     def __str__(self) -> str:
-        """As it is told to people."""
+        """`hookpoint (branch)`, for messages."""
         return f"{self.hookpoint} ({self.branch})"
 
 
 @dataclass(frozen=True, eq=False)
 class CodeTrace:
-    """The codes of one picture."""
+    """The codes of one image."""
 
     codes: Mapping[ActivationKey, Code]
-    """Active latents of the h x w positions, row by row, on the CPU."""
+    """Codes of the h x w positions, row by row, on the CPU."""
     grids: Mapping[str, tuple[int, int]]
     """(h, w) of each hookpoint."""
     n_steps: int
-    """Sampler steps, from 0; every one was read."""
+    """Number of sampler steps, all of which are recorded."""
 
     def sites(self) -> tuple[SaeSite, ...]:
-        """Where there are codes, in the order in which the model computes them."""
+        """The sites with codes, in the order of the forward pass."""
         return tuple(dict.fromkeys(SaeSite(key.hookpoint, key.branch) for key in self.codes))
 
     def code(self, site: SaeSite, step: int) -> Code:
-        """The code of one step.
+        """The code at one site and step.
 
         Raises:
-            KeyError: Nothing was read there and then.
+            KeyError: There is no code for that site and step.
         """
         return self.codes[ActivationKey(*site, step)]
 
@@ -64,24 +64,24 @@ class CodeTrace:
         return activation_map(self.code(site, step), number, *self.grids[site.hookpoint])
 
     def evolution(self, site: SaeSite, number: int) -> Evolution:
-        """How one latent comes and goes over the steps."""
+        """The activation of one latent over the steps."""
         of_site = {key.step: code for key, code in self.codes.items() if (key.hookpoint, key.branch) == site}
         return evolution({step: code for step, code in of_site.items() if step is not None}, number)
 
 
 class CodeTracer:
-    """Encodes what the model adds to the stream, in one run of the sampler with a batch of one.
+    """Encodes the updates of one run of the sampler, with a batch of one.
 
-    Hand `context` to `model.generate` or `model.sample`, and take `trace` when the run is over.
+    Pass `context` to `model.generate` or `model.sample`, and call `trace` after the run.
     """
 
     context: Recording
-    """For the `contexts` of a run."""
+    """The recording, for the `contexts` of the run."""
     hookpoints: tuple[str, ...]
-    """Where the SAEs read."""
+    """Hookpoints of the SAEs."""
 
     def __init__(self, model: Diffuser, saes: Mapping[SaeSite, SparseAutoencoder]) -> None:
-        """`saes` are those of `load_saes`, or as many of them as are wanted."""
+        """`saes` are those of `load_saes`, or some of them."""
         self._saes = saes
         self._codes: dict[ActivationKey, Code] = {}
         self._grids: dict[str, tuple[int, int]] = {}
@@ -97,13 +97,13 @@ class CodeTracer:
             self._grids[key.hookpoint] = (update.shape[-2], update.shape[-1])
 
     def trace(self) -> CodeTrace:
-        """What was seen so far."""
+        """The codes recorded so far."""
         n_steps = 1 + max((key.step for key in self._codes if key.step is not None), default=-1)
         return CodeTrace(self._codes, self._grids, n_steps)
 
 
 def load_saes(source: str | Path | Collection, model: Diffuser) -> dict[SaeSite, SparseAutoencoder]:
-    """The SAEs for all times that read a model's hookpoints, in the order of the hookpoints.
+    """The SAEs for all times at a model's hookpoints, in the order of the hookpoints, on the model's device.
 
     Raises:
         ArtifactError: There is none.
@@ -130,9 +130,17 @@ def trace_image(
     seed: int = 0,
     num_inference_steps: int | None = None,
 ) -> CodeTrace:
-    """The trace of a picture that was not drawn here: noise is added to it as much as each sampler step has.
+    """The trace of a given image, noised to the noise level of each sampler step.
 
-    The noise is the same at every step. Both branches are read; nothing is guided.
+    The same noise is used at every step. Both branches are recorded; no guidance is applied.
+
+    Args:
+        model: The model.
+        image: The image, of any size.
+        prompt: The prompt of the conditional branch.
+        saes: The SAEs to encode with.
+        seed: Seed of the noise.
+        num_inference_steps: Steps of the sampler; by default the model's own.
     """
     n_steps = model.spec.num_inference_steps if num_inference_steps is None else num_inference_steps
     alphas, _ = model.schedule.sampler_alphas(n_steps)
@@ -144,12 +152,12 @@ def trace_image(
         for step, abar in enumerate(torch.from_numpy(alphas)):
             noisy = abar.sqrt().float() * clean + (1 - abar).sqrt().float() * noise
             for branch, text in texts:
-                see = partial(_see_as, tracer, branch, step)
+                see = partial(_record_as, tracer, branch, step)
                 with record(model, tracer.hookpoints, sink=see):
                     model.predict_noise(noisy, abar.logit()[None], model.encode_text([text]))
     return tracer.trace()
 
 
-def _see_as(tracer: CodeTracer, branch: Branch, step: int, key: ActivationKey, update: Tensor) -> None:
-    """Outside the sampler every call counts as the branch "cond" with no step: this one is told what it is."""
+def _record_as(tracer: CodeTracer, branch: Branch, step: int, key: ActivationKey, update: Tensor) -> None:
+    """Record an update under its true branch and step: outside the sampler, every call counts as "cond" without one."""
     tracer.see(key._replace(branch=branch, step=step), update)

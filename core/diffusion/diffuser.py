@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,9 +25,6 @@ from core.diffusion.vocabulary import Vocabulary
 from core.errors import Cancelled, ModelError
 from core.spec import ModelSpec
 
-if TYPE_CHECKING:
-    from core.edits import ConceptEdit
-
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -44,6 +41,18 @@ _REMEDY = (
 
 _TEXTS_KEPT = 1024
 """Text embeddings kept: 236 kB each on SD v1.4 in float32, a quarter of a gigabyte in all."""
+
+
+class Edit(Protocol):
+    """An edit that a run of the sampler can be given, such as those of `core.edits`."""
+
+    def bind(self, model: "Diffuser", edits: "Sequence[Edit]", n_steps: int) -> AbstractContextManager[object]:
+        """A context for one run of `n_steps` steps; called on the first of the run's `edits`, on behalf of them all.
+
+        Raises:
+            ValueError: An edit that cannot be applied.
+        """
+        ...
 
 
 class Diffuser:
@@ -330,7 +339,7 @@ class Diffuser:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         previews: bool = True,
-        edits: "Sequence[ConceptEdit]" = (),
+        edits: Sequence[Edit] = (),
         contexts: Sequence[AbstractContextManager[Any]] = (),
         callback: Callable[[Preview], bool | None] | None = None,
     ) -> Generation:
@@ -363,7 +372,7 @@ class Diffuser:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         previews: bool = True,
-        edits: "Sequence[ConceptEdit]" = (),
+        edits: Sequence[Edit] = (),
         contexts: Sequence[AbstractContextManager[Any]] = (),
     ) -> Generator[Preview | Generation, None, None]:
         """A `Preview` after every U-Net call, and last the `Generation`. Closing it stops the work and frees the model.
@@ -377,9 +386,7 @@ class Diffuser:
         scale = self.spec.guidance_scale if guidance_scale is None else guidance_scale
         self.schedule.sampler_timesteps(n_steps)
         if edits:
-            from core.edits import load_editor  # which needs the tables of concepts
-
-            contexts = [*contexts, load_editor(self).editing(edits, n_steps)]
+            contexts = [*contexts, edits[0].bind(self, edits, n_steps)]
         return self._generate(prompt, int(seed), n_steps, float(scale), previews, contexts)
 
     def _generate(

@@ -1,26 +1,26 @@
-"""Concepts by pointing at a picture."""
+"""Concepts by pointing at an image."""
 
 from collections.abc import Collection
 
 from core.concepts.trace import CodeTrace, SaeSite
-from core.edits.kinds import Target
+from core.edits.base import Target
 
 
 def concepts_at(
     trace: CodeTrace, x: float, y: float, site: SaeSite, *, steps: Collection[int] | None = None, limit: int = 3
 ) -> tuple[Target, ...]:
-    """The concepts that were most active at a point of a picture, strongest first.
+    """The concepts that were most active at a point of an image, strongest first.
 
     Args:
-        trace: What the SAEs saw while the picture was made.
-        x: From 0, the left edge, to 1, the right one.
+        trace: The codes of the image's run.
+        x: From 0, the left edge, to 1, the right edge.
         y: From 0, the top, to 1, the bottom.
-        place: Hookpoint and branch to look at.
-        steps: Sampler steps over which values are added up; every one by default.
-        limit: Most concepts.
+        site: Hookpoint and branch to look at.
+        steps: Sampler steps over which values are summed; all by default.
+        limit: The most concepts to return.
 
     Raises:
-        ValueError: A point outside the picture, or a place or steps that the trace does not have.
+        ValueError: A point outside the image, or a site or steps that the trace does not have.
     """
     if not (0 <= x <= 1 and 0 <= y <= 1):
         raise ValueError(f"A point lies between 0 and 1 in x and y, not at ({x}, {y}).")
@@ -30,7 +30,7 @@ def concepts_at(
         if (key.hookpoint, key.branch) == site and (steps is None or key.step in steps)
     ]
     if not codes:
-        raise ValueError(f"Nothing was seen at {site.hookpoint} ({site.branch}) in these steps.")
+        raise ValueError(f"Nothing was recorded at {site.hookpoint} ({site.branch}) at these steps.")
     height, width = trace.grids[site.hookpoint]
     cell = min(int(y * height), height - 1) * width + min(int(x * width), width - 1)
     totals: dict[int, float] = {}

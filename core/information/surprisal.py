@@ -12,19 +12,23 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-TABLE = Path(__file__).parents[1] / "picturebook" / "surprisals.json"
+from core.spec import ModelSpec
+
+TABLE = "surprisals.json"
+"""The table among a model's assets."""
 
 
 @cache
-def _table() -> dict[str, float]:
-    table: dict[str, float] = json.loads(TABLE.read_text())
+def _read(path: Path) -> dict[str, float]:
+    table: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     return table
 
 
-def load_surprisal(model_name: str) -> Callable[[str], float] | None:
+def load_surprisal(spec: ModelSpec) -> Callable[[str], float] | None:
     """Bits of a word's surprisal, by word, infinite for one that is never met; None where nothing tells them."""
-    if model_name == "picturebook":
-        return lambda word: _table().get(word, math.inf)
+    if spec.assets is not None:
+        table = _read(spec.assets / TABLE)
+        return lambda word: table.get(word, math.inf)
     if find_spec("wordfreq") is None:
         return None
     frequency = import_module("wordfreq").word_frequency

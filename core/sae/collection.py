@@ -1,12 +1,11 @@
-"""Finding an SAE by what it reads: embedded in this package, in a local folder, or on the Hub at a revision.
+"""Collections of SAEs: in this package, in a local folder, or on the Hub at a revision.
 
-A collection has a folder an SAE, `SaeId.path`, and a root `config.json` that lists them under `saes`. Its concept
-tables and their pictures lie in the same folders, or on the Hub in a dataset repository that `tables` names.
+A collection has one folder per SAE, `SaeId.path`, and a `config.json` at its root that lists them under `saes`. Concept
+tables and the gallery are in the same folders, or in a dataset repository on the Hub, which `tables` names.
 """
 
 import difflib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,30 +16,31 @@ import torch
 from core.artifacts import Files, Source, find_source, neither, pickles_among
 from core.diffusion.sampling import Branch
 from core.errors import ArtifactError
+from core.files import write_text
 from core.sae.autoencoder import AllTimes, SaeId, SparseAutoencoder
 from core.sae.io import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS, read_json, read_sae
-from core.spec import BUILT_IN
+from core.spec import BUILT_IN, default_hookpoint
 
 INDEX = "config.json"
-"""A collection's list of its SAEs."""
+"""The index of a collection."""
 TABLES = "tables"
-"""Key in the index of the dataset repository, `owner/name@revision`, with the concept tables."""
+"""Key in the index: the dataset repository with the concept tables, `owner/name@revision`."""
 MADE_FOR = "weights"
 """Key in the index of what the model's weights were: `core.sae.trained.weights_digest`."""
 LABELLED = "labelled"
 """Key in the index; true once `python -m training labels` has written all that belongs to the concepts."""
-EMBEDDED = {"picturebook": Path(__file__).parents[1] / "picturebook" / "saes"}
-"""Collections inside this package, by the name of their model."""
+EMBEDDED = {name: spec.assets / "saes" for name, spec in BUILT_IN.items() if spec.assets is not None}
+"""Collections in this package, by the name of their model."""
 
 
 class Collection:
-    """SAEs of one model, and the concept tables that go with them."""
+    """The SAEs of one model, and their concept tables."""
 
     files: Files
-    """Those of the SAEs."""
+    """The files of the SAEs."""
 
     def __init__(self, files: Files, *, cache: Path | None = None) -> None:
-        """`cache` is the folder for what is fetched of the tables, as for `Files`."""
+        """`cache` is the folder for downloaded tables, as for `Files`."""
         self.files, self._cache = files, cache
 
     @property
@@ -50,36 +50,41 @@ class Collection:
 
     @cached_property
     def index(self) -> dict[str, Any]:
-        """What the collection's index says; nothing where it has none."""
+        """Contents of the index; empty if there is none."""
         path = self.files.find(INDEX)
         return {} if path is None else read_json(path)
 
     @cached_property
     def ids(self) -> list[SaeId]:
-        """Its SAEs; of a folder without an index, those whose folders are there."""
+        """Its SAEs: those in the index or, in a local folder without one, those whose folders exist."""
         folder = self.files.source.folder
         return _ids(self.index.get("saes", [])) if folder is None else list_saes(folder)
+
+    @property
+    def default_hookpoint(self) -> str:
+        """The hookpoint to use where none is named, as in `ModelSpec`; empty where there are no SAEs."""
+        return default_hookpoint([*dict.fromkeys(sae_id.hookpoint for sae_id in self.ids)])
 
     @cached_property
     def tables(self) -> Files:
         """The files of its concept tables and gallery.
 
         Raises:
-            ArtifactError: The index names something else than a dataset on the Hub.
+            ArtifactError: The index does not name a dataset on the Hub.
         """
-        told, folder = self.index.get(TABLES), self.files.source.folder
-        if told is None or (folder is not None and any(folder.glob("*/*/*/*.parquet"))):
+        name, folder = self.index.get(TABLES), self.files.source.folder
+        if name is None or (folder is not None and any(folder.glob("*/*/*/*.parquet"))):
             return self.files
-        source = find_source(told) if isinstance(told, str) else None
+        source = find_source(name) if isinstance(name, str) else None
         if source is None or source.folder is not None:
-            raise ArtifactError(f"The {INDEX} of {self.name} names {told!r} as its tables: no dataset on the Hub.")
+            raise ArtifactError(f"The {INDEX} of {self.name} names {name!r} as its tables: no dataset on the Hub.")
         return Files(source, "dataset", cache=self._cache)
 
     def missing(self, sae_id: SaeId) -> str:
-        """What to say of an SAE that it does not have."""
+        """The error message for an SAE that it does not have."""
         if not self.ids:
             return (
-                f"{self.name} has no SAE at all: an SAE is a folder <hookpoint>/<cond|uncond>/t<time|all> with "
+                f"{self.name} has no SAEs: an SAE is a folder <hookpoint>/<cond|uncond>/t<time|all> with "
                 f"{CONFIG} in it."
             )
         paths = [other.path for other in self.ids]
@@ -91,18 +96,18 @@ def find_collection(source: "str | Path | Collection", *, cache: Path | None = N
     """The collection of a built-in name, a local folder, or `owner/name[@revision]` on the Hub.
 
     Raises:
-        ArtifactError: The name is none of these, or what it names was not made yet.
+        ArtifactError: The name is none of these, or the built-in collection was not made yet.
     """
     if isinstance(source, Collection):
         return source
     text = str(source)
     if text in EMBEDDED:
         if not EMBEDDED[text].is_dir():
-            raise ArtifactError(f"The SAEs of {text!r} are not there yet. Make them with `python -m training sae`.")
+            raise ArtifactError(f"The SAEs of {text!r} do not exist yet. Make them with `python -m training sae`.")
         return Collection(Files(Source(text, EMBEDDED[text])))
     found = find_source(source)
     if found is None:
-        trained = " No SAEs of it come with this package: train some with `python -m training sae`."
+        trained = " This package has no SAEs of that model: train some with `python -m training sae`."
         raise ArtifactError(neither("There are no SAEs", text, EMBEDDED, trained if text in BUILT_IN else ""))
     return Collection(Files(found, cache=cache), cache=cache)
 
@@ -115,47 +120,42 @@ def load_sae(
     *,
     device: torch.device | str = "cpu",
 ) -> SparseAutoencoder:
-    """The SAE that reads these activations.
+    """Load the SAE for a hookpoint, branch and time.
 
     Args:
-        source: A built-in model's name, a local folder, or `owner/name[@revision]` on the Hub, of which only this
-            SAE's files are fetched.
+        source: A built-in model's name, a local folder, or `owner/name[@revision]` on the Hub, from which only the
+            files of this SAE are downloaded.
         hookpoint: Dotted module name of the block.
         branch: `cond` or `uncond`.
         t: Normalised time of the sampler's step, or `all` for the SAE shared by every step.
-        device: Where its weights go.
+        device: The device to load it to.
 
     Raises:
-        ArtifactError: It is not there, and the message lists what is; or its files cannot be read.
+        ArtifactError: There is no such SAE (the message lists those that exist), or its files cannot be read.
     """
     collection, sae_id = find_collection(source), SaeId(hookpoint, branch, t)
-    _ = collection.index  # first: it is what the Hub counts, and the commit that all else is fetched of
+    _ = collection.index  # first: the Hub counts downloads by it, and its commit is that of all other files
     config = collection.files.find(f"{sae_id.path}/{CONFIG}")
     if config is None:
         raise ArtifactError(collection.missing(sae_id))
     weights = WEIGHTS if "architecture" in read_json(config) else SPARSIFY_WEIGHTS
     if collection.files.find(f"{sae_id.path}/{weights}") is None:
         pickles = pickles_among(path.name for path in config.parent.iterdir())
-        instead = f", only {pickles[0]}, a pickle, which could run code on loading" if pickles else ""
+        instead = f", only {pickles[0]}, a pickle, which could run code when it is loaded" if pickles else ""
         raise ArtifactError(f"There is no {weights}{instead} in {collection.name}, folder {sae_id.path}.")
     return read_sae(config.parent, device=device)
 
 
 def list_saes(root: Path) -> list[SaeId]:
-    """The SAEs of a local collection: those that its index names, or without one those whose folders are there."""
+    """The SAEs of a local collection: those in its index or, without one, those whose folders exist."""
     index = root / INDEX
     if index.is_file():
         return _ids(read_json(index).get("saes", []))
     return _ids(sorted(path.parent.relative_to(root).as_posix() for path in root.glob(f"*/*/*/{CONFIG}")))
 
 
-def usual_hookpoint(ids: Sequence[SaeId]) -> str:
-    """Where one looks unless told otherwise: the second of the hookpoints, or the only one; empty without any."""
-    return list(dict.fromkeys(sae_id.hookpoint for sae_id in ids))[:2][-1] if ids else ""
-
-
 def write_index(root: Path, ids: Sequence[SaeId], **others: Any) -> None:
-    """Write a collection's index, `others` (JSON) beside the list, in one go."""
+    """Write the index of a collection atomically: the list of SAEs, and `others` as further JSON values."""
     root.mkdir(parents=True, exist_ok=True)
     _replace_index(root, {**others, "saes": [sae_id.path for sae_id in ids]})
 
@@ -167,9 +167,7 @@ def mark_labelled(root: Path, whole: bool) -> None:
 
 
 def _replace_index(root: Path, index: dict[str, Any]) -> None:
-    part = root / f"{INDEX}.part"
-    part.write_text(json.dumps(index, indent=2) + "\n")
-    os.replace(part, root / INDEX)
+    write_text(root / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def _ids(paths: Iterable[Any]) -> list[SaeId]:
@@ -178,5 +176,5 @@ def _ids(paths: Iterable[Any]) -> list[SaeId]:
         try:
             ids.append(SaeId.parse(str(path)))
         except ValueError:
-            continue  # of another program, or of a later version
+            continue  # from another program, or a later version
     return ids

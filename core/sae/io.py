@@ -1,11 +1,11 @@
-"""An SAE's folder: `cfg.json` and safetensors, as SAELens v6 writes and reads them; sparsify's folders are read too.
+"""Reading and writing an SAE: `cfg.json` and safetensors in the format of SAELens v6; sparsify's format is read too.
 
-TopK is saved as SAELens' `topk`, BatchTopK as its `jumprelu` with a threshold. What SAELens does not know is under
-`metadata`. `dtype` is float32 also over fp16 weights: SAELens fails without it, and computes other codes with float16.
+TopK is saved as SAELens' `topk`, BatchTopK as `jumprelu` with a threshold. What SAELens has no field for is under
+`metadata`. `dtype` is float32 even if the weights are stored in float16: SAELens fails without the field, and computes
+different codes in float16. `FORMAT.md` beside this file describes the format.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,22 +16,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.errors import ArtifactError
+from core.files import write_atomically
 from core.sae.autoencoder import SaeConfig, SparseAutoencoder
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
-"""SAELens' name, and ours."""
+"""Weights in the format of SAELens, which is also ours."""
 SPARSIFY_WEIGHTS = "sae.safetensors"
+"""Weights in the format of sparsify."""
 
 _SAELENS_ARCHITECTURES = {"topk": "topk", "batchtopk": "jumprelu"}
 
 
 class _Read(NamedTuple):
-    """What a folder holds, in our terms."""
+    """Contents of a folder, with our names."""
 
     cfg: SaeConfig
     weights: dict[str, Tensor]
-    """The state dict, in the precision of the file."""
+    """The state dict, in the dtype of the file."""
     metadata: dict[str, Any]
 
 
@@ -41,9 +43,16 @@ def save_sae(
     metadata: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write an SAE's two files, so that a reader finds both whole or none.
+    """Write the two files of an SAE, so that a reader finds both complete or none.
 
-    `metadata` (JSON) is added to the SAE's own; `dtype` is the precision of the weights on disk.
+    Args:
+        sae: The SAE.
+        folder: Its folder, created if need be.
+        metadata: JSON values that are added to the SAE's own metadata.
+        dtype: Type of the weights on disk.
+
+    Raises:
+        ArtifactError: A weight is not finite in `dtype`.
     """
     weights = {
         "W_enc": sae.encoder.weight.T,
@@ -53,13 +62,13 @@ def save_sae(
     }
     if sae.threshold is not None:
         weights["threshold"] = sae.threshold
-    # Copies: safetensors takes no views and no two tensors of one memory.
+    # Copies, because safetensors accepts no views and no tensors that share memory.
     stored = {
         name: value.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
         for name, value in weights.items()
     }
     if bad := [name for name, value in stored.items() if not value.isfinite().all()]:
-        raise ArtifactError(f"The SAE for {folder} is not saved: {bad} is not finite in {dtype}.")
+        raise ArtifactError(f"The SAE for {folder} was not saved: {', '.join(bad)} is not finite in {dtype}.")
     cfg = {
         "architecture": _SAELENS_ARCHITECTURES[sae.cfg.architecture],
         "d_in": sae.cfg.d_in,
@@ -74,20 +83,19 @@ def save_sae(
     if sae.cfg.architecture == "topk":
         cfg |= {"k": sae.cfg.k, "rescale_acts_by_decoder_norm": False}
     folder.mkdir(parents=True, exist_ok=True)
-    weights_part, config_part = folder / f"{WEIGHTS}.part", folder / f"{CONFIG}.part"
-    save_file(stored, weights_part)
-    config_part.write_text(json.dumps(cfg, indent=2) + "\n")
-    # Without its config a folder is no SAE: a kill from here on leaves nothing that mixes old and new.
-    (folder / CONFIG).unlink(missing_ok=True)
-    os.replace(weights_part, folder / WEIGHTS)
-    os.replace(config_part, folder / CONFIG)
+    # The weights are put in place first, as the last context is left first.
+    with write_atomically(folder / CONFIG) as config, write_atomically(folder / WEIGHTS) as weights_file:
+        save_file(stored, weights_file)
+        config.write_text(json.dumps(cfg, indent=2) + "\n", encoding="utf-8")
+        # A folder without a config is not an SAE, so a kill from here on cannot leave a mixture of old and new.
+        (folder / CONFIG).unlink(missing_ok=True)
 
 
 def read_sae(folder: str | Path, *, device: torch.device | str = "cpu") -> SparseAutoencoder:
-    """The SAE in a folder that SAELens (v6), sparsify or `save_sae` wrote, with float32 weights.
+    """Load the SAE from a folder written by SAELens (v6), sparsify or `save_sae`; its weights are converted to float32.
 
     Raises:
-        ArtifactError: A file is missing, cut short, or of another kind or shape.
+        ArtifactError: A file is missing or truncated, or has another architecture or shape.
     """
     folder = Path(folder)
     values = read_json(folder / CONFIG)
@@ -95,7 +103,7 @@ def read_sae(folder: str | Path, *, device: torch.device | str = "cpu") -> Spars
     try:
         read = reader(folder, values)
     except (KeyError, TypeError) as error:
-        raise ArtifactError(f"{folder / CONFIG} lacks or misstates {error}.") from error
+        raise ArtifactError(f"{folder / CONFIG}: {error} is missing or invalid.") from error
     except ArtifactError:
         raise
     except ValueError as error:
@@ -115,10 +123,10 @@ def read_sae(folder: str | Path, *, device: torch.device | str = "cpu") -> Spars
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """The JSON object in a file.
 
     Raises:
-        ArtifactError: There is none.
+        ArtifactError: The file does not exist or holds no JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -127,27 +135,27 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read as JSON ({error}). Save or download it again.") from error
     if not isinstance(values, dict):
-        raise ArtifactError(f"{path} is no JSON object. Save or download it again.")
+        raise ArtifactError(f"{path} is not a JSON object. Save or download it again.")
     return values
 
 
 def _load(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file."""
+    """The tensors in a safetensors file."""
     try:
         weights: dict[str, Tensor] = load_file(path)
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist.") from error
     except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is damaged or cut short ({error}). Save or download it again.") from error
+        raise ArtifactError(f"{path} is damaged or truncated ({error}). Save or download it again.") from error
     return weights
 
 
 def _read_saelens(folder: Path, values: dict[str, Any]) -> _Read:
-    """SAELens' folder, or ours."""
+    """Read a folder in the format of SAELens, such as ours."""
     architecture = values["architecture"]
     ours = {theirs: mine for mine, theirs in _SAELENS_ARCHITECTURES.items()}
     if architecture not in ours:
-        raise ArtifactError(f"{folder} holds a {architecture!r} SAE; {' and '.join(ours)} can be read.")
+        raise ArtifactError(f"{folder} has a {architecture!r} SAE; only {' and '.join(ours)} can be read.")
     for name, only in (
         ("apply_b_dec_to_input", True),
         ("normalize_activations", "none"),
@@ -172,8 +180,8 @@ def _read_saelens(folder: Path, values: dict[str, Any]) -> _Read:
 
 
 def _read_sparsify(folder: Path, values: dict[str, Any]) -> _Read:
-    """A folder of EleutherAI's sparsify; keys that are unknown here are ignored."""
+    """Read a folder in the format of EleutherAI's sparsify; unknown keys are ignored."""
     if values.get("activation", "topk") != "topk" or values.get("skip_connection") or values.get("transcode"):
-        raise ArtifactError(f"{folder} holds no plain TopK autoencoder: no other kind of sparsify's can be read.")
+        raise ArtifactError(f"{folder} is not a plain TopK autoencoder, the only kind of sparsify that can be read.")
     d_sae = values.get("num_latents") or values["d_in"] * values["expansion_factor"]
     return _Read(SaeConfig(values["d_in"], d_sae, values["k"]), _load(folder / SPARSIFY_WEIGHTS), {})

@@ -1,7 +1,7 @@
-"""What is where in a real picture, for any classes that have a name: open-vocabulary segmenters of transformers.
+"""Open-vocabulary segmentation of real images, for any named classes, with models of transformers.
 
-`grounded`: Grounding DINO finds boxes of the classes, and SAM (or SAM 2, whose processor needs torchvision) turns each
-box into a mask. `clipseg`: one small model gives each pixel to the class that its neighbourhood is most like.
+`grounded`: Grounding DINO detects boxes of the classes, and SAM (or SAM 2, whose processor needs torchvision) turns
+each box into a mask. `clipseg`: CLIPSeg, one small model that scores every pixel for every class.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from core.errors import ModelError
 from core.segmentation.semantic import Segmentation, common_size
 
 OpenKind = Literal["grounded", "clipseg"]
-"""Which models find the classes."""
+"""Which models are used."""
 OPEN_KINDS: tuple[OpenKind, ...] = get_args(OpenKind)
 
 DETECTOR, CLIPSEG = "IDEA-Research/grounding-dino-tiny", "CIDAS/clipseg-rd64-refined"
@@ -31,7 +31,7 @@ BACKGROUND_TAGS = (
     "sky", "cloud", "sea", "lake", "river", "beach", "grass", "forest", "mountain", "snow", "desert", "street", "road",
     "field", "garden", "wall", "floor", "water",
 )  # fmt: skip
-"""Of the tags, those that are places rather than things."""
+"""The tags that are backgrounds; all others are objects."""
 TAGS = (
     "person", "face", "hand", "hair", "dress", "hat", "shoe", "cat", "dog", "bird", "horse", "cow", "fish", "bear",
     "elephant", "butterfly", "bee", "tree", "flower", "leaf", "fruit", "apple", "banana", "bread", "cake", "cup",
@@ -39,7 +39,7 @@ TAGS = (
     "bridge", "boat", "car", "bus", "train", "bicycle", "aeroplane", "phone", "computer", "book", "clock", "ball",
     "toy", "guitar", "statue", "painting", "text", "sun", "moon", "star", "fire", "rock", *BACKGROUND_TAGS,
 )  # fmt: skip
-"""What is looked for beside the words of the prompts."""
+"""Classes to look for in every image, in addition to the words of the prompts."""
 
 _FUNCTION_WORDS = frozenset(
     """a about above across after against all along also among an and any are around as at be been before behind
@@ -50,15 +50,15 @@ _FUNCTION_WORDS = frozenset(
     what when where which while who whom whose why will with within without would you your""".split()  # noqa: SIM905
 )
 _MOST_BOXES = 8
-"""Boxes of a class in a picture."""
+"""The most boxes of a class in an image."""
 _SAME_BOX = 0.7
-"""Of two boxes of one class with a larger intersection over union only the better stays."""
+"""Intersection over union above which two boxes of a class are one object; the better one is kept."""
 
 
 def classes_of(prompts: Iterable[str], tags: Sequence[str] = TAGS, n_words: int = 64) -> tuple[str, ...]:
-    """The tags, and the words that most of the prompts have, `n_words` at most, function words and numbers left out.
+    """The tags, and the `n_words` most frequent words of the prompts, without function words and numbers.
 
-    Nothing here tells a noun from a verb. A word that nothing can be found for only has empty masks.
+    Nouns are not told from verbs: a word that names nothing visible just gets empty masks.
     """
     known = {tag.casefold() for tag in tags}
     counts = Counter(word for prompt in prompts for word in distinct_words(prompt))
@@ -68,20 +68,20 @@ def classes_of(prompts: Iterable[str], tags: Sequence[str] = TAGS, n_words: int 
 
 
 class GroundedSegmenter:
-    """Boxes by Grounding DINO, masks by SAM. A class's score is that of its best box; masks of classes may overlap."""
+    """Boxes by Grounding DINO, masks by SAM. The score of a class is that of its best box; masks may overlap."""
 
     def __init__(
         self, classes: Sequence[str], detector: Any, words: Any, masker: Any, cutter: Any, *, box_score: float = 0.3
     ) -> None:
-        """Wrap models and their processors.
+        """Wrap the models and their processors.
 
         Args:
             classes: Names of the classes.
             detector: `GroundingDinoForObjectDetection`.
-            words: Its processor.
+            words: The processor of the detector.
             masker: `SamModel` or `Sam2Model`.
-            cutter: Its processor.
-            box_score: Least score of a box, from 0 to 1.
+            cutter: The processor of the masker.
+            box_score: Minimum score of a box, from 0 to 1.
         """
         self._names, self._box_score = _checked(classes), box_score
         self._detector, self._words = detector.eval().requires_grad_(False), words
@@ -94,10 +94,10 @@ class GroundedSegmenter:
 
     @torch.no_grad()
     def segment(self, images: Sequence[Image.Image]) -> Segmentation:
-        """Masks and scores of pictures that all have one size.
+        """Masks and scores of images of one size.
 
         Raises:
-            ImageError: No pictures, or pictures of several sizes.
+            ImageError: No images, or images of several sizes.
         """
         width, height = common_size(images)
         device = self._detector.device
@@ -114,7 +114,7 @@ class GroundedSegmenter:
         return Segmentation(masks, scores * masks.any(3).any(2))
 
     def _boxes(self, image: Image.Image) -> list["_Box"]:
-        """Boxes of all classes, in pixels."""
+        """Boxes of all classes in an image, in pixels."""
         found = []
         for text in self._texts:
             inputs = self._words(images=image, text=text.words, return_tensors="pt").to(self._detector.device)
@@ -123,15 +123,15 @@ class GroundedSegmenter:
             of_classes = torch.stack([tokens[:, first:last].mean(1) for first, last in text.spans], dim=1)
             best, which = of_classes.max(1)
             size = torch.tensor([*image.size, *image.size], device=best.device)
-            for place in range(len(text.spans)):
-                rows = ((which == place) & (best >= self._box_score)).nonzero()[:, 0]
+            for at in range(len(text.spans)):
+                rows = ((which == at) & (best >= self._box_score)).nonzero()[:, 0]
                 rows = rows[best[rows].argsort(descending=True)]
                 corners = _corners(out.pred_boxes[0, rows]) * size
-                found += [_Box(text.first + place, float(best[rows[i]]), corners[i]) for i in _apart(corners)]
+                found += [_Box(text.first + at, float(best[rows[i]]), corners[i]) for i in _apart(corners)]
         return found
 
     def _cut(self, image: Image.Image, boxes: Tensor) -> Tensor:
-        """[n, H, W] bool mask of what is in each box [n, 4]."""
+        """[n, H, W] bool masks of the objects in boxes [n, 4]."""
         inputs = self._cutter(images=image, input_boxes=[boxes.tolist()], return_tensors="pt")
         sizes = {name: inputs[name] for name in ("original_sizes", "reshaped_input_sizes") if name in inputs}
         given = {name: value.to(self._masker.device) for name, value in inputs.items() if name not in sizes}
@@ -143,13 +143,13 @@ class GroundedSegmenter:
 
 
 class ClipSegmenter:
-    """CLIPSeg: a pixel is of the class that is most probable there, or of none where no class is probable enough.
+    """CLIPSeg: each pixel gets its most probable class, or none if no class is probable enough.
 
-    A class's score is its mean probability over its mask.
+    The score of a class is its mean probability over its mask.
     """
 
     def __init__(self, classes: Sequence[str], model: Any, processor: Any, *, probability: float = 0.5) -> None:
-        """Wrap a `CLIPSegForImageSegmentation` and its processor; `probability` is the least of a pixel's class."""
+        """Wrap a `CLIPSegForImageSegmentation` and its processor; `probability` is the minimum for a class."""
         self._names, self._probability = _checked(classes), probability
         self._model, self._processor = model.eval().requires_grad_(False), processor
         tokens = processor.tokenizer(list(self._names), padding=True, return_tensors="pt").to(model.device)
@@ -163,10 +163,10 @@ class ClipSegmenter:
 
     @torch.no_grad()
     def segment(self, images: Sequence[Image.Image]) -> Segmentation:
-        """Masks and scores of pictures that all have one size.
+        """Masks and scores of images of one size.
 
         Raises:
-            ImageError: No pictures, or pictures of several sizes.
+            ImageError: No images, or images of several sizes.
         """
         width, height = common_size(images)
         parts = []
@@ -181,7 +181,7 @@ class ClipSegmenter:
         return Segmentation(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def _logits(self, image: Image.Image) -> Tensor:
-        """[K, h, w] of a picture, which is looked at once, whatever the number of classes."""
+        """[K, h, w] logits of an image, which is encoded once, whatever the number of classes."""
         pixels = self._processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
         seen = self._model.clip.vision_model(
             pixels.to(self._model.device), output_hidden_states=True, interpolate_pos_encoding=True
@@ -205,79 +205,79 @@ def load_open_segmenter(
 
     Args:
         kind: `grounded` or `clipseg`.
-        classes: Names of the classes; `classes_of` makes some for prompts.
-        detector: `grounded`: a Grounding DINO.
-        masker: `grounded`: a SAM or SAM 2; by default SAM 2 where torchvision is installed, else SAM.
-        clipseg: `clipseg`: a CLIPSeg.
-        device: Defaults to CUDA where there is one.
+        classes: Names of the classes, for example from `classes_of`.
+        detector: For `grounded`: a Grounding DINO.
+        masker: For `grounded`: a SAM or SAM 2; by default SAM 2 if torchvision is installed, otherwise SAM.
+        clipseg: For `clipseg`: a CLIPSeg.
+        device: Defaults to CUDA if available.
 
     Raises:
-        ModelError: No such kind, or models that cannot be loaded.
+        ModelError: No such kind, or a model that cannot be loaded.
     """
     if kind not in OPEN_KINDS:
-        raise ModelError(f"There is no open-vocabulary segmenter {kind!r}: {' and '.join(OPEN_KINDS)} are.")
-    place = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
+        raise ModelError(f"There is no open-vocabulary segmenter {kind!r}; there are {' and '.join(OPEN_KINDS)}.")
+    device = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "clipseg":
-        return ClipSegmenter(classes, *_load(clipseg, "CLIPSegForImageSegmentation", place))
+        return ClipSegmenter(classes, *_load(clipseg, "CLIPSegForImageSegmentation", device))
     has_torchvision = importlib.util.find_spec("torchvision") is not None
     cutting = masker if masker is not None else SAM2 if has_torchvision else SAM
-    found = _load(detector, "GroundingDinoForObjectDetection", place)
-    return GroundedSegmenter(classes, *found, *_load(cutting, "AutoModelForMaskGeneration", place))
+    found = _load(detector, "GroundingDinoForObjectDetection", device)
+    return GroundedSegmenter(classes, *found, *_load(cutting, "AutoModelForMaskGeneration", device))
 
 
 class _Text(NamedTuple):
-    """Some of the classes as Grounding DINO reads them."""
+    """Some of the classes as a text for Grounding DINO."""
 
     words: str
-    """Each in lower case and with a dot after it."""
+    """The class names in lower case, each followed by a dot."""
     first: int
-    """Index of the first of them."""
+    """Index of the first class in it."""
     spans: tuple[tuple[int, int], ...]
-    """Tokens of each: the first, and that after the last."""
+    """Token range [start, end) of each class."""
 
 
 class _Box(NamedTuple):
-    """Something that was found."""
+    """A detected box."""
 
     which: int
     """Index of its class."""
     score: float
-    """From 0 to 1."""
+    """Score from 0 to 1."""
     corners: Tensor
-    """[4] x and y of the upper left corner, and of the lower right one."""
+    """[4] x and y of the upper left and of the lower right corner, in pixels."""
 
 
 def _texts(names: Sequence[str], tokenizer: Any, most_tokens: int) -> Iterator[_Text]:
-    """All classes, as many together as the model reads at once."""
+    """All classes, in texts of as many as fit into the model's context."""
     lengths = [len(tokenizer(_spoken(name), add_special_tokens=False)["input_ids"]) for name in names]
     first = 0
     while first < len(names):
-        spans, at = [], 1  # the first token starts the text, and the last ends it
+        spans, at = [], 1  # leaving room for the start and end tokens
         for length in lengths[first:]:
             if at + length + 2 > most_tokens:
                 break
             spans.append((at, at + length))
             at += length + 1
         if not spans:
-            raise ModelError(f"The class {names[first]!r} is longer than the detector can read.")
+            raise ModelError(f"The class name {names[first]!r} is too long for the detector.")
         together = names[first : first + len(spans)]
         yield _Text(" ".join(f"{_spoken(name)}." for name in together), first, tuple(spans))
         first += len(spans)
 
 
 def _spoken(name: str) -> str:
-    """A name without what ends a phrase."""
+    """A name without the marks that end a phrase."""
     return " ".join(name.lower().replace(".", " ").replace("?", " ").split())
 
 
 def _corners(boxes: Tensor) -> Tensor:
-    """[n, 4] corners of boxes [n, 4] given by centre, width and height."""
+    """[n, 4] corners, clamped to 0..1, of boxes [n, 4] given by centre, width and height."""
     centre, size = boxes[:, :2], boxes[:, 2:]
     return torch.cat([centre - size / 2, centre + size / 2], dim=1).clamp(0, 1)
 
 
 def _apart(corners: Tensor) -> list[int]:
-    """Which boxes [n, 4], best first, are not one that was taken before."""
+    """Non-maximum suppression: indices of the boxes [n, 4], best first, that are not duplicates of a better one."""
     taken: list[int] = []
     for i, box in enumerate(corners):
         others = corners[taken]
@@ -294,12 +294,12 @@ def _apart(corners: Tensor) -> list[int]:
 def _checked(classes: Sequence[str]) -> tuple[str, ...]:
     names = tuple(classes)
     if not names or len(set(names)) < len(names) or not all(_spoken(name) for name in names):
-        raise ValueError(f"Classes need names, each of its own; given: {', '.join(map(repr, names)) or 'none'}.")
+        raise ValueError(f"Classes need distinct, non-empty names, not {', '.join(map(repr, names)) or 'none'}.")
     return names
 
 
 def _load(source: str | Path, kind: str, device: str | torch.device) -> tuple[Any, Any]:
-    """A model of a transformers class, and its processor, from a folder or `owner/name[@revision]`."""
+    """A model of a transformers class and its processor, from a folder or `owner/name[@revision]`."""
     transformers = importlib.import_module("transformers")
     folder = Path(source).expanduser()
     name, _, revision = (str(folder), "", "") if folder.is_dir() else str(source).partition("@")
@@ -314,6 +314,6 @@ def _load(source: str | Path, kind: str, device: str | torch.device) -> tuple[An
             f"{source} could not be loaded: {error}\nIt has to be a {kind} of transformers with safetensors weights "
             f"and its processor; SAM 2's needs torchvision."
         ) from error
-    if found["missing_keys"]:  # transformers would make them up
-        raise ModelError(f"{source} is no whole model; it lacks {sorted(found['missing_keys'])[0]!r} and perhaps more.")
+    if found["missing_keys"]:  # transformers would initialise them at random
+        raise ModelError(f"{source} is incomplete: it lacks {sorted(found['missing_keys'])[0]!r} and perhaps more.")
     return model.to(device), processor

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from core.information.results import Attribution
+from core.spec import default_hookpoint
 from core.ui.concepts.dictionary import no_concepts
 from core.ui.events import MODEL
 from core.ui.inputs import (
@@ -148,12 +149,12 @@ def build_api(runtime: Runtime) -> None:
         """
         tables = _tables(runtime)
         names = list(dict.fromkeys(site.hookpoint for site in tables))
-        wanted = hookpoint.strip() or names[:2][-1]
+        wanted = hookpoint.strip() or default_hookpoint(names)
         table = next((of for site, of in tables.items() if site == (wanted, branch)), None)
         if table is None:
             raise ValueError(f"There are no concepts at {wanted!r}, {branch}: there are some at {', '.join(names)}.")
         found = table[concept_number(number)]
-        pictures = [{**one.drawn._asdict(), "peak": one.peak, "map": one.map.tolist()} for one in found.gallery]
+        pictures = [{**one.entry._asdict(), "peak": one.peak, "map": one.map.tolist()} for one in found.gallery]
         scores = {**found.scores._asdict(), "runner_ups": [one._asdict() for one in found.scores.runner_ups]}
         neighbours = [one._asdict() for one in table.neighbours(found.number)]
         plain = {

@@ -39,7 +39,7 @@ def load_examples(folder: Path | None) -> list[Example]:
     if folder is None or index is None or not index.is_file():
         return []
     try:
-        return [Example(folder=folder, **entry) for entry in json.loads(index.read_text())]
+        return [Example(folder=folder, **entry) for entry in json.loads(index.read_text(encoding="utf-8"))]
     except (ValueError, TypeError) as error:
         log.warning("The stored examples in %s cannot be read: %s", folder, error)
         return []

@@ -114,8 +114,8 @@ class Runtime:
         self._traces: OrderedDict[str, CodeTrace] = OrderedDict()
         self._cached: OrderedDict[tuple[str, str, float], Attribution] = OrderedDict()
         self._started = 0.0
-        if self.examples_dir is None and self.name == "picturebook":
-            self.examples_dir = Path(BUILT_IN["picturebook"].source).parent / "examples"
+        if self.examples_dir is None and self.spec.assets is not None:
+            self.examples_dir = self.spec.assets / "examples"
 
     @property
     def spec(self) -> ModelSpec:
@@ -147,7 +147,7 @@ class Runtime:
     @property
     def segmenter(self) -> "Segmenter | None":
         """What says where things are in the model's pictures; None where none comes with it."""
-        if self._segmenter is None and self.spec.name == "picturebook":
+        if self._segmenter is None and self.spec.assets is not None:
             from core.segmentation.semantic import load_segmenter
 
             # A lent GPU is not there for what is computed between requests.
@@ -223,7 +223,7 @@ class Runtime:
 
     def surprisal(self, words: Sequence[str]) -> Callable[[str], float] | None:
         """How many bits it takes to guess each of these words; None where that is not known of them all."""
-        known = load_surprisal(self.spec.name)
+        known = load_surprisal(self.spec)
         return known if known is not None and all(map(math.isfinite, map(known, words))) else None
 
     def trace(self, key: str) -> "CodeTrace | None":

@@ -99,7 +99,7 @@ def test_a_newcomer_finds_an_example_and_wrong_input_is_told(open_page: Open) ->
     near = page.locator(".id-iv-near", has_text=re.compile("^penguin$"))
     near.wait_for()
     page.locator("#id-iv-show").click()
-    expect(page.locator("#id-iv-what")).to_contain_text("No concept carries the label 'pengin'")
+    expect(page.locator("#id-iv-what")).to_contain_text("No concept has the label 'pengin'")
     near.click()
     expect(what).to_have_value("penguin")
 

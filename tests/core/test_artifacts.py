@@ -68,5 +68,5 @@ def test_a_broken_folder_says_what_is_missing(model_folder: Path, tmp_path: Path
     with pytest.raises(ModelError, match="not JSON"):
         find_model(folder)
     (folder / "model_index.json").unlink()
-    with pytest.raises(ModelError, match=r"no StableDiffusionPipeline folder.*model_index\.json"):
+    with pytest.raises(ModelError, match=r"not a StableDiffusionPipeline folder.*model_index\.json"):
         find_model(folder)

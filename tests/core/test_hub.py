@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def published(hub: Hub, folder: Path) -> Hub:
-    """The same on the hub, in two repositories; without pictures."""
+    """The same on the hub, in two repositories; without a gallery."""
     files = contents(folder)
     is_table = ("concepts.parquet", "counts.safetensors", "examples.safetensors")
     hub.put("model", SAES, {path: data for path, data in files.items() if not path.endswith(is_table)})
@@ -55,13 +55,13 @@ def fetched(hub: Hub) -> list[str]:
     return [path.partition("/resolve/")[2].partition("/")[2] for path in hub.asked("resolve", "GET")]
 
 
-def test_one_sae_does_not_fetch_the_others(published: Hub) -> None:
+def test_one_sae_does_not_download_the_others(published: Hub) -> None:
     core.load_sae(SAES, *IDS[1])
     files = [f"{IDS[1].path}/{name}" for name in ("cfg.json", "sae_weights.safetensors")]
     assert fetched(published) == ["config.json", MANIFEST, *files]
 
 
-def test_a_table_fetches_no_other_and_only_what_is_looked_at(published: Hub) -> None:
+def test_a_table_downloads_only_the_files_that_are_used(published: Hub) -> None:
     table = core.load_concepts(SAES, UP)
     assert [hit.number for hit in table.search("whale")] == [2, 0]
     of_table = [path for path in published.asked("resolve", "GET") if path.startswith("/datasets/")]
@@ -107,14 +107,14 @@ def test_a_download_that_breaks_off_goes_on_where_it_was(published: Hub, folder:
     assert not [fault for fault in published.faults if fault["left"]]
 
 
-def test_too_many_requests_are_sat_out(published: Hub) -> None:
+def test_too_many_requests_are_retried(published: Hub) -> None:
     published.fail("resolve", 429, times=2)
     core.load_sae(SAES, *IDS[1])
 
 
 @pytest.mark.parametrize("how", [500, "drop"])
 @pytest.mark.parametrize("name", ["config.json", MANIFEST, "cfg.json", "sae_weights"])
-def test_what_cannot_be_fetched_is_told(published: Hub, how: int, name: str) -> None:
+def test_failed_downloads_are_reported(published: Hub, how: int, name: str) -> None:
     published.fail("resolve", how, times=1000, on=name)
     with pytest.raises(ArtifactError, match=f"{name}.* could not be fetched from"):
         core.load_sae(SAES, *IDS[1])
@@ -158,7 +158,7 @@ def test_a_repository_without_index_and_manifest_is_read_offline_too(
         with monkeypatch.context() as patch:
             patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
             assert torch.equal(core.load_sae("other/saes", *IDS[1]).W_dec, core.load_sae(folder, *IDS[1]).W_dec)
-    with pytest.raises(ArtifactError, match="other/saes has no SAE at all"):
+    with pytest.raises(ArtifactError, match="other/saes has no SAEs"):
         core.load_sae("other/saes", *IDS[0])
     with pytest.raises(ArtifactError, match=r"There is no no/where on the Hub.*hf auth login"):
         core.load_sae("no/where", *IDS[0])
@@ -180,7 +180,7 @@ def test_a_path_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> 
     (tmp_path / "secret.json").write_text("{}")
     (tmp_path / "in" / "a").mkdir(parents=True)
     for source in (Source("here", tmp_path / "in"), Source("x/y", None, "x/y")):
-        with pytest.raises(ArtifactError, match=r"leaves the artifact's folder"):
+        with pytest.raises(ArtifactError, match=r"outside the artifact's folder"):
             Files(source).find(name)
 
 
@@ -189,7 +189,7 @@ def test_an_sae_outside_of_its_collection_is_refused(folder: Path) -> None:
     write_index(inner, [SaeId("..", "cond", "all")])
     assert find_collection(inner).ids == []
     shutil.copytree(folder / IDS[1].path, folder / "cond" / "tall")
-    with pytest.raises(ArtifactError, match="leaves the artifact's folder"):
+    with pytest.raises(ArtifactError, match="outside the artifact's folder"):
         core.load_sae(inner, "..", "cond")
 
 
@@ -204,7 +204,7 @@ def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_not(folder: Path,
     shutil.move(folder / "large", tmp_path / "elsewhere")
     weights.unlink()
     weights.symlink_to(tmp_path / "elsewhere" / "weights")
-    with pytest.raises(ArtifactError, match="it is a link that leaves"):
+    with pytest.raises(ArtifactError, match="it is a link out of"):
         core.load_sae(folder, *IDS[1])
 
 
@@ -216,9 +216,9 @@ def test_a_snapshot_of_the_hubs_cache_is_a_folder_like_any_other() -> None:
     assert core.load_sae(path.parent, *IDS[1]).cfg.d_in == 8
 
 
-@pytest.mark.parametrize("told", ["../concepts", "/tmp", "concepts", 7, ["a/b"], "a/b@../c"])
-def test_an_index_that_names_no_dataset_as_tables_is_refused(published: Hub, told: object) -> None:
-    index = {**json.loads(published.model(SAES).files["config.json"]), "tables": told}
+@pytest.mark.parametrize("tables", ["../concepts", "/tmp", "concepts", 7, ["a/b"], "a/b@../c"])
+def test_an_index_that_names_no_dataset_as_tables_is_refused(published: Hub, tables: object) -> None:
+    index = {**json.loads(published.model(SAES).files["config.json"]), "tables": tables}
     published.put("model", SAES, {"config.json": json.dumps(index).encode()})
     core.load_sae(SAES, *IDS[1])
     with pytest.raises(ArtifactError, match="no dataset on the Hub"):
@@ -246,13 +246,13 @@ def test_a_pickle_under_another_name_is_not_unpickled(folder: Path, tmp_path: Pa
     trace = tmp_path / "it ran"
     code = f"cbuiltins\nexec\n(V__import__('pathlib').Path({str(trace)!r}).touch()\ntR.".encode()
     (folder / IDS[1].path / "sae_weights.safetensors").write_bytes(code)
-    with pytest.raises(ArtifactError, match="damaged or cut short"):
+    with pytest.raises(ArtifactError, match="damaged or truncated"):
         core.load_sae(folder, *IDS[1])
     assert not trace.exists()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"files": {}}', '{"path": 3}', '{"path": "a", "files": []}'])
-def test_a_damaged_manifest_is_told(folder: Path, text: str) -> None:
+def test_a_damaged_manifest_is_reported(folder: Path, text: str) -> None:
     (folder / MANIFEST).write_text(f"{text}\n")
     with pytest.raises(ArtifactError, match=r"manifest\.jsonl is damaged"):
         core.load_sae(folder, *IDS[1])

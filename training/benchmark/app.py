@@ -152,7 +152,7 @@ def serve(command: Sequence[str], folder: Path, env: Mapping[str, str] | None = 
             env=env,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
         try:
             yield App(process, f"http://127.0.0.1:{port}/")

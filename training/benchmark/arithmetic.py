@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Indices = NDArray[np.int64]
+from core.arrays import Floats, Ints
+
+Indices = Ints
 
 
 class Interval(NamedTuple):

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from core.arrays import Floats
 from core.diffusion.diffuser import Diffuser
 from core.information.attribution import choose_words, compare
 from core.information.estimator import noisy
 from core.information.quadrature import Sampler, draw
-from training.benchmark.arithmetic import Floats, Indices, Interval, interval, resamples
+from training.benchmark.arithmetic import Indices, Interval, interval, resamples
 from training.benchmark.prompts import Sample, scenes_with
 from training.common.report import Cell, Table
 

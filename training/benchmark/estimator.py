@@ -17,12 +17,14 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 import core
+from core.arrays import Floats
 from core.diffusion.diffuser import Diffuser
+from core.files import write_atomically
 from core.information.attribution import choose_words, compare
 from core.information.estimator import Comparison, Estimator, cost
 from core.information.measuring import sampler_for
 from core.information.quadrature import Sampler
-from training.benchmark.arithmetic import Floats, Indices, Interval, needed, ratio, relative_errors, resamples, times
+from training.benchmark.arithmetic import Indices, Interval, needed, ratio, relative_errors, resamples, times
 from training.benchmark.prompts import Sample, held_out
 from training.common.report import Cell, Table
 
@@ -247,9 +249,8 @@ class _Store:
         path = self._folder / f"{digest.hexdigest()[:32]}.safetensors"
         if not path.exists():
             maps = replicates(self._model, sample, sampler, seed, n, batch_size)
-            part = path.with_suffix(".part")
-            save_file({"maps": maps.astype(np.float32)}, part)
-            part.replace(path)
+            with write_atomically(path) as part:
+                save_file({"maps": maps.astype(np.float32)}, part)
         kept: Floats = load_file(path)["maps"].astype(np.float64)
         return kept
 

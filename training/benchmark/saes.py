@@ -104,7 +104,7 @@ def environment(name: str, folder: Path) -> Path:
     if not (home / "complete").exists():
         log.info("installing %s for the comparison", PEERS[name])
         venv.create(home, with_pip=True, clear=True)
-        (home / "constraints.txt").write_text(TORCH + "\n")
+        (home / "constraints.txt").write_text(TORCH + "\n", encoding="utf-8")
         pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", "-c", str(home / "constraints.txt"), TORCH, PEERS[name]], check=True)
         subprocess.run([*pip, "uninstall", "--yes", "torchvision"], check=True)
@@ -184,7 +184,7 @@ def _contestant(
         environ["PYTHONPATH"] = str(ROOT)
     with TemporaryDirectory() as elsewhere:  # a folder in which nothing of ours can be imported by accident
         process = subprocess.Popen(
-            words, text=True, env=environ, cwd=elsewhere, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            words, encoding="utf-8", env=environ, cwd=elsewhere, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         try:
             yield process

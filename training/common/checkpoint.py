@@ -40,7 +40,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
                 {key: value.detach().contiguous() for key, value in tensors.items()}, part / f"{name}.safetensors"
             )
         described = {"step": checkpoint.step, "files": list(checkpoint.tensors), "recipe": checkpoint.recipe}
-        (part / "state.json").write_text(json.dumps(described, indent=2) + "\n")
+        (part / "state.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise OSError(
@@ -65,7 +65,7 @@ def load_checkpoint(folder: Path, recipe: Mapping[str, Any]) -> Checkpoint | Non
     if found is None:
         return None
     try:
-        state = json.loads((found / "state.json").read_text())
+        state = json.loads((found / "state.json").read_text(encoding="utf-8"))
         if changed := list(_differences(state["recipe"], json.loads(json.dumps(recipe)))):
             raise ValueError(
                 f"The checkpoint in {folder} is of another recipe: {'; '.join(changed)}. Give the recipe it was made "

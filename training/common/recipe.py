@@ -15,7 +15,7 @@ def read_recipe(kind: type[Config], path: Path) -> Config:
         ValueError: It is not JSON, or a name in it is not a field.
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a recipe: {error}") from error
     config = _fill(kind, values, path.name)

@@ -13,6 +13,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
+from core.files import write_text
+
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout, or where the packages are installed."""
 
@@ -129,9 +131,9 @@ def write(folder: Path, title: str, provenance: Origin, tables: Sequence[Table])
     """Put the report into `folder`, as Markdown and JSON named after its title."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = title.lower().replace(" ", "-")
-    (folder / f"{stem}.md").write_text(markdown(title, provenance, tables))
+    write_text(folder / f"{stem}.md", markdown(title, provenance, tables))
     content = {"origin": asdict(provenance), "tables": [asdict(table) for table in tables]}
-    (folder / f"{stem}.json").write_text(json.dumps(content, indent=1) + "\n")
+    write_text(folder / f"{stem}.json", json.dumps(content, indent=1) + "\n")
 
 
 def timed(work: Callable[[], object], n: int) -> list[float]:
@@ -148,7 +150,9 @@ def commit_now() -> str:
     """The checkout's commit, and whether files differ from it."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno") else "")
@@ -173,7 +177,7 @@ def _shown(cell: Cell) -> str:
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -204,7 +204,7 @@ def evaluate_interventions(model: Diffuser, options: EvalOptions, package: Path 
     """What edits by the concepts of some collections do to picturebook's pictures; judges in `package`."""
     settings = interventions.QUICK if options.quick else interventions.Settings()
     parts = {part.__name__: part for part in interventions.PARTS}
-    code = [path.read_text() for path in sorted((Path(core.__file__).parent / "edits").glob("*.py"))]
+    code = [path.read_text(encoding="utf-8") for path in sorted((Path(core.__file__).parent / "edits").glob("*.py"))]
     tables = []
     for root in options.saes:
         bench = interventions.Bench(load_editor(model, root), load_judges(package), package, settings)
@@ -227,7 +227,7 @@ def evaluate_information(module: ModuleType) -> Callable[[Diffuser, EvalOptions]
         bench = module.Bench(model, settings)
         engine = Path(core.__file__).parent
         files = [*sorted((engine / "information").glob("*.py")), engine / "inversion.py", engine / "attention.py"]
-        code = [path.read_text() for path in files]
+        code = [path.read_text(encoding="utf-8") for path in files]
         weights = [*_own_weights(model), PACKAGE / "segmenter"]
         key = fingerprint(module, weights, settings, [model.spec.name, model.spec.revision, *code])
         return _tables({part.__name__: part for part in module.PARTS}, options, key, lambda part: part(bench))

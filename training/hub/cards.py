@@ -1,4 +1,4 @@
-"""The cards and the manifest of a collection of SAEs: what they are, how good, and how to load them."""
+"""Model card, dataset card and manifest of a collection of SAEs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,42 +11,45 @@ from core.artifacts import MANIFEST, file_sha256
 from core.concepts.gallery import FOLDER
 from core.concepts.io import COUNTS, EXAMPLES, TABLE, weights_sha256
 from core.diffusion.schedule import step_at
+from core.files import write_text
 from core.sae.autoencoder import SaeId
-from core.sae.collection import INDEX, Collection, find_collection, usual_hookpoint
+from core.sae.collection import INDEX, Collection, find_collection
 from core.sae.io import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS
-from core.spec import BUILT_IN, ModelSpec
+from core.spec import BUILT_IN, ModelSpec, default_hookpoint
 from training.common.report import Table
 
 CARD = "README.md"
 SAE_FILES = (CONFIG, WEIGHTS, SPARSIFY_WEIGHTS)
-"""What an SAE's folder may hold of the SAE."""
+"""Files of an SAE in its folder."""
 TABLE_FILES = (TABLE, COUNTS, EXAMPLES)
-"""What it may hold of its concepts."""
+"""Files of its concept table in the same folder."""
 LICENSE = "apache-2.0"
 MEASURED = "## How good they are"
-"""Heading of the last section of a collection's card: the tables of the evaluation."""
+"""Heading of the last section of a collection's card, with the tables of the evaluation."""
 Line = dict[str, Any]
-"""Of a manifest."""
+"""A line of a manifest."""
 
 
 def write_sae_card(root: Path, source: str, tables: Sequence[Table]) -> None:
-    """Write both into the collection's folder.
+    """Write card and manifest into the folder of a collection.
 
-    source: what `core.load_sae` calls the collection.
-    tables: those of `training.evaluate.sae.evaluation`; the figures of the first go into the manifest too.
+    Args:
+        root: The folder.
+        source: The name by which `core.load_sae` finds the collection.
+        tables: The tables of `training.evaluate.sae.evaluation`; the figures of the first go into the manifest as well.
     """
     collection = find_collection(root)
     lines = manifest_lines(root, collection.ids, tables[0].details["figures"])
-    (root / MANIFEST).write_text(manifest_text(lines))
+    write_text(root / MANIFEST, manifest_text(lines))
     sections = "\n".join(table.markdown().replace("## ", "### ", 1) for table in tables)
-    (root / CARD).write_text(sae_card(collection, source, lines, sections))
+    write_text(root / CARD, sae_card(collection, source, lines, sections))
 
 
 def manifest_lines(root: Path, ids: Sequence[SaeId], figures: Mapping[str, Any]) -> list[Line]:
-    """A line an SAE, with its figures and the hashes of its files; the last is the gallery's, if there is one."""
+    """One line per SAE with its figures and the hashes of its files, and last the gallery's, if there is one."""
     lines: list[Line] = []
     for sae_id in ids:
-        folder, config = root / sae_id.path, json.loads((root / sae_id.path / CONFIG).read_text())
+        folder, config = root / sae_id.path, json.loads((root / sae_id.path / CONFIG).read_text(encoding="utf-8"))
         line = {
             "path": sae_id.path,
             **{key: config[key] for key in ("architecture", "d_in", "d_sae", "k") if key in config},
@@ -62,12 +65,12 @@ def manifest_lines(root: Path, ids: Sequence[SaeId], figures: Mapping[str, Any])
 
 
 def manifest_text(lines: Sequence[Line]) -> str:
-    """The file of a manifest."""
+    """Text of a manifest."""
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def labelled_share(table: Path) -> float | None:
-    """Share of an SAE's latents that have a label; None without a table."""
+    """Share of the latents that have a label; None without a table."""
     if not table.is_file():
         return None
     labels = pq.read_table(table, columns=["label"])["label"].to_pylist()
@@ -75,19 +78,19 @@ def labelled_share(table: Path) -> float | None:
 
 
 def config_name(sae_id: SaeId) -> str:
-    """What the dataset calls the table of an SAE: no slash may be in it."""
+    """Name of an SAE's table as a configuration of the dataset, where slashes are not allowed."""
     return sae_id.path.replace("/", "-")
 
 
 def sae_card(collection: Collection, source: str, lines: Sequence[Line], measured: str, tables: str = "") -> str:
-    """The card of the SAEs.
+    """The model card of a collection.
 
     Args:
-        collection: They themselves.
-        source: What `core.load_sae` calls them.
-        lines: Of the manifest.
-        measured: Markdown: the tables of the evaluation.
-        tables: The dataset on the Hub with their concepts; none if they lie beside them.
+        collection: The collection.
+        source: The name by which `core.load_sae` finds it.
+        lines: Lines of the manifest.
+        measured: Markdown with the tables of the evaluation.
+        tables: The dataset on the Hub with the concept tables; empty if they are in the same folders.
     """
     recipe = collection.index["recipe"]
     name, training, stream = recipe["model"], recipe["training"], recipe["stream"]
@@ -99,25 +102,26 @@ def sae_card(collection: Collection, source: str, lines: Sequence[Line], measure
 
 # Sparse autoencoders of {name}
 
-Each rebuilds, from a few active latents of many, what one cross-attention block of the denoiser adds to the picture at
-one position (its residual update). A latent that keeps meaning the same thing can be looked up, mapped and edited.
+Each reconstructs the residual update of one cross-attention block of the denoiser, position by position, from a few
+active latents out of many. Latents can be searched by label, mapped over an image, and edited.
 
 ```python
 {_snippet(collection, spec, source, lines)}```
 
-A folder an SAE, `<hookpoint>/<cond|uncond>/t<time|all>`, in the form of SAELens v6, whose own loader reads it too; fp16
-weights of an SAE that computes in fp32. `tall` reads every step of the sampler, so that a latent's number means the
-same at each. What the latents are called, and the pictures that show them, are in {where}.
-`{MANIFEST}` has a line an SAE: figures, checksums, seed. `python app.py --saes {source}` shows them at work.
+One folder per SAE, `<hookpoint>/<cond|uncond>/t<time|all>`, in the format of SAELens v6, whose own loader reads it as
+well. Weights are stored in float16 and computed with in float32. `tall` is trained on every step of the sampler, so
+that a latent has the same meaning at each. Labels of the latents and example images are in {where}.
+`{MANIFEST}` has one line per SAE with figures, checksums and seed. `python app.py --saes {source}` opens the app with
+them.
 
 {_summary(lines)}
-Explained variance (with its 95 % interval over pictures), L0 and the share of dead latents are those on held-out
-pictures; labelled: the share of latents that name something better than chance.
+Explained variance (with its 95 % interval over images), L0 and the share of dead latents are measured on held-out
+images. Labelled is the share of latents whose label matches the images better than chance.
 
 ## Training
 
 {training["architecture"]} with AuxK, {training["expansion"]} times as many latents as channels, on {n_samples:,}
-samples of each block, taken while the sampler drew prompts from `{recipe["prompts"]}`; nothing was stored between. All
+samples of each block, which were streamed while the sampler generated images of the prompts `{recipe["prompts"]}`. All
 settings are under `recipe` in `{INDEX}`.
 
 {MEASURED}
@@ -126,7 +130,7 @@ settings are under `recipe` in `{INDEX}`.
 
 
 def concepts_card(collection: Collection, source: str, tables: str, lines: Sequence[Line]) -> str:
-    """The card of the dataset `tables`: the concepts of the SAEs that `core.load_sae` calls `source`."""
+    """The card of the dataset `tables` with the concepts of the SAEs that `core.load_sae` finds as `source`."""
     name = collection.index["recipe"]["model"]
     ids = [SaeId.parse(line["path"]) for line in lines if line["path"] != FOLDER]
     shown = example_of(ids)
@@ -142,12 +146,12 @@ tags: [sparse-autoencoder, diffusion, interpretability]
 configs:
 {configs}---
 
-# What the latents of {name}'s sparse autoencoders are called
+# Concepts of the sparse autoencoders of {name}
 
-A table an autoencoder of [{source}](https://huggingface.co/{source}), a row a latent: its label and kind, how well the
-two fit the masks of what the pictures show (`iou` on the pictures on which the label was chosen, `held_out_iou` on
-others, `chance_iou` and `p_value` with the masks of other pictures), how often and how strongly it fires, how spread
-out, and when. Latents without a label are kept.
+One table per autoencoder of [{source}](https://huggingface.co/{source}), one row per latent: its label and kind; how
+well it matches segmentation masks of that label (`iou` on the images on which the label was chosen, `held_out_iou` on
+others, `chance_iou` and `p_value` with the masks of other images); and how often, how strongly, where and when it
+fires. Latents without a label are included.
 
 ```python
 from datasets import load_dataset
@@ -155,22 +159,22 @@ from datasets import load_dataset
 load_dataset("{tables}", "{config_name(shown)}", split="train")
 ```
 
-With their pictures, and beside the autoencoder that they belong to:
+With example images, and checked against the autoencoder:
 
 ```python
 import core
 
 table = core.load_concepts("{source}", hookpoint="{shown.hookpoint}", branch="{shown.branch}", t={_time(shown)})
-table[0].gallery  # pictures that show it best, each with its map
+table[0].gallery  # example images, each with its activation map
 ```
 
-`{COUNTS}` beside a table says how often each latent fires where each class is; `{EXAMPLES}` says which
-pictures of `{FOLDER}/` show a latent best, and where.
+`{COUNTS}` next to a table has the co-occurrence of latents and classes; `{EXAMPLES}` lists the images of
+`{FOLDER}/` that show a latent best, with its activation maps.
 """
 
 
 def _front(spec: ModelSpec, tables: str) -> str:
-    """The front matter of the SAEs' card."""
+    """Front matter of the model card."""
     base = "" if Path(spec.source).is_dir() else f"base_model: {spec.source}\n"
     data = f"datasets:\n- {tables}\n" if tables else ""
     tags = "tags: [sparse-autoencoder, saelens, diffusion, interpretability]\n"
@@ -178,15 +182,15 @@ def _front(spec: ModelSpec, tables: str) -> str:
 
 
 def _snippet(collection: Collection, spec: ModelSpec, source: str, lines: Sequence[Line]) -> str:
-    """Python that runs as it stands, where this project is installed."""
+    """A Python example that runs where this project is installed."""
     shown = example_of(collection.ids)
     step = step_at(0.5 if shown.t == "all" else shown.t, spec.num_inference_steps)
-    place = f'hookpoint="{shown.hookpoint}", branch="{shown.branch}", t={_time(shown)}'
+    where = f'hookpoint="{shown.hookpoint}", branch="{shown.branch}", t={_time(shown)}'
     text = f"""import core
 from core.activations.hooks import record
 
 model = core.load_model("{spec.name}")
-sae = core.load_sae("{source}", {place})
+sae = core.load_sae("{source}", {where})
 with record(model, ["{shown.hookpoint}"], steps=[{step}]) as updates:
     model.generate("a cat on the grass", seed=0)
 x = updates["{shown.hookpoint}", "{shown.branch}", {step}][0].flatten(1).T  # [positions, channels]
@@ -196,13 +200,13 @@ sae.decode(code)  # close to x
     if not any(line.get("labelled_share") is not None for line in lines):
         return text
     return f"""{text}
-table = core.load_concepts("{source}", {place})
-table[int(code.indices[0, 0])].label  # what the strongest latent of the first position is called
+table = core.load_concepts("{source}", {where})
+table[int(code.indices[0, 0])].label  # label of the strongest latent at the first position
 """
 
 
 def _summary(lines: Sequence[Line]) -> str:
-    """A row an SAE."""
+    """Markdown table with one row per SAE."""
     rows = []
     for line in lines:
         figures = line.get("metrics")
@@ -224,8 +228,9 @@ def _summary(lines: Sequence[Line]) -> str:
 
 
 def example_of(ids: Sequence[SaeId]) -> SaeId:
-    """The SAE that the cards use as their example."""
-    return next(sae_id for sae_id in ids if sae_id.hookpoint == usual_hookpoint(ids))
+    """The SAE used as the example in the cards: the first at the bottleneck."""
+    hookpoint = default_hookpoint([*dict.fromkeys(sae_id.hookpoint for sae_id in ids)])
+    return next(sae_id for sae_id in ids if sae_id.hookpoint == hookpoint)
 
 
 def _time(sae_id: SaeId) -> str:

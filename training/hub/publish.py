@@ -1,11 +1,11 @@
-"""`python -m training publish`: put a collection of SAEs and its concept tables on the Hub, for anyone to load.
+"""`python -m training publish`: publish a collection of SAEs and its concept tables on the Hub.
 
-Everything is validated before the first request, everything large is uploaded before the first commit, and each of the
-two repositories gets one commit: first the dataset with the tables and pictures, then the model repository with the
-SAEs, whose index names that commit of the dataset. So an interruption leaves what readers see as it was, and the same
-command goes on from there. What was published is read back and loaded.
+Everything is validated before the first request, large files are uploaded before the first commit, and each of the two
+repositories gets one commit: first the dataset with the tables and the gallery, then the model repository with the
+SAEs, whose index names that commit of the dataset. So an interruption changes nothing for readers, and running the
+command again resumes the upload. Afterwards the release is downloaded and loaded as a check.
 
-The token is that of `hf auth login` or `HF_TOKEN`; huggingface_hub alone handles it.
+The token is that of `hf auth login` or `HF_TOKEN`, and is handled by huggingface_hub alone.
 """
 
 import argparse
@@ -34,54 +34,57 @@ log = logging.getLogger(__name__)
 
 
 class PublishError(RuntimeError):
-    """The Hub could not be reached or refused; the message says what has changed there."""
+    """The Hub could not be reached, or refused a request; the message says what has changed there."""
 
 
 class Published(NamedTuple):
-    """What stands on the Hub."""
+    """What is on the Hub after publishing."""
 
     saes: str
     """Commit of the model repository."""
     tables: str
-    """Commit of the dataset repository; empty if there are no tables."""
+    """Commit of the dataset repository; empty without tables."""
     changed: tuple[str, ...]
-    """Repositories that got a commit; none if all was there already."""
+    """Repositories that got a new commit."""
 
 
 class Target(NamedTuple):
-    """A repository and what is to be in it."""
+    """A repository and its intended contents."""
 
     repo: str
+    """Its name, `owner/name`."""
     kind: RepoType
+    """`model` or `dataset`."""
     files: Mapping[str, Content]
+    """Its files by path."""
 
 
 class Change(NamedTuple):
-    """What has to happen to a repository."""
+    """The difference between a repository and its intended contents."""
 
     target: Target
-    """The repository, without a card if somebody else wrote the one that is there."""
+    """The repository, without the card if the existing one was written by somebody else."""
     head: str
-    """Its newest commit."""
+    """Its latest commit."""
     there: Mapping[str, RepoFile]
     """Its files at that commit."""
     additions: list[CommitOperationAdd]
-    """Files that are new or different."""
+    """New and changed files."""
     deletions: list[CommitOperationDelete]
-    """Files of an earlier release that are no longer wanted."""
+    """Files of an earlier release that are no longer part of it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("repo", help="model repository for the SAEs, owner/name")
     parser.add_argument("--saes", type=Path, default=SAES, help="folder of the collection")
-    parser.add_argument("--tables", default=None, help="dataset repository for the concepts; by default REPO-concepts")
+    parser.add_argument("--tables", default=None, help="dataset repository for the tables; by default REPO-concepts")
     parser.add_argument("--private", action="store_true", help="make the repositories private")
-    parser.add_argument("--dry-run", action="store_true", help="ask the Hub nothing; show the files and the cards")
+    parser.add_argument("--dry-run", action="store_true", help="send no request; show the files and the cards")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Validate, publish, read back."""
+    """Validate and publish, or show what would be published."""
     try:
         release = make_release(arguments.saes, arguments.repo, arguments.tables or f"{arguments.repo}-concepts")
         if arguments.dry_run:
@@ -92,12 +95,12 @@ def main(arguments: argparse.Namespace) -> None:
         done = publish(release, private=arguments.private)
     except (ValueError, PublishError) as error:
         raise SystemExit(str(error)) from error
-    print(f"Published: {', '.join(done.changed) or 'nothing, all of it was there already'}. To load it:")
+    print(f"Published: {', '.join(done.changed) or 'nothing, everything was there already'}. To load it:")
     print(f'core.load_sae("{release.saes_repo}@{done.saes}", *{tuple(release.example)})')
 
 
 def preview(release: Release) -> str:
-    """The files with their sizes, and the cards."""
+    """The files with their sizes, and the cards, as text."""
     parts = []
     for target in _targets(release):
         files = {**target.files} | ({INDEX: _index(release, "<its commit>")} if target.kind == "model" else {})
@@ -109,14 +112,14 @@ def preview(release: Release) -> str:
 
 
 def publish(release: Release, *, private: bool = False) -> Published:
-    """Upload a release and load it from the Hub again.
+    """Upload a release, then download and load it as a check.
 
     Raises:
-        PublishError: The Hub could not be reached, refused, or holds something else than what was sent; or a repository
-            is public that was to be private.
+        PublishError: The Hub could not be reached, refused a request, or does not hold what was sent; or a repository
+            that should be private is public.
     """
     api = HfApi()
-    state = "nothing that readers see has changed"
+    state = "nothing has changed for readers"
     try:
         targets = _targets(release)
         for target in targets:
@@ -126,15 +129,15 @@ def publish(release: Release, *, private: bool = False) -> Published:
             _upload(api, change)
         tables = _commit(api, changes["dataset"]) if "dataset" in changes else ""
         if tables and changes["dataset"].head != tables:
-            state = f"{release.tables_repo} has its new commit; {release.saes_repo} still has the tables that it had"
+            state = f"{release.tables_repo} has its new commit; {release.saes_repo} still names the old tables"
         index = {INDEX: _index(release, tables)}
         changes["model"].additions.extend(_additions(index, changes["model"].there))
         saes = _commit(api, changes["model"])
-        state = "the new commits are there"
+        state = "both commits were made"
         _read_back(api, release, Published(saes, tables, ()), changes, index)
     except HUB_ERRORS as error:
         raise PublishError(
-            f"{error}\nAs far as the Hub has answered, {state}. The same command goes on from here."
+            f"{error}\nAs far as the Hub has answered, {state}. Run the same command again to continue."
         ) from error
     commits = {"dataset": tables, "model": saes}
     changed = tuple(change.target.repo for kind, change in changes.items() if change.head != commits[kind])
@@ -142,31 +145,31 @@ def publish(release: Release, *, private: bool = False) -> Published:
 
 
 def _targets(release: Release) -> list[Target]:
-    """The dataset first, if there is one: the index of the SAEs names its commit."""
+    """The repositories; the dataset first, because the index of the SAEs names its commit."""
     tables = [Target(release.tables_repo, "dataset", release.tables)] if release.tables_repo else []
     return [*tables, Target(release.saes_repo, "model", release.saes)]
 
 
 def _index(release: Release, commit: str) -> bytes:
-    told: dict[str, Any] = dict(release.index)
+    index: dict[str, Any] = dict(release.index)
     if release.tables_repo:
-        told[TABLES] = f"{release.tables_repo}@{commit}"
-    return (json.dumps(told, indent=2) + "\n").encode()
+        index[TABLES] = f"{release.tables_repo}@{commit}"
+    return (json.dumps(index, indent=2) + "\n").encode()
 
 
 def _open(api: HfApi, target: Target, private: bool) -> None:
-    """Make the repository, unless it is there."""
+    """Create the repository if it does not exist."""
     try:
         info = api.repo_info(target.repo, repo_type=target.kind)
     except RepositoryNotFoundError:
         api.create_repo(target.repo, repo_type=target.kind, private=private or None)
         return
     if private and not info.private:
-        raise PublishError(f"{target.repo} is public: make it private on the Hub first, or leave out --private.")
+        raise PublishError(f"{target.repo} is public. Make it private on the Hub first, or leave out --private.")
 
 
 def _compare(api: HfApi, target: Target) -> Change:
-    """What differs between a repository and what is to be in it."""
+    """Compare a repository with its intended contents."""
     head = str(api.repo_info(target.repo, repo_type=target.kind).sha)
     there = _tree(api, target, head)
     with tempfile.TemporaryDirectory() as cache:
@@ -174,7 +177,7 @@ def _compare(api: HfApi, target: Target) -> Change:
         card, manifest = (now.find(name) if name in there else None for name in (CARD, MANIFEST))
         earlier = [] if manifest is None else list(checksums(read_manifest(manifest)))
         if card is not None and MARK not in card.read_text(encoding="utf-8"):
-            log.info("%s has a card of its own, which stays", target.repo)
+            log.info("%s has a card of its own, which is kept", target.repo)
             target = target._replace(files={path: file for path, file in target.files.items() if path != CARD})
     deletions = [CommitOperationDelete(path) for path in earlier if path in there and path not in target.files]
     return Change(target, head, there, _additions(target.files, there), deletions)
@@ -194,7 +197,7 @@ def _additions(files: Mapping[str, Content], there: Mapping[str, RepoFile]) -> l
 
 
 def _same(content: Content, there: RepoFile | None) -> bool:
-    """Whether the Hub has this very file: it tells the sha256 of large ones, and git's hash of the others."""
+    """Whether the Hub has this file: it reports the sha256 of large files, and git's hash of others."""
     if there is None or there.size != size_of(content):
         return False
     data = bytes_of(content)
@@ -204,15 +207,15 @@ def _same(content: Content, there: RepoFile | None) -> bool:
 
 
 def _upload(api: HfApi, change: Change) -> None:
-    """Send what is large; nobody sees it before a commit names it."""
+    """Upload large files; they are not visible before a commit."""
     if change.additions:
         target = change.target
-        log.info("%s: %d of %d files are new", target.repo, len(change.additions), len(target.files))
+        log.info("%s: %d of %d files are new or changed", target.repo, len(change.additions), len(target.files))
         api.preupload_lfs_files(target.repo, change.additions, repo_type=target.kind, free_memory=False)
 
 
 def _commit(api: HfApi, change: Change) -> str:
-    """Make one commit of a change, if it is one; the newest commit."""
+    """Commit a change, if there is any; returns the latest commit."""
     if not change.additions and not change.deletions:
         return change.head
     info = api.create_commit(
@@ -220,7 +223,7 @@ def _commit(api: HfApi, change: Change) -> str:
         [*change.additions, *change.deletions],
         commit_message=f"Release of {len(change.target.files)} files",
         repo_type=change.target.kind,
-        parent_commit=change.head,  # what somebody else commits meanwhile is not overwritten
+        parent_commit=change.head,  # never overwrites what somebody else commits meanwhile
     )
     return str(info.oid)
 
@@ -228,7 +231,7 @@ def _commit(api: HfApi, change: Change) -> str:
 def _read_back(
     api: HfApi, release: Release, done: Published, changes: Mapping[RepoType, Change], index: Mapping[str, Content]
 ) -> None:
-    """Compare every file's hash on the Hub, and load an SAE with its concepts into an empty cache."""
+    """Compare the hash of every file on the Hub, and load an SAE with its concepts into an empty cache."""
     for kind, change in changes.items():
         there = _tree(api, change.target, done.saes if kind == "model" else done.tables)
         wanted = {**change.target.files, **index} if kind == "model" else change.target.files

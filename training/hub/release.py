@@ -1,4 +1,4 @@
-"""What `python -m training publish` uploads: the files of two repositories, whole and checked before any request."""
+"""The contents of a release: the files of its two repositories, validated before any request to the Hub."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -31,46 +31,46 @@ from training.hub.cards import (
 )
 
 Content = Path | bytes
-"""A file on this disk, or what is to be in it."""
+"""The path of a local file, or the contents of a file."""
 
 MARK = "<!-- Written by `python -m training publish`, which replaces it; without this line it is left as it is. -->"
-"""In the cards on the Hub that may be replaced."""
+"""Marks a card on the Hub that may be replaced."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """The files of a release by their paths in the repository."""
+    """The files of a release, by their path in the repository."""
 
     saes_repo: str
     """Model repository `owner/name`."""
     tables_repo: str
-    """Dataset repository `owner/name`; empty if there are no tables."""
+    """Dataset repository `owner/name`; empty without tables."""
     saes: Mapping[str, Content]
-    """All of the model repository but the index."""
+    """The files of the model repository, except the index."""
     tables: Mapping[str, Content]
-    """All of the dataset repository."""
+    """The files of the dataset repository."""
     index: Mapping[str, Any]
-    """The index, without the name of the tables."""
+    """The index, without the key that names the tables."""
     example: SaeId
-    """The SAE to load after publishing."""
+    """The SAE that is loaded as a check after publishing."""
 
 
 def make_release(root: Path, saes_repo: str, tables_repo: str) -> Release:
     """The release of a collection.
 
     Raises:
-        ValueError: Something in it is missing, damaged, or does not fit the rest; all of it is told at once.
+        ValueError: Something is missing, damaged or inconsistent; the message lists all problems.
     """
     for repo in (saes_repo, tables_repo):
         if "/" not in repo:
-            raise ValueError(f"{repo!r} is no repository: give owner/name.")
+            raise ValueError(f"{repo!r} is not the name of a repository: give owner/name.")
         validate_repo_id(repo)
     if saes_repo == tables_repo:
         raise ValueError(f"The SAEs and the tables cannot both be {saes_repo}: give --tables another name.")
     collection = find_collection(root)
     if problems := list(_problems(root, collection)):
-        told = "\n".join(f"- {problem}" for problem in dict.fromkeys(problems))
-        raise ValueError(f"{root} cannot be published:\n{told}")
+        listed = "\n".join(f"- {problem}" for problem in dict.fromkeys(problems))
+        raise ValueError(f"{root} cannot be published:\n{listed}")
     lines = read_manifest(root / MANIFEST)
     table_lines = [_part(line, TABLE_FILES if line["path"] != FOLDER else None) for line in lines]
     table_lines = [line for line in table_lines if line["files"]]
@@ -93,22 +93,22 @@ def make_release(root: Path, saes_repo: str, tables_repo: str) -> Release:
 
 
 def size_of(content: Content) -> int:
-    """In bytes."""
+    """Size of a file in bytes."""
     return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def bytes_of(content: Content) -> bytes:
-    """The contents."""
+    """Contents of a file."""
     return content if isinstance(content, bytes) else content.read_bytes()
 
 
 def _card(text: str) -> bytes:
-    """A card with the mark under its front matter."""
+    """A card with the mark below its front matter."""
     return text.replace("\n---\n", f"\n---\n{MARK}\n", 1).encode()
 
 
 def _part(line: Line, names: tuple[str, ...] | None) -> Line:
-    """A manifest's line with some of its files."""
+    """A line of a manifest, restricted to some of its files."""
     files = {name: digest for name, digest in line["files"].items() if names is None or name in names}
     if names == TABLE_FILES:
         return {"path": line["path"], "labelled_share": line["labelled_share"], "files": files}
@@ -116,7 +116,7 @@ def _part(line: Line, names: tuple[str, ...] | None) -> Line:
 
 
 def _problems(root: Path, collection: Collection) -> Iterator[str]:
-    """What is wrong with a collection, in words."""
+    """The problems of a collection, as sentences."""
     try:
         index = collection.index
     except ArtifactError as error:
@@ -126,12 +126,13 @@ def _problems(root: Path, collection: Collection) -> Iterator[str]:
         yield f"{INDEX} lacks recipe or saes: train with `python -m training sae`."
         return
     listed, found = list(index["saes"]), sorted(p.parent.relative_to(root).as_posix() for p in root.rglob(CONFIG))
-    yield from (f"{INDEX} lists {path}, which is not there." for path in listed if path not in found)
-    yield from (f"{path} is there, but {INDEX} does not list it." for path in found if path not in listed)
-    yield from (f"{path} is no SAE's folder." for path in listed if path not in [i.path for i in collection.ids])
+    yield from (f"{INDEX} lists {path}, which does not exist." for path in listed if path not in found)
+    yield from (f"{path} exists, but {INDEX} does not list it." for path in found if path not in listed)
+    valid = [sae_id.path for sae_id in collection.ids]
+    yield from (f"{path} is not the folder of an SAE." for path in listed if path not in valid)
     yield from _own_paths(INDEX, index)
     if collection.files.find(CARD) is None or collection.files.find(MANIFEST) is None:
-        yield f"It has no {CARD} or {MANIFEST}: {_remedy(root)}"
+        yield f"There is no {CARD} or {MANIFEST}: {_remedy(root)}"
         return
     try:
         lines = {line["path"]: line for line in read_manifest(root / MANIFEST)}
@@ -147,11 +148,11 @@ def _problems(root: Path, collection: Collection) -> Iterator[str]:
 
 
 def _problems_of(root: Path, collection: Collection, sae_id: SaeId, line: Line, tables: bool) -> Iterator[str]:
-    """What is wrong with one SAE or its table."""
+    """The problems of one SAE or its table."""
     folder, listed = root / sae_id.path, line.get("files", {})
     there = [name for name in (*SAE_FILES, *TABLE_FILES) if (folder / name).is_file()]
     if sorted(listed) != sorted(there) or not line.get("metrics"):
-        yield f"{MANIFEST} does not tell of {sae_id.path} as it is now: {_remedy(root)}"
+        yield f"{MANIFEST} is out of date for {sae_id.path}: {_remedy(root)}"
     try:
         for name in there:
             collection.files.fetch(f"{sae_id.path}/{name}")
@@ -167,18 +168,18 @@ def _problems_of(root: Path, collection: Collection, sae_id: SaeId, line: Line, 
         table = load_concepts(collection, *sae_id)
         counts, examples = read_counts(folder / COUNTS), read_examples(folder / EXAMPLES)
         if counts.intersections.shape != (sae.cfg.d_sae, len(table.class_names)):
-            yield f"{sae_id.path}/{COUNTS} is of another table: its counts are {list(counts.intersections.shape)}."
+            yield f"{sae_id.path}/{COUNTS} belongs to another table: its counts are {list(counts.intersections.shape)}."
         if len(examples.images) != sae.cfg.d_sae or int(examples.images.max()) >= len(table.gallery):
-            yield f"{sae_id.path}/{EXAMPLES} is of another table or gallery."
+            yield f"{sae_id.path}/{EXAMPLES} belongs to another table or gallery."
     except ArtifactError as error:
         yield str(error)
 
 
 def _problems_of_gallery(root: Path, collection: Collection, line: Line) -> Iterator[str]:
-    """What is wrong with the pictures."""
+    """The problems of the gallery."""
     there = sorted(path.name for path in (root / FOLDER).glob("*") if path.is_file())
     if sorted(line.get("files", {})) != there:
-        yield f"{MANIFEST} does not tell of {FOLDER} as it is now: {_remedy(root)}"
+        yield f"{MANIFEST} is out of date for {FOLDER}: {_remedy(root)}"
     try:
         for name in there:
             collection.files.fetch(f"{FOLDER}/{name}")
@@ -190,22 +191,22 @@ def _problems_of_gallery(root: Path, collection: Collection, line: Line) -> Iter
 
 
 def _remedy(root: Path) -> str:
-    return f"measure it with `python -m training evaluate sae --card --saes {root}`."
+    return f"write it with `python -m training evaluate sae --card --saes {root}`."
 
 
-def _own_paths(where: str, told: Any) -> Iterator[str]:
-    """Complaints of the absolute paths in something like JSON."""
-    if isinstance(told, str) and re.match(r"(/|~|[A-Za-z]:\\)", told):
-        yield f"{where} tells a path of this computer, {told}, which means nothing elsewhere: name it otherwise."
-    for value in told.values() if isinstance(told, Mapping) else told if isinstance(told, list) else ():
-        yield from _own_paths(where, value)
+def _own_paths(where: str, value: Any) -> Iterator[str]:
+    """Complaints about absolute paths in a JSON value."""
+    if isinstance(value, str) and re.match(r"(/|~|[A-Za-z]:\\)", value):
+        yield f"{where} has a path of this computer, {value}, which means nothing elsewhere: use another name."
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _own_paths(where, inner)
 
 
 def _check_front(files: Mapping[str, Content]) -> None:
-    """Refuse a card whose front matter is none, or that names tables which are not there."""
+    """Raise a `ValueError` for a card without valid front matter, or one that names tables which do not exist."""
     if not files:
         return
-    card = RepoCard(bytes_of(files[CARD]).decode())  # a ValueError if its front matter is no YAML
+    card = RepoCard(bytes_of(files[CARD]).decode())  # raises a ValueError if its front matter is not YAML
     front = card.data.to_dict()  # type: ignore[no-untyped-call]
     lacking = [one["data_files"] for one in front.get("configs", []) if one["data_files"] not in files]
     if lacking or not front.get("license"):

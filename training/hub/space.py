@@ -1,7 +1,7 @@
-"""`python -m training deploy-space`: put the app on a Hugging Face Space, in one commit.
+"""`python -m training deploy-space`: deploy the app to a Hugging Face Space, in one commit.
 
-The Space is assembled in a folder first: the app, the engine, and what lies in `space_config`; no training, no tests.
-The token is the one of `hf auth login`, or HF_TOKEN.
+The Space is first assembled in a folder: the app, `core`, and the files of `space_config`, without training and tests.
+The token is that of `hf auth login` or `HF_TOKEN`.
 """
 
 import argparse
@@ -20,40 +20,40 @@ from training.common.report import ROOT
 
 README, REQUIREMENTS, ARGUMENTS = "README.md", "requirements.txt", "app.args"
 HARDWARE = "zero-a10g"
-"""What the Hub calls ZeroGPU."""
+"""The Hub's name for ZeroGPU."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SpaceConfig:
-    """What a Space shows, and on what."""
+    """Model, autoencoders and hardware of a Space."""
 
     model: str = "picturebook"
     """Built-in name, or `owner/name[@revision]`."""
     saes: str | None = None
-    """Autoencoders with their concept tables, `owner/name[@revision]`; None: the model's own."""
+    """Autoencoders with concept tables, `owner/name[@revision]`; None: the model's own."""
     hardware: str = HARDWARE
-    """As the Hub calls it: zero-a10g (ZeroGPU), t4-small, l4x1..., or cpu-basic."""
+    """The Hub's name of the hardware: zero-a10g (ZeroGPU), t4-small, l4x1..., or cpu-basic."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     config = SpaceConfig()
-    parser.add_argument("repo", nargs="?", help="the Space, owner/name; made if it is not there")
+    parser.add_argument("repo", nargs="?", help="the Space, owner/name; created if it does not exist")
     parser.add_argument("--model", default=config.model, help="picturebook, sd-v1-4, or owner/name@revision")
     parser.add_argument("--saes", default=config.saes, help="owner/name@revision; by default the model's own")
     parser.add_argument("--hardware", default=config.hardware, help="zero-a10g is ZeroGPU; cpu-basic is free")
-    parser.add_argument("--private", action="store_true", help="if the Space is made, only its owner sees it")
-    parser.add_argument("--out", type=Path, default=None, help="assemble it in this new folder, and keep that")
-    parser.add_argument("--dry-run", action="store_true", help="assemble it and say what is in it, no more")
+    parser.add_argument("--private", action="store_true", help="if the Space is created, make it private")
+    parser.add_argument("--out", type=Path, default=None, help="new folder to assemble it in, which is kept")
+    parser.add_argument("--dry-run", action="store_true", help="assemble it and show what is in it, without pushing")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Assemble the Space, and push it unless told otherwise."""
+    """Assemble the Space, and push it unless this is a dry run."""
     config = SpaceConfig(arguments.model, arguments.saes, arguments.hardware)
     if not arguments.repo and not arguments.dry_run:
-        raise SystemExit("Name the Space, owner/name; or look at what would be pushed with --dry-run.")
+        raise SystemExit("Name the Space, owner/name, or see with --dry-run what would be pushed.")
     with TemporaryDirectory() as temporary:
         folder = arguments.out or Path(temporary) / "space"
         stage(folder, config)
@@ -66,15 +66,15 @@ def stage(folder: Path, config: SpaceConfig) -> None:
     """Assemble a Space in a new folder.
 
     Raises:
-        ValueError: The folder is there already, this is no checkout, or the Space could not read its model or SAEs.
+        ValueError: The folder exists, this is not a checkout, or the Space could not read its model or SAEs.
     """
     if not (ROOT / "app.py").is_file():
         raise ValueError(f"There is no app.py in {ROOT}: a Space is assembled from a checkout.")
     if folder.exists():
-        raise ValueError(f"{folder} is there already; name a new folder.")
+        raise ValueError(f"{folder} exists already: name a new folder.")
     spec = find_model(config.model)
     if config.model not in BUILT_IN and is_local(spec):
-        raise ValueError(f"A Space cannot read your folder {config.model}. Push it to the Hub and name it there.")
+        raise ValueError(f"A Space cannot read your folder {config.model}. Push it to the Hub and give its name there.")
     if config.saes is not None and Path(config.saes).expanduser().exists():
         raise ValueError(f"A Space cannot read your folder {config.saes}. Publish it: `python -m training publish`.")
     folder.mkdir(parents=True)
@@ -83,7 +83,7 @@ def stage(folder: Path, config: SpaceConfig) -> None:
     shutil.copytree(ROOT / "core", folder / "core", ignore=shutil.ignore_patterns("__pycache__", ".*"))
     shutil.copy(ROOT / "space_config" / REQUIREMENTS, folder / REQUIREMENTS)
     options = ["--host 0.0.0.0", f"--model {config.model}", *([f"--saes {config.saes}"] if config.saes else ())]
-    (folder / ARGUMENTS).write_text("\n".join(options) + "\n")
+    (folder / ARGUMENTS).write_text("\n".join(options) + "\n", encoding="utf-8")
     _write_readme(folder / README, config, spec)
 
 
@@ -102,10 +102,10 @@ def _write_readme(path: Path, config: SpaceConfig, spec: ModelSpec) -> None:
 
 
 def preload(spec: ModelSpec, hardware: str) -> str:
-    """The line by which a Space is built with a model's files in its cache: repository, files, revision.
+    """The `preload_from_hub` entry that puts a model's files into the Space's cache: repository, files, revision.
 
     Raises:
-        ModelError: The Hub could not be asked which files there are.
+        ModelError: The Hub could not be asked for the list of files.
     """
     from huggingface_hub import snapshot_download
 
@@ -113,15 +113,15 @@ def preload(spec: ModelSpec, hardware: str) -> str:
         listed = snapshot_download(spec.source, revision=spec.revision, dry_run=True)
     except OSError as error:
         raise ModelError(
-            f"The Hub could not be asked for the files of {spec.source}, which the Space is to be built with: {error}"
+            f"The Hub could not be asked for the files of {spec.source}, which the Space needs: {error}"
         ) from error
     files = needed_files([file.filename for file in listed], half=not hardware.startswith("cpu"))
     return " ".join([spec.source, ",".join(files), *([spec.revision] if spec.revision else ())])
 
 
 def described(folder: Path) -> str:
-    """What a staged Space is, for people to read: its README's front matter and its files with their sizes."""
-    front = (folder / README).read_text().split("---")[1].strip()
+    """Description of a staged Space: the front matter of its README, and its files with their sizes."""
+    front = (folder / README).read_text(encoding="utf-8").split("---")[1].strip()
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
     lines = [f"{path.stat().st_size:>12,}  {path.relative_to(folder).as_posix()}" for path in files]
@@ -129,18 +129,18 @@ def described(folder: Path) -> str:
 
 
 def push(folder: Path, repo: str, config: SpaceConfig, *, private: bool = False) -> str:
-    """Make the Space if it is not there, and its content that of the folder, in one commit; returns its address."""
+    """Create the Space if need be and replace its contents by the folder, in one commit; returns its address."""
     from huggingface_hub import HfApi
 
     api = HfApi()
-    # The hardware is asked for in the README: a Space that is there already may have been given another.
+    # The README only suggests hardware, because an existing Space may have been given another.
     api.create_repo(repo, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
     api.upload_folder(
         repo_id=repo,
         repo_type="space",
         folder_path=folder,
         commit_message=f"Interpretable Diffusion with {config.model}",
-        delete_patterns="*",  # what a former version had and this one has not
+        delete_patterns="*",  # files of former versions
     )
     log.info("pushed %s", repo)
     return f"https://huggingface.co/spaces/{repo}"

@@ -1,21 +1,23 @@
-"""`python -m training labels`: name the concepts of a collection of SAEs from pictures that are drawn for it.
+"""`python -m training labels`: name the concepts of a collection of SAEs, from images that are generated for it.
 
-One pass over the pictures counts which latents are active where which class is (`training.labels.tally`); then every latent
-gets its name or none (`training.labels.naming`), and some of the pictures are drawn again to show them (`training.labels.examples`).
+One pass over the images counts which latents are active where each class is (`training.labels.tally`). Then every
+latent gets a label or none (`training.labels.naming`), and some of the images are generated again as examples
+(`training.labels.examples`).
 
-With `--recipe` the model, the collection and the prompts are those of `python -m training sae`, and the pictures are of
-prompts that the SAEs were not trained with.
+With `--recipe` the model, the collection and the prompts are those of `python -m training sae`, and the images are of
+prompts that the SAEs were not trained on.
 
-Several processes share the pictures with `--rank R --world W` and one `--run-dir`; the last to end adds up what all
-have counted and writes the tables.
+Several processes can share the images with `--rank R --world W` and one `--run-dir`; the last to finish adds up the
+counts of all and writes the tables.
 """
 
 import argparse
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import core
 from core.artifacts import file_sha256, find_model
@@ -23,6 +25,7 @@ from core.diffusion.diffuser import Diffuser
 from core.folders import cache_folder
 from core.segmentation.open_vocabulary import BACKGROUND_TAGS, OPEN_KINDS, TAGS, classes_of, load_open_segmenter
 from core.segmentation.semantic import Segmenter, load_segmenter
+from core.spec import ModelSpec
 from training.common.recipe import read_recipe
 from training.common.run_lock import locked
 from training.labels.labeller import LabelConfig, Labeller, LabelRun, State
@@ -42,6 +45,8 @@ DEFAULTS: Mapping[str, Any] = {
     "run_dir": cache_folder("labels"),
 }
 """What holds without a recipe."""
+OWN_RECIPE = "training.json"
+"""Among a model's assets: what it was trained with, and under `labels` the words that its concepts are named by."""
 
 log = logging.getLogger(__name__)
 
@@ -79,34 +84,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "that model and clipseg for others",
     )
     parser.add_argument(
-        "--tags", nargs="*", default=TAGS, help=f"what {' and '.join(OPEN_KINDS)} look for in any picture"
+        "--tags", nargs="*", default=TAGS, help=f"classes that {' and '.join(OPEN_KINDS)} look for in every image"
     )
     parser.add_argument(
-        "--prompt-words", type=int, default=64, help="the most frequent words of the prompts that they look for too"
+        "--prompt-words", type=int, default=64, help="the most frequent words of the prompts, as further classes"
     )
-    parser.add_argument("--images", type=int, default=config.images, help="pictures drawn")
-    parser.add_argument("--batch", type=int, default=config.batch, help="pictures drawn together; even")
+    parser.add_argument("--images", type=int, default=config.images, help="images to generate")
+    parser.add_argument("--batch", type=int, default=config.batch, help="images generated together; even")
     parser.add_argument("--permutations", type=int, default=config.permutations, help="of masks, for the chance level")
     parser.add_argument(
-        "--shared-steps", type=int, default=config.shared_steps, help="steps read of SAEs for all times"
+        "--shared-steps", type=int, default=config.shared_steps, help="steps at which SAEs for all times are read"
     )
-    parser.add_argument("--gallery", type=int, default=config.gallery, help="pictures in the shared pool of examples")
+    parser.add_argument("--gallery", type=int, default=config.gallery, help="images in the shared gallery of examples")
     parser.add_argument(
-        "--effect-pictures",
+        "--effect-images",
         type=int,
         default=config.effect_images,
-        help="pictures that show what a style word does",
+        help="images on which the effect of a style word is measured",
     )
-    parser.add_argument("--seed", type=int, default=config.seed, help="of the pictures' noise")
+    parser.add_argument("--seed", type=int, default=config.seed, help="seed of the images' noise")
     parser.add_argument(
-        "--backgrounds", nargs="*", default=(*config.backgrounds, *BACKGROUND_TAGS), help="classes that are backgrounds"
+        "--backgrounds",
+        nargs="*",
+        default=None,
+        help="classes that are backgrounds; by default those of the model's recipe, if any, and of --tags",
     )
     parser.add_argument(
         "--styles",
         nargs="*",
-        default=argparse.SUPPRESS,
-        help=f"words that tell a picture's style; by default {' '.join(config.styles)} for picturebook and "
-        f"{' '.join(STYLES)} for others",
+        default=None,
+        help=f"words that name a style; by default those of the model's recipe, or {' '.join(STYLES)}",
     )
     parser.add_argument(
         "--run-dir",
@@ -116,23 +123,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--checkpoint-every", type=float, default=120, help="least seconds between checkpoints")
     parser.add_argument("--rank", type=int, default=0, help="which of the processes this is, from 0")
-    parser.add_argument("--world", type=int, default=1, help="processes that share the pictures")
+    parser.add_argument("--world", type=int, default=1, help="number of processes that share the images")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Label the collection."""
     arguments = with_defaults(arguments)
-    config = LabelConfig(
-        images=arguments.images,
-        batch=arguments.batch,
-        permutations=arguments.permutations,
-        shared_steps=arguments.shared_steps,
-        gallery=arguments.gallery,
-        seed=arguments.seed,
-        backgrounds=tuple(arguments.backgrounds),
-        styles=tuple(arguments.styles),
-        effect_images=arguments.effect_images,
-    )
+    config = label_config(arguments, find_model(arguments.model))
     model = core.load_model(arguments.model, device=arguments.device)
     source = open_prompts(
         arguments.prompts,
@@ -169,29 +166,69 @@ def with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
             others.first_prompt = recipe.n_images
     ours = given.get("model", others.model) == "picturebook"
     others.segmenter = "picturebook" if ours else "clipseg"
-    others.styles = LabelConfig().styles if ours else STYLES
     return argparse.Namespace(**{**vars(others), **given})
 
 
+def label_config(arguments: argparse.Namespace, spec: ModelSpec) -> LabelConfig:
+    """The settings of the command line; the words that it leaves out are those of the model's own recipe."""
+    own = own_words(spec)
+    backgrounds = (*own.backgrounds, *BACKGROUND_TAGS) if arguments.backgrounds is None else arguments.backgrounds
+    styles = (own.styles or STYLES) if arguments.styles is None else arguments.styles
+    return LabelConfig(
+        images=arguments.images,
+        batch=arguments.batch,
+        permutations=arguments.permutations,
+        shared_steps=arguments.shared_steps,
+        gallery=arguments.gallery,
+        seed=arguments.seed,
+        backgrounds=tuple(backgrounds),
+        styles=tuple(styles),
+        words=own.words,
+        effect_images=arguments.effect_images,
+    )
+
+
+class Words(NamedTuple):
+    """What concepts can be named by."""
+
+    backgrounds: Sequence[str] = ()
+    """Classes that are backgrounds."""
+    styles: Sequence[str] = ()
+    """Words that name a style."""
+    words: Mapping[str, Sequence[str]] = {}
+    """By class, other words for it."""
+
+
+def own_words(spec: ModelSpec) -> Words:
+    """The words of the recipe that a built-in model comes with; none for other models."""
+    recipe = None if spec.assets is None else spec.assets / OWN_RECIPE
+    if recipe is None or not recipe.is_file():
+        return Words()
+    labels = json.loads(recipe.read_text(encoding="utf-8"))["labels"]
+    return Words(*(labels[name] for name in Words._fields))
+
+
 def choose_segmenter(arguments: argparse.Namespace, prompts: Prompts) -> Segmenter:
-    """The segmenter that was asked for; one of any words is told the words of the prompts."""
+    """The segmenter that was asked for; an open-vocabulary one gets classes from the words of the prompts."""
     if arguments.segmenter not in OPEN_KINDS:
         return load_segmenter(arguments.segmenter, device=arguments.device)
     texts = (prompts.prompt(number) for number in range(arguments.images))
     classes = classes_of(texts, arguments.tags, arguments.prompt_words)
-    log.info("%d classes are looked for: %s", len(classes), ", ".join(classes))
+    log.info("%d classes to look for: %s", len(classes), ", ".join(classes))
     return load_open_segmenter(arguments.segmenter, classes, device=arguments.device)
 
 
 @dataclass(frozen=True)
 class PromptsFrom:
-    """Prompts from some number on, such as those that the SAEs were not trained with."""
+    """Prompts from some number on, such as those that the SAEs were not trained on."""
 
     prompts: Prompts
+    """All prompts."""
     first: int
+    """Number of the first one to use."""
 
     def prompt(self, number: int) -> str:
-        """The prompt of a number, from 0."""
+        """The prompt of a number, counted from `first`."""
         return self.prompts.prompt(self.first + number)
 
 
@@ -207,13 +244,13 @@ def label_collection(
     """Write concept tables, counts and examples into a collection of SAEs.
 
     Args:
-        config: How.
-        root: The collection.
-        model: Draws the pictures.
-        segmenter: Says what is where in them.
-        prompts: Of the pictures.
-        run: Where checkpoints are, and which part of the pictures is this process's.
-        depends: JSON: what else the numbers depend on; a checkpoint of another is refused.
+        config: The settings.
+        root: Folder of the collection.
+        model: Generates the images.
+        segmenter: Finds the classes in them.
+        prompts: Prompts of the images.
+        run: Where checkpoints are kept, and which part of the images this process generates.
+        depends: JSON: what else the counts depend on; a checkpoint that differs in it is refused.
 
     Raises:
         ValueError: No SAEs, settings that do not fit, or a checkpoint of another recipe.
@@ -225,6 +262,6 @@ def label_collection(
     counted = [labeller.counted(run, rank, recipe) for rank in range(run.world)]
     whole = [state for state in counted if state is not None]
     if len(whole) < run.world:
-        log.info("%d of %d processes have counted their pictures; the last of them writes", len(whole), run.world)
+        log.info("%d of %d processes have finished counting; the last one writes the tables", len(whole), run.world)
         return
-    labeller.write(State.together(whole), recipe)
+    labeller.write(State.merged(whole), recipe)

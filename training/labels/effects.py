@@ -1,8 +1,8 @@
-"""What a word does to concepts: how much it raises each at one and the same moment of a picture.
+"""Effects of style words: how much a word changes each latent at one step, everything else being equal.
 
-A picture of a style has had that style from its first steps on, and its concepts no longer show what the word asks for.
-So a picture is drawn without the word up to a step, and that step is computed twice, without the word and with it: what
-differs between the two is the word's doing alone.
+An image of a style has that style from its first steps on, so its latents no longer show what the word contributes.
+So an image is denoised without the word up to a step, and that step is computed twice, without and with the word: the
+difference is the effect of the word alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,13 +24,15 @@ class Pair(NamedTuple):
     """A prompt with a word and without it."""
 
     with_word: str
+    """The prompt."""
     without: str
+    """The prompt without the word."""
     number: int
-    """Of the prompt."""
+    """Number of the prompt."""
 
 
 def pairs_of(prompts: Prompts, word: str, n: int, n_searched: int) -> list[Pair]:
-    """The first n prompts that have a word, among so many; possibly fewer, or none."""
+    """The first n prompts with a word, or fewer, among the first `n_searched` prompts."""
 
     def found() -> Iterator[Pair]:
         for number in islice(count(), n_searched):
@@ -49,17 +51,17 @@ def word_effects(
     pairs: Sequence[Pair],
     seeds: Sequence[int],
 ) -> dict[SaeId, Tensor]:
-    """[d_sae] float64 by SAE: what the word of the pairs does to each latent, mean over positions, steps and pictures.
+    """[d_sae] float64 by SAE: the effect of a word on each latent, averaged over positions, steps and images.
 
-    Codes shrink what they stand for. So the changes of an SAE's latents are scaled by the one factor with which they
-    come, decoded, nearest to the change of the update itself.
+    Codes shrink their input. So the effects of an SAE are scaled by one factor, the least-squares fit of their decoding
+    to the change of the update itself.
 
     Args:
-        model: The model; its own number of steps and guidance.
-        saes: SAEs of the half with the prompt, on the model's device; the other half reads no word.
-        steps: The sampler steps at which each reads.
-        pairs: Prompts with the word and without.
-        seeds: Seed of each one's noise.
+        model: The model; its default number of steps and guidance scale are used.
+        saes: SAEs of branch cond, on the model's device; the other branch has no words.
+        steps: The sampler steps at which each SAE is read.
+        pairs: Prompts with and without the word.
+        seeds: Seed of the noise for each pair.
     """
 
     def changes(some: slice) -> tuple[float, dict[SaeId, "_Means"]]:
@@ -96,12 +98,12 @@ def _changes(
 
 
 class _Means(NamedTuple):
-    """Over positions and pictures, float64."""
+    """Means over positions and images, float64."""
 
     values: Tensor
-    """[d_sae] of each latent."""
+    """[d_sae] mean value of each latent."""
     update: Tensor
-    """[d_in] of the update."""
+    """[d_in] mean update."""
 
     @classmethod
     def none(cls, sae: SparseAutoencoder) -> "_Means":
@@ -117,7 +119,7 @@ class _Means(NamedTuple):
         return _Means(factor * self.values, factor * self.update)
 
     def scaled(self, sae: SparseAutoencoder) -> Tensor:
-        """The values, by the factor of least squares; none if they point away from the update."""
+        """The values times the least-squares factor; 0 if they point away from the update."""
         decoded = self.values @ sae.W_dec.double().cpu()
         factor = (decoded @ self.update) / decoded.square().sum().clamp_min(1e-30)
         return self.values * factor.clamp_min(0)
@@ -131,7 +133,7 @@ def _means(
     step: int,
     after: SamplerState | None,
 ) -> dict[SaeId, _Means]:
-    """What some SAEs see in one step of some pictures."""
+    """Mean codes and updates of some images at one step."""
     means: dict[SaeId, _Means] = {}
 
     def encode(key: ActivationKey, update: Tensor) -> None:

@@ -1,30 +1,30 @@
-"""The pictures that show concepts: one pool for all SAEs of a collection, chosen so that every latent has some."""
+"""Example images: one gallery for all SAEs of a collection, selected so that every latent has some."""
 
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from core.arrays import Floats, Ints
 from core.concepts.io import Examples
 from training.labels.tally import StepCodes
 
 N_EXAMPLES = 8
-"""Of each latent."""
+"""Examples of each latent."""
 _N_WANTED = 24
-"""Pictures of each latent that may stand for it, those of the highest mean."""
+"""Candidate images of each latent, those of highest mean."""
 
 
 def select_gallery(means: Sequence[Tensor], size: int) -> list[int]:
-    """The rows, at most `size`, of pictures that show the most latents, in order.
+    """Indices of at most `size` images that together show as many latents as possible, ascending.
 
-    Pictures are taken one by one. Each latent votes for those where it is strongest, and the more of them are there
-    already, the less its vote counts; one with few pictures votes for each the harder.
+    Greedy: images are added one by one. Each latent votes for the images where it is strongest; its votes count less
+    the more of them are selected already, and more if it has few candidates.
 
     Args:
-        means: For each SAE, [N, d_sae] mean value of each latent in each picture.
-        size: Pictures wanted.
+        means: For each SAE, [N, d_sae] mean value of each latent in each image.
+        size: Number of images to select.
     """
     wanted, weight = _wanted(means)
     n_images = len(means[0])
@@ -41,8 +41,8 @@ def select_gallery(means: Sequence[Tensor], size: int) -> list[int]:
     return sorted(chosen)
 
 
-def _wanted(means: Sequence[Tensor]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """[latents, wanted] pictures of every latent that fires, and the weight of each; 0 where it does not fire."""
+def _wanted(means: Sequence[Tensor]) -> tuple[Ints, Floats]:
+    """[latents, candidates] candidate images of the latents that fire, and their weights; 0 where one does not fire."""
     images, weights = [], []
     for of_sae in means:
         values, rows = of_sae.topk(min(_N_WANTED, len(of_sae)), dim=0)
@@ -54,7 +54,7 @@ def _wanted(means: Sequence[Tensor]) -> tuple[npt.NDArray[np.int64], npt.NDArray
 
 
 class ExampleKeeper:
-    """Keeps the strongest pictures of each latent of one SAE, as they come."""
+    """Keeps the strongest images of each latent of one SAE."""
 
     def __init__(self, d_sae: int, height: int, width: int) -> None:
         self._size = (height, width)
@@ -63,7 +63,7 @@ class ExampleKeeper:
         self._maps = torch.zeros((d_sae, N_EXAMPLES, height * width), dtype=torch.uint8)
 
     def add(self, numbers: Sequence[int], codes_by_step: Sequence[StepCodes]) -> None:
-        """Take in a batch of pictures by their numbers in the pool, and their codes."""
+        """Add a batch of images by their numbers in the gallery, with their codes."""
         for row, number in enumerate(numbers):
             grid = torch.zeros(self._maps.shape[0] * self._maps.shape[2])
             for _, _, (latents, values, images, positions) in codes_by_step:
@@ -73,11 +73,11 @@ class ExampleKeeper:
             self._take(number, grid.view(self._maps.shape[0], -1))
 
     def examples(self) -> Examples:
-        """What was kept."""
+        """The examples so far."""
         return Examples(self._images, self._maps.view(*self._maps.shape[:2], *self._size), self._peaks)
 
     def _take(self, number: int, grids: Tensor) -> None:
-        """Take in a picture's maps [d_sae, positions] wherever they are among the strongest."""
+        """Keep the maps [d_sae, positions] of an image that are among the strongest."""
         peaks = grids.amax(1)
         latents = (peaks > self._peaks[:, -1]).nonzero()[:, 0]
         grids, peaks = grids[latents], peaks[latents]

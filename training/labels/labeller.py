@@ -1,8 +1,8 @@
-"""The work of `training.labels.command`: draw, count, and write what was found.
+"""The work of `python -m training labels`: generate images, count, and write tables, counts and examples.
 
-Picture n is prompt n, denoised from the noise of (seed, n); even ones choose labels, odd ones hold out. Batch b has the
-pictures from b x batch on, and its pairings are drawn from (seed, b). So the counts depend on the pictures alone, not
-on which process made them nor on how often it was stopped.
+Image n is generated from prompt n and noise seeded by (seed, n). Labels are chosen on even images and validated on odd
+ones. Batch b starts at image b x batch, and its permutations are seeded by (seed, b). So the counts depend on the
+images alone, not on which process generated them or on interruptions.
 """
 
 import json
@@ -37,99 +37,89 @@ from core.sae.collection import list_saes, load_sae, mark_labelled
 from core.segmentation.grids import cell_counts, majority
 from core.segmentation.semantic import Segmenter
 from training.common.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.evaluate.sae.evaluation import steps_of
 from training.labels.effects import pairs_of, word_effects
 from training.labels.examples import ExampleKeeper, select_gallery
 from training.labels.naming import ImageAttributes, LabelVocabulary, name_latents
-from training.labels.sampling import Batch, class_areas, draw, label_maps
+from training.labels.sampling import Batch, class_areas, label_maps, sample_and_encode, steps_of
 from training.labels.tally import FiringStatistics, Shape
-from training.picturebook.world.world import BACKGROUNDS, NOUNS, STYLES
 from training.prompts.sources import Prompts
 
 _NOT_COUNTED = ("gallery", "gallery_side", "backgrounds", "styles", "words", "effect_images")
-"""Settings that decide what is made of the counts."""
+"""Settings that do not change the counts, only what is made of them."""
 
 log = logging.getLogger(__name__)
 
 
-def _other_words() -> dict[str, tuple[str, ...]]:
-    """The words of the embedded grammar for each thing and place."""
-    words = {background.name: background.words for background in BACKGROUNDS}
-    for noun in NOUNS:
-        words |= dict.fromkeys(noun.objects, noun.words)
-    return words
-
-
 @dataclass(frozen=True)
 class LabelConfig:
-    """What concept tables are made from."""
+    """Settings of the labelling."""
 
     images: int = 2000
-    """Pictures drawn; rounded up to whole batches. Half choose labels, half hold out."""
+    """Images to generate, rounded up to whole batches. Labels are chosen on half of them, the others are held out."""
     batch: int = 32
-    """Pictures drawn together, and paired with each other's masks for the chance level: even, at least 4."""
+    """Images generated together, whose masks are permuted for the chance level: even, at least 4."""
     permutations: int = 20
-    """Such pairings. Fewer than 20 could not give a p-value small enough for a false discovery rate of 5 %."""
+    """Permutations. Fewer than 20 give no p-value small enough for a false discovery rate of 5 %."""
     shared_steps: int = 5
-    """Sampler steps, evenly spread, at which SAEs for all times are read."""
+    """Evenly spread sampler steps at which SAEs for all times are read."""
     gallery: int = 256
-    """Pictures in the pool that all SAEs' examples come from."""
+    """Images in the gallery that the examples of all SAEs share."""
     gallery_side: int = 128
-    """Their size in pixels."""
+    """Side of the gallery's images in pixels."""
     seed: int = 0
-    """Seed of the pictures' noise and of the pairings."""
-    backgrounds: tuple[str, ...] = tuple(background.name for background in BACKGROUNDS)
-    """Classes that are places; all others are objects."""
-    styles: tuple[str, ...] = tuple(style for style in STYLES if style != "plain")
-    """Words that tell a picture's style."""
-    words: Mapping[str, Sequence[str]] = field(default_factory=_other_words)
-    """By class, other words for it, for searching."""
+    """Seed of the images' noise and of the permutations."""
+    backgrounds: tuple[str, ...] = ()
+    """Classes that are backgrounds; all others are objects."""
+    styles: tuple[str, ...] = ()
+    """Words that name a style."""
+    words: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Synonyms by class, for searching."""
     effect_images: int = 16
-    """Pictures of each style on which the effect of its word is measured."""
+    """Images of each style on which the effect of its word is measured."""
 
     def __post_init__(self) -> None:
         if self.batch < 4 or self.batch % 2:
-            raise ValueError(f"batch has to be even and at least 4, so that masks can be swapped, not {self.batch}.")
+            raise ValueError(f"batch has to be even and at least 4, so that masks can be permuted, not {self.batch}.")
         if min(self.images, self.permutations - 2, self.shared_steps, self.gallery) < 1:
-            raise ValueError("pictures, shared_steps and gallery have to be at least 1, and permutations at least 3.")
+            raise ValueError("images, shared_steps and gallery have to be at least 1, and permutations at least 3.")
 
     @property
     def n_batches(self) -> int:
-        """Batches of pictures."""
+        """Number of batches."""
         return -(-self.images // self.batch)
 
 
 @dataclass(frozen=True)
 class LabelRun:
-    """Where a run keeps what it has counted, and its part of the work."""
+    """Where a run keeps its checkpoints, and its share of the work."""
 
     folder: Path
-    """Of the checkpoints of all processes."""
-    every: float = 120
+    """Folder of the checkpoints of all processes."""
+    checkpoint_interval_s: float = 120
     """Least seconds between checkpoints."""
     rank: int = 0
-    """Which process this is."""
+    """Which process this is, from 0."""
     world: int = 1
-    """Processes that share the pictures."""
+    """Number of processes that share the images."""
 
     def folder_of(self, rank: int) -> Path:
-        """A process's checkpoints."""
+        """Folder of one process's checkpoints."""
         return self.folder / f"{rank}-of-{self.world}"
 
 
 class State:
-    """What has been counted so far: a tally an SAE, and facts about the pictures, all in one order."""
+    """The counts so far: statistics of each SAE, and attributes of the images, in the same order."""
 
     def __init__(self, tallies: Mapping[SaeId, FiringStatistics], numbers: Tensor, areas: Tensor) -> None:
         self.tallies = dict(tallies)
         self.numbers = numbers
-        """[N] int64 of the pictures."""
+        """[N] int64 numbers of the images."""
         self.areas = areas
-        """[N, K] share of the picture that each class covers."""
+        """[N, K] share of the image that each class covers."""
 
     @classmethod
     def of(cls, ids: Sequence[SaeId], tensors: Mapping[str, Tensor]) -> "State":
-        """The state whose `tensors` these are."""
+        """The state with these `tensors`."""
         tallies = {}
         for sae_id in ids:
             start = f"{sae_id.path}:"
@@ -139,8 +129,8 @@ class State:
         return cls(tallies, tensors["numbers"], tensors["areas"])
 
     @classmethod
-    def together(cls, states: Sequence["State"]) -> "State":
-        """What several processes counted, added up into the first and put into the order of the pictures."""
+    def merged(cls, states: Sequence["State"]) -> "State":
+        """The states of several processes, merged into the first, in the order of the images."""
         first, *others = states
         for other in others:
             for sae_id, tally in first.tallies.items():
@@ -153,19 +143,19 @@ class State:
         return first
 
     def take(self, numbers: Tensor, areas: Tensor) -> None:
-        """Take in the facts of some pictures."""
+        """Append the attributes of some images."""
         self.numbers, self.areas = torch.cat([self.numbers, numbers]), torch.cat([self.areas, areas])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything, for a file."""
-        told = {"numbers": self.numbers, "areas": self.areas}
+        """All tensors, for a file."""
+        tensors = {"numbers": self.numbers, "areas": self.areas}
         for sae_id, tally in self.tallies.items():
-            told |= {f"{sae_id.path}:{name}": value for name, value in tally.tensors().items()}
-        return told
+            tensors |= {f"{sae_id.path}:{name}": value for name, value in tally.tensors().items()}
+        return tensors
 
 
 class Labeller:
-    """Draws pictures for a collection of SAEs, counts, and writes what their concepts are called."""
+    """Generates images, counts the activations of a collection of SAEs, and writes their concept tables."""
 
     def __init__(
         self, config: LabelConfig, root: Path, model: Diffuser, segmenter: Segmenter, prompts: Prompts
@@ -173,7 +163,7 @@ class Labeller:
         """Load the SAEs.
 
         Raises:
-            ValueError: There are none, or some that the model has no updates for.
+            ValueError: There are none, or some of a branch that the model does not use.
         """
         self._config, self._root, self._model = config, root, model
         self._segmenter, self._prompts, self._classes = segmenter, prompts, segmenter.class_names()
@@ -181,29 +171,29 @@ class Labeller:
         if not ids:
             raise ValueError(f"There is no SAE in {root}. Train some with `python -m training sae`.")
         if model.spec.guidance_scale == 1 and any(sae_id.branch == "uncond" for sae_id in ids):
-            raise ValueError(f"{model.spec.name} is drawn without guidance: SAEs of its uncond branch see nothing.")
+            raise ValueError(f"{model.spec.name} is sampled without guidance: SAEs of branch uncond have no input.")
         self._saes = {sae_id: load_sae(root, *sae_id, device=model.device) for sae_id in ids}
         n_steps = model.spec.num_inference_steps
         self._steps = {sae_id: steps_of(sae_id, n_steps, config.shared_steps) for sae_id in ids}
 
     def recipe(self, depends: Mapping[str, Any]) -> dict[str, Any]:
-        """All that the counts depend on, as JSON."""
+        """Everything that the counts depend on, as JSON values."""
         counted = {name: value for name, value in asdict(self._config).items() if name not in _NOT_COUNTED}
-        told = {
+        recipe = {
             **counted,
             **depends,
             "classes": self._classes,
             "saes": {sae_id.path: weights_sha256(self._root / sae_id.path) for sae_id in self._saes},
         }
-        plain: dict[str, Any] = json.loads(json.dumps(told))
+        plain: dict[str, Any] = json.loads(json.dumps(recipe))
         return plain
 
     def count(self, run: LabelRun, recipe: Mapping[str, Any]) -> None:
-        """Draw this process's pictures and count, from its last checkpoint on."""
+        """Generate this process's share of the images and count, from its last checkpoint on."""
         batches = range(run.rank, self._config.n_batches, run.world)
         if not batches or run.rank < 0:
             raise ValueError(
-                f"There is nothing for process {run.rank} of {run.world}: {self._config.n_batches} batches are drawn."
+                f"There is nothing for process {run.rank} of {run.world}: {self._config.n_batches} batches are generated."
             )
         folder, own = run.folder_of(run.rank), {**recipe, "rank": run.rank}
         found, saved = load_checkpoint(folder, own), time.monotonic()
@@ -211,23 +201,23 @@ class Labeller:
         done = 0 if found is None else found.step
         for at, number in enumerate(batches[done:], done + 1):
             state = self._add(state, number)
-            if at == len(batches) or time.monotonic() - saved >= run.every:
+            if at == len(batches) or time.monotonic() - saved >= run.checkpoint_interval_s:
                 save_checkpoint(folder, Checkpoint(at, own, {"state": state.tensors()}))
                 saved = time.monotonic()
-                log.info("%d of %d batches of %d pictures", at, len(batches), self._config.batch)
+                log.info("%d of %d batches of %d images", at, len(batches), self._config.batch)
 
     def counted(self, run: LabelRun, rank: int, recipe: Mapping[str, Any]) -> State | None:
-        """What a process has counted; None while it has not finished."""
+        """The counts of a process; None until it has finished."""
         found = load_checkpoint(run.folder_of(rank), {**recipe, "rank": rank})
         if found is None or found.step < len(range(rank, self._config.n_batches, run.world)):
             return None
         return State.of(list(self._saes), found.tensors["state"])
 
     def write(self, state: State, recipe: Mapping[str, Any]) -> None:
-        """Write every SAE's table, counts and examples, and the pictures that they share."""
+        """Write the table, counts and examples of every SAE, and the gallery."""
         config = self._config
         prompts = [distinct_words(self._prompts.prompt(number)) for number in state.numbers.tolist()]
-        facts = ImageAttributes(
+        attributes = ImageAttributes(
             split=(state.numbers % 2).numpy(),
             areas=state.areas.double().numpy(),
             styles=np.array([[style in words for style in config.styles] for words in prompts], dtype=bool),
@@ -235,16 +225,16 @@ class Labeller:
         names = LabelVocabulary(self._classes, frozenset(config.backgrounds), config.styles)
         words = {label: other for label, other in config.words.items() if label in (*self._classes, *config.styles)}
         effects = self._effects()
-        (self._root / MANIFEST).unlink(missing_ok=True)  # it tells of the tables before
+        (self._root / MANIFEST).unlink(missing_ok=True)  # it describes the old tables
         mark_labelled(self._root, False)
         for sae_id, tally in state.tallies.items():
             folder = self._root / sae_id.path
-            rows = name_latents(tally, facts, names)
+            rows = name_latents(tally, attributes, names)
             made = {name: value for name, value in recipe.items() if name not in ("classes", "saes")}
-            told = {**made, **sae_id._asdict(), "steps": self._steps[sae_id], "n_images": len(prompts)}
+            made_with = {**made, **sae_id._asdict(), "steps": self._steps[sae_id], "n_images": len(prompts)}
             own = [effect[sae_id] for effect in effects.values() if sae_id in effect]
             effect_words = tuple(effects) if own else ()
-            info = TableInfo(recipe["saes"][sae_id.path], self._classes, words, told, effect_words)
+            info = TableInfo(recipe["saes"][sae_id.path], self._classes, words, made_with, effect_words)
             save_table(folder, rows, info, torch.stack(own) if own else None)
             save_tensors(folder / COUNTS, counts_of(tally))
             kinds = Counter(row.kind for row in rows)
@@ -253,7 +243,7 @@ class Labeller:
         mark_labelled(self._root, True)
 
     def _effects(self) -> dict[str, dict[SaeId, Tensor]]:
-        """By style word, what it does to each SAE of the half with the prompt; without words that no prompt has."""
+        """The effect of each style word on the SAEs of branch cond, for words that occur in the prompts."""
         saes = {sae_id: sae for sae_id, sae in self._saes.items() if sae_id.branch == "cond"}
         effects = {}
         for word in self._config.styles if saes else ():
@@ -262,13 +252,13 @@ class Labeller:
                 seeds = [self._seed(pair.number) for pair in pairs]
                 steps = {sae_id: self._steps[sae_id] for sae_id in saes}
                 effects[word] = word_effects(self._model, saes, steps, pairs, seeds)
-                log.info("the effect of %r, on %d pictures", word, len(pairs))
+                log.info("effect of %r: measured on %d images", word, len(pairs))
         return effects
 
     def _add(self, state: State | None, number: int) -> State:
-        """Draw a batch and count it."""
+        """Generate a batch and count it."""
         images = range(number * self._config.batch, (number + 1) * self._config.batch)
-        batch = self._draw(images)
+        batch = self._sample(images)
         n_classes = len(self._classes)
         if state is None:
             tallies = {sae_id: FiringStatistics(self._shape(sae_id, batch)) for sae_id in self._saes}
@@ -287,16 +277,17 @@ class Labeller:
         d_sae, n_steps = self._saes[sae_id].cfg.d_sae, len(self._steps[sae_id])
         return Shape(d_sae, len(self._classes), self._config.permutations, n_steps, *batch.sizes[sae_id.hookpoint])
 
-    def _draw(self, images: Sequence[int]) -> Batch:
+    def _sample(self, images: Sequence[int]) -> Batch:
         prompts = [self._prompts.prompt(number) for number in images]
-        return draw(self._model, self._saes, self._steps, prompts, [self._seed(number) for number in images])
+        seeds = [self._seed(number) for number in images]
+        return sample_and_encode(self._model, self._saes, self._steps, prompts, seeds)
 
     def _seed(self, image: int) -> int:
-        """Seed of a picture's noise: 32 bits, for people to type."""
+        """Seed of an image's noise: 32 bits, short enough to type."""
         return int(np.random.SeedSequence([self._config.seed, image]).generate_state(1)[0])
 
     def _write_examples(self, state: State) -> None:
-        """Draw the pool again, and write what shows each latent best."""
+        """Generate the gallery's images again, and write the examples of each latent."""
         rows = select_gallery([tally.means for tally in state.tallies.values()], self._config.gallery)
         numbers = state.numbers[rows].tolist()
         keepers = {
@@ -305,18 +296,18 @@ class Labeller:
         }
         images = []
         for first in range(0, len(numbers), self._config.batch):
-            batch = self._draw(numbers[first : first + self._config.batch])
+            batch = self._sample(numbers[first : first + self._config.batch])
             images += batch.images
             for sae_id, keeper in keepers.items():
                 keeper.add(range(first, len(images)), batch.codes_by_step[sae_id])
-        drawn = [GalleryImage(self._prompts.prompt(number), self._seed(number)) for number in numbers]
-        write_gallery(self._root, images, drawn, self._config.gallery_side)
+        entries = [GalleryImage(self._prompts.prompt(number), self._seed(number)) for number in numbers]
+        write_gallery(self._root, images, entries, self._config.gallery_side)
         for sae_id, keeper in keepers.items():
             save_tensors(self._root / sae_id.path / EXAMPLES, keeper.examples())
 
 
 def counts_of(tally: FiringStatistics) -> Counts:
-    """How often latents and classes met on the first split."""
+    """Co-occurrence of latents and classes on the first split."""
     return Counts(
         intersections=tally.hits[:, :, 0, 0].sum(0).float(),
         active=tally.area[:, :, 0].sum(0).float(),
@@ -326,7 +317,7 @@ def counts_of(tally: FiringStatistics) -> Counts:
 
 
 def pairings(splits: Tensor, n: int, rng: np.random.Generator) -> Tensor:
-    """[n + 1, B] whose masks each picture is paired with: first its own, then always another's of its split."""
+    """[n + 1, B] the image whose masks each image is paired with: first its own, then others of its split."""
     order = torch.arange(len(splits)).repeat(n + 1, 1)
     for row in order[1:]:
         for split in (0, 1):

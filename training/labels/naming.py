@@ -1,11 +1,10 @@
-"""What each latent of a tally is called, and whether that is more than chance.
+"""Labels of latents, tested against chance.
 
-A latent's class and threshold are those of the highest IoU on the first split. They become its label if their IoU on
-the other split is more than comes about where pictures are paired with other pictures' masks and put through the very
-same choice: more than positions alone can tell. How much more is measured in the spread of the latent's own permuted
-values (with a constant added to the spread: Tusher et al. 2001, "Significance analysis of microarrays"), which makes
-latents comparable, so that the permuted values of all of them together give p-values, and the procedure of Benjamini
-and Hochberg the labels.
+The class and threshold of a latent are those of highest IoU on the first split. They become its label if their IoU on
+the held-out split exceeds what the same selection gives when images are paired with the masks of other images, that is,
+what positions alone can explain. The excess is measured in units of the standard deviation of the latent's own permuted
+values, plus a constant (Tusher et al. 2001, "Significance analysis of microarrays"). That makes latents comparable, so
+the permuted values of all latents together give p-values, and the Benjamini-Hochberg procedure selects the labels.
 """
 
 import math
@@ -14,52 +13,49 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from core.arrays import Bools, Floats, Ints
 from core.concepts.io import Candidate, Kind, LabelledLatent, Scores
 from training.labels.tally import FiringStatistics
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-
 FALSE_DISCOVERY_RATE = 0.05
-"""Of the labels."""
+"""Expected share of false labels."""
 MIN_IMAGES = 5
-"""A latent that fires in fewer pictures of either split gets no label: nothing could bear it out."""
+"""A latent that fires in fewer images of either split gets no label, as it could not be validated."""
 STYLE_AUROC = 0.75
-"""Least held-out AUROC of a concept that is called by a style: three times in four its mean tells the style."""
+"""Minimum held-out AUROC for a style label."""
 CONTEXT_FREE_SHARE = 0.5
-"""A concept of whose variance position explains more is context-free ..."""
+"""A latent is context-free if position explains more than this share of its variance ..."""
 CONTEXT_FREE_RATE = 0.01
-"""... if it fires on at least this share of the cells."""
+"""... and it fires on at least this share of the cells."""
 PRESENT = 1 / 256
-"""A class is in a picture if it covers at least this share of it."""
+"""A class is present in an image if it covers at least this share of it."""
 N_RUNNER_UPS = 3
-"""Classes named beside the best one."""
+"""Number of classes listed after the best one."""
 
 
 class Choice(NamedTuple):
-    """The class and threshold of every latent, chosen on the first split."""
+    """The class and threshold of each latent, chosen on the first split."""
 
     classes: Tensor
-    """[d_sae] of the highest IoU there."""
+    """[d_sae] class of highest IoU."""
     levels: Tensor
-    """[d_sae] level from which on a value counts as active."""
+    """[d_sae] level from which a value counts as active."""
     iou: Tensor
-    """[d_sae] on the first split."""
+    """[d_sae] IoU on the first split."""
     held_out: Tensor
-    """[d_sae] on the second split."""
+    """[d_sae] IoU on the held-out split."""
 
 
 class Overlaps(NamedTuple):
-    """Overlaps of latents and classes by threshold, for one pairing of pictures and masks."""
+    """Overlap of latents and classes by threshold, for one pairing of images and masks."""
 
     both: Tensor
-    """[levels, d_sae, splits, K] float64 cells from a level on and of a class."""
+    """[levels, d_sae, splits, K] float64 cells at or above a level and of a class."""
     active: Tensor
-    """[levels, d_sae, splits, 1] cells from a level on."""
+    """[levels, d_sae, splits, 1] cells at or above a level."""
     there: Tensor
     """[splits, K] cells of a class."""
 
@@ -71,39 +67,39 @@ class Overlaps(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageAttributes:
-    """What is known of the pictures of a tally, in its order."""
+    """Attributes of the images that were counted, in the order of the counts."""
 
-    split: npt.NDArray[np.int64]
-    """[N] 0: choose, 1: hold out."""
+    split: Ints
+    """[N] 0: for choosing labels, 1: held out."""
     areas: Floats
-    """[N, K] share of the picture that each class covers."""
+    """[N, K] share of the image that each class covers."""
     styles: Bools
-    """[N, n_styles] whether the prompt has each style word."""
+    """[N, n_styles] whether the prompt contains each style word."""
 
 
 @dataclass(frozen=True)
 class LabelVocabulary:
-    """What latents can be called."""
+    """The words that latents can be labelled with."""
 
     classes: tuple[str, ...]
     """Names of the K classes."""
     backgrounds: frozenset[str]
-    """Those that are places; the others are objects."""
+    """Classes that are backgrounds; the others are objects."""
     styles: tuple[str, ...]
     """Style words."""
 
 
 class Aurocs(NamedTuple):
-    """How well the mean over a picture tells which pictures have a property."""
+    """How well the mean over an image predicts binary properties of images."""
 
     auroc: Floats
-    """[properties, d_sae] probability that a picture with it has the higher mean; 0.5 where all or none have it."""
+    """[properties, d_sae] area under the ROC curve; 0.5 where all images or none have the property."""
     p_value: Floats
-    """[properties, d_sae] of that or more where the mean tells nothing (Mann and Whitney)."""
+    """[properties, d_sae] one-sided p-value of the Mann-Whitney U test."""
 
 
 def overlaps(tally: FiringStatistics, pairing: int = 0) -> Overlaps:
-    """The overlaps of a tally for a pairing; 0 is that of pictures with their own masks."""
+    """The overlaps for a pairing; 0 pairs images with their own masks, the others are permutations."""
     return Overlaps(
         tally.hits[:, :, :, pairing].double().flip(0).cumsum(0).flip(0),
         tally.area.double().flip(0).cumsum(0).flip(0)[..., None],
@@ -112,7 +108,7 @@ def overlaps(tally: FiringStatistics, pairing: int = 0) -> Overlaps:
 
 
 def choose(found: Overlaps) -> Choice:
-    """The class and threshold of the highest IoU on the first split, and what they come to on the second."""
+    """The class and threshold of highest IoU on the first split, with their IoU on both splits."""
     iou = found.iou
     n_classes = iou.shape[3]
     best, at = iou[:, :, 0].movedim(0, 1).flatten(1).max(1)  # [d_sae, levels x K]
@@ -121,9 +117,9 @@ def choose(found: Overlaps) -> Choice:
 
 
 def p_values(real: Floats, permuted: Floats, candidates: Bools) -> Floats:
-    """[d_sae] how often as much above its own chance level as `real` [d_sae] comes about in `permuted` [P, d_sae].
+    """[d_sae] p-values of the IoUs `real` [d_sae], given those of permuted masks [P, d_sae], pooled over latents.
 
-    Latents that are no candidates have 1 and are left out of what comes about by chance.
+    Latents that are no candidates get 1 and do not contribute to the null distribution.
     """
     n = len(permuted)
     real, permuted, out = real[candidates], permuted[:, candidates], np.ones(len(real))
@@ -132,7 +128,7 @@ def p_values(real: Floats, permuted: Floats, candidates: Bools) -> Floats:
     total, squares = permuted.sum(0), (permuted**2).sum(0)
     spread = permuted.std(0, ddof=1)
     fudge = np.median(spread) + 1e-9
-    # Each permuted value is measured against the others of its latent, as the real one is against all of them.
+    # Each permuted value is standardised by the others of its latent, as the real one is by all of them.
     mean = (total - permuted) / (n - 1)
     variance = (squares - permuted**2 - (n - 1) * mean**2) / (n - 2)
     null = np.sort(((permuted - mean) / (np.sqrt(variance.clip(0)) + fudge)).ravel())
@@ -142,7 +138,7 @@ def p_values(real: Floats, permuted: Floats, candidates: Bools) -> Floats:
 
 
 def benjamini_hochberg(p: Floats, rate: float = FALSE_DISCOVERY_RATE) -> Bools:
-    """Which p-values stand, so that of those on average at most this share is false."""
+    """Which p-values are significant at a false discovery rate (Benjamini and Hochberg 1995)."""
     order = np.argsort(p)
     passed = p[order] <= rate * np.arange(1, len(p) + 1) / len(p)
     stands = np.zeros(len(p), dtype=bool)
@@ -152,7 +148,7 @@ def benjamini_hochberg(p: Floats, rate: float = FALSE_DISCOVERY_RATE) -> Bools:
 
 
 def aurocs(means: Floats, properties: Bools) -> Aurocs:
-    """How well means [N, d_sae] tell properties [N, n]."""
+    """AUROCs of means [N, d_sae] as predictors of binary properties [N, n]."""
     n = len(means)
     ranks, ties = np.empty(means.shape), np.empty(means.shape[1])
     for latent, column in enumerate(means.T):
@@ -161,26 +157,26 @@ def aurocs(means: Floats, properties: Bools) -> Aurocs:
         ties[latent] = (counts**3.0 - counts).sum()
     with_it = properties.sum(0)[:, None].astype(np.float64)
     pairs = with_it * (n - with_it)
-    told = np.maximum(pairs, 1)
-    auroc = np.where(pairs > 0, (properties.T @ ranks - with_it * (with_it + 1) / 2) / told, 0.5)
-    deviation = np.sqrt((n + 1 - ties / max(n * (n - 1), 1)).clip(0) / (12 * told))
+    n_pairs = np.maximum(pairs, 1)
+    auroc = np.where(pairs > 0, (properties.T @ ranks - with_it * (with_it + 1) / 2) / n_pairs, 0.5)
+    deviation = np.sqrt((n + 1 - ties / max(n * (n - 1), 1)).clip(0) / (12 * n_pairs))
     z = (auroc - 0.5) / np.maximum(deviation, 1e-12)
     return Aurocs(auroc, np.vectorize(lambda one: math.erfc(one / math.sqrt(2)) / 2, otypes=[float])(z))
 
 
-def name_latents(tally: FiringStatistics, facts: ImageAttributes, names: LabelVocabulary) -> list[LabelledLatent]:
-    """What each latent is called, of what kind it is, and what was measured of it."""
+def name_latents(tally: FiringStatistics, attributes: ImageAttributes, names: LabelVocabulary) -> list[LabelledLatent]:
+    """Label, kind and scores of each latent."""
     found = overlaps(tally)
     choice = choose(found)
     permuted = np.stack([choose(overlaps(tally, p)).held_out.numpy() for p in range(1, tally.hits.shape[3])])
     means = tally.means.double().numpy()
-    active = np.stack([(means[facts.split == split] > 0).sum(0) for split in (0, 1)])
+    active = np.stack([(means[attributes.split == split] > 0).sum(0) for split in (0, 1)])
     candidates: Bools = active.min(0) >= MIN_IMAGES
     p = p_values(choice.held_out.numpy(), permuted, candidates)
     stands = benjamini_hochberg(p) & (choice.iou.numpy() > 0)
-    styles = _styles(means, facts, candidates)
-    held_out = facts.split == 1
-    presence = aurocs(means[held_out], facts.areas[held_out] >= PRESENT).auroc
+    styles = _styles(means, attributes, candidates)
+    held_out = attributes.split == 1
+    presence = aurocs(means[held_out], attributes.areas[held_out] >= PRESENT).auroc
     of_class = presence[choice.classes.numpy(), np.arange(len(p))]
     n_active = tally.area.sum((0, 2)).double()
     rate = n_active / tally.n_cells.sum().clamp(min=1)
@@ -225,28 +221,29 @@ def name_latents(tally: FiringStatistics, facts: ImageAttributes, names: LabelVo
 
 
 class _Styles(NamedTuple):
-    """The style of every latent, chosen on the first split."""
+    """The style of each latent, chosen on the first split."""
 
-    which: npt.NDArray[np.int64]
-    """[d_sae] index of the style."""
+    which: Ints
+    """[d_sae] index of the style of highest AUROC."""
     auroc: Floats
-    """[d_sae] on the second split."""
+    """[d_sae] AUROC on the held-out split."""
     stands: Bools
-    """[d_sae] whether that is high, and more than chance."""
+    """[d_sae] whether that is high and significant."""
 
 
-def _styles(means: Floats, facts: ImageAttributes, candidates: Bools) -> _Styles:
+def _styles(means: Floats, attributes: ImageAttributes, candidates: Bools) -> _Styles:
     n_latents = means.shape[1]
-    if not facts.styles.shape[1]:
+    if not attributes.styles.shape[1]:
         return _Styles(np.zeros(n_latents, dtype=np.int64), np.zeros(n_latents), np.zeros(n_latents, dtype=bool))
-    first, second = (aurocs(means[facts.split == split], facts.styles[facts.split == split]) for split in (0, 1))
+    splits = (attributes.split == 0, attributes.split == 1)
+    first, second = (aurocs(means[rows], attributes.styles[rows]) for rows in splits)
     which, rows = first.auroc.argmax(0), np.arange(n_latents)
     auroc, p = second.auroc[which, rows], np.where(candidates, second.p_value[which, rows], 1)
     return _Styles(which, auroc, benjamini_hochberg(p) & (auroc >= STYLE_AUROC))
 
 
 def _runner_ups(found: Overlaps, choice: Choice, names: Sequence[str]) -> list[tuple[Candidate, ...]]:
-    """The next best classes of each latent, each at its own best threshold."""
+    """The next best classes of each latent, each at its best threshold."""
     iou = found.iou
     best, levels = iou[:, :, 0].max(0)  # [d_sae, K]
     best[torch.arange(len(best)), choice.classes] = 0

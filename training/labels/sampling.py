@@ -1,52 +1,60 @@
-"""Pictures drawn in batches, with what SAEs make of them on the way and which classes are where at the end."""
+"""Batches of generated images, with the SAE codes of their denoising and the label maps of the results."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
-from core.diffusion.schedule import step_times
+from core.diffusion.schedule import step_at, step_times
 from core.sae.autoencoder import SaeId, SparseAutoencoder
 from core.segmentation.semantic import Segmenter
 from training.labels.tally import Entries, StepCodes
 
 Size = tuple[int, int]
-"""Positions down and across."""
+"""Rows and columns of positions."""
 
 
 class Batch(NamedTuple):
-    """B pictures drawn together."""
+    """B images that were generated together."""
 
     images: list[Image.Image]
-    """As they ended."""
+    """The final images."""
     codes_by_step: dict[SaeId, list[StepCodes]]
-    """Codes of each SAE, a moment for each of its steps in order."""
+    """Codes of each SAE, one item for each of its steps, in order."""
     sizes: dict[str, Size]
-    """Of each hookpoint's update."""
+    """Grid of each hookpoint."""
 
 
-def draw(
+def steps_of(sae_id: SaeId, n_steps: int, n_each: int) -> list[int]:
+    """The steps, of `n_steps`, at which an SAE is read: `n_each`, evenly spread, for one that is for all times."""
+    if sae_id.t == "all":
+        return sorted({round(step) for step in np.linspace(0, n_steps - 1, n_each)})
+    return [step_at(sae_id.t, n_steps)]
+
+
+def sample_and_encode(
     model: Diffuser,
     saes: Mapping[SaeId, SparseAutoencoder],
     steps: Mapping[SaeId, Sequence[int]],
     prompts: Sequence[str],
     seeds: Sequence[int],
 ) -> Batch:
-    """Draw pictures and encode their updates as they come; SAEs are on the model's device, the codes on the CPU.
+    """Generate images and encode the updates of their denoising on the fly.
 
     As many pictures at once as the model's memory has room for: what comes of them differs by rounding alone.
 
     Args:
-        model: The model; its own number of steps and guidance.
-        saes: The SAEs.
-        steps: The sampler steps at which each reads.
-        prompts: A prompt a picture.
-        seeds: Seed of each picture's noise.
+        model: The model; its default number of steps and guidance scale are used.
+        saes: The SAEs, on the model's device. Codes are returned on the CPU.
+        steps: The sampler steps at which each SAE is read.
+        prompts: One prompt per image.
+        seeds: Seed of each image's noise.
     """
     parts = model.in_parts(len(prompts), lambda some: _draw(model, saes, steps, list(prompts[some]), list(seeds[some])))
     return parts[0] if len(parts) == 1 else _together(parts)
@@ -107,7 +115,7 @@ def _moment(parts: Sequence[StepCodes], starts: Sequence[int]) -> StepCodes:
 
 
 def active_entries(sae: SparseAutoencoder, x: Tensor) -> Entries:
-    """What is active in the codes of positions x [B, positions, d_in]."""
+    """The active entries of the codes of updates x [B, positions, d_in]."""
     code = sae.encode(x.flatten(0, 1))
     active = code.values > 0
     rows = active.nonzero()[:, 0]
@@ -116,10 +124,10 @@ def active_entries(sae: SparseAutoencoder, x: Tensor) -> Entries:
 
 
 def label_maps(segmenter: Segmenter, images: Sequence[Image.Image]) -> Tensor:
-    """[B, H, W] class of each pixel, on the CPU; -1 where there is none."""
+    """[B, H, W] class of each pixel, on the CPU; -1 for none."""
     return segmenter.segment(images).label_map().cpu()
 
 
 def class_areas(labels: Tensor, n_classes: int) -> Tensor:
-    """[B, K] share of each picture that each class covers, from label maps [B, H, W]."""
+    """[B, K] share of the image that each class covers, from label maps [B, H, W]."""
     return torch.stack([torch.bincount(one[one >= 0], minlength=n_classes) / one.numel() for one in labels])

@@ -1,8 +1,8 @@
-"""What the latents of an SAE do over a stream of pictures, as sums: tallies of different pictures add up.
+"""Firing statistics of the latents of an SAE over a stream of images, as sums that can be merged.
 
-Only active entries are touched. Each has a level: how many half-octaves its value lies below the largest value that
-its latent has had so far, at most `N_LEVELS - 1`. When a larger one comes, the levels move and the lowest takes what
-falls off, so that the levels always fit the latent's own scale, whatever the order of the pictures.
+Only active entries are processed. Each has a level: N_LEVELS - 1 minus the number of half-octaves between its value and
+the largest value of its latent so far, at least 0. When a larger value comes, the levels shift and the lowest collects
+the rest, so that they always fit the latent's scale, whatever the order of the images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,92 +12,92 @@ import torch
 from torch import Tensor
 
 N_LEVELS = 8
-"""Thresholds of a latent: active at all, and from each of the seven upper levels on."""
+"""Number of thresholds of a latent: above 0, and at each of the seven upper levels."""
 _BINS = 8
-"""Bins an octave of the histogram of values."""
+"""Bins of the histogram of values per octave."""
 _OCTAVES = 16
 """Octaves on either side of 1 that the histogram covers."""
 
 
 class Entries(NamedTuple):
-    """The active entries of the codes of B pictures at one step."""
+    """The active entries of the codes of B images at one step."""
 
     latents: Tensor
-    """[n] int64 which latent."""
+    """[n] int64 index of the latent."""
     values: Tensor
-    """[n] float32 its value, above 0."""
+    """[n] float32 value, above 0."""
     images: Tensor
-    """[n] int64 which of the B pictures."""
+    """[n] int64 index of the image."""
     positions: Tensor
-    """[n] int64 which of the picture's h x w positions."""
+    """[n] int64 index of the position, of h x w."""
 
 
 class StepCodes(NamedTuple):
     """The codes of a batch at one step."""
 
     step: int
-    """Which of the tally's S steps, from 0."""
+    """Index among the S steps that are read, from 0."""
     t: float
-    """Normalised time."""
+    """Normalised time of the step."""
     entries: Entries
-    """What is active."""
+    """The active entries."""
 
 
 class Shape(NamedTuple):
-    """Of a tally."""
+    """Sizes of the statistics."""
 
     d_sae: int
     """Latents."""
     n_classes: int
     """Classes of the masks."""
     n_permutations: int
-    """Pairings of pictures with other pictures' masks."""
+    """Pairings of images with the masks of others."""
     n_steps: int
-    """Steps of a picture that are read."""
+    """Steps that are read of each image."""
     height: int
-    """Positions down."""
+    """Rows of positions."""
     width: int
-    """Positions across."""
+    """Columns of positions."""
 
 
 class FiringStatistics:
-    """Sums over pictures for the latents of one SAE. Every picture belongs to one of two splits.
+    """Sums over images for the latents of one SAE. Every image belongs to one of two splits.
 
-    Pairings: row 0 pairs each picture with its own masks, the others with masks of other pictures of its split.
+    Pairing 0 is that of images with their own masks, the others are permutations within a split.
     """
 
     def __init__(self, shape: Shape) -> None:
         latents, n_positions = shape.d_sae, shape.height * shape.width
         self.size = torch.tensor((shape.height, shape.width))
-        """[2] positions down and across."""
+        """[2] rows and columns of positions."""
         self.top = torch.full((latents,), torch.iinfo(torch.int32).min // 2, dtype=torch.int32)
-        """[d_sae] half-octave of the largest value: floor of twice its binary logarithm."""
+        """[d_sae] half-octave of the largest value: floor(2 log2(value))."""
         self.hits = torch.zeros((N_LEVELS, latents, 2, shape.n_permutations + 1, shape.n_classes), dtype=torch.int32)
-        """[levels, d_sae, splits, pairings, K] active cells at this level where the class is."""
+        """[levels, d_sae, splits, pairings, K] cells active at the level and of the class."""
         self.area = torch.zeros((N_LEVELS, latents, 2), dtype=torch.int64)
-        """[levels, d_sae, splits] active cells at this level."""
+        """[levels, d_sae, splits] cells active at the level."""
         self.cells = torch.zeros((2, shape.n_classes), dtype=torch.int64)
         """[splits, K] cells of each class."""
         self.n_cells = torch.zeros(2, dtype=torch.int64)
-        """[splits] cells in all."""
+        """[splits] number of cells."""
         self.value_sum, self.time_sum = (torch.zeros(latents, dtype=torch.float64) for _ in range(2))
-        """[d_sae] of the values, and of the values times t."""
+        """[d_sae] sums of the values, and of the values times t."""
         self.spread_sum = torch.zeros(latents, dtype=torch.float64)
-        """[d_sae] of squared distances from the centre of activation in a picture and step, times the values."""
+        """[d_sae] sum of values times squared distances from the centre of activation in the image and step."""
         self.histogram = torch.zeros((latents, 2 * _OCTAVES * _BINS), dtype=torch.int64)
-        """[d_sae, bins] active values by logarithm."""
+        """[d_sae, bins] number of active values by logarithm."""
         self.position_sum = torch.zeros((shape.n_steps, latents, n_positions), dtype=torch.float64)
-        """[S, d_sae, positions] of the values."""
+        """[S, d_sae, positions] sums of the values."""
         self.square_sum = torch.zeros(latents, dtype=torch.float64)
-        """[d_sae] of the squared values."""
+        """[d_sae] sum of the squared values."""
         self.means = torch.zeros((0, latents))
-        """[pictures, d_sae] mean value over a picture's cells, in the order in which the pictures came."""
+        """[images, d_sae] mean value over the cells of an image, in the order of the images."""
 
     def add(self, codes_by_step: Sequence[StepCodes], labels: Tensor, splits: Tensor) -> None:
-        """Take in a batch of B pictures.
+        """Add a batch of B images.
 
         Args:
-            moments: Their codes, one a step.
+            codes_by_step: Their codes, one item per step.
             labels: [pairings, B, positions] class of each position, -1 for none.
             splits: [B] 0 or 1.
         """
@@ -115,28 +115,28 @@ class FiringStatistics:
         self.means = torch.cat([self.means, means.float()])
 
     def merge(self, other: "FiringStatistics") -> None:
-        """Take in what another tally counted; its pictures come after this one's."""
+        """Add the statistics of other images, which come after these."""
         tops = torch.maximum(self.top, other.top)
         self._raise(tops)
-        other._raise(tops)  # it still says the same
+        other._raise(tops)  # which does not change what it means
         for name, value in self.tensors().items():
             if name not in ("size", "top", "means"):
                 value += getattr(other, name)
         self.means = torch.cat([self.means, other.means])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything, for a file."""
+        """All tensors, for a file."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "FiringStatistics":
-        """The tally whose `tensors` these are."""
+        """The statistics with these `tensors`."""
         tally = cls.__new__(cls)
         vars(tally).update(tensors)
         return tally
 
     def quantile(self, share: float) -> Tensor:
-        """[d_sae] value below which this share of a latent's active values lie, by the histogram; 0 without any."""
+        """[d_sae] quantile of a latent's active values, from the histogram; 0 if there are none."""
         below = self.histogram.cumsum(1).double()
         wanted = share * below[:, -1:]
         at = (below < wanted).sum(1, keepdim=True).clamp(max=self.histogram.shape[1] - 1)
@@ -146,12 +146,12 @@ class FiringStatistics:
         return torch.where(below[:, -1] > 0, values[:, 0], 0)
 
     def threshold(self, level: Tensor) -> Tensor:
-        """[d_sae] smallest value at or above a level [d_sae]; 0 for the lowest, which has no end."""
+        """[d_sae] smallest value at a level [d_sae]; 0 for the lowest, which is open below."""
         lowest = torch.exp2((self.top.double() + level + 1 - N_LEVELS) / 2)
         return torch.where(level > 0, lowest, 0.0)
 
     def position_share(self) -> Tensor:
-        """[d_sae] share of a latent's variance within a step that its mean at each position explains; 0 without any."""
+        """[d_sae] share of the variance within a step that the mean at each position explains; 0 without variance."""
         n_steps, _, n_positions = self.position_sum.shape
         n_images = float(self.n_cells.sum()) / (n_steps * n_positions)
         means = self.position_sum / n_images
@@ -161,7 +161,7 @@ class FiringStatistics:
         return torch.where(total > 0, between / total.clamp(min=1e-30), 0).clamp(0, 1)
 
     def _count(self, entries: Entries, labels: Tensor, splits: Tensor) -> None:
-        """Intersections and areas by level."""
+        """Add intersections and areas by level."""
         octave = (2 * entries.values.log2()).floor().to(torch.int32)
         self._raise(self.top.scatter_reduce(0, entries.latents, octave, "amax"))
         level = (octave - self.top[entries.latents] + N_LEVELS - 1).clamp(min=0).long()
@@ -174,7 +174,7 @@ class FiringStatistics:
         self.hits.view(-1).index_add_(0, flat, torch.ones(len(flat), dtype=torch.int32))
 
     def _measure(self, step_codes: StepCodes) -> None:
-        """Sums of values, times, squares, positions, and the histogram."""
+        """Add to the sums of values, times, squares and positions, and to the histogram."""
         latents, values, _, positions = step_codes.entries
         exact = values.double()
         self.value_sum.index_add_(0, latents, exact)
@@ -187,7 +187,7 @@ class FiringStatistics:
         self.histogram.view(-1).index_add_(0, latents * n_bins + bins, torch.ones_like(bins))
 
     def _spread(self, entries: Entries, n_images: int) -> Tensor:
-        """Take in squared distances from the centre of activation; the sum of values, [B x d_sae]."""
+        """Add squared distances from the centre of activation; returns the sums of values [B x d_sae]."""
         latents, values, images, positions = entries
         height, width = self.size.tolist()
         y = (positions // width + 0.5).double() / height
@@ -201,7 +201,7 @@ class FiringStatistics:
         return sums[0]
 
     def _raise(self, tops: Tensor) -> None:
-        """Move the levels of every latent to end at `tops`, which are no lower than they were."""
+        """Shift the levels of each latent so that the top one is `tops`, which are no lower than before."""
         shift = (tops - self.top).clamp(max=N_LEVELS - 1)
         shift[self.area.sum((0, 2)) == 0] = 0
         for by in sorted(set(shift[shift > 0].tolist())):

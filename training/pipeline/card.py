@@ -8,6 +8,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from core.diffusion.diffuser import Diffuser
+from core.files import write_text
 from training.common.report import Table
 from training.evaluate.common.judges import draw
 from training.evaluate.picturebook import held_out_scenes
@@ -53,7 +54,7 @@ def write_card(model: Diffuser, package: Path, tables: Sequence[Table], curve: S
     captions = [caption_of(scene).text for scene in held_out_scenes(N_SAMPLES)]
     sheet(list(draw(model, captions, range(N_SAMPLES)))).save(package / "model" / GRID, quality=85)
     numbered = "\n".join(f"{i + 1}. {caption}" for i, caption in enumerate(captions))
-    training = json.loads((package / "training.json").read_text())
+    training = json.loads((package / "training.json").read_text(encoding="utf-8"))
     rows = "".join(f"| {p.samples:,} | {p.loss:.4f} | {100 * p.told_apart:.0f} % |\n" for p in curve)
     shown = f"{_CURVE}{rows}\n" if rows else ""
     text_loop, loop = training["text_loop"], training["denoiser_loop"]
@@ -96,7 +97,7 @@ denoiser, the text encoder along with it, on {loop["n_steps"]:,} batches of {loo
 {training["n_scenes"]:,} scenes with 16 texts each, by noise prediction with weights min(snr, 5) / snr. Half of the
 texts lack words, most of them where there is little noise: what can be seen need not be told.
 
-{HISTORY.read_text() if HISTORY.exists() else ""}
+{HISTORY.read_text(encoding="utf-8") if HISTORY.exists() else ""}
 {shown}Told apart: held-out scenes whose noise is predicted better with their caption than with its relation turned
 round (chance 50 %).
 
@@ -113,7 +114,7 @@ names one, and three things in a caption are more than it keeps apart. Words tel
 and places; they are no absolute truth. Its own pictures are drawn with guidance and are no samples of the distribution
 that it learned, which adds to that.
 """
-    (package / "model" / "README.md").write_text(text)
+    write_text(package / "model" / "README.md", text)
 
 
 def sheet(images: Sequence[Image.Image]) -> Image.Image:
@@ -128,7 +129,7 @@ def sheet(images: Sequence[Image.Image]) -> Image.Image:
 def read_curve(folder: Path) -> list[Point]:
     """The measurements in the denoiser's log; none where the weights were not trained here."""
     log = folder / "denoiser" / "log.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
     points = [
         Point(line["samples"], line["held_out_loss"], line["relations_told_apart"])
         for line in lines

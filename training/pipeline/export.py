@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from core.diffusion.diffuser import Diffuser
+from core.files import write_text
 from core.spec import BUILT_IN
 from training.picturebook.models.denoiser import SCHEDULE
 from training.picturebook.world.tokens import build_tokenizer
@@ -83,9 +84,9 @@ def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
 
 def set_json(path: Path, **values: object) -> None:
     """Set entries of a JSON file."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content.update(values)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def diffuser_of(pipeline: StableDiffusionPipeline) -> Diffuser:

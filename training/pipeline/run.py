@@ -3,7 +3,7 @@
 import argparse
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 import core
 from core.diffusion.diffuser import Diffuser
+from core.files import write_text
 from core.folders import cache_folder
 from core.information.surprisal import TABLE
 from core.sae.io import WEIGHTS
@@ -33,6 +34,7 @@ from training.picturebook.models.judges import JudgeConfig, JudgesLoss, JudgesTa
 from training.picturebook.models.latents import Latents, compute_latents, load_latents
 from training.picturebook.models.loop import LoopConfig, train
 from training.picturebook.world.surprisal import write_surprisals
+from training.picturebook.world.world import BACKGROUNDS, NOUNS, STYLES
 from training.pipeline.export import (
     SHEET_CAPTIONS,
     assemble,
@@ -56,6 +58,26 @@ JUDGES = ("segmenter", "second_segmenter", "style_classifier")
 """Folders of the judges in the package, and their names in `JudgesLoss`."""
 
 logger = logging.getLogger(__name__)
+
+
+def _synonyms() -> dict[str, tuple[str, ...]]:
+    """The words of the grammar for each object and background."""
+    words = {background.name: background.words for background in BACKGROUNDS}
+    for noun in NOUNS:
+        words |= dict.fromkeys(noun.objects, noun.words)
+    return words
+
+
+@dataclass(frozen=True)
+class PicturebookLabels(LabelConfig):
+    """How the latents of the embedded model's autoencoders get names: the classes and words are those of its world."""
+
+    backgrounds: tuple[str, ...] = tuple(background.name for background in BACKGROUNDS)
+    """Classes that are backgrounds; all others are objects."""
+    styles: tuple[str, ...] = tuple(style for style in STYLES if style != "plain")
+    """Words that name a style."""
+    words: Mapping[str, Sequence[str]] = field(default_factory=_synonyms)
+    """By class, other words for it, for searching."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +106,7 @@ class PicturebookConfig:
     """Their training."""
     saes: SaeRecipe = field(default_factory=lambda: read_recipe(SaeRecipe, SAE_RECIPE))
     """The sparse autoencoders that come with it; those of `python -m training sae` unless told otherwise."""
-    labels: LabelConfig = field(default_factory=LabelConfig)
+    labels: PicturebookLabels = field(default_factory=PicturebookLabels)
     """How their latents get names."""
     seed: int = 0
     """Seed of the initial weights."""
@@ -188,8 +210,8 @@ class Run:
                 assert isinstance(judge, PreTrainedModel)
                 judge.half().save_pretrained(self.package / name)
                 set_json(self.package / name / "config.json", dtype="float32")
-        write_surprisals(self.package / TABLE.name)
-        (self.package / "training.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        write_surprisals(self.package / TABLE)
+        write_text(self.package / "training.json", json.dumps(asdict(self.config), indent=2) + "\n")
         logger.info("exported to %s", self.package)
 
     def train_saes(self) -> None:
@@ -202,7 +224,7 @@ class Run:
         """Name the latents of the sparse autoencoders."""
         model = self._finished()
         segmenter = load_segmenter(self.package / "segmenter", device=self.device)
-        run = LabelRun(self.folder / "labels" / self._digest("model", "saes", "segmenter"), every=self.every)
+        run = LabelRun(self.folder / "labels" / self._digest("model", "saes", "segmenter"), self.every)
         prompts = open_prompts(GRAMMAR, model.check_prompt)
         label_collection(self.config.labels, self.package / "saes", model, segmenter, prompts, run)
 
@@ -227,7 +249,7 @@ class Run:
         model = self._finished()
         asked = EvalOptions([], False, cache_folder("evaluate"), (self.package / "saes",))
         tables = evaluate_picturebook(model, asked, self.package)
-        by_eye = BY_EYE.read_text() if BY_EYE.exists() else ""
+        by_eye = BY_EYE.read_text(encoding="utf-8") if BY_EYE.exists() else ""
         write_card(model, self.package, tables, read_curve(self.folder), by_eye)
         of_saes = [*evaluate_sae(model, asked), *evaluate_concepts(model, asked, self.package)]
         of_saes += evaluate_layout(model, asked._replace(parts=["beside"]), self.package)
@@ -242,7 +264,7 @@ class Run:
     @property
     def _spec(self) -> ModelSpec:
         """The embedded model's, in the package."""
-        return replace(BUILT_IN["picturebook"], source=str(self.package / "model"))
+        return replace(BUILT_IN["picturebook"], source=str(self.package / "model"), assets=self.package)
 
     def _finished(self) -> Diffuser:
         """The model in the package, with the embedded model's settings."""

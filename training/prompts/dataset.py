@@ -9,14 +9,14 @@ import importlib
 import json
 import logging
 import operator
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from core.errors import PromptError
-from training.picturebook.world.captions import HELD_OUT
+from core.files import write_text
+from training.common.splits import HELD_OUT
 
 Split = Literal["train", "test"]
 Check = Callable[[str], None]
@@ -210,17 +210,15 @@ class DatasetPrompts:
         if self._file is None:
             return
         told = {"of": self._key, "length": self._length, "noted": list(self._noted.values())}
-        part = self._file.with_name(f"{self._file.name}.{os.getpid()}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(told) + "\n")
-        os.replace(part, self._file)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self._file, json.dumps(told) + "\n", shared=True)
 
     def _load(self) -> None:
         """Take up the positions that an earlier run noted of the same prompts."""
         if self._file is None or not self._file.is_file():
             return
         try:
-            told = json.loads(self._file.read_text())
+            told = json.loads(self._file.read_text(encoding="utf-8"))
             if told["of"] == self._key:
                 self._length = told["length"]
                 self._noted |= {noted[0]: _Position(*noted) for noted in told["noted"]}

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from core.errors import PromptError
-from training.picturebook.world.captions import HELD_OUT, sample_caption, sample_story, vocabulary
+from training.common.splits import HELD_OUT
+from training.picturebook.world.captions import sample_caption, sample_story, vocabulary
 from training.prompts.dataset import FORMATS, Check, DatasetPrompts, Split
 
 GRAMMAR = "grammar"

@@ -173,7 +173,7 @@ def write_collection(
 
     `made_for` tells the model's weights from others: `core.sae.trained.weights_digest`.
     """
-    figures = json.loads((run / LOG).read_text().splitlines()[-1])["saes"]
+    figures = json.loads((run / LOG).read_text(encoding="utf-8").splitlines()[-1])["saes"]
     n_samples = (
         recipe["training"]["n_steps"]
         * recipe["training"]["gradient_accumulation_steps"]

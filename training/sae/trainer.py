@@ -6,7 +6,6 @@ takes the same steps, to the bit on a CPU, as one that was not.
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
+from core.files import write_text
 from core.sae.autoencoder import SaeId, SparseAutoencoder
 from training.common.checkpoint import (
     Checkpoint,
@@ -255,7 +255,7 @@ def _log(
         *(step, config.n_steps, mean.fvu, mean.l0, 100 * mean.dead, len(figures), pace.n_samples / seconds, left),
     )
     line = {"step": step, "saes": {sae_id.path: value._asdict() for sae_id, value in figures.items()}}
-    with (folder / LOG).open("a") as file:
+    with (folder / LOG).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     named = {f"{i.path}/{name}": value for i, values in figures.items() for name, value in values._asdict().items()}
     accelerator.log(named, step=step)
@@ -264,8 +264,6 @@ def _log(
 def _cut_log(folder: Path, step: int) -> None:
     """Leave out what was logged after the checkpoint: it will be logged again. A kill may have halved the last line."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = (folder / LOG).read_text().splitlines(keepends=True) if (folder / LOG).exists() else []
+    lines = (folder / LOG).read_text(encoding="utf-8").splitlines(keepends=True) if (folder / LOG).exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    part = folder / f"{LOG}.part"
-    part.write_text("".join(kept))
-    os.replace(part, folder / LOG)
+    write_text(folder / LOG, "".join(kept))

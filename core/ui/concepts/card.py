@@ -193,9 +193,9 @@ def _gallery(concept: "Concept") -> str:
 
 def _image(example: "Example", concept: "Concept") -> str:
     heat = layer(example.map.astype(np.float64), np.zeros_like(example.map, dtype=np.float64), example.peak)
-    prompt = escape(example.drawn.prompt)
+    prompt = escape(example.entry.prompt)
     return (
-        f'<figure title="{prompt}, seed {example.drawn.seed}"><img src="{data_url(example.image, quality=78)}" '
+        f'<figure title="{prompt}, seed {example.entry.seed}"><img src="{data_url(example.image, quality=78)}" '
         f'alt="{prompt}" loading="lazy"><img class="id-heat" src="{data_url(heat, quality=60)}" alt="where concept '
         f'{concept.number} is active"></figure>'
     )

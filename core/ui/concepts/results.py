@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from core.concepts.layout import BRANCH, HOOKPOINT
+from core.concepts.layout import BRANCH
 from core.concepts.table import N_NEAREST, Concept, ConceptTable, Hit
 from core.concepts.trace import CodeTrace, SaeSite
 from core.diffusion.diffuser import Diffuser
+from core.spec import default_hookpoint
 from core.ui.concepts.dictionary import Dictionary
 from core.ui.look.colours import scale_hex
 
@@ -48,7 +49,7 @@ def pack(dictionary: Dictionary, trace: CodeTrace) -> str:
 def usual_first(trace: CodeTrace) -> list[SaeSite]:
     """The places of a trace, that which `core.predict_layout` reads by default first."""
     hookpoints = list(dict.fromkeys(site.hookpoint for site in trace.sites()))
-    usual = SaeSite(hookpoints[: HOOKPOINT + 1][-1], BRANCH)
+    usual = SaeSite(default_hookpoint(hookpoints), BRANCH)
     return sorted(trace.sites(), key=lambda site: site != usual)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from core.diffusion.schedule import named_steps
-from core.spec import ModelSpec
+from core.spec import ModelSpec, default_hookpoint
 from core.ui.concepts.dictionary import Dictionary
 from core.ui.interventions.request import (
     OWN_WINDOW,
@@ -203,8 +203,9 @@ def way_choices(dictionary: Dictionary) -> list[tuple[str, str]]:
 
 def default_site(dictionary: Dictionary) -> "SaeSite":
     """Where concepts are pointed at: the second block with the prompt, on which most edits act."""
-    sites = list(dictionary.tables)
-    return ([site for site in sites if site.branch == "cond"] or sites)[:2][-1]
+    sites = [site for site in dictionary.tables if site.branch == "cond"] or list(dictionary.tables)
+    usual = default_hookpoint([*dict.fromkeys(site.hookpoint for site in sites)])
+    return next(site for site in sites if site.hookpoint == usual)
 
 
 def hint_html(editor: "Editor | None", kind: str, what: str | None, way: str | None) -> str:

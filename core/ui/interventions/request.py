@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from core.arrays import Bools
 from core.diffusion.schedule import named_steps
 from core.spec import ModelSpec
 from core.ui.inputs import concept_number
@@ -276,7 +277,7 @@ def paint_cells(mask: NDArray[Any]) -> str:
     return np.packbits(cells).tobytes().hex() if cells.any() else ""
 
 
-def cells_mask(cells: Any, size: int) -> NDArray[np.bool_]:
+def cells_mask(cells: Any, size: int) -> Bools:
     """[size, size] the painted region on a picture.
 
     Raises:

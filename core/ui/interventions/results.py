@@ -6,22 +6,20 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from core.arrays import Floats
 from core.concepts.table import ConceptTable
 from core.concepts.trace import SaeSite
-from core.edits.kinds import RegionMask
 from core.edits.metrics import OutOfRange, frequencies, layout_iou
+from core.edits.regions import RegionMask
 from core.segmentation.semantic import Segmenter
 from core.ui.concepts.dictionary import Dictionary
 from core.ui.interventions.request import PAINTED, EditRequest, cells_mask
 from core.ui.jobs import Redrawn
 from core.ui.layout.results import final_labels, named_classes
 from core.ui.look.scene import Scene
-
-Floats = NDArray[np.float64]
 
 _LEAST_SHARE = 0.0122
 """Part of a picture that something has to fill to count as there: half of what the embedded model's smallest drawing

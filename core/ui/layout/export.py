@@ -76,7 +76,7 @@ def python_lines(scene: Scene, reading: "Reading", model_name: str, source: str,
     if source != model_name:
         options.append(f"source={json.dumps(source)}")
     if way.told:
-        options.append(f"among={json.dumps(list(reading.among), ensure_ascii=False)}")
+        options.append(f"candidate_classes={json.dumps(list(reading.among), ensure_ascii=False)}")
     options += [f"num_inference_steps={scene.steps}", f"guidance_scale={scene.guidance:g}"]
     return (
         "import core\n\n"

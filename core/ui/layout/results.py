@@ -7,18 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
-from core.concepts.layout import BRANCH, HOOKPOINT, read_code
+from core.arrays import Floats, Ints
+from core.concepts.layout import BRANCH, read_code
 from core.concepts.table import ConceptTable
 from core.concepts.trace import CodeTrace, SaeSite
 from core.segmentation.grids import cell_counts, class_masks, majority, mask_iou
 from core.segmentation.semantic import Segmenter
+from core.spec import default_hookpoint
 from core.ui.concepts.dictionary import Dictionary
 
-Floats = NDArray[np.float64]
-Labels = NDArray[np.int64]
+Labels = Ints
 
 _NONE = 0x40
 """Character of a cell without a class; those of the classes follow it."""
@@ -124,7 +124,7 @@ def final_labels(segmenter: Segmenter, image: Image.Image, classes: Sequence[str
 def _usual_first(trace: CodeTrace) -> list[SaeSite]:
     """The places of a trace, that which `core.predict_layout` reads by default first."""
     hookpoints = list(dict.fromkeys(site.hookpoint for site in trace.sites()))
-    usual = SaeSite(hookpoints[: HOOKPOINT + 1][-1], BRANCH)
+    usual = SaeSite(default_hookpoint(hookpoints), BRANCH)
     return sorted(trace.sites(), key=lambda site: site != usual)
 
 
@@ -142,7 +142,9 @@ def _predict(
     final: Labels | None,
 ) -> PredictedLayout:
     reader, grid = dictionary.readers[site], trace.grids[site.hookpoint]
-    layouts = [read_code(trace.code(site, step), grid, reader, among=among) for step in range(trace.n_steps)]
+    layouts = [
+        read_code(trace.code(site, step), grid, reader, candidate_classes=among) for step in range(trace.n_steps)
+    ]
     numbers = np.array([*(reader.classes.index(name) for name in layouts[0].classes), -1])
     labels = np.stack([numbers[layout.labels] for layout in layouts])
     return PredictedLayout(labels, _ious(labels, things, final))

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from core.arrays import Floats
 
 STAGES = ("early", "middle", "late")
 STAGE_COLOURS = {"early": "#4a7bd0", "middle": "#1f9e86", "late": "#d08a1d"}

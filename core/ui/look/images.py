@@ -4,9 +4,9 @@ import base64
 import io
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from core.arrays import Floats
 from core.ui.look.colours import scale_rgb, signed_rgb
 
 _LAYER_SIDE = 160
@@ -25,25 +25,25 @@ def data_url(image: Image.Image, quality: int | None = None) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def layer(bits: NDArray[np.float64], half_width: NDArray[np.float64], top: float) -> Image.Image:
+def layer(bits: Floats, half_width: Floats, top: float) -> Image.Image:
     """A map [h, w] as an RGBA picture: colour by bits up to `top`; where the error exceeds the value, that of none."""
     share = np.clip(_enlarge(_certain_share(bits, half_width, top)), 0, 1)
     return _seen_through(scale_rgb(share), share)
 
 
-def signed_layer(bits: NDArray[np.float64], half_width: NDArray[np.float64], top: float) -> Image.Image:
+def signed_layer(bits: Floats, half_width: Floats, top: float) -> Image.Image:
     """The same of a map whose bits have a sign, `top` being the largest either way."""
     share = np.clip(_enlarge(_certain_share(bits, half_width, top)), -1, 1)
     return _seen_through(signed_rgb(share), np.abs(share))
 
 
-def _certain_share(bits: NDArray[np.float64], half_width: NDArray[np.float64], top: float) -> NDArray[np.float64]:
+def _certain_share(bits: Floats, half_width: Floats, top: float) -> Floats:
     """[h, w] shares of `top`, none where the error is as large as the value."""
     sure = np.clip(2 * (1 - half_width / np.maximum(np.abs(bits), 1e-12)), 0, 1)
     return np.asarray(np.clip(bits / max(top, 1e-12), -1, 1) * sure)
 
 
-def _seen_through(rgb: NDArray[np.float64], size: NDArray[np.float64]) -> Image.Image:
+def _seen_through(rgb: Floats, size: Floats) -> Image.Image:
     """Colours [H, W, 3] as an RGBA picture: where there is little, more of the picture shows through.
 
     Not more see-through where unsure: a bright picture behind would look like many bits.
@@ -53,7 +53,7 @@ def _seen_through(rgb: NDArray[np.float64], size: NDArray[np.float64]) -> Image.
     return Image.fromarray((rgba * 255).round().astype(np.uint8), "RGBA")
 
 
-def _enlarge(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _enlarge(values: Floats) -> Floats:
     image = Image.fromarray(values.astype(np.float32))
     height, width = values.shape
     scale = _LAYER_SIDE / max(height, width)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from core.arrays import Bools, Floats
 from core.diffusion.schedule import stage_at, step_times
-from core.information.results import Attribution, Floats, t_quantile
+from core.information.results import Attribution, t_quantile
 from core.spec import STAGES, Stage
 
 
@@ -61,7 +61,7 @@ def direct_half_width(a: Attribution) -> Floats:
     return a.direct_stderr * t95(a.n_replicates)
 
 
-def contradicts(a: Attribution) -> NDArray[np.bool_]:
+def contradicts(a: Attribution) -> Bools:
     """Words that changed much of what the model expects, yet made this picture clearly less likely, [W].
 
     "Much" is beyond the error and at least a tenth of the largest word.
@@ -70,7 +70,7 @@ def contradicts(a: Attribution) -> NDArray[np.bool_]:
     return np.asarray(much & a.contradicts)
 
 
-def unsure(a: Attribution) -> NDArray[np.bool_]:
+def unsure(a: Attribution) -> Bools:
     """Words whose error is as large as their bits, [W]."""
     return np.asarray(half_width(a) >= a.bits)
 

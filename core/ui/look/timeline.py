@@ -4,12 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
+from core.arrays import Floats
 from core.spec import STAGES, Stage
 from core.ui.look.scene import step_stages
-
-Floats = NDArray[np.float64]
 
 _WIDTH, _HEIGHT = 640.0, 234.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 8.0, 34.0, 46.0

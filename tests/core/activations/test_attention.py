@@ -87,7 +87,7 @@ def test_a_map_is_the_softmax_of_queries_and_keys_by_hand(model: Diffuser) -> No
     torch.testing.assert_close(maps[ActivationKey(MIDDLE, "cond", 0)], by_hand[2:])
 
 
-def test_the_step_the_branch_and_the_shape_are_told_not_counted(model: Diffuser) -> None:
+def test_step_branch_and_shape_come_from_the_sampler(model: Diffuser) -> None:
     seen: list[ActivationKey] = []
     with record_attention(model, [UP], branches=["cond"], steps=[1], sink=lambda key, _: seen.append(key)) as maps:
         sample(model, n=1)
@@ -131,7 +131,7 @@ def test_a_fault_leaves_nothing_behind_and_stopping_loses_no_map(model: Diffuser
     assert len(maps) == 2
 
 
-def test_several_watch_at_once(model: Diffuser) -> None:
+def test_several_recordings_at_once(model: Diffuser) -> None:
     with record_attention(model, [MIDDLE]) as first, record_attention(model, [MIDDLE, UP]) as second:
         sample(model, steps=1)
     assert torch.equal(first[ActivationKey(MIDDLE, "cond", 0)], second[ActivationKey(MIDDLE, "cond", 0)])

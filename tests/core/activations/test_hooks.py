@@ -57,7 +57,7 @@ def test_an_update_is_the_blocks_output_minus_its_input(model: Diffuser) -> None
     assert all(bool(update.abs().max() > 0) for update in recording.values())
 
 
-def test_the_halves_are_told_apart(model: Diffuser) -> None:
+def test_the_branches_are_told_apart(model: Diffuser) -> None:
     with record(model, [MIDDLE], steps=[0]) as both:
         sample(model)
     with record(model, [MIDDLE], steps=[0]) as alone:
@@ -67,7 +67,7 @@ def test_the_halves_are_told_apart(model: Diffuser) -> None:
     assert not torch.allclose(both[ActivationKey(MIDDLE, "uncond", 0)], alone[ActivationKey(MIDDLE, "cond", 0)])
 
 
-def test_the_sampler_names_the_steps_run_after_run(model: Diffuser) -> None:
+def test_steps_are_right_run_after_run(model: Diffuser) -> None:
     met: list[tuple[ActivationKey, int]] = []
     with record(model, [UP], branches=["cond"], sink=lambda key, x: met.append((key, len(x)))) as recording:
         sample(model, n=1, steps=2)
@@ -240,10 +240,10 @@ def test_contexts_act_on_the_job_that_they_were_handed_to_alone(model: Diffuser)
     with record(model, [MIDDLE]) as whole:
         plain = model.generate(PROMPTS[0], num_inference_steps=2)
     double = edit(model, lambda _, update: 2 * update, [MIDDLE])
-    beside = record(model, [MIDDLE])  # entered after the edit: it sees what the edit made
-    edited = model.generate(PROMPTS[0], num_inference_steps=2, contexts=[double, beside])
+    after = record(model, [MIDDLE])  # entered after the edit: it sees what the edit made
+    edited = model.generate(PROMPTS[0], num_inference_steps=2, contexts=[double, after])
     first = ActivationKey(MIDDLE, "cond", 0)
-    assert torch.allclose(beside[first], 2 * whole[first], atol=1e-5)
+    assert torch.allclose(after[first], 2 * whole[first], atol=1e-5)
     assert not torch.equal(plain.latents, edited.latents)
 
 
@@ -262,7 +262,7 @@ def test_everything_is_unhooked_after_an_error(model: Diffuser) -> None:
         sample(model)
 
 
-def test_a_context_serves_once(model: Diffuser) -> None:
+def test_a_context_can_be_entered_once(model: Diffuser) -> None:
     with record(model) as recording:
         with pytest.raises(RuntimeError, match="entered before"):
             recording.__enter__()
@@ -271,7 +271,7 @@ def test_a_context_serves_once(model: Diffuser) -> None:
         pass
 
 
-def test_what_can_never_be_recorded_is_refused(model: Diffuser) -> None:
+def test_invalid_hookpoints_branches_and_steps_are_refused(model: Diffuser) -> None:
     with pytest.raises(
         ModelError, match=r"'mid_block.attention' is no .* Its blocks are: down_blocks.0.attentions.0, mid"
     ):
@@ -281,7 +281,7 @@ def test_what_can_never_be_recorded_is_refused(model: Diffuser) -> None:
     with pytest.raises(ValueError, match="one of cond, uncond, not 'text'"):
         record(model, branches=["text"])  # type: ignore[list-item]
     for steps in ([], [-1, 0]):
-        with pytest.raises(ValueError, match="count from 0"):
+        with pytest.raises(ValueError, match="numbers from 0 on"):
             record(model, steps=steps)
     with pytest.raises(ValueError, match="no branch uncond"), record(model, branches=["uncond"]):
         sample(model, guidance_scale=1.0)

@@ -71,8 +71,8 @@ def test_a_planted_layout_is_recovered(method: Any, embedded: bool) -> None:
         table.frame.loc[5, "kind"] = "unlabelled"
     reader = make_reader(table, method, embed=embed if embedded else None)
     if method == "dictionary":
-        assert reader.testimony.shape == (N_LATENTS, 3)
-        assert bool(reader.testimony[0, 1] > 0) == embedded
+        assert reader.contributions.shape == (N_LATENTS, 3)
+        assert bool(reader.contributions[0, 1] > 0) == embedded
     labels = best_classes(reader.scores(planted_code(torch.Generator().manual_seed(0)))).view(TRUTH.shape)
     assert torch.equal(labels, TRUTH)
 
@@ -103,11 +103,11 @@ def test_a_readout_is_naive_bayes_by_hand() -> None:
     np.testing.assert_allclose(scores[1], odds((1, 0)), rtol=1e-5)
 
 
-def test_a_latent_that_is_everywhere_or_silent_changes_no_odds() -> None:
+def test_a_latent_that_always_or_never_fires_changes_no_odds() -> None:
     reader = make_reader(planted())
     # Half of every class's cells and of those of none: no odds move but by rounding.
-    assert float(reader.testimony[5].abs().max()) < 1e-5
-    assert float(reader.testimony[7].abs().max()) == 0
+    assert float(reader.contributions[5].abs().max()) < 1e-5
+    assert float(reader.contributions[7].abs().max()) == 0
     silent = reader.scores(Code(torch.tensor([[-1, -1]]), torch.zeros(1, 2)))
     shares = torch.tensor([0.2, 0.1, 0.6, 0.1]) ** layout.PRIOR_WEIGHT
     torch.testing.assert_close(silent[0], shares / shares.sum())
@@ -118,9 +118,9 @@ def test_a_dictionary_averages_labels_and_takes_cosines_by_hand() -> None:
     table.frame.at[2, "runner_ups"] = np.array([{"label": "cat", "iou": 0.6}, {"label": "storm", "iou": 0.5}])
     table.frame.loc[6, ["label", "iou", "kind"]] = ("storm", 0.9, "style")  # neither of them a class
     reader = make_reader(table, "dictionary")
-    torch.testing.assert_close(reader.testimony[2], torch.tensor([0.3, 0.4, 0.0]))
-    torch.testing.assert_close(reader.testimony[3], torch.tensor([0.0, 0.0, 0.8]))
-    assert float(reader.testimony[6].abs().sum()) == 0
+    torch.testing.assert_close(reader.contributions[2], torch.tensor([0.3, 0.4, 0.0]))
+    torch.testing.assert_close(reader.contributions[3], torch.tensor([0.0, 0.0, 0.8]))
+    assert float(reader.contributions[6].abs().sum()) == 0
     scores = reader.scores(Code(torch.tensor([[2, 3], [6, -1], [2, 6]]), torch.tensor([[9.0, 1], [1, 0], [1, 0.5]])))
     mean = np.array([0.3, 0.4, 0.8])
     np.testing.assert_allclose(scores[0, :3], mean / np.linalg.norm(mean), rtol=1e-5)
@@ -136,7 +136,7 @@ def identity(d: int) -> SparseAutoencoder:
     return sae
 
 
-def test_a_layout_keeps_its_shape_and_says_what_it_was_told() -> None:
+def test_a_layout_keeps_its_shape_and_its_candidate_classes() -> None:
     code = planted_code(torch.Generator().manual_seed(1))
     update = torch.zeros(N_LATENTS, TRUTH.numel())
     update[code.indices[:, 0], torch.arange(TRUTH.numel())] = 2.0
@@ -144,17 +144,17 @@ def test_a_layout_keeps_its_shape_and_says_what_it_was_told() -> None:
     reader, sae = make_reader(planted()), identity(N_LATENTS)
     free = read_layout(update, sae, reader)
     np.testing.assert_array_equal(free.labels, TRUTH)
-    assert (free.classes, free.told, free.method) == (CLASSES, False, "readout")
+    assert (free.classes, free.restricted, free.method) == (CLASSES, False, "readout")
     assert free.scores.shape == (3, 4, 6)
     of_code = read_code(code, (TRUTH.shape[0], TRUTH.shape[1]), reader)
     np.testing.assert_array_equal(of_code.labels, TRUTH)
-    told = read_layout(update, sae, reader, among=["sea", "dog"])
-    assert (told.classes, told.told) == (("dog", "sea"), True)
-    np.testing.assert_array_equal(told.labels[TRUTH == 1], 0)
-    np.testing.assert_array_equal(told.labels[TRUTH == 2], 1)
-    np.testing.assert_array_equal(told.scores, free.scores[1:])
+    few = read_layout(update, sae, reader, candidate_classes=["sea", "dog"])
+    assert (few.classes, few.restricted) == (("dog", "sea"), True)
+    np.testing.assert_array_equal(few.labels[TRUTH == 1], 0)
+    np.testing.assert_array_equal(few.labels[TRUTH == 2], 1)
+    np.testing.assert_array_equal(few.scores, free.scores[1:])
     with pytest.raises(ValueError, match=r"no class 'cats'. Did you mean 'cat'\?"):
-        read_layout(update, sae, reader, among=["cats"])
+        read_layout(update, sae, reader, candidate_classes=["cats"])
     with pytest.raises(ValueError, match="by dictionary or readout, not by 'magic'"):
         make_reader(planted(), "magic")  # type: ignore[arg-type]
 
@@ -178,7 +178,7 @@ def load(*_: Any, **__: Any) -> Any:
 def test_a_prediction_at_the_first_step_costs_one_evaluation(model: Diffuser, collection: Path) -> None:
     with patch("core.concepts.table.load_concepts", load):
         before, rows = model.n_unet_calls, model.n_unet_rows
-        first = core.predict_layout(model, "a cat on the sea", source=collection, among=["cat", "sea"])
+        first = core.predict_layout(model, "a cat on the sea", source=collection, candidate_classes=["cat", "sea"])
         assert (model.n_unet_calls, model.n_unet_rows) == (before + 1, rows + 2)  # one, guided
         up_block = model.unet.up_blocks[1]
         with patch.object(up_block, "forward", side_effect=AssertionError("computed in vain")):
@@ -187,7 +187,7 @@ def test_a_prediction_at_the_first_step_costs_one_evaluation(model: Diffuser, co
         later = predict_layout(model, "a cat on the sea", step=2, source=collection, method="dictionary")
         assert model.n_unet_calls == before + 1 + 3
         assert first.labels.shape == later.labels.shape == (8, 8)
-        assert (first.told, later.told, later.method) == (True, False, "dictionary")
+        assert (first.restricted, later.restricted, later.method) == (True, False, "dictionary")
         with core.activations.hooks.record(model, [MIDDLE], branches=["cond"]) as updates:
             next(model.sample(["a cat on the sea"], seeds=[3], num_inference_steps=4))
         (update,) = updates.values()
@@ -198,7 +198,7 @@ def test_a_prediction_at_the_first_step_costs_one_evaluation(model: Diffuser, co
     assert not model._lock.locked()
 
 
-def test_what_cannot_be_foretold_is_refused_before_any_work(model: Diffuser, collection: Path) -> None:
+def test_what_cannot_be_predicted_is_refused_before_any_work(model: Diffuser, collection: Path) -> None:
     before = model.n_unet_calls
     with patch("core.concepts.table.load_concepts", load):
         for wrong, error in (

@@ -1,11 +1,14 @@
+import json
+import re
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +18,7 @@ from core.concepts.gallery import GalleryImage, write_gallery
 from core.concepts.io import (
     COUNTS,
     EXAMPLES,
+    TABLE,
     Candidate,
     Counts,
     Examples,
@@ -69,11 +73,11 @@ def write_one(root: Path, sae_id: SaeId, names: Any = NAMES, seed: int = 0) -> N
         torch.ones(n, len(CLASSES)), torch.full((n,), 9.0), torch.full((len(CLASSES),), 7.0), torch.tensor(64.0)
     )
     save_tensors(folder / COUNTS, counts)
-    pictures = torch.full((n, 8), -1, dtype=torch.int16)
-    pictures[2, :2] = torch.tensor([1, 0])
+    images = torch.full((n, 8), -1, dtype=torch.int16)
+    images[2, :2] = torch.tensor([1, 0])
     maps, peaks = torch.zeros(n, 8, 2, 2, dtype=torch.uint8), torch.zeros(n, 8)
     maps[2, 0, 1, 0], peaks[2, :2] = 255, torch.tensor([4.0, 2.0])
-    save_tensors(folder / EXAMPLES, Examples(pictures, maps, peaks))
+    save_tensors(folder / EXAMPLES, Examples(images, maps, peaks))
 
 
 @pytest.fixture
@@ -82,8 +86,8 @@ def root(tmp_path: Path) -> Path:
     for seed, sae_id in enumerate(IDS):
         write_one(tmp_path, sae_id, NAMES if sae_id.t == "all" else NAMES[::-1], seed)
     write_index(tmp_path, IDS)
-    pictures = [Image.new("RGB", (16, 16), colour) for colour in ((255, 0, 0), (0, 0, 255))]
-    write_gallery(tmp_path, pictures, [GalleryImage("a red sun", 1), GalleryImage("a blue whale", 2)], 16)
+    images = [Image.new("RGB", (16, 16), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    write_gallery(tmp_path, images, [GalleryImage("a red sun", 1), GalleryImage("a blue whale", 2)], 16)
     return tmp_path
 
 
@@ -92,7 +96,7 @@ def table(root: Path) -> ConceptTable:
     return core.load_concepts(root)
 
 
-def test_a_table_is_of_the_middle_hookpoint_unless_told_otherwise(root: Path) -> None:
+def test_the_default_table_is_that_of_the_bottleneck(root: Path) -> None:
     assert core.load_concepts(root).sae_id == SaeId(MIDDLE, "cond", "all")
     assert core.load_concepts(root, UP).sae_id == SaeId(UP, "cond", "all")
     early = core.load_concepts(str(root), hookpoint=MIDDLE, branch="cond", t=1)
@@ -109,14 +113,14 @@ def test_a_concept_has_its_scores_and_its_gallery(table: ConceptTable) -> None:
     first, second = concept.gallery
     assert (first.gallery_index, second.gallery_index) == (1, 0)
     assert first.map.tolist() == [[0, 0], [4, 0]]
-    assert first.drawn == ("a blue whale", 2)
+    assert first.entry == ("a blue whale", 2)
     assert np.asarray(first.image, dtype=int)[8, 8].argmax() == 2
     assert table[0].gallery == ()
     assert len(list(table)) == len(table) == 10
 
 
 @pytest.mark.parametrize("number", [10, -1, 99999])
-def test_a_number_out_of_range_is_told_the_range(table: ConceptTable, number: int) -> None:
+def test_a_number_out_of_range_is_answered_with_the_range(table: ConceptTable, number: int) -> None:
     for ask in (table.__getitem__, table.neighbours, lambda n: table.counterparts(n, table)):
         with pytest.raises(IndexError, match=f"no concept {number}: {MIDDLE}/cond/tall has the numbers 0 to 9"):
             ask(number)
@@ -143,6 +147,16 @@ def test_the_effects_of_words(table: ConceptTable, root: Path) -> None:
 
 def numbers(found: Any) -> list[int]:
     return [hit.number for hit in found]
+
+
+def test_the_description_of_the_files_names_all_that_is_in_them(root: Path) -> None:
+    folder = root / MIDDLE_ID.path
+    text = (Path(core.__file__).parent / "sae" / "FORMAT.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", text))
+    columns = pq.read_schema(folder / TABLE).names
+    assert len(columns) > 15
+    assert named >= {*columns, *Counts._fields, *Examples._fields, *(f.name for f in fields(TableInfo))}
+    assert named >= {*json.loads((folder / "cfg.json").read_text(encoding="utf-8")), "W_enc", "b_enc", "W_dec", "b_dec"}
 
 
 def test_search_by_word(table: ConceptTable) -> None:
@@ -190,7 +204,7 @@ class Encoder:
         return torch.stack(rows)[:, None]
 
 
-def test_search_by_meaning(table: ConceptTable) -> None:
+def test_search_by_similarity(table: ConceptTable) -> None:
     encoder: Any = Encoder()
     found = table.search("dolphin", encoder)
     assert numbers(found) == [2, 0]
@@ -262,7 +276,7 @@ def test_a_table_of_another_sae_is_refused(root: Path) -> None:
     core.load_concepts(root, UP)
 
 
-def test_what_is_missing_or_damaged_is_told(root: Path) -> None:
+def test_missing_and_damaged_files_are_reported(root: Path) -> None:
     with pytest.raises(ArtifactError, match="Did you mean 'picturebook'"):
         core.load_concepts("picturebok")
     with pytest.raises(ArtifactError, match=r"has no SAE mid_block\.attentions\.0/uncond/tall"):

@@ -79,7 +79,7 @@ def test_only_what_an_sae_reads_is_kept(model: Diffuser, saes: dict[SaeSite, Spa
     assert tracer.trace().sites() == (site,)
 
 
-def test_a_brought_picture_is_read_at_every_step_in_both_branches(
+def test_a_given_image_is_traced_at_every_step_in_both_branches(
     model: Diffuser, saes: dict[SaeSite, SparseAutoencoder]
 ) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8))

@@ -1,6 +1,5 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,8 @@ from core.edits import (
     Target,
     concepts_at,
 )
-from core.edits.editor import _remove
-from core.edits.kinds import RegionMask, window_of
+from core.edits.base import EditContext, SelectedLatents, window_of
+from core.edits.regions import RegionMask
 from core.sae.autoencoder import SaeConfig, SaeId, SparseAutoencoder
 from core.spec import STAGES
 
@@ -119,7 +118,7 @@ def flat(update: Tensor) -> Tensor:
 # --- identities -------------------------------------------------------------------------------------------------------
 
 
-def test_strength_nothing_is_no_edit_to_the_bit(model: Diffuser, editor: Editor) -> None:
+def test_strength_zero_changes_nothing_to_the_bit(model: Diffuser, editor: Editor) -> None:
     plain = draw(model)
     nothing = [
         SpatialEdit(label="cat", region="left", strength=0),
@@ -134,7 +133,7 @@ def test_strength_nothing_is_no_edit_to_the_bit(model: Diffuser, editor: Editor)
     assert torch.equal(draw(model).latents, plain.latents)  # it leaves no trace
 
 
-def test_an_edit_is_removed_when_the_work_fails_or_is_given_up(model: Diffuser, editor: Editor) -> None:
+def test_an_edit_is_removed_when_a_run_fails_or_is_closed(model: Diffuser, editor: Editor) -> None:
     plain = draw(model)
     change = GlobalEdit(label="cat", strength=5, steps=(0, 2))
     run = model.generate_iter(
@@ -147,7 +146,7 @@ def test_an_edit_is_removed_when_the_work_fails_or_is_given_up(model: Diffuser, 
     assert torch.equal(draw(model).latents, plain.latents)
 
 
-def test_an_edit_that_is_taken_from_several_leaves_no_trace(model: Diffuser, editor: Editor) -> None:
+def test_leaving_out_one_of_several_edits_leaves_no_trace(model: Diffuser, editor: Editor) -> None:
     first, second = GlobalEdit(label="cat", strength=2), SpatialEdit(label="whale", region="left")
     alone, other = draw(model, editor, first), draw(model, editor, second)
     both = draw(model, editor, first, second)
@@ -161,7 +160,7 @@ def test_an_edit_that_is_taken_from_several_leaves_no_trace(model: Diffuser, edi
 def test_hooks_are_gone_after_an_edit_that_fails_while_the_sampler_runs(model: Diffuser, editor: Editor) -> None:
     @dataclass(frozen=True, eq=False, kw_only=True)
     class Failing(GlobalEdit):
-        def change(self, z: Tensor, concepts: Any, inside: Tensor) -> Tensor:  # noqa: ARG002
+        def change(self, z: Tensor, context: Any) -> Tensor:  # noqa: ARG002
             raise RuntimeError("in the middle")
 
     plain = draw(model)
@@ -173,7 +172,7 @@ def test_hooks_are_gone_after_an_edit_that_fails_while_the_sampler_runs(model: D
     assert torch.equal(draw(model).latents, plain.latents)
 
 
-def test_concepts_chosen_in_any_way_are_the_same_edit(model: Diffuser, editor: Editor) -> None:
+def test_selecting_by_label_number_or_target_is_the_same_edit(model: Diffuser, editor: Editor) -> None:
     settings: dict[str, Any] = {"region": "top-left", "strength": 3, "stage": "early"}
     here: dict[str, Any] = {"hookpoints": [MIDDLE], "branches": ["cond"]}
     by_label = draw(model, editor, SpatialEdit(label="cat", **here, **settings))
@@ -181,6 +180,44 @@ def test_concepts_chosen_in_any_way_are_the_same_edit(model: Diffuser, editor: E
     by_site = draw(model, editor, SpatialEdit(concepts=[Target(COND, n) for n in (3, 7, 11)], **settings))
     assert torch.equal(by_label.latents, by_number.latents)
     assert torch.equal(by_label.latents, by_site.latents)
+
+
+def test_the_edits_of_a_run_are_bound_together(
+    model: Diffuser, editor: Editor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.edits.kinds.load_editor", lambda _: editor)
+    encoded: list[int] = []
+
+    def counted(self: SparseAutoencoder, x: Tensor) -> Any:
+        encoded.append(len(x))
+        return encode(self, x)
+
+    encode = SparseAutoencoder.encode
+    monkeypatch.setattr(SparseAutoencoder, "encode", counted)
+    edits = [GlobalEdit(label="cat", strength=2, steps=(1, 2)), ReplaceEdit(label="cat", strength=0.5, steps=(2, 2))]
+    together = model.generate(PROMPT, num_inference_steps=STEPS, previews=False, edits=edits)
+    assert len(encoded) == 3  # one encoding a step and site: cond at 1, cond and uncond at 2
+    assert torch.equal(together.latents, draw(model, editor, *edits).latents)
+
+
+def test_any_edit_that_can_be_bound_will_do(model: Diffuser) -> None:
+    bound: list[tuple[Any, ...]] = []
+
+    class Recorder:
+        def __init__(self) -> None:
+            self.updates = record(model, [MIDDLE], steps=[1])
+
+        def bind(self, *given: Any) -> Any:
+            bound.append(given)
+            return self.updates
+
+    first, second = Recorder(), Recorder()
+    model.generate(PROMPT, num_inference_steps=2, previews=False, edits=[first, second])
+    assert bound == [(model, [first, second], 2)]
+    assert len(first.updates) == 2
+    assert not second.updates
+    with pytest.raises(TypeError, match="cannot be combined"):
+        model.generate(PROMPT, num_inference_steps=2, edits=[GlobalEdit(label="cat"), first])
 
 
 # --- the formulas -----------------------------------------------------------------------------------------------------
@@ -199,7 +236,7 @@ def test_raising_inside_and_silencing_outside(model: Diffuser, editor: Editor) -
         torch.testing.assert_close(difference, expected @ editor.saes[site].W_dec[numbers], atol=1e-5, rtol=1e-5)
 
 
-def test_a_share_of_the_way_to_silence(model: Diffuser, editor: Editor) -> None:
+def test_strength_is_the_share_of_the_way_to_zero(model: Diffuser, editor: Editor) -> None:
     for change, left in (
         (SpatialEdit(label="cat", region="right", strength=0.25), 0.75),
         (ReplaceEdit(label="cat", strength=0.25, region="left", steps=(0, 0)), 0.75),
@@ -208,12 +245,12 @@ def test_a_share_of_the_way_to_silence(model: Diffuser, editor: Editor) -> None:
         before, after = updates(model, editor, [change])
         key, numbers = ActivationKey(*COND, 0), [3, 7, 11]
         z = codes(editor, COND, before[key])[..., numbers].view(2, 8, 8, 3)[:, :, :4].reshape(2, 32, 3)
-        latents_moved_by = flat((after[key] - before[key])[..., :4])
+        moved = flat((after[key] - before[key])[..., :4])
         expected = (left - 1) * z @ editor.saes[COND].W_dec[numbers]
-        torch.testing.assert_close(latents_moved_by, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(moved, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_thing_is_exchanged_for_what_is_beside_it(model: Diffuser, editor: Editor) -> None:
+def test_an_object_is_patched_with_its_surroundings(model: Diffuser, editor: Editor) -> None:
     key, numbers = ActivationKey(*COND, 0), [3, 7, 11]
     for strength in (1.0, 2.5):
         change = RemoveEdit(label="cat", strength=strength, region="left", steps=(0, 0))
@@ -223,25 +260,28 @@ def test_a_thing_is_exchanged_for_what_is_beside_it(model: Diffuser, editor: Edi
         expected = before[key].clone()
         for row, y, x in there.nonzero().tolist():
             old = before[key][row]
-            beside = old[:, y][:, ~there[row, y]] if not there[row, y].all() else old[:, ~there[row]]
-            if x < 4 and beside.numel():
-                expected[row, :, y, x] += strength * (beside.mean(1) - old[:, y, x])
+            surroundings = old[:, y][:, ~there[row, y]] if not there[row, y].all() else old[:, ~there[row]]
+            if x < 4 and surroundings.numel():
+                expected[row, :, y, x] += strength * (surroundings.mean(1) - old[:, y, x])
         torch.testing.assert_close(after[key], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_edge_of_a_thing_goes_with_it_and_what_is_everywhere_stays() -> None:
-    inside, x = torch.ones(32 * 32, 1), torch.randn(2, 32 * 32, 3, generator=torch.Generator().manual_seed(0))
+def test_the_edge_of_an_object_is_removed_too_and_one_without_surroundings_stays() -> None:
+    inside, x = torch.ones(32 * 32, 1), torch.randn(2, 32, 32, 3, generator=torch.Generator().manual_seed(0))
     z = torch.zeros(2, 32, 32, 1)
     z[0, 10, 20] = 1.0
     z[1] = 1.0
-    part = SimpleNamespace(rows=slice(None), edit=RemoveEdit(label="cat", strength=1.0))
-    new = _remove(part, z.flatten(1, 2), inside, x, 32)  # type: ignore[arg-type]
-    changed = (new != x).any(-1).view(2, 32, 32)
+    latents = SelectedLatents(*(torch.zeros(1) for _ in range(2)), False, *(torch.zeros(1) for _ in range(3)))
+    context = EditContext(ActivationKey(*COND, 0), (32, 32), latents, inside)
+    new = RemoveEdit(label="cat", strength=1.0).apply(x, z.flatten(1, 2), context)
+    assert new.x is not None
+    assert new.z is None
+    changed = (new.x != x).any(-1)
     assert changed[0].nonzero().tolist() == [[y, x] for y in range(8, 13) for x in range(18, 23)]
     assert not changed[1].any()
 
 
-def test_a_style_is_taken_off_as_its_word_puts_it_on(model: Diffuser, editor: Editor) -> None:
+def test_removing_a_style_subtracts_the_effect_of_its_word(model: Diffuser, editor: Editor) -> None:
     key = ActivationKey(*COND, 0)
     before, after = updates(model, editor, [RemoveEdit(label="night", steps=(0, 0))])
     expected = -1.5 * EFFECT[[2, 5, 9]] @ editor.saes[COND].W_dec[[2, 5, 9]]
@@ -250,7 +290,7 @@ def test_a_style_is_taken_off_as_its_word_puts_it_on(model: Diffuser, editor: Ed
     )
 
 
-def test_a_target_is_held_to_the_range_seen_in_data(model: Diffuser, editor: Editor) -> None:
+def test_a_target_value_is_clipped_to_the_range_in_data(model: Diffuser, editor: Editor) -> None:
     key, whole = ActivationKey(*COND, 0), (0, STEPS - 1)
     for to, value in ((0.5, 0.5 * torch.linspace(0.1, 0.3, 64)[20]), (50, torch.linspace(0.2, 0.4, 64)[20])):
         before, after = updates(model, editor, [ReplaceEdit(label="orca", to=to, steps=whole)])
@@ -259,7 +299,7 @@ def test_a_target_is_held_to_the_range_seen_in_data(model: Diffuser, editor: Edi
         torch.testing.assert_close(flat(after[key] - before[key]), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_style_moves_what_its_word_moves_as_much_as_it_does(model: Diffuser, editor: Editor) -> None:
+def test_a_style_edit_adds_the_effect_of_its_word(model: Diffuser, editor: Editor) -> None:
     key = ActivationKey(*COND, 0)
     style = GlobalEdit(label=" Night", strength=3, steps=(0, 0))
     assert editor.concepts(style) == {COND: (2, 5, 9)}
@@ -268,7 +308,7 @@ def test_a_style_moves_what_its_word_moves_as_much_as_it_does(model: Diffuser, e
     torch.testing.assert_close(
         flat(after[key] - before[key]), expected.expand_as(flat(after[key])), atol=1e-5, rtol=1e-5
     )
-    with pytest.raises(ValueError, match="No concept carries the label 'night'"):  # a place for it is not known
+    with pytest.raises(ValueError, match="No concept has the label 'night'"):  # only style edits use word effects
         editor.concepts(SpatialEdit(label="night", region="left"))
 
 
@@ -300,11 +340,11 @@ def test_patches_come_from_another_run(model: Diffuser, editor: Editor) -> None:
     torch.testing.assert_close(flat(after[key])[there], flat(other[key])[there])
     assert torch.equal(after[key].flatten(2).transpose(1, 2)[~there], flat(before[key])[~there])
     late = ReplaceEdit(concepts=[Target(COND, 3)], patches=other, steps=(1, 1))
-    with pytest.raises(ValueError, match="hold nothing of"):
+    with pytest.raises(ValueError, match="have no update for"):
         draw(model, editor, late)
 
 
-def test_each_picture_of_a_batch_has_its_own_edits(model: Diffuser, editor: Editor) -> None:
+def test_each_image_of_a_batch_has_its_own_edits(model: Diffuser, editor: Editor) -> None:
     change = SpatialEdit(label="cat", region="left", strength=5)
     settings: dict[str, Any] = {"seeds": [0, 1, 2], "num_inference_steps": STEPS}
     *_, plain = model.sample([PROMPT] * 3, **settings)
@@ -318,7 +358,7 @@ def test_each_picture_of_a_batch_has_its_own_edits(model: Diffuser, editor: Edit
 # --- windows ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_sampler_names_the_steps_run_after_run(model: Diffuser, editor: Editor) -> None:
+def test_steps_are_right_run_after_run(model: Diffuser, editor: Editor) -> None:
     key_of = {step: ActivationKey(*COND, step) for step in range(STEPS)}
     change = GlobalEdit(label="cat", strength=2, steps=(1, 2))
     for n in (1, 3, 2):  # a counter in a hook would be off from the second run on
@@ -347,25 +387,25 @@ def test_stages_are_windows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (GlobalEdit(label="cot"), "No concept carries the label 'cot' there. The nearest: cat, whale"),
+        (GlobalEdit(label="cot"), "No concept has the label 'cot' there. The nearest: cat, whale"),
         (GlobalEdit(), "either a label or concepts"),
         (GlobalEdit(label="cat", concepts=[3]), "either a label or concepts"),
         (GlobalEdit(concepts=[64]), "There is no concept 64"),
-        (GlobalEdit(concepts=[3], branches=["cond", "uncond"]), "one hookpoint and one branch"),
+        (GlobalEdit(concepts=[3], branches=["cond", "uncond"]), "name one hookpoint and one branch"),
         (GlobalEdit(concepts=[Target(SaeSite(UP, "cond"), 3)]), "There is no SAE"),
         (
             GlobalEdit(label="cat", hookpoints=[UP]),
             r"no SAE for all times at up\S+ \(cond\). There are: mid",
         ),
-        (GlobalEdit(label="cat", hookpoints=[]), "hookpoints are none"),
+        (GlobalEdit(label="cat", hookpoints=[]), "list of hookpoints is empty"),
         (GlobalEdit(concepts=[3.7]), "float"),  # type: ignore[list-item]
         (GlobalEdit(label="cat", steps=(0.5, 2)), "two whole numbers"),  # type: ignore[arg-type]
         (GlobalEdit(label="cat", steps=(1,)), "two whole numbers"),  # type: ignore[arg-type]
         (GlobalEdit(label="cat", branches=[]), "some of cond, uncond, not none"),
         (GlobalEdit(label="cat", branches=["text"]), "some of cond, uncond, not text"),
-        (GlobalEdit(label="cat", steps=(2, 5)), "steps 2 to 5 are not a window of this sampler's, which are 0 to 4"),
+        (GlobalEdit(label="cat", steps=(2, 5)), "Steps 2 to 5 are not a window .* steps 0 to 4"),
         (GlobalEdit(label="cat", steps=(3, 2)), "not a window"),
         (GlobalEdit(label="cat", steps=(-1, 2)), "not a window"),
         (GlobalEdit(label="cat", steps=(0, 2), stage="early"), "either a stage or steps"),
@@ -373,7 +413,7 @@ def test_stages_are_windows() -> None:
         (GlobalEdit(label="cat", stage="late to early"), "one of early, middle, late"),
         (GlobalEdit(label="cat", strength=float("nan")), "finite"),
         (GlobalEdit(label="cat", strength=float("inf")), "finite"),
-        (GlobalEdit(label="cat", strength=-1), "from 0 on"),
+        (GlobalEdit(label="cat", strength=-1), "at least 0"),
         (ReplaceEdit(label="cat", to=float("nan")), "finite"),
         (SpatialEdit(label="cat", region="middle"), "A region is one of top-left"),
         (SpatialEdit(label="cat", region=np.zeros((128, 128))), "region is empty"),
@@ -381,11 +421,11 @@ def test_stages_are_windows() -> None:
         (SpatialEdit(label="cat", region=np.ones((128, 128, 3))), "not 128 x 128 x 3"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(
-    model: Diffuser, editor: Editor, change: ConceptEdit, told: str
+def test_invalid_edits_are_refused_before_any_work(
+    model: Diffuser, editor: Editor, change: ConceptEdit, message: str
 ) -> None:
     calls = model.n_unet_calls
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         editor.editing([change], STEPS)
     assert model.n_unet_calls == calls
 
@@ -393,7 +433,7 @@ def test_what_cannot_be_is_refused_before_any_work(
 # --- regions and choices ----------------------------------------------------------------------------------------------
 
 
-def test_regions_of_names_and_of_masks() -> None:
+def test_named_regions_and_masks() -> None:
     quarter = np.zeros((128, 128), dtype=np.uint8)
     quarter[:64, :64] = 255
     named = RegionMask("top-left", 128).grid(8, 8)
@@ -407,7 +447,7 @@ def test_regions_of_names_and_of_masks() -> None:
     assert RegionMask(spot, 128).grid(8, 8).sum() == pytest.approx(1 / 256)  # smaller than a cell, yet not lost
 
 
-def test_concepts_by_label_word_number_and_place(editor: Editor) -> None:
+def test_concepts_by_label_synonym_number_and_site(editor: Editor) -> None:
     assert editor.concepts(GlobalEdit(label="cat", branches=["cond", "uncond"])) == {COND: (3, 7, 11), UNCOND: (5,)}
     assert editor.concepts(GlobalEdit(label=" Orca ", branches=["cond", "uncond"])) == {COND: (20,)}
     assert editor.concepts(GlobalEdit(concepts=[9, 2, 9])) == {COND: (9, 2)}
@@ -426,5 +466,5 @@ def test_concepts_by_pointing(model: Diffuser, editor: Editor) -> None:
     assert concepts_at(trace, 1.0, 1.0, COND, steps=[1])[0].number == int(trace.code(COND, 1).indices[63, 0])
     with pytest.raises(ValueError, match="between 0 and 1"):
         concepts_at(trace, 1.2, 0, COND)
-    with pytest.raises(ValueError, match="Nothing was seen"):
+    with pytest.raises(ValueError, match="Nothing was recorded"):
         concepts_at(trace, 0.5, 0.5, COND, steps=[7])

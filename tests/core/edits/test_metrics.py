@@ -5,8 +5,8 @@ import torch
 
 from core.diffusion.diffuser import Diffuser
 from core.edits import Editor, GlobalEdit, ReplaceEdit, SpatialEdit
-from core.edits.editor import values_of
 from core.edits.metrics import CELL, OutOfRangeMeter, frequencies, layout_iou
+from core.edits.site import values_of
 from tests.core.edits.test_edits import COND, PROMPT, QUARTER, STEPS, UNCOND, make_editor, updates
 
 SKY, GRASS = 0, 1
@@ -43,7 +43,7 @@ def test_frequencies_by_hand() -> None:
     assert frequencies(even, where) == pytest.approx((0.2, 0), abs=1e-6)
 
 
-def test_edited_values_are_read_back_and_held_against_data(model: Diffuser, editor: Editor) -> None:
+def test_edited_values_are_measured_against_the_range_in_data(model: Diffuser, editor: Editor) -> None:
     change = SpatialEdit(label="cat", region="top-left", strength=9, steps=(0, 0), branches=["cond", "uncond"])
     _, after = updates(model, editor, [change])
     rows = [[change], [ReplaceEdit(label="cat", steps=(0, 0))], []]
@@ -73,7 +73,7 @@ def test_edited_values_are_read_back_and_held_against_data(model: Diffuser, edit
     assert watch.out_of_range(1).times < times
 
 
-def test_nothing_is_watched_outside_an_edits_steps(model: Diffuser, editor: Editor) -> None:
+def test_nothing_is_measured_outside_the_steps_of_an_edit(model: Diffuser, editor: Editor) -> None:
     rows = [[GlobalEdit(label="cat", strength=9, steps=(2, 3))]]
     for last, seen in ((1, False), (2, True)):
         watch = OutOfRangeMeter(editor, rows, STEPS)

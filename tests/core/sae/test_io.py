@@ -33,7 +33,7 @@ def positions() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
-def test_what_is_read_computes_what_was_saved_to_the_bit(tmp_path: Path, architecture: Architecture) -> None:
+def test_a_round_trip_through_files_is_exact(tmp_path: Path, architecture: Architecture) -> None:
     sae = make_sae(architecture)
     save_sae(sae, tmp_path, {"t": "all", "fvu": 0.25})
     again = read_sae(tmp_path)
@@ -93,7 +93,7 @@ def test_a_sparsify_folder_is_read_and_its_unknown_keys_ignored(tmp_path: Path) 
     again = read_sae(tmp_path)
     assert torch.equal(again.encode(positions()).values, sae.encode(positions()).values)
     (tmp_path / "cfg.json").write_text(json.dumps({**cfg, "skip_connection": True}))
-    with pytest.raises(ArtifactError, match="no plain TopK"):
+    with pytest.raises(ArtifactError, match="not a plain TopK"):
         read_sae(tmp_path)
 
 
@@ -105,7 +105,7 @@ def test_a_damaged_folder_says_what_is_wrong(tmp_path: Path) -> None:
     whole, cfg = weights.read_bytes(), json.loads(config.read_text())
     for n_bytes in (0, 5, 100, len(whole) - 1):
         weights.write_bytes(whole[:n_bytes])
-        with pytest.raises(ArtifactError, match=r"sae_weights\.safetensors is damaged or cut short"):
+        with pytest.raises(ArtifactError, match=r"sae_weights\.safetensors is damaged or truncated"):
             read_sae(tmp_path)
     weights.unlink()
     with pytest.raises(ArtifactError, match=r"sae_weights\.safetensors does not exist"):
@@ -115,7 +115,7 @@ def test_a_damaged_folder_says_what_is_wrong(tmp_path: Path) -> None:
         ({"d_sae": 23}, r"W_dec is \[24, 6\]; cfg\.json asks for \[23, 6\]"),
         ({"k": 25}, r"k is 25"),
         ({"k": "3"}, "cfg.json"),
-        ({"architecture": "gated"}, "'gated' SAE; topk and jumprelu"),
+        ({"architecture": "gated"}, "'gated' SAE; only topk and jumprelu"),
         ({"normalize_activations": "layer_norm"}, "only 'none' can be read"),
     ):
         config.write_text(json.dumps({**cfg, **change}))
@@ -154,7 +154,7 @@ def test_a_kill_while_an_sae_is_replaced_leaves_no_mixture(tmp_path: Path, monke
             save_sae(other, tmp_path)
     assert torch.equal(read_sae(tmp_path).W_dec, old.W_dec)
     with monkeypatch.context() as patch:
-        patch.setattr(sae_files.os, "replace", killed)
+        patch.setattr("core.files.os.replace", killed)
         with pytest.raises(Killed):
             save_sae(other, tmp_path)
     with pytest.raises(ArtifactError, match="does not exist"):
@@ -199,7 +199,7 @@ def test_an_sae_that_is_not_there_is_answered_with_what_is(collection: Path) -> 
     with pytest.raises(ArtifactError, match=r"no SAE mid_block\.attentions\.0/cond/t1\.0"):
         load_sae(collection, "mid_block.attentions.0", "cond", 1)
     shutil.rmtree(collection / "mid_block.attentions.0")
-    with pytest.raises(ArtifactError, match="no SAE at all"):
+    with pytest.raises(ArtifactError, match="has no SAEs"):
         load_sae(collection, "mid_block.attentions.0", "cond", 1)
 
 

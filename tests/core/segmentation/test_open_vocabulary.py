@@ -45,7 +45,7 @@ CLASSES = ("cat", "red house", "sea")
 WORDS = ["cat", "red", "house", "sea", "ship"]
 
 
-def pictures(n: int, size: tuple[int, int] = (64, 48)) -> list[Image.Image]:
+def images(n: int, size: tuple[int, int] = (64, 48)) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)) for _ in range(n)]
 
@@ -53,9 +53,9 @@ def pictures(n: int, size: tuple[int, int] = (64, 48)) -> list[Image.Image]:
 def bert_tokenizer() -> BertTokenizer:
     """Whole words, and the special tokens where Grounding DINO expects those of BERT."""
     vocabulary = {f"[unused{i}]": i for i in range(1040)}
-    places = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
-    places |= {word: 1030 + i for i, word in enumerate(WORDS)}
-    vocabulary = {token: i for token, i in vocabulary.items() if i not in places.values()} | places
+    ids = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
+    ids |= {word: 1030 + i for i, word in enumerate(WORDS)}
+    vocabulary = {token: i for token, i in vocabulary.items() if i not in ids.values()} | ids
     return BertTokenizer(vocab=dict(sorted(vocabulary.items(), key=lambda item: item[1])))
 
 
@@ -118,7 +118,7 @@ def test_grounding_dino_and_sam_find_masks_of_every_class(tmp_path: Path) -> Non
     assert isinstance(segmenter._masker, SamModel)
     assert segmenter.class_names() == CLASSES
     segmenter._box_score = 0.0  # random weights are sure of nothing
-    batch = pictures(3)
+    batch = images(3)
     found = segmenter.segment(batch)
     assert found.masks.shape == (3, 3, 48, 64)
     assert found.masks.any()
@@ -134,7 +134,7 @@ def test_grounding_dino_and_sam_find_masks_of_every_class(tmp_path: Path) -> Non
     assert (nothing.label_map() == -1).all()
 
 
-def test_sam_2_cuts_as_sam_does() -> None:
+def test_sam_2_gives_the_masks_of_sam() -> None:
     pytest.importorskip("torchvision", reason="the processor of SAM 2 needs it")
     from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model, Sam2Processor
 
@@ -158,7 +158,7 @@ def test_sam_2_cuts_as_sam_does() -> None:
     ).eval()  # fmt: skip
     processor = Sam2Processor(Sam2ImageProcessor(size={"height": 64, "width": 64}), target_size=64)
     segmenter = GroundedSegmenter(CLASSES, *a_detector(), model, processor, box_score=0.0)
-    found = segmenter.segment(pictures(2))
+    found = segmenter.segment(images(2))
     assert found.masks.shape == (2, 3, 48, 64)
     assert found.masks.any()
 
@@ -204,7 +204,7 @@ def test_a_box_becomes_the_mask_of_the_class_whose_words_it_fits() -> None:
         post_process_masks = staticmethod(cutter.post_process_masks)
 
     segmenter = GroundedSegmenter(CLASSES, finds, a_detector()[1], Cuts(), Cutter())
-    masks, scores = segmenter.segment(pictures(1))
+    masks, scores = segmenter.segment(images(1))
     assert finds.read == [101, 1030, 1012, 1031, 1032, 1012, 1033, 1012, 102]
     assert masks[0].any(2).any(1).tolist() == [False, True, False]
     assert masks[0, 1, :, :32].all()
@@ -222,7 +222,7 @@ def test_classes_are_read_as_many_together_as_fit() -> None:
         assert len(ids) <= 7
         named = CLASSES[text.first : text.first + len(text.spans)]
         assert [tokenizer.decode(ids[first:last]) for first, last in text.spans] == list(named)
-    with pytest.raises(ModelError, match="'red house' is longer than the detector can read"):
+    with pytest.raises(ModelError, match="'red house' is too long for the detector"):
         list(_texts(CLASSES, tokenizer, 4))
 
 
@@ -237,15 +237,15 @@ def test_clipseg_looks_once_and_sees_what_it_sees_class_by_class(tmp_path: Path)
     folder = saved((model, processor), tmp_path / "clipseg")
     segmenter = load_open_segmenter("clipseg", CLASSES, clipseg=folder, device="cpu")
     assert isinstance(segmenter, ClipSegmenter)
-    picture = pictures(1)[0]
+    image = images(1)[0]
     looks: list[int] = []
     handle = segmenter._model.clip.vision_model.register_forward_hook(lambda *_: looks.append(1))
-    logits = segmenter._logits(picture)
+    logits = segmenter._logits(image)
     handle.remove()
     assert looks == [1]
     for i, name in enumerate(CLASSES):
         with torch.no_grad():
-            inputs = processor(text=[name], images=[picture], return_tensors="pt", padding=True)
+            inputs = processor(text=[name], images=[image], return_tensors="pt", padding=True)
             alone = model(**inputs).logits
         torch.testing.assert_close(logits[i], alone.view(logits[i].shape), rtol=1e-4, atol=1e-5)
 
@@ -254,7 +254,7 @@ def test_a_pixel_is_of_the_most_probable_class_if_that_is_probable_enough(monkey
     segmenter = ClipSegmenter(CLASSES, *a_clipseg(), probability=0.6)
     p = torch.tensor([[[0.9, 0.2], [0.1, 0.1]], [[0.7, 0.8], [0.5, 0.1]], [[0.1, 0.1], [0.4, 0.65]]])
     monkeypatch.setattr(segmenter, "_logits", lambda _: p.logit())
-    found = segmenter.segment(pictures(2, (2, 2)))
+    found = segmenter.segment(images(2, (2, 2)))
     assert found.label_map().tolist() == [[[0, 1], [-1, 2]]] * 2
     torch.testing.assert_close(found.scores, torch.tensor([[0.9, 0.8, 0.65]] * 2))
 
@@ -269,16 +269,16 @@ def test_classes_are_the_tags_and_the_prompts_own_words() -> None:
     assert set(BACKGROUND_TAGS) <= set(TAGS)
 
 
-def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no open-vocabulary segmenter 'sam': grounded and clipseg are"):
+def test_invalid_kinds_and_classes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no open-vocabulary segmenter 'sam'; there are grounded and clipseg"):
         load_open_segmenter("sam", CLASSES)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r"(?s)nothing could not be loaded.*CLIPSegForImageSegmentation"):
         load_open_segmenter("clipseg", CLASSES, clipseg=tmp_path / "nothing")
     folder = saved(a_clipseg(), tmp_path / "clipseg")
     for classes in ((), ("cat", "cat"), ("cat", " ")):
-        with pytest.raises(ValueError, match="Classes need names, each of its own"):
+        with pytest.raises(ValueError, match="Classes need distinct, non-empty names"):
             load_open_segmenter("clipseg", classes, clipseg=folder, device="cpu")
     segmenter = load_open_segmenter("clipseg", CLASSES, clipseg=folder, device="cpu")
     with pytest.raises(ImageError, match="their sizes: 64 x 32 and 64 x 48"):
-        segmenter.segment([*pictures(1), *pictures(1, (64, 32))])
+        segmenter.segment([*images(1), *images(1, (64, 32))])
     assert "/" in CLIPSEG

@@ -51,7 +51,7 @@ def an_upernet() -> Any:
     )  # fmt: skip
 
 
-def pictures(n: int, size: tuple[int, int] = (64, 64)) -> list[Image.Image]:
+def images(n: int, size: tuple[int, int] = (64, 64)) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)) for _ in range(n)]
 
@@ -84,8 +84,8 @@ def test_masks_and_scores_by_hand() -> None:
 
 def test_a_class_that_is_not_there_scores_nothing() -> None:
     logits = torch.tensor([5.0, 0.0, -5.0])[None, :, None, None].expand(1, 3, 2, 2)
-    masks, scores = SemanticSegmenter(Fixed(logits)).segment(pictures(1, (8, 6)))
-    assert masks.shape == (1, 3, 6, 8)  # coarse logits are brought to the picture's size, square or not
+    masks, scores = SemanticSegmenter(Fixed(logits)).segment(images(1, (8, 6)))
+    assert masks.shape == (1, 3, 6, 8)  # coarse logits are brought to the image's size, square or not
     assert masks.sum((2, 3)).tolist() == [[48, 0, 0]]
     assert scores[0, 1:].tolist() == [0, 0]
 
@@ -103,7 +103,7 @@ def test_the_folder_names_the_architecture(make: Callable[[], Any], tmp_path: Pa
     segmenter = load_segmenter(tmp_path, device="cpu")
     assert type(segmenter._model) is type(model)
     assert segmenter.class_names() == ("cat", "dog", "sea")
-    batch = pictures(3)
+    batch = images(3)
     found = segmenter.segment(batch)
     assert found.masks.shape == (3, 3, 64, 64)
     assert bool((found.masks.sum(1) == 1).all())
@@ -127,7 +127,7 @@ def test_the_embedded_segmenters_see_what_training_measured(which: Any) -> None:
     assert mean_iou(overlap(labels, batch["labels"])) > 0.2  # one of 38 labels everywhere: 0.003
 
 
-def test_what_is_no_segmenter_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_segmenter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no segmenter in .*missing: it has no config\.json"):
         load_segmenter(tmp_path / "missing")
     torch.manual_seed(0)
@@ -144,13 +144,13 @@ def test_what_is_no_segmenter_is_refused(tmp_path: Path) -> None:
     weights.write_bytes(whole)
     config = json.loads((tmp_path / "cut" / "config.json").read_text())
     (tmp_path / "cut" / "config.json").write_text(json.dumps({**config, "depths": [1, 1, 1, 2]}))
-    with pytest.raises(ModelError, match=r"no whole segmenter; it lacks 'segformer\."):
+    with pytest.raises(ModelError, match=r"is incomplete: it lacks 'segformer\."):
         load_segmenter(tmp_path / "cut")
 
 
-def test_pictures_of_several_sizes_are_refused() -> None:
+def test_images_of_several_sizes_are_refused() -> None:
     segmenter = SemanticSegmenter(a_segformer())
     with pytest.raises(ImageError, match="one size are needed; their sizes: 64 x 32 and 64 x 64"):
-        segmenter.segment([*pictures(1), *pictures(1, (64, 32))])
+        segmenter.segment([*images(1), *images(1, (64, 32))])
     with pytest.raises(ImageError, match="their sizes: none"):
         segmenter.segment([])

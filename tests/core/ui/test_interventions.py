@@ -118,7 +118,7 @@ def test_wishes_survive_an_address(runtime: Runtime) -> None:
     assert requests_of(to_text(requests), runtime.spec, STEPS) == requests
     assert request_of({"label": "cat"}, runtime.spec, STEPS) == EditRequest(label="cat", stage="early", strength=4.0)
     numbers = request_of({"kind": "whole", "concepts": [3]}, runtime.spec, STEPS)
-    assert (numbers.hookpoint, numbers.branch) == (runtime.spec.hookpoints[1], "cond")
+    assert (numbers.hookpoint, numbers.branch) == (runtime.spec.default_hookpoint, "cond")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_mask_from_a_program_has_the_pictures_size() -> None:
     ("changed", "field", "told"),
     [
         ({"what": " "}, "what", "Say what to edit"),
-        ({"what": "cot"}, "what", "No concept carries the label 'cot' there. The nearest: cat"),
+        ({"what": "cot"}, "what", "No concept has the label 'cot' there. The nearest: cat"),
         ({"what": "3, 99"}, "what", "There is no concept 99"),
         ({"what": "3", "way": "attic|cond"}, "what", "no SAE"),
         ({"region": PAINTED}, "region", "The region is empty: paint over some of the picture."),

@@ -227,7 +227,7 @@ def test_what_is_kept_repeats_the_result(reading: Reading, scene: Scene) -> None
     lines = python_lines(scene, reading, "picturebook", "saes", way)
     compile(lines, "lines", "exec")
     assert 'source="saes"' in lines
-    assert 'among=["cat", "bat", "club", "grass"]' in lines
+    assert 'candidate_classes=["cat", "bat", "club", "grass"]' in lines
     assert "source" not in python_lines(scene, reading, "saes", "saes", Choice(PLACE, told=False))
 
 

@@ -14,7 +14,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from core.information.results import Floats
+from core.arrays import Floats
 from core.ui.inputs import captions_problem
 from core.ui.look.colours import _VISIONS, SIGNED, _linear, _linear_to_oklab, signed_scale_in_oklab
 from core.ui.look.images import signed_layer
@@ -311,7 +311,7 @@ def test_captions_that_cannot_be_compared_are_answered_beside_the_field(
 ) -> None:
     answer = problems(visitor.join("begin_captions", None, captions))
     assert list(answer) == ["captions"]
-    assert says in answer["captions"].replace("prompt is empty. Describe the picture", "")
+    assert says in answer["captions"].replace("prompt is empty. Describe the image", "")
 
 
 def test_captions_are_counted_before_there_is_a_model(runtime: Runtime) -> None:

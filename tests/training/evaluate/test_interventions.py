@@ -134,7 +134,7 @@ def update_of(model: Diffuser, asked: list[Request], contexts: list[Any], step: 
 
 def test_the_published_formula_by_hand(picturebook: Diffuser, editor: Editor) -> None:
     asked = [move("top-right", 3), Request("styling", "cat", "night", 4), Request("removing", "dog", "", 5)]
-    site = SaeSite(picturebook.hookpoints[1], "cond")
+    site = SaeSite(picturebook.spec.default_hookpoint, "cond")
     key, sae = ActivationKey(*site, 0), editor.saes[site]
     before = record(picturebook, steps=[0])
     after = record(picturebook, steps=[0])

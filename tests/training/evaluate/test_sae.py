@@ -20,10 +20,10 @@ from training.evaluate.sae.evaluation import (
     Settings,
     reconstruction,
     replacement,
-    steps_of,
     tally,
 )
 from training.hub.cards import write_sae_card
+from training.labels.sampling import steps_of
 
 TINY = Settings(n_images=3, n_fit=2, n_steps_each=2, n_replaced=2, batch_size=2, n_bootstrap=20)
 
@@ -103,7 +103,7 @@ def test_steps_are_the_nearest_or_spread_evenly() -> None:
 
 
 def test_two_values_of_k_stand_beside_each_other(model: Diffuser, tmp_path: Path) -> None:
-    hookpoint = model.hookpoints[1]
+    hookpoint = model.spec.default_hookpoint
     for name, sae in (("few", autoencoder(32, 64, 2)), ("all", signs(32))):
         for branch in ("cond", "uncond"):
             save_sae(sae, tmp_path / name / SaeId(hookpoint, branch, "all").path)
@@ -143,7 +143,7 @@ def check_card(root: Path, saes: dict[SaeId, SparseAutoencoder], tables: list[Ta
 
 
 def test_perfect_autoencoders_explain_everything_and_cost_nothing(model: Diffuser, tmp_path: Path) -> None:
-    hookpoint = model.hookpoints[1]
+    hookpoint = model.spec.default_hookpoint
     channels = 32
     saes = {
         SaeId(hookpoint, "cond", "all"): signs(channels),

@@ -95,7 +95,7 @@ def test_what_is_published_is_what_is_loaded_in_one_commit_a_repository(root: Pa
     assert table[2].gallery[0].image.size == (16, 16)
 
 
-def test_the_cards_tell_how_good_they_are_and_where_the_rest_is(root: Path, hub: Hub) -> None:
+def test_the_cards_have_figures_and_links(root: Path, hub: Hub) -> None:
     release(root)
     card = hub.model(SAES).files["README.md"].decode()
     assert MARK in card
@@ -173,7 +173,7 @@ def test_a_fault_at_any_stage_leaves_what_readers_see_and_the_next_run_succeeds(
     old, heads = core.load_sae(root, *IDS[1]), hub.heads()
     change(root)
     hub.fail(stage, how, times=1000, on=on)
-    with pytest.raises(PublishError, match="The same command goes on from here"):
+    with pytest.raises(PublishError, match="Run the same command again to continue"):
         release(root)
     hub.faults.clear()
     assert hub.heads()["model", SAES] == heads["model", SAES]
@@ -198,7 +198,7 @@ def test_an_answer_that_was_lost_is_noticed_by_the_next_run(root: Path, hub: Hub
 @pytest.mark.parametrize(
     ("stage", "how"), [("preupload", 429), ("batch", 500), ("upload", 500), ("upload", "drop"), ("resolve", "drop")]
 )
-def test_a_fault_that_passes_is_sat_out(root: Path, hub: Hub, stage: str, how: Answer) -> None:
+def test_a_temporary_fault_is_retried(root: Path, hub: Hub, stage: str, how: Answer) -> None:
     hub.fail(stage, how)
     assert release(root).changed == (TABLES, SAES)
 
@@ -233,7 +233,7 @@ def test_private_is_private(root: Path, hub: Hub, tmp_path: Path, monkeypatch: p
     assert all(repo.private for repo in hub.repos.values())
     core.load_sae(SAES, *IDS[1])
     point_client_at(hub, tmp_path / "of a stranger", monkeypatch, token=None)
-    with pytest.raises(ArtifactError, match=r"not open to you \(`hf auth login`\)"):
+    with pytest.raises(ArtifactError, match=r"no access to it \(`hf auth login`\)"):
         core.load_sae(SAES, *IDS[1])
 
 
@@ -275,19 +275,19 @@ def linked(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: shutil.rmtree(root / MIDDLE), rf"config\.json lists {MIDDLE}, which is not there"),
-        (lambda root: write_index(root, IDS[1:], model="m", recipe=RECIPE), f"{IDS[0].path} is there, but"),
-        (lambda root: edit(root / "config.json", IDS[0].path, "../elsewhere/cond/tall"), "is no SAE's folder"),
+        (lambda root: shutil.rmtree(root / MIDDLE), rf"config\.json lists {MIDDLE}, which does not exist"),
+        (lambda root: write_index(root, IDS[1:], model="m", recipe=RECIPE), f"{IDS[0].path} exists, but"),
+        (lambda root: edit(root / "config.json", IDS[0].path, "../elsewhere/cond/tall"), "is not the folder of an SAE"),
         (lambda root: edit(root / "config.json", '"grammar"', '"/home/me/prompts.txt"'), "path of this computer"),
         (lambda root: (root / "config.json").unlink(), "lacks recipe or saes"),
         (lambda root: (root / "README.md").unlink(), r"evaluate sae --card"),
         (lambda root: (root / MANIFEST).write_text("{"), "is damaged"),
         (lambda root: write_one(root, IDS[1], NAMES, 98), r"not the file that manifest\.jsonl lists"),
         (not_finite, "b_dec is not finite"),
-        (linked, "link that leaves"),
-        (lambda root: (root / MIDDLE / TABLE).unlink(), "does not tell of mid_block"),
+        (linked, "link out of"),
+        (lambda root: (root / MIDDLE / TABLE).unlink(), "out of date for mid_block"),
         (lambda root: (shutil.copy(root / IDS[2].path / TABLE, root / MIDDLE), describe(root)), "made for another SAE"),
-        (lambda root: (root / "gallery" / "sheet-00.webp").unlink(), "does not tell of gallery"),
+        (lambda root: (root / "gallery" / "sheet-00.webp").unlink(), "out of date for gallery"),
         (lambda root: (edit(root / MIDDLE / "cfg.json", '"d_sae": 10', '"d_sae": 11'), describe(root)), "asks for"),
     ],
 )
@@ -298,10 +298,10 @@ def test_what_is_damaged_is_refused_before_any_request(root: Path, hub: Hub, dam
     assert not hub.log
 
 
-def test_all_that_is_wrong_is_told_at_once(root: Path) -> None:
+def test_all_problems_are_reported_at_once(root: Path) -> None:
     linked(root)
     (root / IDS[2].path / TABLE).unlink()
-    with pytest.raises(ValueError, match=r"(?s)cannot be published:\n- .*link that leaves.*\n- .*up_blocks"):
+    with pytest.raises(ValueError, match=r"(?s)cannot be published:\n- .*link out of.*\n- .*up_blocks"):
         make_release(root, SAES, TABLES)
 
 
@@ -390,10 +390,10 @@ def test_the_line_that_the_command_ends_with_loads_what_was_published(
 
 def in_its_own_process(hub: Hub, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """The command, with everything that its libraries have to say."""
-    told = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_VERBOSITY": "debug", "HOME": str(home)}
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_VERBOSITY": "debug", "HOME": str(home)}
     line = [sys.executable, "-m", "training", "publish", SAES, "--tables", TABLES, *words]
-    told |= environment(hub, home)
-    return subprocess.run(line, env=told, capture_output=True, text=True, timeout=200, check=False)
+    environ |= environment(hub, home)
+    return subprocess.run(line, env=environ, capture_output=True, text=True, timeout=200, check=False)
 
 
 def test_the_token_is_used_and_appears_nowhere(root: Path, hub: Hub, tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_the_token_is_used_and_appears_nowhere(root: Path, hub: Hub, tmp_path: P
     hub.fail("commit", 500, on="models/")
     outputs = [in_its_own_process(hub, tmp_path, "--saes", str(root)) for _ in range(2)]
     assert [one.returncode for one in outputs] == [1, 0], outputs
-    assert "The same command goes on from here" in outputs[0].stderr
+    assert "Run the same command again to continue" in outputs[0].stderr
     assert SAES in outputs[1].stdout
     assert all(one.token for one in hub.log if one.stage in ("create", "preupload", "commit"))
     assert not any(one.token for one in hub.log if one.stage == "upload")  # goes to a store of files

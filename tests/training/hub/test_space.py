@@ -63,7 +63,7 @@ def test_the_staged_folder_has_the_app_and_nothing_of_training(staged: Path) -> 
     assert not list(staged.rglob("__pycache__"))
     assert "--model picturebook" in (staged / "app.args").read_text()
     assert re.search(r"[\d,]+  in \d+ files$", described(staged))
-    with pytest.raises(ValueError, match="there already"):
+    with pytest.raises(ValueError, match="exists already"):
         stage(staged, SpaceConfig())
 
 
@@ -165,7 +165,7 @@ def test_nothing_is_pushed_without_a_name_or_on_a_dry_run(tmp_path: Path, monkey
 
 
 def drive(python: Path, folder: Path, env: Mapping[str, str]) -> None:
-    """Start a staged Space, ask it for a picture, its words and a concept, and look at what it says of itself."""
+    """Start a staged Space, ask it for a image, its words and a concept, and look at what it says of itself."""
     from gradio_client import Client, handle_file
 
     whose = subprocess.run(

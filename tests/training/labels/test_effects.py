@@ -1,4 +1,4 @@
-"""What a word does to concepts, beside the same worked out by a change of the prompt during a whole run."""
+"""Word effects, compared with a change of the prompt during a whole run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +55,7 @@ def seen(model: Diffuser, step: int, prompts: Sequence[str] | None) -> dict[str,
     return {hookpoint: update.permute(0, 2, 3, 1).flatten(0, 2) for hookpoint, update in found.items()}
 
 
-def test_the_effect_is_that_of_the_word_at_one_moment(model: Diffuser, saes: dict[SaeId, SparseAutoencoder]) -> None:
+def test_the_effect_is_that_of_the_word_at_one_step(model: Diffuser, saes: dict[SaeId, SparseAutoencoder]) -> None:
     found = word_effects(model, saes, STEPS, PAIRS, SEEDS)
     for sae_id, sae in saes.items():
         values, update = torch.zeros(sae.cfg.d_sae), torch.zeros(sae.cfg.d_in)
@@ -91,7 +91,7 @@ def test_the_effect_does_not_depend_on_how_many_pictures_fit_together(
     assert set(sizes[4:]) == {2}
 
 
-def test_a_word_that_is_not_there_does_nothing(model: Diffuser, saes: dict[SaeId, SparseAutoencoder]) -> None:
+def test_a_word_without_effect_has_effect_zero(model: Diffuser, saes: dict[SaeId, SparseAutoencoder]) -> None:
     same = [Pair("a cat", "a cat", 0)]
     for effect in word_effects(model, saes, STEPS, same, [0]).values():
         assert float(effect.abs().max()) == 0

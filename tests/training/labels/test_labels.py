@@ -20,7 +20,9 @@ from core.diffusion.diffuser import Diffuser
 from core.sae.autoencoder import SaeConfig, SaeId, SparseAutoencoder
 from core.sae.collection import write_index
 from core.sae.io import save_sae
+from core.segmentation.open_vocabulary import BACKGROUND_TAGS
 from core.segmentation.semantic import Segmentation
+from core.spec import BUILT_IN
 from training.common.checkpoint import Checkpoint, save_checkpoint
 from training.labels import command
 from training.labels.command import PromptsFrom, label_collection
@@ -36,21 +38,22 @@ from training.labels.naming import (
     overlaps,
     p_values,
 )
-from training.labels.sampling import draw
+from training.labels.sampling import sample_and_encode
 from training.labels.tally import N_LEVELS, Entries, FiringStatistics, Shape, StepCodes
+from training.pipeline.run import PicturebookLabels
 from training.prompts.sources import FilePrompts
 
 # --- counting ---------------------------------------------------------------------------------------------------------
 
 
 def entries(rows: Sequence[tuple[int, float, int, int]]) -> Entries:
-    """Of (latent, value, picture, position)."""
+    """Of (latent, value, image, position)."""
     latents, values, images, positions = zip(*rows, strict=True)
     return Entries(*(torch.tensor(x) for x in (latents, values, images, positions)))
 
 
 def by_hand() -> FiringStatistics:
-    """Two pictures of 2 x 2, one a split; classes 0 and 1, and a cell of neither."""
+    """Two images of 2 x 2, one a split; classes 0 and 1, and a cell of neither."""
     tally = FiringStatistics(Shape(d_sae=3, n_classes=2, n_permutations=1, n_steps=1, height=2, width=2))
     labels = torch.tensor([[[0, 0, 1, -1]], [[1, 1, 1, 1]]]).repeat(1, 2, 1)
     # Latent 0 is strong in class 0 and weak in class 1; latent 1 fires in one cell; latent 2 never.
@@ -62,7 +65,7 @@ def by_hand() -> FiringStatistics:
 def test_iou_precision_and_recall_are_those_counted_by_hand() -> None:
     tally = by_hand()
     found = overlaps(tally)
-    # At all: 3 cells of the first picture, 2 of them in class 0, 1 in class 1.
+    # At all: 3 cells of the first image, 2 of them in class 0, 1 in class 1.
     assert found.iou[0, 0, 0].tolist() == pytest.approx([2 / 3, 1 / 3])
     choice = choose(found)
     assert (choice.classes[0], choice.iou[0]) == (0, 1)  # from above the weak value on, exactly class 0
@@ -81,10 +84,10 @@ def test_iou_precision_and_recall_are_those_counted_by_hand() -> None:
     assert named[2].scores == named[2].scores._replace(best_class="", threshold=0, mean=0, spread=0, p_value=1)
 
 
-def test_pairings_give_every_picture_the_whole_masks_of_another_of_its_split() -> None:
+def test_pairings_give_every_image_the_masks_of_another_of_its_split() -> None:
     tally = by_hand()
     assert tally.hits[:, 0, 0, 1].sum(0).tolist() == [0, 3]  # the second pairing's masks are of class 1 alone
-    assert tally.cells.tolist() == [[2, 1], [2, 1]]  # but the classes' areas are the pictures' own
+    assert tally.cells.tolist() == [[2, 1], [2, 1]]  # but the classes' areas are the images' own
     splits = torch.arange(10) % 2
     order = pairings(splits, 50, np.random.default_rng(0))
     assert (order[0] == torch.arange(10)).all()
@@ -116,7 +119,7 @@ def tallied(batches: Sequence[tuple[list[StepCodes], Tensor, Tensor]]) -> Firing
     return tally
 
 
-def test_tallies_add_up_whatever_was_larger_first() -> None:
+def test_statistics_merge_in_any_order() -> None:
     rng = np.random.default_rng(0)
     batches = [random_batch(rng, 6, scale) for scale in (1.0, 30.0, 0.1, 3.0)]
     whole = tallied(batches)
@@ -150,7 +153,7 @@ def test_quantile_spread_and_position_share() -> None:
     n = 400
     labels, splits = torch.zeros((1, n, 64), dtype=torch.int64), torch.arange(n) % 2
     rows = [(0, float(v), i % n, i // n) for i, v in enumerate(values)]
-    # Latent 1: the same map in every picture. Latent 2: one cell, anywhere. Latent 3: everywhere alike, in every other.
+    # Latent 1: the same map in every image. Latent 2: one cell, anywhere. Latent 3: everywhere alike, in every other.
     rows += [(1, 1.0 + cell, image, cell) for image in range(n) for cell in range(8)]
     rows += [(2, 1.0, image, int(rng.integers(64))) for image in range(n)]
     rows += [(3, 2.0, image, cell) for image in range(0, n, 2) for cell in range(64)]
@@ -194,7 +197,7 @@ def test_auroc_counts_ties_as_half() -> None:
     assert np.mean(p < 0.05) == pytest.approx(0.05, abs=0.02)
 
 
-def test_p_values_are_even_where_there_is_nothing_and_small_where_there_is_something() -> None:
+def test_p_values_are_uniform_under_the_null_and_small_otherwise() -> None:
     rng = np.random.default_rng(0)
     level, width = rng.uniform(0.1, 0.5, 1000), rng.uniform(0.001, 0.05, 1000)
     draws = level + width * rng.normal(size=(21, 1000))
@@ -210,7 +213,7 @@ N, SIDE, OBJECTS, RANDOM = 400, 8, 6, 120
 
 
 def planted() -> list[LabelledLatent]:
-    """Pictures with sky above and ground below and things at home in one place each, and latents of every kind."""
+    """Images with sky above and ground below and objects at home in one position each, and latents of every kind."""
     rng = np.random.default_rng(3)
     labels = np.zeros((N, SIDE, SIDE), dtype=np.int64)
     labels[:, SIDE // 2 :] = 1
@@ -232,7 +235,7 @@ def planted() -> list[LabelledLatent]:
     codes[:, OBJECTS] = (labels == 1) * rng.uniform(1, 2, labels.shape)
     codes[:, OBJECTS + 1] = night[:, None, None] * rng.uniform(1, 2, labels.shape)
     codes[:, OBJECTS + 2, :2, :3] = 1
-    # What fires where a thing is at home, but in any pictures; the latent before these is dead.
+    # What fires where an object is at home, but in any images; the latent before these is dead.
     for i in range(RANDOM):
         for image in np.flatnonzero(rng.random(N) < rng.uniform(0.05, 0.6)):
             codes[image, OBJECTS + 4 + i][blob(homes[i % OBJECTS])] = rng.uniform(0.5, 2)
@@ -271,8 +274,8 @@ def test_a_planted_dictionary_is_recovered(named: list[LabelledLatent]) -> None:
     assert named[OBJECTS + 3][:2] == ("", "unlabelled")
 
 
-def test_where_a_class_always_is_tells_nothing_of_it(named: list[LabelledLatent]) -> None:
-    """Random latents fire where a thing is at home, so their IoU with it is not small; but it is chance's."""
+def test_position_alone_gives_no_label(named: list[LabelledLatent]) -> None:
+    """Random latents fire where an object is at home, so their IoU with it is not small; but it is chance's."""
     random = named[OBJECTS + 4 :]
     excess = np.array([one.scores.held_out_iou - one.scores.chance_iou for one in random])
     assert np.mean([one.scores.chance_iou for one in random]) > 0.1
@@ -287,7 +290,7 @@ def test_where_a_class_always_is_tells_nothing_of_it(named: list[LabelledLatent]
 # --- the gallery ------------------------------------------------------------------------------------------------------
 
 
-def test_the_pool_covers_every_latent_before_it_shows_any_twice() -> None:
+def test_the_gallery_covers_every_latent_before_it_shows_any_twice() -> None:
     means = torch.zeros(50, 12)
     for latent in range(12):
         means[latent * 4 : latent * 4 + 4, latent] = torch.tensor([1.0, 4, 3, 2])
@@ -299,7 +302,7 @@ def test_the_pool_covers_every_latent_before_it_shows_any_twice() -> None:
     assert len(select_gallery([means], 80)) == 50
 
 
-def test_the_strongest_pictures_are_kept_with_their_maps() -> None:
+def test_the_strongest_images_are_kept_with_their_maps() -> None:
     keeper = ExampleKeeper(3, 2, 2)
     values = [0.5, 3.0, 1.0, 9.0, 2.0, 8.0, 4.0, 5.0, 6.0, 7.0]
     for first in (0, 5):
@@ -313,7 +316,7 @@ def test_the_strongest_pictures_are_kept_with_their_maps() -> None:
     assert (examples.images[[0, 2]] == -1).all()
 
 
-def test_prompts_may_begin_later_than_those_that_were_trained_with(tmp_path: Path) -> None:
+def test_prompts_can_start_after_those_of_the_training(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(f"prompt {i}" for i in range(9)))
     prompts = FilePrompts(path, lambda _: None)
@@ -322,12 +325,12 @@ def test_prompts_may_begin_later_than_those_that_were_trained_with(tmp_path: Pat
 
 def test_a_gallery_gives_back_what_was_put_in(tmp_path: Path) -> None:
     colours = [(i, 255 - i, 128) for i in range(70)]
-    drawn = [GalleryImage(f"picture {i}", i) for i in range(70)]
-    write_gallery(tmp_path, [Image.new("RGB", (64, 64), colour) for colour in colours], drawn, 32)
-    write_gallery(tmp_path, [Image.new("RGB", (64, 64), colour) for colour in colours], drawn, 16)
+    entries = [GalleryImage(f"image {i}", i) for i in range(70)]
+    write_gallery(tmp_path, [Image.new("RGB", (64, 64), colour) for colour in colours], entries, 32)
+    write_gallery(tmp_path, [Image.new("RGB", (64, 64), colour) for colour in colours], entries, 16)
     gallery = Gallery(lambda name: tmp_path / name)
     assert len(gallery) == 70
-    assert gallery.drawn[69] == ("picture 69", 69)
+    assert gallery.entries[69] == ("image 69", 69)
     for i in (0, 9, 63, 64, 69):
         image = gallery.image(i)
         assert image.size == (16, 16)
@@ -359,7 +362,7 @@ class Prompt:
 
 
 class Halves:
-    """Says that the brighter half of a picture is a thing and a quarter of the rest a place."""
+    """Says that the brighter half of a image is an object and a quarter of the rest a background."""
 
     def class_names(self) -> tuple[str, ...]:
         return ("object", "sea")
@@ -383,13 +386,13 @@ def collection(tmp_path: Path) -> Path:
 
 def made(root: Path) -> dict[str, Any]:
     """What a run wrote, by file."""
-    told: dict[str, Any] = {LIST: (root / LIST).read_text()}
+    contents: dict[str, Any] = {LIST: (root / LIST).read_text()}
     for sae_id in IDS:
         table = core.load_concepts(root, *sae_id)
-        told[f"{sae_id.path}/{TABLE}"] = table.frame
-        told[f"{sae_id.path}/{COUNTS}"] = read_counts(root / sae_id.path / COUNTS)
-        told[f"{sae_id.path}/{EXAMPLES}"] = read_examples(root / sae_id.path / EXAMPLES)
-    return told
+        contents[f"{sae_id.path}/{TABLE}"] = table.frame
+        contents[f"{sae_id.path}/{COUNTS}"] = read_counts(root / sae_id.path / COUNTS)
+        contents[f"{sae_id.path}/{EXAMPLES}"] = read_examples(root / sae_id.path / EXAMPLES)
+    return contents
 
 
 def assert_same(a: dict[str, Any], b: dict[str, Any]) -> None:
@@ -412,7 +415,7 @@ def clear(root: Path) -> None:
             (root / sae_id.path / name).unlink()
 
 
-def test_a_killed_run_goes_on_and_several_processes_add_up(
+def test_a_killed_run_resumes_and_several_processes_add_up(
     model: Diffuser, collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model, "spec", replace(model.spec, num_inference_steps=3))
@@ -420,7 +423,7 @@ def test_a_killed_run_goes_on_and_several_processes_add_up(
     label(collection, model, LabelRun(tmp_path / "whole"))
     assert not (collection / MANIFEST).exists()
     whole = made(collection)
-    assert whole[f"{IDS[0].path}/{COUNTS}"].n_cells == 8 * 2 * 64  # half of 16 pictures, at two steps
+    assert whole[f"{IDS[0].path}/{COUNTS}"].n_cells == 8 * 2 * 64  # half of 16 images, at two steps
     assert whole[f"{IDS[1].path}/{COUNTS}"].n_cells == 8 * 256
     effect = core.load_concepts(collection, *IDS[0]).effect("blue")
     assert effect is not None
@@ -428,7 +431,7 @@ def test_a_killed_run_goes_on_and_several_processes_add_up(
     assert core.load_concepts(collection, *IDS[1]).effect("blue") is None  # the half that reads no word
     clear(collection)
     with pytest.raises(KeyboardInterrupt):
-        label(collection, model, LabelRun(tmp_path / "killed", every=0), Prompt(dies_at=9))
+        label(collection, model, LabelRun(tmp_path / "killed", checkpoint_interval_s=0), Prompt(dies_at=9))
     assert not (collection / IDS[0].path / TABLE).exists()
     prompts = Prompt()
     label(collection, model, LabelRun(tmp_path / "killed"), prompts)
@@ -448,13 +451,13 @@ def updates_of(model: Diffuser, sae_id: SaeId, step: int, prompts: list[str], se
     return recording[ActivationKey(sae_id.hookpoint, sae_id.branch, step)]
 
 
-def test_what_is_counted_is_what_the_sae_says_of_the_update(
+def test_the_codes_that_are_counted_are_those_of_the_updates(
     model: Diffuser, collection: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model, "spec", replace(model.spec, num_inference_steps=3))
     saes = {sae_id: core.load_sae(collection, *sae_id) for sae_id in IDS}
     prompts, seeds = ["a cat", "a dog"], [5, 6]
-    batch = draw(model, saes, {IDS[0]: [0, 2], IDS[1]: [1]}, prompts, seeds)
+    batch = sample_and_encode(model, saes, {IDS[0]: [0, 2], IDS[1]: [1]}, prompts, seeds)
     assert batch.sizes == {MIDDLE: (8, 8), UP: (16, 16)}
     assert [(step_codes.step, step_codes.t) for step_codes in batch.codes_by_step[IDS[0]]] == [(0, 1.0), (1, 0.0)]
     for sae_id, step_codes, step in (
@@ -481,7 +484,7 @@ def test_pictures_that_do_not_fit_together_are_counted_alike(
     monkeypatch.setattr(model, "spec", replace(model.spec, num_inference_steps=3))
     saes = {sae_id: core.load_sae(collection, *sae_id) for sae_id in IDS}
     asked: Any = (saes, {IDS[0]: [0, 2], IDS[1]: [1]}, ["a cat", "a dog", "a ship", "a tree", "a sun"], range(5))
-    together = draw(model, *asked)
+    together = sample_and_encode(model, *asked)
     plain = model._predict
 
     def predict(x: Tensor, *args: Any) -> Tensor:
@@ -490,7 +493,7 @@ def test_pictures_that_do_not_fit_together_are_counted_alike(
         return plain(x, *args)
 
     monkeypatch.setattr(model, "_predict", predict)
-    apart = draw(model, *asked)
+    apart = sample_and_encode(model, *asked)
     assert apart.sizes == together.sizes
     for new, old in zip(apart.images, together.images, strict=True):
         assert np.abs(np.asarray(new, dtype=int) - np.asarray(old, dtype=int)).max() <= 2
@@ -502,20 +505,32 @@ def test_pictures_that_do_not_fit_together_are_counted_alike(
                 torch.testing.assert_close(of_new, of_old, rtol=1e-3, atol=1e-4)
 
 
-def test_a_segmenter_of_any_words_is_told_those_of_the_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_vocabulary_segmenter_gets_the_words_of_the_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(command, "load_open_segmenter", lambda *given, **_: asked.append(given) or Halves())
     monkeypatch.setattr(command, "load_segmenter", lambda *given, **_: asked.append(given) or Halves())
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    words = ["--segmenter", "clipseg", "--tags", "cat", "sky", "--prompt-words", "1", "--pictures", "3"]
+    words = ["--segmenter", "clipseg", "--tags", "cat", "sky", "--prompt-words", "1", "--images", "3"]
     command.choose_segmenter(parser.parse_args(words), Prompt())
     command.choose_segmenter(parser.parse_args(["--segmenter", "some/folder"]), Prompt())
     assert asked == [("clipseg", ("cat", "sky", "dog")), ("some/folder",)]
-    assert {"sea", "street"} <= set(parser.parse_args([]).backgrounds)  # of the embedded model, and of the tags
 
 
-def test_mistakes_are_told_before_anything_is_drawn(model: Diffuser, collection: Path, tmp_path: Path) -> None:
+def test_words_that_are_not_given_are_those_of_the_models_recipe() -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    own = command.label_config(parser.parse_args([]), BUILT_IN["picturebook"])
+    assert {"kitchen", "street", "lake"} <= set(own.backgrounds)  # of the recipe, of both, and of the tags
+    assert "watercolour" in own.styles
+    assert "hound" in own.words["dog"]
+    assert own.backgrounds == (*PicturebookLabels().backgrounds, *BACKGROUND_TAGS)
+    assert {name: tuple(words) for name, words in own.words.items()} == PicturebookLabels().words
+    other = command.label_config(parser.parse_args(["--styles", "photo"]), BUILT_IN["sd-v1-4"])
+    assert (other.backgrounds, other.styles, dict(other.words)) == (BACKGROUND_TAGS, ("photo",), {})
+
+
+def test_mistakes_are_reported_before_anything_is_generated(model: Diffuser, collection: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="even and at least 4"):
         LabelConfig(batch=5)
     with pytest.raises(ValueError, match="There is no SAE in"):

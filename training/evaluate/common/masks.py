@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from core.arrays import Floats
 from core.segmentation.grids import class_masks, majority, mask_iou
-
-Floats = npt.NDArray[np.float64]
 
 N_THRESHOLDS = 32
 """Thresholds that are tried, at evenly spread quantiles of the scores."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from core.files import write_text
 from training.common.report import Table
 
 HERE = Path(__file__).parent
@@ -41,7 +42,7 @@ def _sources(name: str) -> list[str]:
     wanted = [name]
     while wanted:
         if (one := wanted.pop()) not in texts:
-            texts[one] = (HERE / f"{one}.py").read_text()
+            texts[one] = (HERE / f"{one}.py").read_text(encoding="utf-8")
             wanted += re.findall(r"^from training\.evaluate\.(\w+) import", texts[one], re.MULTILINE)
     return [texts[one] for one in sorted(texts)]
 
@@ -51,10 +52,8 @@ def cached(folder: Path, name: str, key: str, make: Callable[[], Table]) -> Tabl
     path = folder / f"{name}-{key}.json"
     if path.exists():
         log.info("%s: measured before (%s)", name, path)
-        return Table(**json.loads(path.read_text()))
+        return Table(**json.loads(path.read_text(encoding="utf-8")))
     table = make()
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(asdict(table), indent=1))
-    part.replace(path)
+    write_text(path, json.dumps(asdict(table), indent=1))
     return table

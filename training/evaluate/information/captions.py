@@ -16,12 +16,13 @@ import numpy as np
 from PIL import Image
 
 import core
+from core.arrays import Floats
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.text import split_words
 from core.information.measuring import sampler_for
 from core.information.ranking import Ranking
 from training.common.report import Cell, Table
-from training.evaluate.common.masks import Floats, Resampled, resampled
+from training.evaluate.common.masks import Resampled, resampled
 from training.evaluate.common.proportions import proportion, with_interval
 from training.picturebook.world.captions import Caption, Relation
 from training.picturebook.world.scenes import Scene, caption_of, make_scene, paint

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 import core
+from core.arrays import Floats
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.text import delete_words, replace_word
 from core.information.measuring import sampler_for
@@ -24,7 +25,6 @@ from training.common.report import Cell, Table
 from training.evaluate.common.maps import attended_redraw, attention_at, information
 from training.evaluate.common.masks import (
     Estimate,
-    Floats,
     Resampled,
     repeats,
     resampled,

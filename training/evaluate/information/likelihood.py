@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 import core
+from core.arrays import Floats
 from core.diffusion.diffuser import Diffuser
 from core.information.likelihood import WIDE, Likelihood
 from training.common.report import Cell, Table
-from training.evaluate.common.masks import Floats, Resampled, resampled
+from training.evaluate.common.masks import Resampled, resampled
 from training.evaluate.common.proportions import with_interval
 from training.evaluate.picturebook import NO_TARGET
 from training.picturebook.world.scenes import caption_of, make_scene, paint

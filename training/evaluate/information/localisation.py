@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from core.arrays import Floats
 from core.diffusion.diffuser import Diffuser
 from core.information.measuring import sampler_for
 from core.information.quadrature import Sampler
@@ -31,7 +32,7 @@ from training.evaluate.common.maps import (
     in_its_range,
     information,
 )
-from training.evaluate.common.masks import Floats, Resampled, resampled_words
+from training.evaluate.common.masks import Resampled, resampled_words
 from training.picturebook.world.captions import Caption
 from training.picturebook.world.scenes import Scene, caption_of, make_scene, paint
 from training.picturebook.world.world import LABELS, NOUN_INDEX, NOUNS, OBJECT_INDEX

@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image
 
 import core
+from core.arrays import Floats
 from core.diffusion.diffuser import Diffuser
 from core.information.measuring import sampler_for
 from core.information.results import Given
 from training.common.report import Cell, Table
-from training.evaluate.common.masks import Floats, Resampled, resampled
+from training.evaluate.common.masks import Resampled, resampled
 from training.evaluate.common.proportions import with_interval
 from training.evaluate.information.pid_pairs import (
     HOMONYM,

@@ -12,10 +12,10 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 import core
+from core.arrays import Bools, Floats, Ints
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.hookpoints import cross_attention_blocks
 from core.diffusion.text import distinct_words
@@ -24,7 +24,7 @@ from core.information.quadrature import Sampler
 from core.information.results import Given
 from training.common.report import Cell, Table
 from training.evaluate.common.maps import attention_at
-from training.evaluate.common.masks import Floats, Resampled, repeats, resampled_words, weighted_pearson
+from training.evaluate.common.masks import Resampled, repeats, resampled_words, weighted_pearson
 from training.evaluate.common.proportions import with_interval
 from training.evaluate.picturebook import NO_TARGET
 from training.picturebook.world.captions import Caption, log2_word_given_rest
@@ -153,7 +153,7 @@ def kind_of(caption: Caption, word: str) -> str:
     return RELATION if word == caption.story.relation else OTHER
 
 
-def share_of_objects(labels: NDArray[np.int64], caption: Caption) -> Floats:
+def share_of_objects(labels: Ints, caption: Caption) -> Floats:
     """[h, w] share of each latent cell's pixels that show one of the caption's things."""
     classes = [OBJECT_INDEX[name] for noun in caption.story.nouns for name in NOUNS[NOUN_INDEX[noun]].objects]
     rows, columns = (n // CELL for n in labels.shape)
@@ -167,7 +167,7 @@ def lift(map_: Floats, area: Floats) -> float:
     return float((map_ * area).sum() / whole) if whole > 0 else np.nan
 
 
-def auroc(scores: Floats, positive: NDArray[np.bool_], weights: Floats) -> Floats:
+def auroc(scores: Floats, positive: Bools, weights: Floats) -> Floats:
     """[n] how often a positive scores above a negative (half for a tie), under each row of weights [n, m]."""
     above, below = scores[positive], scores[~positive]
     wins = (above[:, None] > below) + (above[:, None] == below) / 2

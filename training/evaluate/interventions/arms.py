@@ -18,8 +18,9 @@ from core.concepts.trace import SaeSite
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import SamplerState, StepContext
 from core.edits import ConceptEdit, Editor, GlobalEdit, RegionName, RemoveEdit, SpatialEdit
-from core.edits.editor import latents_labelled, values_of
-from core.edits.kinds import RegionMask
+from core.edits.editor import latents_labelled
+from core.edits.regions import RegionMask
+from core.edits.site import values_of
 from training.picturebook.world.world import (
     BACKGROUND_INDEX,
     BACKGROUNDS,
@@ -166,7 +167,7 @@ def published(editor: Editor, arm: Arm, asked: Sequence[Request]) -> AbstractCon
     model = editor.model
     if arm.strength is None or arm.steps is None:
         raise ValueError("The published formula needs a strength and steps.")
-    beta, site = arm.strength, SaeSite(model.hookpoints[1], "cond")
+    beta, site = arm.strength, SaeSite(model.spec.default_hookpoint, "cond")
     sae = editor.saes[site]
     table = editor.table(site)
     chosen = [
@@ -214,7 +215,7 @@ def switched(model: Diffuser, prompts: Sequence[str], first: int) -> Iterator[No
 
 def labelled_objects(editor: Editor, n: int) -> tuple[str, ...]:
     """So many of the things that the middle block's text half has concepts for, spread over all of them."""
-    site = SaeSite(editor.model.hookpoints[1], "cond")
+    site = SaeSite(editor.model.spec.default_hookpoint, "cond")
     found = [object_name for object_name in OBJECT_NAMES if latents_labelled(editor.table(site), object_name)]
     if n > len(found):
         raise ValueError(f"Concepts carry the labels of {len(found)} things; {n} were asked for.")

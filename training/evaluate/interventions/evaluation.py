@@ -16,12 +16,13 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from core.arrays import Floats
 from core.diffusion.schedule import named_steps, step_times
 from core.edits import Editor
 from core.edits.kinds import ConceptEdit, GlobalEdit, RemoveEdit, SpatialEdit
 from training.common.report import Cell, Table
 from training.evaluate.common.judges import Judges
-from training.evaluate.common.masks import Floats, Resampled, resampled
+from training.evaluate.common.masks import Resampled, resampled
 from training.evaluate.interventions.arms import Arm, Kind, Request, Unedited, draw_arm, labelled_objects, requests
 from training.evaluate.interventions.outcomes import EditOutcome, Judge, JudgeOutputs
 from training.evaluate.picturebook import held_out_scenes

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation
 
-from core.edits.kinds import RegionMask
 from core.edits.metrics import frequencies, layout_iou
+from core.edits.regions import RegionMask
 from training.evaluate.common.judges import BATCH, MIN_AREA, Judges, measure
 from training.evaluate.interventions.arms import Request
 from training.picturebook.models.autoencoder import to_pixels
@@ -24,8 +23,6 @@ from training.picturebook.world.world import NOUN_INDEX, NOUNS, OBJECT_INDEX, OB
 N_NEIGHBOURS = 3
 QUANTILE = 0.99
 """Share of unedited pictures that are no artifacts."""
-
-Floats = npt.NDArray[np.float64]
 
 
 class EditOutcome(NamedTuple):

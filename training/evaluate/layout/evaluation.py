@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from core.arrays import Floats
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.schedule import step_at, step_times
 from core.segmentation.semantic import Segmenter
 from training.common.report import Cell, Table
-from training.evaluate.common.masks import Floats, Resampled, grid_iou, pixel_iou, resampled
+from training.evaluate.common.masks import Resampled, grid_iou, pixel_iou, resampled
 from training.evaluate.layout.images import LayoutImages, joined, watch
 from training.evaluate.layout.methods import Baseline, Read, baselines
 from training.picturebook.world.captions import Caption

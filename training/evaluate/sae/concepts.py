@@ -24,7 +24,7 @@ from core.segmentation.grids import cell_counts, majority
 from core.segmentation.semantic import Segmenter
 from training.common.report import Cell, Table
 from training.evaluate.common.proportions import Z
-from training.labels.sampling import draw, label_maps
+from training.labels.sampling import label_maps, sample_and_encode
 from training.labels.tally import Entries
 
 MIN_CELLS = 32
@@ -128,7 +128,7 @@ class Bench:
         self.chance = {key: Meetings.none(*of.cells.shape) for key, of in met.items()}
         for start in range(0, len(self.prompts), settings.batch_size):
             part = self.prompts[start : start + settings.batch_size]
-            batch = draw(self.model, saes, steps, part, range(start, start + len(part)))
+            batch = sample_and_encode(self.model, saes, steps, part, range(start, start + len(part)))
             labels = label_maps(self.segmenter, batch.images)
             classes = {h: majority(cell_counts(labels, n_classes, *size)) for h, size in batch.sizes.items()}
             for sae_id, codes_by_step in batch.codes_by_step.items():

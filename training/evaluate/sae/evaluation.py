@@ -11,18 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from core.activations.hooks import BRANCHES, ActivationKey, Edit, edit, record
+from core.activations.hooks import BRANCHES, ActivationKey, UpdateEdit, edit, record
+from core.arrays import Floats, Ints
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import Branch
-from core.diffusion.schedule import step_at
 from core.sae.autoencoder import SaeId, SparseAutoencoder
 from training.common.report import Cell, Table
-
-Floats = npt.NDArray[np.float64]
+from training.labels.sampling import steps_of
 
 DENSE = 0.1
 """A latent that fires on a larger share of the positions is dense: it says little about any of them."""
@@ -135,7 +133,7 @@ class ReconstructionSums:
             fired=np.sum([t.fired for t in tallies], axis=0),
         )
 
-    def explained(self, rows: npt.NDArray[np.int64] | None = None, pca: bool = False) -> float:
+    def explained(self, rows: Ints | None = None, pca: bool = False) -> float:
         """Explained variance over some pictures (all by default), between minus infinity and 1."""
         chosen = np.arange(len(self.errors)) if rows is None else rows
         errors = np.array(self.pca_errors if pca else self.errors)[chosen].sum()
@@ -169,13 +167,6 @@ def tally(tally_: ReconstructionSums, sae: SparseAutoencoder, x: Tensor, basis: 
     tally_.fired += np.bincount(code.indices.flatten()[active].numpy(), minlength=sae.cfg.d_sae)
     tally_.n_positions += len(x)
     tally_.n_active += int(active.sum())
-
-
-def steps_of(sae_id: SaeId, n_steps: int, n_each: int) -> list[int]:
-    """The sampler steps at which an SAE is measured."""
-    if sae_id.t == "all":
-        return sorted({round(step) for step in np.linspace(0, n_steps - 1, n_each)})
-    return [step_at(sae_id.t, n_steps)]
 
 
 Saes = dict[SaeId, SparseAutoencoder]
@@ -259,7 +250,7 @@ PARTS = (reconstruction, replacement)
 """In this order."""
 
 
-def _rebuild(saes: dict[Branch, SparseAutoencoder]) -> Edit:
+def _rebuild(saes: dict[Branch, SparseAutoencoder]) -> UpdateEdit:
     def change(key: ActivationKey, update: Tensor) -> Tensor | None:
         if key.branch not in saes:
             return None

@@ -1,7 +1,6 @@
 """Latents of many scenes with their captions as tokens, computed once, kept as shards of safetensors."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from core.files import write_atomically
 from training.picturebook.models.autoencoder import to_pixels
 from training.picturebook.models.loop import Batch
 from training.picturebook.world.captions import Split, drop_words
@@ -64,9 +64,8 @@ def compute_latents(autoencoder: AutoencoderKL, n_scenes: int, folder: Path, spl
                 parts["latents"].append(_encode(autoencoder, to_pixels(images).to(device)).half().cpu())
                 parts["tokens"].append(torch.from_numpy(ids))
                 parts["layout"].append(torch.from_numpy(layout))
-            part = target.with_suffix(".part")
-            save_file({name: torch.cat(tensors) for name, tensors in parts.items()}, part)
-            os.replace(part, target)
+            with write_atomically(target) as part:
+                save_file({name: torch.cat(tensors) for name, tensors in parts.items()}, part)
             logger.info("latents: shard %d of %d", shard + 1, -(-n_scenes // SHARD))
 
 

@@ -6,7 +6,6 @@ step alone, so that a run that was killed and resumed sees the batches that it w
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from core.files import write_atomically
 from training.common.checkpoint import Checkpoint, load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
 from training.picturebook.models.muon import Muon
 
@@ -117,8 +117,8 @@ def train(task: Task, config: LoopConfig, folder: Path, *, n_workers: int, every
             since = time.monotonic()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        save_file(ema.weights, folder / "ema.safetensors.part")
-        os.replace(folder / "ema.safetensors.part", folder / "ema.safetensors")
+        with write_atomically(folder / "ema.safetensors") as part:
+            save_file(ema.weights, part)
 
 
 class Ema:
@@ -197,7 +197,7 @@ def _log(folder: Path, step: int, loss: float, pace: float, config: LoopConfig) 
         "%s: step %d of %d, loss %.4f, %.0f samples a second, %.0f minutes left",
         *(folder.name, step, config.n_steps, loss, pace * config.batch_size, left),
     )
-    with (folder / "log.jsonl").open("a") as file:
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, "loss": loss, "samples": step * config.batch_size}) + "\n")
 
 
@@ -213,5 +213,5 @@ def _show(task: Task, ema: Ema, model: nn.Module, folder: Path, step: int, confi
         model.load_state_dict(trained)
         model.train()
     logger.info("%s: %s", folder.name, ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
-    with (folder / "log.jsonl").open("a") as file:
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, "samples": step * config.batch_size, **figures}) + "\n")

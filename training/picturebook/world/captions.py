@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.diffusion.text import delete_words, distinct_words, only_words
+from training.common.splits import HELD_OUT
 from training.picturebook.world.world import (
     BACKGROUND_INDEX,
     BACKGROUNDS,
@@ -51,8 +52,6 @@ OPENINGS: tuple[tuple[str, float], ...] = (("", 0.7), ("a picture of ", 0.15), (
 PAIRINGS: tuple[tuple[str, float], ...] = (("and", 0.7), ("with", 0.3))
 EMPTY_P = 1 / 3
 """Probability that a caption from which words are left out loses all of them."""
-HELD_OUT = 10
-"""One in so many combinations of nouns, place and style is kept from training."""
 
 
 @dataclass(frozen=True)

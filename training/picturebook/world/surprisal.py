@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from core.diffusion.text import distinct_words
+from core.files import write_text
 from training.picturebook.world.captions import sample_caption, sample_story, vocabulary
 
 N_CAPTIONS = 400_000
@@ -25,4 +26,4 @@ def surprisals(n_captions: int = N_CAPTIONS, seed: int = 0) -> dict[str, float]:
 
 def write_surprisals(path: Path, n_captions: int = N_CAPTIONS) -> None:
     """Store them as JSON, a line a word."""
-    path.write_text(json.dumps(surprisals(n_captions), indent=1) + "\n")
+    write_text(path, json.dumps(surprisals(n_captions), indent=1) + "\n")
