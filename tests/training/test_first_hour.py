@@ -29,7 +29,7 @@ from training.labels import command as labels
 
 PROMPTS = "a cat on the moon\na red house in the snow\na small whale in the sea\na photo of a tree\n"
 SMALL = {
-    "stream": {"batch_size": 64, "pictures": 4, "batches_per_buffer": 8, "sampler_batch_size": 4},
+    "stream": {"batch_size": 64, "images_per_buffer": 4, "batches_per_buffer": 8, "sampler_batch_size": 4},
     "training": {
         "n_steps": 16,
         "k": 4,
@@ -41,7 +41,7 @@ SMALL = {
     },
 }
 """What of the recipe is made small."""
-FEW = "--pictures 4 --batch 4 --permutations 3 --gallery 2 --effect-pictures 2 --device cpu"
+FEW = "--images 4 --batch 4 --permutations 3 --gallery 2 --effect-images 2 --device cpu"
 
 Command = Callable[[str], None]
 
