@@ -123,7 +123,7 @@ def test_the_three_lines_end_in_a_page_with_concepts(
     assert isinstance(item, Scene)
     kept = runtime.trace(item.key)
     assert kept is not None
-    assert [str(place) for place in kept.places()] == [
+    assert [str(place) for place in kept.sites()] == [
         "mid_block.attentions.0 (uncond)",
         "mid_block.attentions.0 (cond)",
     ]
