@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from core.arrays import Floats, Ints
 from core.spec import STAGES, Stage
-
-Floats = NDArray[np.float64]
 
 STEPS_OFFSET = 1
 """Added to every timestep of the "leading" spacing, as Stable Diffusion does."""
@@ -61,7 +60,7 @@ class NoiseSchedule:
         log_snrs = self.log_snrs
         return np.interp(np.asarray(log_snr, np.float64), log_snrs[::-1], np.arange(len(log_snrs))[::-1])
 
-    def sampler_timesteps(self, n_steps: int) -> NDArray[np.int64]:
+    def sampler_timesteps(self, n_steps: int) -> Ints:
         """Timesteps of the sampler from noise to picture, [S]; 50 of 1000 are 981, 961, ..., 1."""
         n_trained = len(self.alphas_cumprod)
         if not 1 <= n_steps < n_trained:

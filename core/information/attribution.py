@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.arrays import Floats
 from core.diffusion.text import delete_words, distinct_words, only_words
 from core.errors import PromptError, WordNotInPromptError
 from core.information.estimator import Comparison, Estimate, NoisePredictor
@@ -24,7 +25,7 @@ from core.information.measuring import (
     settings_of,
 )
 from core.information.quadrature import Sampler
-from core.information.results import Attribution, AttributionProgress, Curves, Floats, Given, Timeline, mean_and_stderr
+from core.information.results import Attribution, AttributionProgress, Curves, Given, Timeline, mean_and_stderr
 
 if TYPE_CHECKING:
     from core.diffusion.sampling import Generation

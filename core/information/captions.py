@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from core.arrays import Floats
 from core.errors import PromptError
 from core.information.estimator import Comparison, Estimate, NoisePredictor
 from core.information.measuring import Plan, check_text, integrated_range, last_of, measure, sampler_for, settings_of
 from core.information.quadrature import Sampler
 from core.information.ranking import Ranking, closest, differences, wanted_error
-from core.information.results import Floats, Progress, mean_and_stderr
+from core.information.results import Progress, mean_and_stderr
 
 if TYPE_CHECKING:
     from core.diffusion.sampling import Generation

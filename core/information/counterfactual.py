@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from core.arrays import Floats
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import ddim_step
 from core.diffusion.text import delete_words, replace_word, split_words
@@ -66,7 +66,7 @@ class WordChange:
     """The picture as it comes back from its noise."""
     after: Image.Image
     """The picture from the same noise under the changed prompt."""
-    change: NDArray[np.float64]
+    change: Floats
     """[h, w] squared difference of the two pictures' latents, summed over channels."""
     relative_change: float
     """Its root over the length of the picture's own latents."""

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from core.information.results import Floats, Given, Measurement, mean_and_stderr
+from core.arrays import Floats
+from core.information.results import Given, Measurement, mean_and_stderr
 
 
 class Total(NamedTuple):

@@ -16,13 +16,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from core.arrays import Floats, Ints
 from core.diffusion.schedule import NoiseSchedule
 from core.information.quadrature import Draw, Sampler, draw, fit
-
-Floats = NDArray[np.float64]
 
 _HALF_BIT = 1 / (2 * math.log(2))
 """The formulas' half, and nats to bits."""
@@ -191,7 +189,7 @@ class Estimator:
             self.n_evals += len(which)
         return torch.cat(parts).reshape(m, n_texts, *parts[0].shape[1:])
 
-    def _add(self, batch: Draw, eps: Tensor, owner: NDArray[np.int64], group: _Group) -> None:
+    def _add(self, batch: Draw, eps: Tensor, owner: Ints, group: _Group) -> None:
         """Add m noise samples to the replicates that own them, [m]."""
         noise = batch.noise.to(eps.device)
         orthogonal, direct = contributions(eps, noise, group.context, group.text)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.arrays import Floats
 from core.information.estimator import Comparison, Estimate, NoisePredictor
 from core.information.measuring import (
     Plan,
@@ -26,7 +27,7 @@ from core.information.measuring import (
     settings_of,
 )
 from core.information.quadrature import Sampler
-from core.information.results import Floats, Measurement, Progress, mean_and_stderr
+from core.information.results import Measurement, Progress, mean_and_stderr
 
 if TYPE_CHECKING:
     from core.diffusion.sampling import Generation

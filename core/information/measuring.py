@@ -16,10 +16,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from core.arrays import Floats
 from core.errors import Cancelled, ImageError
 from core.information.estimator import Comparison, Cost, Estimate, Estimator, NoisePredictor, cost
 from core.information.quadrature import Sampler
-from core.information.results import Floats, Measurement, Progress
+from core.information.results import Measurement, Progress
 from core.information.rounding import MOST, Rounding, is_rounded
 
 if TYPE_CHECKING:

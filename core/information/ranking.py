@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.information.results import Floats, Measurement, mean_and_stderr, t_cdf, t_quantile
+from core.arrays import Floats
+from core.information.results import Measurement, mean_and_stderr, t_cdf, t_quantile
 
 LOOKS_FACTOR = 1.3
 """Errors of differences are taken this much larger before they become probabilities, because a run is looked at again

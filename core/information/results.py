@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from core.arrays import Bools, Floats
+
 Stopped = Literal["converged", "budget", "cancelled"]
 Given = Literal["rest", "nothing"]
 Result = TypeVar("Result")
@@ -120,9 +120,9 @@ class Attribution(Measurement):
         return self.bits - half, self.bits + half
 
     @property
-    def contradicts(self) -> NDArray[np.bool_]:
+    def contradicts(self) -> Bools:
         """[W] whether the word disagrees with the picture: it moves the prediction, but significantly the wrong way."""
-        clearly_wrong: NDArray[np.bool_] = self.direct_bits < -self.interval_factor() * self.direct_stderr
+        clearly_wrong: Bools = self.direct_bits < -self.interval_factor() * self.direct_stderr
         return clearly_wrong
 
     @classmethod

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from core.files import write_text
 from core.information.results import Attribution, Curves, Given, Timeline
 
 GIVEN: tuple[Given, ...] = ("rest", "nothing")
@@ -79,8 +80,10 @@ def save_example(
     for given, attribution in attributions.items():
         save_attribution(attribution, folder / f"{name}-{given}.safetensors")
     index = folder / "index.json"
-    entries = [e for e in (json.loads(index.read_text()) if index.is_file() else []) if e["name"] != name]
-    index.write_text(json.dumps([*entries, {"name": name, **settings}], indent=1, ensure_ascii=False) + "\n")
+    entries = [
+        e for e in (json.loads(index.read_text(encoding="utf-8")) if index.is_file() else []) if e["name"] != name
+    ]
+    write_text(index, json.dumps([*entries, {"name": name, **settings}], indent=1, ensure_ascii=False) + "\n")
 
 
 def save_attribution(a: Attribution, path: Path) -> None:
