@@ -20,11 +20,13 @@ import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from core.diffusion.graph_capture import Capture, CudaCapture, Output, Work
 
 log = logging.getLogger(__name__)
 
@@ -36,50 +38,6 @@ KEPT = 8
 """Graphs of a module that are kept, the most recently used."""
 _KNOWN = ("torch.nn.", "diffusers.")
 """Packages whose modules and attention processors compute the same whenever they have the same parts and settings."""
-
-Output = Tensor | tuple[Tensor, ...]
-Work = Callable[..., Output]
-"""From tensors to tensors, with nothing else that varies."""
-Capture = Callable[[Work, Sequence[Tensor]], Callable[[], Output]]
-"""Records some work on input tensors. What it returns does the work again on what the inputs hold by then, into the
-same output tensors at every call."""
-
-
-class CudaCapture:
-    """A `Capture` by CUDA graphs that share one memory pool, on a side stream as recording requires."""
-
-    def __init__(self) -> None:
-        self._stream: torch.cuda.Stream | None = None
-        self._pool: Any = None
-
-    def __call__(self, work: Work, inputs: Sequence[Tensor]) -> Callable[[], Output]:
-        """Record the work, after one run that lets the libraries set up their handles and workspaces."""
-        with torch.cuda.device(inputs[0].device):
-            if self._stream is None:
-                self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-                self._pool = torch.cuda.graph_pool_handle()
-            graph, stream, current = torch.cuda.CUDAGraph(), self._stream, torch.cuda.current_stream()
-            stream.wait_stream(current)
-            # By hand and not by `torch.cuda.graph`, which collects garbage and empties the allocator's cache each time.
-            with torch.cuda.stream(stream):
-                work(*inputs)
-                stream.synchronize()
-                # Other threads of the app may use the GPU meanwhile.
-                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-                try:
-                    output = work(*inputs)
-                except BaseException:
-                    with suppress(RuntimeError):
-                        graph.capture_end()
-                    raise
-                graph.capture_end()
-            current.wait_stream(stream)
-
-        def replay() -> Output:
-            graph.replay()
-            return output
-
-        return replay
 
 
 class CallGraphs:

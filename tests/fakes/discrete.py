@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.diffusion.predictor import Conditions
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.text import distinct_words
 
@@ -41,7 +42,7 @@ class DiscreteWorld:
         self.centres = apart * looks[[state.look for state in states]]
         self.p = np.array([state.p for state in states])
         self.vocabulary = sorted({word for state in states for word in distinct_words(state.words)})
-        self.schedule = NoiseSchedule.stable_diffusion()
+        self.schedule, self.device = NoiseSchedule.stable_diffusion(), torch.device("cpu")
 
     def told_by(self, text: str) -> NDArray[np.bool_]:
         """[K] the states that all words of a text tell."""
@@ -63,15 +64,15 @@ class DiscreteWorld:
     def busy(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """[N, K] the states that a text leaves over."""
-        return torch.from_numpy(np.stack([self.told_by(text) for text in texts]))
+    def encode_text(self, texts: Sequence[str]) -> Conditions:
+        """`states` [N, K]: whether each state is possible given each text."""
+        return Conditions({"states": torch.from_numpy(np.stack([self.told_by(text) for text in texts]))})
 
-    def predict_noise(self, x: Tensor, log_snr: Tensor, embeddings: Tensor) -> Tensor:
+    def predict_noise(self, x: Tensor, log_snr: Tensor, conditions: Conditions) -> Tensor:
         """E[eps | x_a, text] = n (x_a - s sum of posterior times centre) / (s^2 tau^2 + n^2)."""
         signal, noise = (torch.sigmoid(sign * log_snr).numpy()[:, None] for sign in (1, -1))
         flat = x.double().flatten(1).numpy()
-        posterior = np.exp(_normalised(self._log_joint(flat, signal, noise, embeddings.numpy())))
+        posterior = np.exp(_normalised(self._log_joint(flat, signal, noise, conditions.tensors["states"].numpy())))
         mean = np.sqrt(signal) * (posterior @ self.centres)
         out = np.sqrt(noise) * (flat - mean) / (signal * self.tau**2 + noise)
         return torch.from_numpy(out).float().reshape(x.shape)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.diffusion.predictor import Conditions
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.text import distinct_words
 
@@ -38,7 +39,7 @@ class GaussianWorld:
         self.d = int(np.prod(shape))
         strength = np.linspace(1.0, 0.4, len(self.words)) / np.sqrt(k)
         self.loadings = rng.normal(size=(self.d, len(self.words), k)) * strength[:, None]
-        self.schedule = NoiseSchedule.stable_diffusion()
+        self.schedule, self.device = NoiseSchedule.stable_diffusion(), torch.device("cpu")
         self.batch_sizes: list[int] = []
         self.encoded: list[str] = []
         self.draw_words(rng)
@@ -71,20 +72,21 @@ class GaussianWorld:
     def busy(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """[N, W] which of the words a text has, 0 or 1."""
+    def encode_text(self, texts: Sequence[str]) -> Conditions:
+        """`words` [N, W]: whether each text has each word, 0 or 1."""
         self.encoded += texts
-        return torch.tensor([[float(word in distinct_words(text)) for word in self.words] for text in texts])
+        has = [[float(word in distinct_words(text)) for word in self.words] for text in texts]
+        return Conditions({"words": torch.tensor(has)})
 
-    def predict_noise(self, x: Tensor, log_snr: Tensor, embeddings: Tensor) -> Tensor:
+    def predict_noise(self, x: Tensor, log_snr: Tensor, conditions: Conditions) -> Tensor:
         """E[eps | x_a, text] = n (s^2 Sigma + n^2)^-1 (x_a - s mean)."""
         self.batch_sizes.append(len(x))
         out = np.empty((len(x), self.d))
         signal, noise = (torch.sigmoid(sign * log_snr).numpy()[:, None] for sign in (1, -1))
-        flat, told = x.double().flatten(1).numpy(), embeddings.numpy()
-        for has in np.unique(told, axis=0):
+        flat, given = x.double().flatten(1).numpy(), conditions.tensors["words"].numpy()
+        for has in np.unique(given, axis=0):
             known = self.known(" ".join(word for word, here in zip(self.words, has, strict=True) if here))
-            rows = (told == has).all(1)
+            rows = (given == has).all(1)
             centred = flat[rows] - np.sqrt(signal[rows]) * known.mean
             turned = centred @ known.vectors / (signal[rows] * known.values + noise[rows])
             out[rows] = np.sqrt(noise[rows]) * turned @ known.vectors.T

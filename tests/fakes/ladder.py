@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.diffusion.predictor import Conditions
 from tests.fakes.gaussian import GaussianWorld
 
 D = 8
@@ -42,12 +43,12 @@ class TrainedRung(Rung):
         self._network, self._rung = network, RUNGS.index(bits)
 
     @torch.no_grad()
-    def predict_noise(self, x: Tensor, log_snr: Tensor, embeddings: Tensor) -> Tensor:
-        """What the network guesses; a text has the word or it has not."""
-        told = embeddings[:, 0].float()
+    def predict_noise(self, x: Tensor, log_snr: Tensor, conditions: Conditions) -> Tensor:
+        """The network's prediction."""
+        has_word = conditions.tensors["words"][:, 0].float()
         y = torch.from_numpy(self.y[0]).float().expand(len(x), D)
         rung = torch.full((len(x),), self._rung)
-        out: Tensor = self._network(x.flatten(1), log_snr.float(), y, told, rung)
+        out: Tensor = self._network(x.flatten(1), log_snr.float(), y, has_word, rung)
         return out.reshape(x.shape)
 
 

@@ -20,12 +20,12 @@ pytestmark = pytest.mark.gpu
 def fast(narrow: Diffuser) -> Iterator[Diffuser]:
     """A model whose small calls are replayed: from CUDA graphs, or elsewhere than on a GPU from tape."""
     before = narrow.graphs
-    narrow.graphs = (
+    narrow.predictor.graphs = (
         CallGraphs(narrow.unet) if narrow.device.type == "cuda" else CallGraphs(narrow.unet, capture=TapeCapture)
     )
     yield narrow
     narrow.graphs.clear()
-    narrow.graphs = before
+    narrow.predictor.graphs = before
 
 
 def draw(model: Diffuser, *contexts: Any) -> Tensor:

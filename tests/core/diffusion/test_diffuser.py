@@ -16,6 +16,7 @@ from core.diffusion.diffuser import Diffuser
 from core.diffusion.hookpoints import nearest_hookpoints
 from core.diffusion.loading import load_model
 from core.diffusion.sampling import Generation, Preview, ddim_step
+from core.diffusion.text_encoder import TEXT
 from core.errors import Cancelled, ModelError, PromptError, UnknownWordError
 from tests.conftest import make_pipeline
 
@@ -118,8 +119,8 @@ def test_noise_is_predicted_at_times_between_the_trained_ones(model: Diffuser) -
     a = torch.tensor([log_snrs[400], (log_snrs[400] + log_snrs[401]) / 2])
     text = model.encode_text(["a cat", "a dog"])
     with torch.no_grad():
-        by_hand = model.unet(x, torch.tensor([400.0, 400.5]), encoder_hidden_states=text).sample
-        snapped = model.unet(x, torch.tensor([400.0, 400.0]), encoder_hidden_states=text).sample
+        by_hand = model.unet(x, torch.tensor([400.0, 400.5]), encoder_hidden_states=text.tensors[TEXT]).sample
+        snapped = model.unet(x, torch.tensor([400.0, 400.0]), encoder_hidden_states=text.tensors[TEXT]).sample
     torch.testing.assert_close(model.predict_noise(x, a, text), by_hand)
     assert not torch.allclose(by_hand[1], snapped[1])
 
@@ -137,9 +138,9 @@ def test_float32_is_float32_on_a_gpu_too(model: Diffuser) -> None:
 def test_every_distinct_text_is_encoded_once(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(model_folder)
     met: list[str] = []
-    encode = model._encode_one
-    monkeypatch.setattr(model, "_encode_one", lambda text: met.append(text) or encode(text))
-    embeddings = model.encode_text(["a cat", "", "a cat"])
+    encode = model.text_encoder._encode_one
+    monkeypatch.setattr(model.text_encoder, "_encode_one", lambda text: met.append(text) or encode(text))
+    embeddings = model.text_embeddings(["a cat", "", "a cat"])
     model.encode_text(["", "a dog"])
     assert met == ["a cat", "", "a dog"]
     assert embeddings.shape == (3, 24, 32)

@@ -113,7 +113,7 @@ def hub(both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 def test_only_what_is_read_is_fetched(hub: Hub, dtype: str, expected: list[str]) -> None:
     model = load_model("some/model", device="cpu", dtype=dtype)
     assert hub.cached == sorted(expected)
-    assert model.dtype == model.encode_text([PROMPT]).dtype == getattr(torch, dtype)
+    assert model.dtype == model.text_embeddings([PROMPT]).dtype == getattr(torch, dtype)
 
 
 def test_a_commit_that_is_cached_is_loaded_without_asking(hub: Hub) -> None:
@@ -162,7 +162,7 @@ def test_half_precision_files_are_computed_in_full(tmp_path: Path) -> None:
     make_pipeline().to(torch.float16).save_pretrained(tmp_path / "half", safe_serialization=True)
     model = load_model(tmp_path / "half", device="cpu")
     assert model.dtype == torch.float32
-    assert model.encode_text([PROMPT]).dtype == torch.float32
+    assert model.text_embeddings([PROMPT]).dtype == torch.float32
 
 
 def test_what_cannot_be_computed_in_is_refused(model_folder: Path) -> None:
@@ -173,11 +173,11 @@ def test_what_cannot_be_computed_in_is_refused(model_folder: Path) -> None:
 def test_the_text_encoder_can_be_kept_apart(model_folder: Path) -> None:
     narrow = load_model(model_folder, device="cpu", dtype="bfloat16")
     apart = load_model(model_folder, device="cpu", dtype="bfloat16", text_device="cpu")
-    assert narrow.encode_text([PROMPT]).dtype == torch.bfloat16
-    assert apart.encode_text([PROMPT]).dtype == torch.float32
+    assert narrow.text_embeddings([PROMPT]).dtype == torch.bfloat16
+    assert apart.text_embeddings([PROMPT]).dtype == torch.float32
     assert apart.generate(PROMPT, num_inference_steps=1).latents.isfinite().all()
     moved = load_model(model_folder, device="meta", dtype="bfloat16", text_device="cpu")
-    assert (moved.unet.device.type, moved.encode_text([PROMPT]).device.type) == ("meta", "cpu")
+    assert (moved.unet.device.type, moved.text_embeddings([PROMPT]).device.type) == ("meta", "cpu")
 
 
 # --- little memory ----------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_loading_reads_the_free_memory(model_folder: Path, monkeypatch: pytest.M
 def test_parts_that_take_turns_compute_the_same(model_folder: Path) -> None:
     pytest.importorskip("accelerate")
     whole, turns = (load_model(model_folder, device="cpu", offload=offload) for offload in (False, True))
-    hooks = [module._hf_hook for module in (turns._text_encoder, turns.unet, turns._vae)]  # type: ignore[attr-defined]
+    hooks = [module._hf_hook for module in (turns.text_encoder._module, turns.unet, turns.codec._vae)]  # type: ignore[attr-defined]
     entered = dict.fromkeys(hooks, 0)
     for hook in hooks:
         before = hook.pre_forward
