@@ -128,7 +128,7 @@ def test_progress_is_told_and_closing_frees_the_model(model: Diffuser, picture: 
         (("a zebra", "zebra"), {}, UnknownWordError, "zebra"),
         (("", "cat"), {}, PromptError, "no word"),
         ((PROMPT, "cat"), {"num_inference_steps": 0}, ValueError, "number of steps"),
-        ((PROMPT, "cat"), {"n_fixed_point_iterations": 0}, ValueError, "at least one guess"),
+        ((PROMPT, "cat"), {"n_fixed_point_iterations": 0}, ValueError, "at least one fixed-point"),
     ],
 )
 def test_mistakes_are_told_before_the_model_is_touched(
