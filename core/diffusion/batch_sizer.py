@@ -34,18 +34,18 @@ _MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "CUD
 
 
 class Load(NamedTuple):
-    """A kind of call whose rows all take the same memory."""
+    """A kind of call: all its rows take the same memory."""
 
     what: str
-    """What is called, in messages: `the U-Net`."""
+    """Name for messages: `the U-Net`."""
     dtype: torch.dtype
-    """Of the activations."""
+    """The dtype of the activations."""
     n_tokens: int = 0
-    """Rows of the text embeddings."""
+    """Rows of the text embeddings, where there are any."""
 
 
 class Cost(NamedTuple):
-    """What a call takes, in bytes: `fixed` and for every row `per_row`."""
+    """Memory of a call in bytes: fixed + per_row * rows."""
 
     per_row: int
     fixed: int
@@ -58,16 +58,17 @@ class BatchSizer:
         self.memory = memory
         self._costs: dict[Load, Cost] = {}
         self._most: dict[Load, tuple[int, int | None]] = {}
-        """Rows that went well after more had run out of memory, and what was available then."""
+        """By load, the batch size that succeeded after larger ones had run out of memory, and the bytes available
+        then."""
 
     def fits(self, load: Load, n: int, estimate: int, probe: Callable[[int], object]) -> int:
         """How many of n rows fit into one call, at least 1.
 
         Args:
             load: The kind of call.
-            n: Rows there are.
-            estimate: Bytes that a row takes at least; what it takes, if it cannot be measured.
-            probe: Makes a call of so many rows, for measuring.
+            n: Number of rows.
+            estimate: Minimum bytes per row; without measurements, it is the estimate.
+            probe: Makes a call with a given number of rows, for measuring.
         """
         if n == 1:
             return 1
@@ -87,13 +88,18 @@ class BatchSizer:
         whole: bool = False,
         remedy: str = "",
     ) -> list[ResultT]:
-        """Results of `compute` for consecutive parts of n rows: `rows` at once, and half as many when memory runs out.
+        """Results of `compute` for consecutive slices of n rows: `rows` at once, and half as many when memory runs out.
 
-        What was computed before is kept. `compute` may be asked for rows again of which it was asked before, when that
-        call has failed. `whole`: the rows cannot be parted.
+        Args:
+            load: The kind of call.
+            n: Number of rows.
+            rows: Rows in the first call.
+            compute: Called with a slice of the rows; after a failure, with parts of the same slice.
+            whole: The rows cannot be split.
+            remedy: End of the error message.
 
         Raises:
-            OutOfMemory: Not even one row fits, or not all where they cannot be parted. The message ends in `remedy`.
+            OutOfMemory: Not even one row fits, or `whole` and not all fit.
         """
         results: list[ResultT] = []
         done, failed = 0, 0
@@ -119,7 +125,7 @@ class BatchSizer:
                     self._most[load] = rows, self.memory.available()
                     failed = 0
                 continue
-            # Only here, with the error gone, are the tensors free that its traceback held.
+            # Only here, with the error gone, are the tensors freed that its traceback held.
             self.memory.release()
             if size == 1 or whole:
                 raise OutOfMemory(str(self.memory), load.what, size, self.memory.available(), why, remedy)
@@ -129,14 +135,14 @@ class BatchSizer:
     def _measure(self, load: Load, estimate: int, probe: Callable[[int], object]) -> Cost:
         cost = Cost(max(1, int(ESTIMATE_MARGIN * estimate)), 0)
         if self.memory.measurable:
-            # The first call may bring weights to the device, or work space that stays; it is not counted.
+            # The first call may move weights to the device or allocate a workspace that stays; it is not counted.
             peaks = [self._peak(partial(probe, n)) for n in (1, 1, 2)]
             if None in peaks:
                 self.memory.release()
                 cost = Cost(max(cost.per_row, self.memory.available() or 1), 0)  # one at a time
             else:
                 _, one, two = (peak or 0 for peak in peaks)
-                # A replayed graph takes less than a row needs: never less than the estimate.
+                # Never less than the estimate: replaying a graph takes less than a call.
                 per_row = max(two - one, estimate, 1)
                 cost = Cost(per_row, max(0, one - per_row))
             log.debug("%s, %s: %.3f GiB a row, %.3f besides", load.what, load.dtype, *(part / GIB for part in cost))
@@ -144,7 +150,7 @@ class BatchSizer:
         return cost
 
     def _peak(self, call: Callable[[], object]) -> int | None:
-        """What a call takes; None if it runs out of memory."""
+        """The peak of a call; None if it runs out of memory."""
         try:
             return self.memory.measure(call)
         except (RuntimeError, OutOfMemory) as error:
@@ -153,7 +159,7 @@ class BatchSizer:
             return None
 
     def learned(self, load: Load, n: int) -> int:
-        """Of n rows, as many as memory did not run out with; all again, once there is twice as much of it."""
+        """n, or the batch size that succeeded after larger ones had failed, until twice as much memory is available."""
         if load not in self._most:
             return n
         most, then = self._most[load]
@@ -165,14 +171,14 @@ class BatchSizer:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whichever device."""
+    """Whether an error means that memory ran out, on any device."""
     if isinstance(error, torch.OutOfMemoryError | OutOfMemory):
         return True
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
 def has_hooks(modules: Iterable[torch.nn.Module]) -> bool:
-    """Whether somebody looks into any of these modules, or changes something there."""
+    """Whether any of these modules has a forward hook."""
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 

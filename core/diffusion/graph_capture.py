@@ -9,28 +9,28 @@ from torch import Tensor
 
 Output = Tensor | tuple[Tensor, ...]
 Work = Callable[..., Output]
-"""From tensors to tensors, with nothing else that varies."""
+"""A function of tensors alone, with tensors as its output."""
 Capture = Callable[[Work, Sequence[Tensor]], Callable[[], Output]]
-"""Records some work on input tensors. What it returns does the work again on what the inputs hold by then, into the
-same output tensors at every call."""
+"""Records some work on input tensors, and returns a function that repeats it: on the present contents of the inputs,
+with the same output tensors at every call."""
 
 
 class CudaCapture:
-    """A `Capture` by CUDA graphs that share one memory pool, on a side stream as recording requires."""
+    """A `Capture` by CUDA graphs that share a memory pool, on a side stream as recording requires."""
 
     def __init__(self) -> None:
         self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
 
     def __call__(self, work: Work, inputs: Sequence[Tensor]) -> Callable[[], Output]:
-        """Record the work, after one run that lets the libraries set up their handles and workspaces."""
+        """Record the work, after a warm-up in which libraries set up their handles and workspaces."""
         with torch.cuda.device(inputs[0].device):
             if self._stream is None:
                 self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 self._pool = torch.cuda.graph_pool_handle()
             graph, stream, current = torch.cuda.CUDAGraph(), self._stream, torch.cuda.current_stream()
             stream.wait_stream(current)
-            # By hand and not by `torch.cuda.graph`, which collects garbage and empties the allocator's cache each time.
+            # Not `torch.cuda.graph`, which collects garbage and empties the allocator's cache each time.
             with torch.cuda.stream(stream):
                 work(*inputs)
                 stream.synchronize()

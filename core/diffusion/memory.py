@@ -23,26 +23,26 @@ class Memory(Protocol):
 
     @property
     def measurable(self) -> bool:
-        """Whether `measure` can tell, so that probing is worth its calls."""
+        """Whether `measure` works on this device."""
 
     def available(self) -> int | None:
-        """Bytes that may be taken for activations; None where nobody knows."""
+        """Bytes available for activations; None if unknown."""
 
     def measure(self, call: Callable[[], object]) -> int:
-        """Make a call; bytes that it held at most, beside those held before."""
+        """Make a call; its peak in bytes, beyond what was held before."""
 
     def release(self) -> None:
-        """Give back what the allocator keeps for later."""
+        """Return the memory that the allocator caches."""
 
     def __str__(self) -> str:
-        """The device's name."""
+        """The name of the device."""
 
 
 class DeviceMemory:
-    """The memory of a real device."""
+    """`Memory` of a torch device."""
 
     limit: int
-    """Most bytes of a GPU that this process's tensors should take in all."""
+    """Limit of the GPU memory of all tensors of this process, in bytes."""
 
     def __init__(self, device: torch.device, limit: int = DEFAULT_LIMIT) -> None:
         self.device, self.limit = device, limit
@@ -51,11 +51,11 @@ class DeviceMemory:
         return "the CPU" if self.device.type == "cpu" else str(self.device)
 
     def available(self) -> int | None:
-        """Of main memory half of what is free; of a GPU's what is free and below the limit."""
+        """Half of what is free of main memory; of a GPU, what is free and below the limit."""
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             held = torch.cuda.memory_allocated(self.device)
-            free += torch.cuda.memory_reserved(self.device) - held  # kept by the allocator for whoever asks next
+            free += torch.cuda.memory_reserved(self.device) - held  # cached by the allocator
         elif self.device.type == "mps":
             held = torch.mps.driver_allocated_memory()
             free = torch.mps.recommended_max_memory() - held
@@ -66,7 +66,7 @@ class DeviceMemory:
 
     @property
     def measurable(self) -> bool:
-        """Only CUDA's allocator can tell."""
+        """True on CUDA, whose allocator records peaks."""
         return self.device.type == "cuda"
 
     def measure(self, call: Callable[[], object]) -> int:
@@ -74,7 +74,7 @@ class DeviceMemory:
         before = torch.cuda.memory_allocated(self.device)
         _keep_peak(self.device)
         call()
-        # Counted as kernels are launched, by the host: nothing has to be waited for.
+        # The host counts this as it launches kernels: no need to synchronise.
         return int(torch.cuda.max_memory_allocated(self.device)) - before
 
     def release(self) -> None:
@@ -86,7 +86,7 @@ class DeviceMemory:
 
 
 def main_memory_available() -> int | None:
-    """Bytes of main memory that can be had without swapping; None where the system does not say."""
+    """Bytes of main memory available without swapping; None if the system does not report it."""
     if sys.platform == "linux":
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -98,7 +98,7 @@ def main_memory_available() -> int | None:
 
 
 _peaks: dict[int, int] = {}
-"""By GPU, what was held at most before a probe set the allocator's own mark back."""
+"""By GPU, the peak before a measurement reset the allocator's own."""
 
 
 def _index(device: torch.device) -> int:
@@ -111,7 +111,7 @@ def _keep_peak(device: torch.device) -> None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin a new `peak` of a GPU's memory; on Linux also of the process's main memory."""
+    """Start a new `peak` of a GPU's memory, or on Linux of the process's main memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         _peaks[_index(device)] = 0
@@ -120,9 +120,9 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> int | None:
-    """Most bytes held since `reset_peak`: by tensors on a GPU, measurements included; on the CPU by the whole process.
+    """Peak in bytes since `reset_peak`, of tensors on a GPU or of the process's main memory; None if unknown.
 
-    `torch.cuda.max_memory_allocated` may miss what was held before a measurement in between. None where nobody knows.
+    Unlike `torch.cuda.max_memory_allocated`, it includes what was held before a measurement of `DeviceMemory`.
     """
     if device.type == "cuda":
         return max(_peaks.get(_index(device), 0), int(torch.cuda.max_memory_allocated(device)))

@@ -56,7 +56,7 @@ class NoiseSchedule:
         return float(log_snrs[-1]), float(log_snrs[0])
 
     def timestep_at(self, log_snr: ArrayLike) -> Floats:
-        """The (fractional) timestep at a log-SNR: interpolated on the trained grid, and exact on it; clipped at its ends."""
+        """The (fractional) timestep at a log-SNR: interpolated on the trained grid, clipped at its ends."""
         log_snrs = self.log_snrs
         return np.interp(np.asarray(log_snr, np.float64), log_snrs[::-1], np.arange(len(log_snrs))[::-1])
 

@@ -92,7 +92,7 @@ class Vocabulary:
 
     @staticmethod
     def _is_word(stem: str, mark: bool = False) -> bool:
-        """Whether a whole token is a word, or with `mark` also punctuation; single letters other than a and i are not."""
+        """Whether a whole token is a word, or with `mark` punctuation; single letters are not, but for a and i."""
         if len(stem) == 1:
             return stem in _ONE_LETTER or stem.isdigit() or (mark and not stem.isalpha())
         return bool(split_words(stem)) or mark

@@ -1,7 +1,7 @@
-"""In the place of CUDA graphs, on any device: the operations of a call on tape, played again without the modules.
+"""A stand-in for CUDA graphs on any device: records the operations of a call, and replays them without the modules.
 
-Like a CUDA graph it repeats the same operations on the same memory: no hook is called, and what Python decided while it
-was recorded stays decided.
+Like a CUDA graph it repeats the same operations on the same memory: hooks are not called, and Python's decisions during
+the recording are final.
 """
 
 from collections.abc import Callable, Sequence

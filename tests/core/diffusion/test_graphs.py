@@ -96,7 +96,7 @@ def test_calls_of_other_shapes_texts_and_masks_have_graphs_of_their_own_and_larg
 
 
 def test_only_the_most_recently_used_graphs_are_kept(fast: Diffuser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "KEPT", 2)
+    monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
     for n in (1, 2, 3):
         warm(fast, n)
     call(fast, 2)
