@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from core.diffusion.diffuser import Diffuser
 from core.diffusion.memory import DEFAULT_LIMIT, GIB
 from core.errors import ModelError
 from core.spec import BUILT_IN, ModelSpec
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +93,7 @@ def needs_offload(modules: Sequence[torch.nn.Module], device: torch.device) -> b
     return free < weights + WORKING_BYTES
 
 
-def _offload(pipeline: Any, spec: ModelSpec, device: torch.device) -> None:
+def _offload(pipeline: "StableDiffusionPipeline", spec: ModelSpec, device: torch.device) -> None:
     try:
         pipeline.enable_model_cpu_offload(device=device)
     except ImportError as error:
@@ -101,7 +104,7 @@ def _offload(pipeline: Any, spec: ModelSpec, device: torch.device) -> None:
     log.info("%s: little memory is free on %s, so the model's parts take turns there; slower", spec.name, device)
 
 
-def read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> Any:
+def read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> "StableDiffusionPipeline":
     """Load a pipeline of diffusers into main memory.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from core.diffusion.text_encoder import MASK, TEXT
 from core.errors import ModelError
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from diffusers import DDIMScheduler, UNet2DConditionModel
 
 ResultT = TypeVar("ResultT")
 
@@ -46,7 +46,7 @@ class UNetPredictor:
     def __init__(
         self,
         unet: "UNet2DConditionModel",
-        scheduler: Any,
+        scheduler: "DDIMScheduler",
         window_length: int,
         device: torch.device | None,
         sizer: BatchSizer,
@@ -203,7 +203,7 @@ def _full_convolutions() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def _read_scheduler(scheduler: Any) -> tuple[NoiseSchedule, str]:
+def _read_scheduler(scheduler: "DDIMScheduler") -> tuple[NoiseSchedule, str]:
     """The trained noise schedule, and what the U-Net predicts. The folder's choice of a sampler is ignored."""
     abar = getattr(scheduler, "alphas_cumprod", None)
     if abar is None:

@@ -7,10 +7,15 @@ model.
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from core.diffusion.text import split_words
 from core.errors import EmptyPromptError, PromptTooLongError, UnknownWordError
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+ItemT = TypeVar("ItemT")
 
 _END = "</w>"
 _ONE_LETTER = frozenset({"a", "i"})
@@ -30,7 +35,7 @@ class Vocabulary:
     """Maximum number of tokens in a prompt. A model that can spell any text reads a long prompt window by window; one
     with a vocabulary of its own was not trained on long prompts."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: "CLIPTokenizer") -> None:
         self._tokenizer = tokenizer
         self.window = int(tokenizer.model_max_length) - 2
         vocabulary = tokenizer.get_vocab()
@@ -102,5 +107,5 @@ class Vocabulary:
         return difflib.get_close_matches(word.lower(), long_enough, n=n, cutoff=0.6)
 
 
-def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+def _parts(items: Sequence[ItemT], size: int) -> list[Sequence[ItemT]]:
     return [items[at : at + size] for at in range(0, max(len(items), 1), size)]

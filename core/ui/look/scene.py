@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from core.arrays import Floats
 from core.diffusion.schedule import stage_at, step_times
-from core.information.results import Attribution, Floats, t_quantile
+from core.information.results import Attribution, t_quantile
 from core.spec import STAGES, Stage
 
 

@@ -7,8 +7,9 @@ from html import escape
 
 import numpy as np
 
+from core.arrays import Floats
 from core.diffusion.text import distinct_words, split_words
-from core.information.results import Attribution, Floats, Given
+from core.information.results import Attribution, Given
 from core.spec import STAGES, Stage
 from core.ui.look.colours import ink_on, scale_hex
 from core.ui.look.images import data_url, layer

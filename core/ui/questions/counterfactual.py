@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from core.information.results import Floats
+from core.arrays import Floats
 from core.ui.look.export import csv_of, image_lines, image_settings, rounded
 from core.ui.look.images import data_url, layer
 from core.ui.look.scene import Scene, t95

@@ -74,7 +74,7 @@ def test_with_and_without_the_empty_text_the_order_is_the_same(world: GaussianWo
 def test_the_published_rule_prefers_what_contradicts_the_picture() -> None:
     """An optimal denoiser is moved most by the caption that is wrong."""
     world = world_of({"cat": 0.5, "dog": 0.5})
-    result = run(world, world.picture(0, np.random.default_rng(0)), ["dog", "cat"], certainty=0.9)
+    result = run(world, world.image(0, np.random.default_rng(0)), ["dog", "cat"], certainty=0.9)
     assert result.order == (1, 0)
     assert result.orthogonal_order == (0, 1)
     assert result.p_best == result.p_order >= 0.9

@@ -8,7 +8,7 @@ import torch
 
 from core.information.attribution import attribute
 from core.information.quadrature import Sampler
-from tests.fakes.ladder import HIGH, LOW, RUNGS, Network, Rung, TrainedRung, pictures, train
+from tests.fakes.ladder import HIGH, LOW, RUNGS, Network, Rung, TrainedRung, images, train
 
 BITS = 1 / math.log(2)
 N_IMAGES = 24
@@ -22,7 +22,7 @@ def network() -> Network:
 def estimates(world: Rung) -> tuple[np.ndarray, np.ndarray]:
     """[N, 2] direct and orthogonal bits of the word, a row a picture, and the true ones by the optimal denoiser."""
     found, true = [], []
-    for seed, x in enumerate(pictures(world, N_IMAGES)):
+    for seed, x in enumerate(images(world, N_IMAGES)):
         sampler = Sampler(n_points=16, min_replicates=4)
         a = attribute(world, x, "word", rel_error=1e9, sampler=sampler, batch_size=1000, seed=seed)
         found.append((a.direct_bits[0], a.bits[0]))
@@ -48,7 +48,7 @@ def test_the_rungs_have_the_bits_that_they_say_and_the_range_loses_little(bits: 
     assert BITS * world.information("", "word") == pytest.approx(bits)
     within = BITS * world.information_within("", "word", LOW, HIGH)
     assert 0.985 * bits < within < bits  # what lies outside log-SNR -5 to 7
-    true = np.array([known(world, x) for x in pictures(world, 300)])
+    true = np.array([known(world, x) for x in images(world, 300)])
     error = true.std(0, ddof=1) / math.sqrt(len(true))
     assert (np.abs(true.mean(0) - within) < 4 * error).all()
 

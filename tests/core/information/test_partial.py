@@ -132,7 +132,7 @@ def pairs() -> DiscreteWorld:
 
 
 def test_the_discrete_worlds_own_formulas_agree(pairs: DiscreteWorld) -> None:
-    picture = pairs.picture(1, np.random.default_rng(0))
+    picture = pairs.image(1, np.random.default_rng(0))
     for text in ("cat", "hen", "cat hen"):
         assert pairs.direct(picture, "", text, -40, 40) == pytest.approx(pairs.log_ratio(picture, "", text), abs=1e-6)
         assert pairs.log_ratio(picture, "", text) == pytest.approx(-math.log(pairs.probability(text)), abs=1e-6)
@@ -142,7 +142,7 @@ def test_the_discrete_worlds_own_formulas_agree(pairs: DiscreteWorld) -> None:
 def test_redundancy_less_synergy_is_the_words_own_information(pairs: DiscreteWorld, state: int) -> None:
     """R - S = log p(both) / p(one) p(other) of two words that the picture determines, whatever redundancy is."""
     first, second = pairs.states[state].words.split()
-    picture = pairs.picture(state, np.random.default_rng(state))
+    picture = pairs.image(state, np.random.default_rng(state))
     prompt = f"{first} {second}"
     result = run(pairs, picture, prompt, n_replicates=256, given="nothing")
     own = math.log2(pairs.probability(prompt) / pairs.probability(first) / pairs.probability(second))
@@ -155,7 +155,7 @@ def test_redundancy_less_synergy_is_the_words_own_information(pairs: DiscreteWor
 
 def test_synonyms_share_all_they_tell() -> None:
     world = world_of({"dog hound": 0.5, "cat": 0.5})
-    result = run(world, world.picture(0, np.random.default_rng(0)), "dog hound", given="nothing", rel_error=0.2)
+    result = run(world, world.image(0, np.random.default_rng(0)), "dog hound", given="nothing", rel_error=0.2)
     assert result.redundancy.bits > 0.2
     for part in (*result.unique, result.synergy):
         assert part.bits == pytest.approx(0, abs=1e-9)
@@ -169,7 +169,7 @@ def test_what_only_two_words_together_tell_is_synergy() -> None:
     rng = np.random.default_rng(0)
     synergy, less_than_nothing = [], []
     for seed in range(40):
-        result = run(world, world.picture(0, rng), "red big", n_replicates=8, given="nothing", seed=seed)
+        result = run(world, world.image(0, rng), "red big", n_replicates=8, given="nothing", seed=seed)
         assert result.redundancy.bits == result.unique[0].bits == result.unique[1].bits == 0
         synergy.append(result.synergy.bits)
         less_than_nothing.append(-result.pairs[0].coinformation.bits)
@@ -179,7 +179,7 @@ def test_what_only_two_words_together_tell_is_synergy() -> None:
 
 def test_the_split_by_surprisal(pairs: DiscreteWorld) -> None:
     """Where the picture tells both words, either tells the likelier one's surprisal, and no more is shared."""
-    picture = pairs.picture(1, np.random.default_rng(0))
+    picture = pairs.image(1, np.random.default_rng(0))
     result = run(
         pairs,
         picture,

@@ -14,7 +14,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from core.information.results import Floats
+from core.arrays import Floats
 from core.ui.inputs import captions_problem
 from core.ui.look.colours import _VISIONS, SIGNED, _linear, _linear_to_oklab, signed_scale_in_oklab
 from core.ui.look.images import signed_layer
