@@ -91,8 +91,12 @@ def train(n_steps: int = 2000, batch_size: int = 512, lr: float = 3e-3, seed: in
         log_snr = LOW + (HIGH - LOW) * torch.rand(batch_size, generator=generator)
         has_word = (torch.rand(batch_size, generator=generator) < 0.5).float()
         signal = torch.sigmoid(log_snr)[:, None]
-        loss = (network(signal.sqrt() * x + (1 - signal).sqrt() * eps, log_snr, y, has_word, rung) -
-        eps).square().mean() optimizer.zero_grad(set_to_none=True) loss.backward() optimizer.step() schedule.step()
+        x_a = signal.sqrt() * x + (1 - signal).sqrt() * eps
+        loss = (network(x_a, log_snr, y, has_word, rung) - eps).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
     return network.eval()
 
 
