@@ -57,7 +57,7 @@ class BatchSizer:
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
         self._costs: dict[Load, Cost] = {}
-        self._most: dict[Load, tuple[int, int | None]] = {}
+        self._succeeded: dict[Load, tuple[int, int | None]] = {}
         """By load, the batch size that succeeded after larger ones had run out of memory, and the bytes available
         then."""
 
@@ -122,7 +122,7 @@ class BatchSizer:
                         failed,
                         rows,
                     )
-                    self._most[load] = rows, self.memory.available()
+                    self._succeeded[load] = rows, self.memory.available()
                     failed = 0
                 continue
             # Only here, with the error gone, are the tensors freed that its traceback held.
@@ -145,7 +145,7 @@ class BatchSizer:
                 # Never less than the estimate: replaying a graph takes less than a call.
                 per_row = max(two - one, estimate, 1)
                 cost = Cost(per_row, max(0, one - per_row))
-            log.debug("%s, %s: %.3f GiB a row, %.3f besides", load.what, load.dtype, *(part / GIB for part in cost))
+            log.debug("%s, %s: %.3f GiB per row, %.3f fixed", load.what, load.dtype, *(part / GIB for part in cost))
         self._costs[load] = cost
         return cost
 
@@ -160,14 +160,14 @@ class BatchSizer:
 
     def learned(self, load: Load, n: int) -> int:
         """n, or the batch size that succeeded after larger ones had failed, until twice as much memory is available."""
-        if load not in self._most:
+        if load not in self._succeeded:
             return n
-        most, then = self._most[load]
+        size, then = self._succeeded[load]
         now = self.memory.available()
         if now is not None and then is not None and now >= 2 * max(then, 1):
-            del self._most[load]
+            del self._succeeded[load]
             return n
-        return min(n, most)
+        return min(n, size)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

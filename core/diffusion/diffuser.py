@@ -72,7 +72,7 @@ class Diffuser(PipelineParts):
         n: int,
         compute: Callable[[slice], ResultT],
         *,
-        most: int | None = None,
+        max_size: int | None = None,
         guidance_scale: float | None = None,
     ) -> list[ResultT]:
         """Results of `compute` for consecutive slices of n prompts, as many prompts at once as fit into memory.
@@ -83,14 +83,14 @@ class Diffuser(PipelineParts):
             n: Prompts.
             compute: Runs the sampler with the prompts of a slice, and enters its recordings anew at each call; is
                 called again with half as many prompts when memory runs out.
-            most: Maximum number of prompts at once.
+            max_size: Maximum number of prompts at once.
             guidance_scale: Of the runs; by default the model's. With guidance a prompt takes two latents.
 
         Raises:
             OutOfMemory: Not even one prompt fits.
         """
         scale = self.spec.guidance_scale if guidance_scale is None else guidance_scale
-        return self.predictor.in_parts(n, compute, rows_per_item=1 if scale == 1 else 2, most=most)
+        return self.predictor.in_parts(n, compute, rows_per_item=1 if scale == 1 else 2, max_size=max_size)
 
     def generate_iter(
         self,

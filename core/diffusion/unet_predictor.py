@@ -138,7 +138,7 @@ class UNetPredictor:
         return self._sizer.fits(load, n, estimate, lambda n: self._probe(n, load.n_tokens))
 
     def in_parts(
-        self, n: int, compute: Callable[[slice], ResultT], *, rows_per_item: int, most: int | None = None
+        self, n: int, compute: Callable[[slice], ResultT], *, rows_per_item: int, max_size: int | None = None
     ) -> list[ResultT]:
         """Results of `compute` for consecutive slices of n items, as many at once as fit into memory.
 
@@ -147,12 +147,12 @@ class UNetPredictor:
             compute: Calls the U-Net with `rows_per_item` latents per item of the slice; is called again with half as
                 many items when memory runs out.
             rows_per_item: Latents in a call for one item.
-            most: Maximum number of items at once.
+            max_size: Maximum number of items at once.
 
         Raises:
             OutOfMemory: Not even one item fits.
         """
-        items = n if most is None else min(n, most)
+        items = n if max_size is None else min(n, max_size)
         items = max(1, self.latents_at_once(rows_per_item * items) // rows_per_item)
         load = self._load()._replace(what="the sampler")
         return self._sizer.run(load, n, self._sizer.learned(load, items), compute, remedy=REMEDY)

@@ -57,7 +57,7 @@ class Sampler:
             raise ValueError(f"prompts_per_word is 2 or 3, not {self.prompts_per_word}.")
 
     @classmethod
-    def published(cls, prompts_per_word: int = 3) -> "Sampler":
+    def kong2024(cls, prompts_per_word: int = 3) -> "Sampler":
         """Importance sampling as in the code of Kong et al. 2024: independent logistic draws, each word by itself."""
         return cls(
             scale=2.0, clip=3.0, stratified=False, antithetic=False, shared=False, prompts_per_word=prompts_per_word

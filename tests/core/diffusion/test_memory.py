@@ -371,7 +371,7 @@ def test_runs_with_recordings_are_made_with_as_many_prompts_as_fit(
     assert torch.cat(updates).shape[0] == 5
     assert caplog.messages == ["the CPU: the sampler ran out of memory with a batch of 5; going on with 2"]
     kept.clear()
-    small.in_parts(5, compute, most=3)
+    small.in_parts(5, compute, max_size=3)
     assert kept == [(0, 2), (2, 4), (4, 5)]  # it has learned
 
 

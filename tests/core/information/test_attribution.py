@@ -181,7 +181,7 @@ def test_words_share_their_evaluations_and_texts_are_encoded_once() -> None:
 @pytest.mark.parametrize(
     "sampler",
     [
-        Sampler.published(),
+        Sampler.kong2024(),
         Sampler(stratified=False, antithetic=False),
         Sampler(stratified=False),
         Sampler(scale=2.0, clip=3.0),

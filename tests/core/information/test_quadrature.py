@@ -12,8 +12,8 @@ from core.spec import ModelSpec
 
 RANGE = NoiseSchedule.stable_diffusion().log_snr_range
 FAST = Sampler()
-PLAIN = Sampler.published()
-LOGISTIC = Sampler.published().density(RANGE)
+PLAIN = Sampler.kong2024()
+LOGISTIC = Sampler.kong2024().density(RANGE)
 
 
 def test_the_logistic_is_the_papers() -> None:
