@@ -48,7 +48,7 @@ def test_a_model_of_the_wrong_kind_is_refused() -> None:
         Diffuser(make_pipeline(), core.ModelSpec("odd", "nowhere", image_size=512))
 
 
-def test_a_seed_is_a_picture_bit_by_bit(untouched: Diffuser, model_folder: Path) -> None:
+def test_a_seed_gives_the_same_image_to_the_bit(untouched: Diffuser, model_folder: Path) -> None:
     first = untouched.generate(PROMPT, seed=3, num_inference_steps=4)
     untouched.encode_text(["a whale", "a dog", "the sea"])
     again = untouched.generate(PROMPT, seed=3, num_inference_steps=4)
@@ -62,7 +62,7 @@ def test_a_seed_is_a_picture_bit_by_bit(untouched: Diffuser, model_folder: Path)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_plain_diffusers_draws_the_same_picture(prediction_type: str) -> None:
+def test_plain_diffusers_generates_the_same_image(prediction_type: str) -> None:
     pipeline = make_pipeline(prediction_type=prediction_type)
     pipeline.set_progress_bar_config(disable=True)
     model = Diffuser(pipeline, core.ModelSpec("small", "nowhere"))
@@ -149,7 +149,7 @@ def test_every_distinct_text_is_encoded_once(model_folder: Path, monkeypatch: py
         model.encode_text(["cat " * 23])
 
 
-def test_pictures_go_in_and_out(model: Diffuser) -> None:
+def test_images_are_encoded_and_decoded(model: Diffuser) -> None:
     image = Image.new("RGBA", (300, 200), (200, 30, 30, 128))
     latents = model.encode(image)
     assert latents.shape == (1, 8, 16, 16)
@@ -158,7 +158,7 @@ def test_pictures_go_in_and_out(model: Diffuser) -> None:
     assert [picture.size for picture in out] == [(128, 128)] * 2
 
 
-def test_previews_come_one_a_step_and_end_in_the_picture(untouched: Diffuser) -> None:
+def test_there_is_one_preview_per_step_and_last_the_image(untouched: Diffuser) -> None:
     items = list(untouched.generate_iter(PROMPT, num_inference_steps=5))
     previews, last = items[:-1], items[-1]
     assert isinstance(last, Generation)
@@ -243,7 +243,7 @@ def test_a_batch_is_sampled_as_each_of_its_prompts_is_alone(model: Diffuser) -> 
         torch.testing.assert_close(x[None].cpu(), alone.latents, atol=1e-4, rtol=1e-4)
 
 
-def test_sampling_ends_at_the_last_step_asked_for_and_tells_the_moment_only_meanwhile(model: Diffuser) -> None:
+def test_sampling_ends_at_the_requested_step_and_has_a_step_context_only_meanwhile(model: Diffuser) -> None:
     seen: list[object] = []
     hook = model.unet.register_forward_hook(lambda *_: seen.append(model.step_context))
     before = model.n_unet_calls

@@ -68,7 +68,7 @@ def test_a_replayed_call_is_the_call_to_the_bit_and_its_output_stays(fast: Diffu
     assert not torch.equal(outputs[0], outputs[1])
 
 
-def test_a_picture_is_the_same_with_graphs_and_one_graph_serves_all_its_steps(fast: Diffuser) -> None:
+def test_an_image_is_the_same_with_graphs_and_one_graph_serves_all_its_steps(fast: Diffuser) -> None:
     def draw() -> Tensor:
         return fast.generate("a cat on the grass", seed=1, num_inference_steps=6, previews=False).latents
 
@@ -294,7 +294,7 @@ class Wrong:
 
 
 @pytest.mark.parametrize("capture", [Broken, Wrong])
-def test_what_cannot_be_recorded_runs_as_before_and_is_told_once(
+def test_what_cannot_be_recorded_runs_as_before_and_is_logged_once(
     fast: Diffuser, capture: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     fast.predictor.graphs = CallGraphs(fast.unet, capture=capture)

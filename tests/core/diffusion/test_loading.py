@@ -54,7 +54,7 @@ class Listed:
 
 
 class Hub:
-    """In the place of `snapshot_download`: a repository with both kinds of weights, and a cache."""
+    """Replaces `snapshot_download`: a repository with both kinds of weights, and a cache."""
 
     def __init__(self, source: Path, cache: Path) -> None:
         self.source, self.cache, self.online, self.asked = source, cache, True, 0
@@ -134,7 +134,7 @@ def test_without_a_network_the_cache_will_do(hub: Hub) -> None:
         load_model("some/model", device="cpu")
 
 
-def test_weights_that_cannot_be_had_are_told_with_size_and_source(hub: Hub) -> None:
+def test_the_error_about_missing_weights_has_their_size_and_source(hub: Hub) -> None:
     hub.online = False
     with pytest.raises(ModelError, match=r"(?s)'sd'.*2\.1 GB in half.*4\.3.*co/some/model at revision x: no network"):
         load_model(replace(BUILT_IN["sd-v1-4"], name="sd", source="some/model", revision="x"), device="cpu")
@@ -142,7 +142,7 @@ def test_weights_that_cannot_be_had_are_told_with_size_and_source(hub: Hub) -> N
         load_model("some/model", device="cpu")
 
 
-def test_the_size_told_is_that_of_the_published_configuration() -> None:
+def test_the_size_in_messages_is_that_of_the_published_configuration() -> None:
     from training.benchmark.full_size import components
 
     with torch.device("meta"):
@@ -227,7 +227,7 @@ def test_parts_that_take_turns_compute_the_same(model_folder: Path) -> None:
     assert (maps[0] == maps[1]).all()
 
 
-def test_without_accelerate_the_remedy_is_told(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_accelerate_the_error_has_the_remedy(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers.pipelines import pipeline_utils
 
     monkeypatch.setattr(pipeline_utils, "is_accelerate_available", lambda: False)

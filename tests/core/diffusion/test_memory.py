@@ -51,7 +51,7 @@ class FakeMemory:
 
 @pytest.fixture
 def small(model_folder: Path) -> Diffuser:
-    """A model of which nothing was measured yet."""
+    """A model of which nothing has been measured yet."""
     return load_model(model_folder, device="cpu")
 
 
@@ -116,7 +116,7 @@ def test_a_measurement_below_the_estimate_is_not_believed() -> None:
     assert one.fits(LOAD, 32, 100, probe_of(one)) == 10
 
 
-def test_an_estimate_stands_in_where_nothing_can_be_measured() -> None:
+def test_an_estimate_is_used_where_nothing_can_be_measured() -> None:
     one = sizer(available=1000, measurable=False)
     assert one.fits(LOAD, 32, 100, lambda _: pytest.fail("a call for nothing")) == 8  # 1.25 times the estimate
     assert sizer(None, measurable=False).fits(LOAD, 32, 100, lambda _: None) == 32  # nobody knows what is free
@@ -217,7 +217,7 @@ def test_the_failed_calls_tensors_are_free_before_the_next_call() -> None:
         (ValueError("out of memory"), False),
     ],
 )
-def test_errors_of_memory_are_told_from_others(error: Exception, is_one: bool) -> None:
+def test_errors_of_memory_are_recognised(error: Exception, is_one: bool) -> None:
     assert is_out_of_memory(error) is is_one
 
 

@@ -20,7 +20,7 @@ def network() -> Network:
 
 
 def estimates(world: Rung) -> tuple[np.ndarray, np.ndarray]:
-    """[N, 2] direct and orthogonal bits of the word, a row a picture, and the true ones by the optimal denoiser."""
+    """[N, 2] direct and orthogonal bits of the word for each image, and the true ones by the optimal denoiser."""
     found, true = [], []
     for seed, x in enumerate(images(world, N_IMAGES)):
         sampler = Sampler(n_points=16, min_replicates=4)
@@ -37,7 +37,7 @@ def known(world: Rung, x: torch.Tensor) -> tuple[float, float]:
 
 
 def apart(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[2] mean distance from the truth, and its standard error over pictures."""
+    """[2] mean error, and its standard error over images."""
     distance = found - true
     return distance.mean(0), distance.std(0, ddof=1) / math.sqrt(len(distance))
 
@@ -67,7 +67,7 @@ def test_a_trained_denoiser_measures_direct_bits_to_a_tenth(network: Network, bi
 
 
 def test_orthogonal_bits_of_a_trained_denoiser_are_too_few_of_many_and_too_many_of_few(network: Network) -> None:
-    """It shrinks what it has not learned to the end, and changes its mind about what tells it nothing (papers: MMG)."""
+    """A network that is not fully trained shrinks large differences of predictions, and adds spurious ones."""
     few, few_error = apart(*estimates(TrainedRung(RUNGS[0], network)))
     many, many_error = apart(*estimates(TrainedRung(RUNGS[-1], network)))
     assert few[1] > 3 * few_error[1]
