@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core.sae import selection
 from core.sae.selection import by_kernel, kernel_works, largest
-from tests import triton_on_cpu
+from tests.fakes import triton_on_cpu
 
 CPU = torch.device("cpu")
 
