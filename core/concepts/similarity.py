@@ -42,6 +42,6 @@ def _knows(model: Diffuser, text: str) -> bool:
 
 
 def _label_embeddings(model: Diffuser, texts: Sequence[str]) -> Tensor:
-    """[N, L x D] embeddings minus that of the empty text."""
-    embeddings = model.encode_text([*texts, ""]).float().cpu()
+    """[N, L x D] embeddings less that of the empty text."""
+    embeddings = model.text_embeddings([*texts, ""]).float().cpu()
     return (embeddings[:-1] - embeddings[-1]).flatten(1)

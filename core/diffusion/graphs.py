@@ -1,101 +1,59 @@
 """Small U-Net calls replayed from CUDA graphs.
 
-A call of a few latents is over sooner on a GPU than Python can launch its thousand kernels. A CUDA graph launches all
-of them at once: always the same kernels, on the same memory. So a graph stands for the forward of a module as long as
-nothing that was recorded in it could differ, and no Python code other than the module's own has to run inside it:
+For a few latents, launching a thousand kernels from Python takes longer than computing them. A CUDA graph launches all
+at once: always the same kernels, on the same memory. A graph can therefore replace the forward of a module as long as
+nothing recorded in it changes, and no Python code other than the module's own has to run inside:
 
-- With no hook inside the U-Net, one graph is the whole call.
-- Where there are hooks, each residual and attention block without any inside has a graph of its own. A hook on a block
-  itself runs outside its forward, so that recordings and edits of blocks see and change everything.
-- A block with hooks inside, with modules that are neither of torch nor of diffusers (adapters of PEFT), or with
-  attention processors that are not of diffusers or have settings, runs kernel by kernel; so does a U-Net whose forward
-  another library has replaced, as accelerate does to move weights on demand.
+- Without hooks inside the U-Net, the whole call is one graph.
+- With hooks, each residual or attention block without hooks inside has a graph of its own. Hooks on a block itself run
+  outside its forward, so that recordings and edits of blocks work as usual.
+- A block runs kernel by kernel if it has hooks inside, modules that are neither torch's nor diffusers' (PEFT adapters),
+  or attention processors that are not diffusers' or have settings; and so does a U-Net whose forward another library
+  has replaced, as accelerate does to move weights on demand.
 
 A graph is recorded at the third call of its kind (same shapes, strides and dtypes), and kept only if its first replay
-equals the call to the bit. All share one pool of memory. Whatever fails, out of memory among it, turns graphs off with
-one line in the log, and the call runs as it would have without.
+equals the call to the bit. All graphs share a memory pool. Any failure, such as running out of memory, turns graphs off
+with one line in the log, and the call runs without them.
 """
 
 import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from core.diffusion.graph_capture import Capture, CudaCapture, Output, Work
+
 log = logging.getLogger(__name__)
 
 MAX_BATCH = 8
-"""Latents in the largest call that is replayed: larger ones keep a GPU busy for longer than their launches take."""
+"""Maximum number of latents in a replayed call; larger calls keep a GPU busy for longer than their launches take."""
 N_EAGER = 2
-"""Calls of a kind before it is recorded, which pays only for what is called often."""
-KEPT = 8
-"""Graphs of a module that are kept, the most recently used."""
+"""Ordinary calls of a kind before it is recorded, which pays off only for frequent calls."""
+MAX_GRAPHS = 8
+"""Graphs kept per module, the most recently used."""
 _KNOWN = ("torch.nn.", "diffusers.")
-"""Packages whose modules and attention processors compute the same whenever they have the same parts and settings."""
-
-Output = Tensor | tuple[Tensor, ...]
-Work = Callable[..., Output]
-"""From tensors to tensors, with nothing else that varies."""
-Capture = Callable[[Work, Sequence[Tensor]], Callable[[], Output]]
-"""Records some work on input tensors. What it returns does the work again on what the inputs hold by then, into the
-same output tensors at every call."""
-
-
-class CudaCapture:
-    """A `Capture` by CUDA graphs that share one memory pool, on a side stream as recording requires."""
-
-    def __init__(self) -> None:
-        self._stream: torch.cuda.Stream | None = None
-        self._pool: Any = None
-
-    def __call__(self, work: Work, inputs: Sequence[Tensor]) -> Callable[[], Output]:
-        """Record the work, after one run that lets the libraries set up their handles and workspaces."""
-        with torch.cuda.device(inputs[0].device):
-            if self._stream is None:
-                self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-                self._pool = torch.cuda.graph_pool_handle()
-            graph, stream, current = torch.cuda.CUDAGraph(), self._stream, torch.cuda.current_stream()
-            stream.wait_stream(current)
-            # By hand and not by `torch.cuda.graph`, which collects garbage and empties the allocator's cache each time.
-            with torch.cuda.stream(stream):
-                work(*inputs)
-                stream.synchronize()
-                # Other threads of the app may use the GPU meanwhile.
-                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-                try:
-                    output = work(*inputs)
-                except BaseException:
-                    with suppress(RuntimeError):
-                        graph.capture_end()
-                    raise
-                graph.capture_end()
-            current.wait_stream(stream)
-
-        def replay() -> Output:
-            graph.replay()
-            return output
-
-        return replay
+"""Packages whose modules and attention processors depend on nothing but their parts and settings."""
 
 
 class CallGraphs:
-    """Replays the small calls of a U-Net that are made inside `replaying`. Outside, the U-Net is as it was."""
+    """Replays small calls of a U-Net inside `replaying`; outside, the U-Net is unchanged."""
 
     enabled: bool
-    """Whether calls are replayed; may be set at any time, and is unset when recording fails."""
+    """Whether calls are replayed; may be set at any time, and is set to False when recording fails."""
     n_captured: int
     """Graphs recorded so far."""
     n_replayed: int
-    """Replays of them so far."""
+    """Replays so far."""
 
     def __init__(
         self, unet: torch.nn.Module, *, enabled: bool = True, capture: Callable[[], Capture] = CudaCapture
     ) -> None:
-        """`capture` makes what records; it is called again after `clear`."""
+        """`capture` makes the recorder, again after each `clear`."""
         self.enabled = enabled
         self.n_captured = self.n_replayed = 0
         self._unet, self._make_capture = unet, capture
@@ -107,7 +65,7 @@ class CallGraphs:
         self._thread: int | None = None
 
     def clear(self) -> None:
-        """Drop all graphs and their memory; they are recorded anew when they are next worth it."""
+        """Drop all graphs and their memory; frequent calls are recorded again."""
         for forward in self._forwards:
             forward.drop()
         self._inputs.clear()
@@ -115,7 +73,7 @@ class CallGraphs:
 
     @contextmanager
     def replaying(self, n_rows: int) -> Iterator[None]:
-        """Replay what can be replayed of a call of the U-Net with `n_rows` latents, made inside by this thread."""
+        """A context in which this thread calls the U-Net with `n_rows` latents: whatever can be replayed is."""
         if not self.enabled or n_rows > MAX_BATCH or not self._can_replay() or not self._lock.acquire(blocking=False):
             yield
             return
@@ -132,12 +90,12 @@ class CallGraphs:
             self._lock.release()
 
     def is_active(self) -> bool:
-        """Whether the running thread is the one whose call is replayed, and nothing larger is under way."""
+        """Whether the present thread is inside `replaying`, and not inside `alone`."""
         return self._thread == threading.get_ident()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """What is called inside replays nothing of its own: it is part of a graph, or will be."""
+        """A context in which no module is replayed, because what is called there becomes part of a graph."""
         thread, self._thread = self._thread, None
         try:
             yield
@@ -145,7 +103,7 @@ class CallGraphs:
             self._thread = thread
 
     def record(self, work: Work, given: Sequence[Tensor]) -> tuple[Output, "_Graph | None"]:
-        """The output of some work, and a graph of it; None where that fails, and everything is off from then on."""
+        """The output of some work, and its graph; None if recording fails, which turns everything off."""
         expected = work(*given)
         try:
             if not _is_tensors(expected):
@@ -167,7 +125,7 @@ class CallGraphs:
         return expected, graph
 
     def _input(self, slot: int, like: Tensor) -> Tensor:
-        """What a graph reads an argument from: shared by all graphs that are called with its like."""
+        """The tensor from which graphs read an argument; shared by all arguments of the same kind."""
         key = (slot, _kind(like))
         if key not in self._inputs:
             self._inputs[key] = torch.empty_like(like)
@@ -179,7 +137,7 @@ class CallGraphs:
         return not (is_replaced or is_watched or torch.is_autocast_enabled("cuda"))
 
     def _prepare(self) -> None:
-        """Find the modules that can have graphs, and drop all graphs if kernels would be chosen otherwise now."""
+        """Find the modules that can have graphs, and drop all graphs if settings have changed that select kernels."""
         modules = [self._unet, *_blocks(self._unet)]
         if modules != [forward.module for forward in self._forwards]:
             self.clear()
@@ -201,13 +159,13 @@ class CallGraphs:
 
 
 class _Graph:
-    """Recorded work with the tensors that it reads."""
+    """Recorded work, with the tensors that it reads."""
 
     def __init__(self, inputs: Sequence[Tensor], replay: Callable[[], Output]) -> None:
         self._inputs, self._replay = inputs, replay
 
     def __call__(self, given: Sequence[Tensor]) -> Output:
-        """The output for other inputs, in tensors of its own: the next replay overwrites the recorded ones."""
+        """The output for given inputs, in new tensors: the next replay overwrites the recorded ones."""
         for held, tensor in zip(self._inputs, given, strict=True):
             held.copy_(tensor)
         output = self._replay()
@@ -215,33 +173,33 @@ class _Graph:
 
 
 class _Forward:
-    """Stands in the place of a module's forward during a call."""
+    """Replaces the forward of a module during a call."""
 
     def __init__(self, module: torch.nn.Module, owner: CallGraphs) -> None:
         self.module, self._owner = module, owner
         self._graphs: OrderedDict[Any, _Graph] = OrderedDict()
-        self._met: Counter[Any] = Counter()
+        self._n_calls: Counter[Any] = Counter()
         self._state: list[Any] | None = None
         self._inside: list[dict[str, Any]] = []
         self._is_known = False
 
     def put_in_place(self) -> None:
-        """Become the module's forward, unless another library's is there."""
+        """Become the forward of the module, unless another library has replaced it."""
         vars(self.module).setdefault("forward", self)
 
     def remove(self) -> None:
-        """Leave the module as it was."""
+        """Restore the module."""
         if vars(self.module).get("forward") is self:
             del vars(self.module)["forward"]
 
     def drop(self) -> None:
         """Forget all graphs."""
         self._graphs.clear()
-        self._met.clear()
+        self._n_calls.clear()
         self._state = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's output: replayed, recorded, or computed as ever."""
+        """The output of the module: replayed, recorded, or computed as usual."""
         owner, forward = self._owner, type(self.module).forward
         kind = _kinds(args, kwargs) if owner.is_active() and owner.enabled else None
         if kind is None or not self._check_state():
@@ -252,18 +210,18 @@ class _Forward:
             owner.n_replayed += 1
             return self._graphs[kind](given)
         with owner.alone():
-            self._met[kind] += 1
-            if self._met[kind] <= N_EAGER:
+            self._n_calls[kind] += 1
+            if self._n_calls[kind] <= N_EAGER:
                 return forward(self.module, *args, **kwargs)
             output, graph = owner.record(_work(self.module, args, kwargs), given)
         if graph is not None:
             self._graphs[kind] = graph
-            while len(self._graphs) > KEPT:
+            while len(self._graphs) > MAX_GRAPHS:
                 self._graphs.popitem(last=False)
         return output
 
     def _check_state(self) -> bool:
-        """Whether the module can be replayed now; graphs of other weights or parts than it has now are dropped."""
+        """Whether the module can be replayed now; drops its graphs if its weights or parts have changed."""
         state = self._find_state()
         if state is not None and state != self._state:
             self.drop()
@@ -274,7 +232,7 @@ class _Forward:
         return state is not None and self._is_known
 
     def _find_state(self) -> list[Any] | None:
-        """What a graph depends on: parts, settings, and where the weights lie. None where other code has to run."""
+        """What a graph depends on: parts, settings, and the addresses of weights. None if other code has to run."""
         found: list[Any] = []
         own = vars(self.module)
         for inside in self._inside or [own]:
@@ -295,12 +253,12 @@ class _Forward:
         return found
 
 
-def _is_known(thing: object) -> bool:
-    return type(thing).__module__.startswith(_KNOWN)
+def _is_known(part: object) -> bool:
+    return type(part).__module__.startswith(_KNOWN)
 
 
 def _blocks(unet: torch.nn.Module) -> list[torch.nn.Module]:
-    """What the levels of a U-Net of diffusers are made of: residual and attention blocks, and changes of size."""
+    """The blocks of the levels of a diffusers U-Net: residual and attention blocks, down- and upsampling."""
     levels = [*getattr(unet, "down_blocks", ()), getattr(unet, "mid_block", None), *getattr(unet, "up_blocks", ())]
     lists = [part for level in levels if level is not None for part in level.children()]
     return [block for part in lists if isinstance(part, torch.nn.ModuleList) for block in part]
@@ -311,7 +269,7 @@ def _kind(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _kinds(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
-    """What has to be equal for one graph to serve two calls; None where an argument is neither a tensor nor plain."""
+    """What two calls of one graph have in common; None if an argument is neither a tensor nor a plain value."""
     kinds: list[Any] = [len(args), *kwargs]
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
@@ -324,7 +282,7 @@ def _kinds(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | N
 
 
 def _work(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Work:
-    """A module's forward as a function of the tensors among its arguments, the others fixed."""
+    """The forward of a module as a function of its tensor arguments, with the others fixed."""
     names, n_args, tensor = tuple(kwargs), len(args), object()
     template = [tensor if isinstance(value, Tensor) else value for value in (*args, *kwargs.values())]
 
@@ -344,7 +302,7 @@ def _is_tensors(output: Any) -> bool:
 
 
 def _equal(a: Output, b: Output) -> bool:
-    """To the bit, but for what is not a number in both."""
+    """Whether two outputs are equal to the bit; NaN equals NaN."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         a, b = (a,), (b,)  # type: ignore[assignment]
     pairs: list[Any] = list(zip(a, b, strict=True))

@@ -1,4 +1,4 @@
-"""Where one looks into a U-Net: its cross-attention transformer blocks."""
+"""Hookpoints of a U-Net: its cross-attention transformer blocks."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from core.errors import ModelError
 def cross_attention_blocks(unet: torch.nn.Module) -> list[str]:
     """Dotted names of the U-Net's cross-attention transformer blocks, first to last."""
     names = [name for name, module in unet.named_modules() if _has_cross_attention(module)]
-    # Registration puts the middle after the up blocks; a picture meets it before them.
+    # Modules are registered with the middle block last, but it is called before the up blocks.
     order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
     return sorted(names, key=lambda name: order.get(name.split(".")[0], 3))
 
@@ -25,7 +25,7 @@ def nearest_hookpoints(unet: torch.nn.Module) -> tuple[str, ...]:
 
 
 def check_hookpoints(unet: torch.nn.Module, hookpoints: Sequence[str]) -> None:
-    """Refuse hookpoints that are no cross-attention block of this U-Net."""
+    """Raise a `ModelError` unless all hookpoints are cross-attention blocks of this U-Net."""
     blocks = cross_attention_blocks(unet)
     wrong = [name for name in hookpoints if name not in blocks]
     if wrong or not hookpoints:

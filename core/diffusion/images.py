@@ -1,4 +1,4 @@
-"""Any picture a user brings, made into what a model takes. Imports no torch."""
+"""Preparation of user images for a model. Imports no torch."""
 
 import warnings
 from pathlib import Path
@@ -9,36 +9,41 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from core.errors import ImageError
 
 MIN_SIDE = 16
-"""Pixels: less than this on a side and there is nothing to see."""
+"""Minimum side in pixels."""
 MAX_PIXELS = 50_000_000
-"""Read from the header, before a picture is decoded into memory."""
+"""Maximum number of pixels, checked before an image is decoded into memory."""
 
 
 def prepare_image(image: Image.Image | str | Path, size: int) -> Image.Image:
-    """A square RGB picture of `size` pixels: turned as its EXIF says, on white, centre-cropped, resized.
+    """A square RGB image of `size` pixels: turned as its EXIF says, on white, centre-cropped, resized.
 
-    Takes a PIL image of any mode and size, or the path of a file; of an animation, the first frame.
+    Args:
+        image: A PIL image of any mode, or the path of a file; of an animation, the first frame is used.
+        size: Side in pixels.
+
+    Raises:
+        ImageError: It is no image, or too small, too large or damaged.
     """
     if isinstance(image, str | Path):
         image = _open(Path(image))
     if not isinstance(image, Image.Image):
-        raise ImageError(f"A picture is wanted (a PIL image or the path of a file), not {type(image).__name__}.")
+        raise ImageError(f"An image is needed (a PIL image or the path of a file), not {type(image).__name__}.")
     check_size(*image.size)
     try:
         image = ImageOps.exif_transpose(image)
         rgb = _on_white(image)
     except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"The picture's data is damaged ({error}). Save it again as PNG or JPEG.") from error
+        raise ImageError(f"The image's data is damaged ({error}). Save it again as PNG or JPEG.") from error
     return ImageOps.fit(rgb, (size, size), Image.Resampling.LANCZOS)
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse a picture that is too small to show anything, or too large to decode."""
+    """Raise an `ImageError` for an image that is too small or too large."""
     if min(width, height) < MIN_SIDE:
-        raise ImageError(f"The picture has {width} x {height} pixels; at least {MIN_SIDE} on each side are needed.")
+        raise ImageError(f"The image has {width} x {height} pixels; at least {MIN_SIDE} on each side are needed.")
     if width * height > MAX_PIXELS:
         raise ImageError(
-            f"The picture has {width * height / 1e6:.0f} million pixels ({width} x {height}); "
+            f"The image has {width * height / 1e6:.0f} million pixels ({width} x {height}); "
             f"at most {MAX_PIXELS // 10**6} million are read. Make it smaller first."
         )
 
@@ -46,14 +51,14 @@ def check_size(width: int, height: int) -> None:
 def _open(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_size speaks for it
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_size reports it
             return Image.open(path)
     except FileNotFoundError as error:
         raise ImageError(f"There is no file {path}.") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path.name} has far too many pixels. Make it smaller first.") from error
     except (UnidentifiedImageError, OSError) as error:
-        raise ImageError(f"{path.name} is not a picture that can be read. Use PNG, JPEG or WebP.") from error
+        raise ImageError(f"{path.name} is not an image that can be read. Use PNG, JPEG or WebP.") from error
 
 
 def _on_white(image: Image.Image) -> Image.Image:

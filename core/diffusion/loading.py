@@ -1,4 +1,4 @@
-"""Loading a model: which files, in which precision, on which device; and what to say when that cannot be done."""
+"""Loading a model: its files, precision and device."""
 
 import logging
 import re
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,14 +17,17 @@ from core.diffusion.memory import DEFAULT_LIMIT, GIB
 from core.errors import ModelError
 from core.spec import BUILT_IN, ModelSpec
 
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
 log = logging.getLogger(__name__)
 
 WORKING_BYTES = 3 * GIB
-"""GPU memory that must be free beside the weights for them to stay there: for activations, and in a measurement for
-what a U-Net in float32 takes more (1.6 GiB on SD v1.4, whose activations are then a latent's at a time if need be)."""
+"""GPU memory that must be free beyond the weights, or parts of the model are offloaded: for activations, and in a
+measurement for a U-Net in float32 (1.6 GiB more on SD v1.4, with one latent at a time if need be)."""
 
 DTYPES = ("float32", "bfloat16", "float16")
-"""What a model can compute in, by name."""
+"""Names of the dtypes that a model can compute in."""
 _INDEX = "model_index.json"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HALF = re.compile(r"\.fp16(-\d+-of-\d+)?\.safetensors$")
@@ -41,47 +44,48 @@ def load_model(
     text_device: str | torch.device | None = None,
     memory_gib: float = DEFAULT_LIMIT / GIB,
 ) -> Diffuser:
-    """Load a built-in model, a StableDiffusionPipeline folder, `owner/name@revision` from the Hub, or what a spec says.
+    """Load a model: built in, a folder of a StableDiffusionPipeline, or a repository on the Hub.
 
     Args:
-        name: Which.
+        name: Name of a built-in model, path of a folder, `owner/name@revision`, or a `ModelSpec`.
         device: Where it computes; defaults to CUDA where there is one.
-        dtype: What it computes in, such as `"bfloat16"`; by default float16 on CUDA, where the model is large, and
-            float32 elsewhere. Measurements take differences of predictions, which half precision rounds: they find out
-            how much, and go over to float32 where it matters.
-        hookpoints: The cross-attention blocks to look into; by default the spec's, or those nearest the bottleneck.
-        offload: Whether each part of the model waits in main memory until it computes (needs accelerate); by default
-            where a GPU has too little memory free for all of them.
-        text_device: Where the text encoder is, in float32; by default with the rest.
-        memory_gib: Most memory of a GPU, in GiB, that its weights and work take: how many latents go through the U-Net
-            at once follows from it, from what is free, and from what one is measured to take.
+        dtype: What it computes in, such as `"bfloat16"`; by default float16 for a large model on CUDA, else float32.
+            Measurements depend on differences of predictions, which half precision rounds: they estimate the rounding
+            error, and compute in float32 where it is too large.
+        hookpoints: The cross-attention blocks to record and edit; by default the spec's, or those nearest the
+            bottleneck.
+        offload: Keep each part of the model in main memory until it computes (needs accelerate); by default if a GPU
+            has too little memory free for all parts.
+        text_device: Device of the text encoder, which is then in float32; by default with the rest.
+        memory_gib: Limit of GPU memory for weights and activations, in GiB. It limits, with the free memory and the
+            measured memory per latent, how many latents go through the U-Net at once.
 
     Raises:
-        ModelError: There is no such model, it cannot be loaded, or it has not these hookpoints.
+        ModelError: There is no such model, it cannot be loaded, or it lacks one of the hookpoints.
     """
     spec = name if isinstance(name, ModelSpec) else find_model(name)
     if hookpoints:
         spec = replace(spec, hookpoints=tuple(hookpoints))
-    place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    wanted = _dtype(dtype) or (torch.float16 if place.type == "cuda" and spec.half else torch.float32)
+    target = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    computes_in = _dtype(dtype) or (torch.float16 if target.type == "cuda" and spec.half else torch.float32)
     if not memory_gib > 0:
-        raise ModelError(f"A model needs some memory: memory_gib has to be positive, not {memory_gib}.")
+        raise ModelError(f"memory_gib has to be positive, not {memory_gib}.")
     limit = int(memory_gib * GIB)
-    pipeline = read_pipeline(spec, wanted)
+    pipeline = read_pipeline(spec, computes_in)
     modules = [getattr(pipeline, component) for component in WEIGHTS]
-    if needs_offload(modules, place) if offload is None else offload:
-        _offload(pipeline, spec, place)
-        return Diffuser(pipeline, spec, device=place, memory_limit=limit)
+    if needs_offload(modules, target) if offload is None else offload:
+        _offload(pipeline, spec, target)
+        return Diffuser(pipeline, spec, device=target, memory_limit=limit)
     for module in modules:
         if text_device is not None and module is pipeline.text_encoder:
             torch.nn.Module.to(module, torch.device(text_device), torch.float32)
         else:
-            torch.nn.Module.to(module, place)
+            torch.nn.Module.to(module, target)
     return Diffuser(pipeline, spec, memory_limit=limit)
 
 
 def needs_offload(modules: Sequence[torch.nn.Module], device: torch.device) -> bool:
-    """Whether a GPU has too little memory free for these modules and their work."""
+    """Whether a GPU has too little memory free for these modules and their activations."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
@@ -89,7 +93,7 @@ def needs_offload(modules: Sequence[torch.nn.Module], device: torch.device) -> b
     return free < weights + WORKING_BYTES
 
 
-def _offload(pipeline: Any, spec: ModelSpec, device: torch.device) -> None:
+def _offload(pipeline: "StableDiffusionPipeline", spec: ModelSpec, device: torch.device) -> None:
     try:
         pipeline.enable_model_cpu_offload(device=device)
     except ImportError as error:
@@ -100,14 +104,18 @@ def _offload(pipeline: Any, spec: ModelSpec, device: torch.device) -> None:
     log.info("%s: little memory is free on %s, so the model's parts take turns there; slower", spec.name, device)
 
 
-def read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> Any:
-    """A model in diffusers' own form, in main memory."""
+def read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> "StableDiffusionPipeline":
+    """Load a pipeline of diffusers into main memory.
+
+    Raises:
+        ModelError: It cannot be loaded.
+    """
     from diffusers import StableDiffusionPipeline
 
     half = dtype != torch.float32
     try:
         folder = Path(spec.source).expanduser() if is_local(spec) else _fetch(spec, half)
-        with _quietly():
+        with _without_progress_bars():
             pipeline = StableDiffusionPipeline.from_pretrained(
                 folder,
                 variant=choose_variant(_weights(folder), prefer_half=half),
@@ -119,32 +127,32 @@ def read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> Any:
                 requires_safety_checker=False,
             )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(_why_not(spec, error)) from error
+        raise ModelError(_message(spec, error)) from error
     for component in WEIGHTS:
-        # A few weights are read wider than asked for. torch's own `to`: diffusers' warns of a dtype even where all fit.
+        # A few weights are read in a wider dtype than requested. torch's own `to`, because that of diffusers warns.
         torch.nn.Module.to(getattr(pipeline, component), dtype=dtype)
     return pipeline
 
 
 def _fetch(spec: ModelSpec, half: bool) -> Path:
-    """The cached folder of a repository on the Hub, with what is needed of it; what is missing is downloaded."""
+    """The cached folder of a repository on the Hub with all needed files, downloading those that are missing."""
     from huggingface_hub import snapshot_download
 
     def fetch(**options: Any) -> Any:
         return snapshot_download(spec.source, revision=spec.revision, **options)
 
-    def fetched() -> Path | None:
+    def cached() -> Path | None:
         with suppress(OSError):
             folder = Path(fetch(allow_patterns=[_INDEX], local_files_only=True))
             return folder if any(_whole(_weights(folder), pattern) for pattern in (_HALF, _PLAIN)) else None
         return None
 
-    if _COMMIT.fullmatch(spec.revision or "") and (folder := fetched()):
-        return folder  # a commit never changes: nothing to ask, and nothing to wait for without a network
+    if _COMMIT.fullmatch(spec.revision or "") and (folder := cached()):
+        return folder  # a commit never changes, so the Hub need not be asked
     try:
         listed = fetch(dry_run=True)
     except OSError:
-        if folder := fetched():
+        if folder := cached():
             return folder
         raise
     needed = needed_files([file.filename for file in listed], half=half)
@@ -155,7 +163,7 @@ def _fetch(spec: ModelSpec, half: bool) -> Path:
 
 
 def needed_files(files: Sequence[str], *, half: bool) -> list[str]:
-    """Those files of a repository that are read here: not the safety checker, nor weights in other forms."""
+    """The files of a repository that are used here: no safety checker, and no weights in other formats."""
     weights = _HALF if choose_variant(files, prefer_half=half) else _PLAIN
 
     def is_needed(file: str) -> bool:
@@ -172,22 +180,22 @@ def _weights(folder: Path) -> list[str]:
 
 
 def choose_variant(files: Sequence[str], *, prefer_half: bool) -> str | None:
-    """`fp16` for the files of that name, None for the plain ones, by what there is of every component.
+    """The variant of weights to load: `fp16`, or None for the plain files.
 
     Args:
         files: Paths in the repository or folder, such as `unet/diffusion_pytorch_model.fp16.safetensors`.
-        prefer_half: Whether half precision is wanted where there are both; float32 is read from half precision only
-            where there is nothing else.
+        prefer_half: Whether to load half precision if there are both; otherwise it is loaded only if there is nothing
+            else.
     """
     return "fp16" if _whole(files, _HALF) and (prefer_half or not _whole(files, _PLAIN)) else None
 
 
 def _whole(files: Sequence[str], pattern: re.Pattern[str]) -> bool:
-    """Whether every component has weights of such a name."""
+    """Whether every component has weights whose names match."""
     return all(any(f.startswith(f"{part}/") and pattern.search(f) for f in files) for part in WEIGHTS)
 
 
-def _why_not(spec: ModelSpec, error: Exception) -> str:
+def _message(spec: ModelSpec, error: Exception) -> str:
     if is_local(spec):
         return (
             f"The model {spec.name!r} could not be loaded from {spec.source}: {error}\nIt has to be a "
@@ -215,10 +223,11 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """The libraries draw several bars for files that load in a second; a download still shows the Hub's own.
+def _without_progress_bars() -> Iterator[None]:
+    """A context without the progress bars of diffusers and transformers, for files that load in a second.
 
-    And diffusers warns of `torch_dtype`, the only name by which older versions of it know a dtype.
+    Downloads still show the Hub's progress. The warning about `torch_dtype` is silenced, the only name of the argument
+    in older versions of diffusers.
     """
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers

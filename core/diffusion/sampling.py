@@ -1,4 +1,4 @@
-"""What the sampler hands over: previews, a finished generation, and the moments in between."""
+"""The sampler's step and its types: step contexts, states, previews and finished generations."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Preview(NamedTuple):
-    """What the sampler expects the picture to become, after one of its steps."""
+    """The image that the sampler predicts after one of its steps."""
 
     step: int
     """Sampler step, from 0."""
@@ -19,15 +19,15 @@ class Preview(NamedTuple):
     stage: str
     """`early`, `middle` or `late`."""
     image: Image.Image | None
-    """The predicted clean picture, RGB; None where previews were not asked for."""
+    """The predicted clean image, RGB; None where previews were not requested."""
 
 
 Branch = Literal["cond", "uncond"]
-"""The half of a guided batch that has the prompts, and the half that has the empty text."""
+"""The conditional branch of classifier-free guidance, with the prompts, and the unconditional one, with empty texts."""
 
 
 class StepContext(NamedTuple):
-    """What the sampler is doing while it calls the U-Net: whatever is hooked into the U-Net reads it from here."""
+    """The step in which the sampler calls the noise predictor; hooks in the network read it."""
 
     step: int
     """Sampler step, from 0."""
@@ -36,28 +36,28 @@ class StepContext(NamedTuple):
     t: float
     """Normalised time of the step: 1.0 the first, 0.0 the last."""
     branches: tuple[Branch, ...]
-    """The equal parts of the call's batch, in order."""
+    """The branches of the batch, of equal size, in order."""
 
 
 class SamplerState(NamedTuple):
     """A batch of latents after a sampler step."""
 
     step_context: StepContext
-    """The step."""
+    """The step after which this is the state."""
     x: Tensor
     """[B, C, h, w] latents after the step."""
     x0: Tensor
-    """[B, C, h, w] the clean latents that the step predicts."""
+    """[B, C, h, w] clean latents predicted in the step."""
 
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """A generated picture and all that it takes to make it again."""
+    """A generated image with the settings that reproduce it."""
 
     image: Image.Image
-    """The picture, RGB, `image_size` pixels square."""
+    """The image, RGB, `image_size` pixels square."""
     latents: Tensor
-    """Its latents [1, C, h, w] as the sampler left them, on the CPU."""
+    """The final latents [1, C, h, w] of the sampler, on the CPU."""
     prompt: str
     """The prompt as typed."""
     seed: int
@@ -67,10 +67,10 @@ class Generation:
     guidance_scale: float
     """Scale of classifier-free guidance."""
     previews: tuple[Preview, ...]
-    """One a step, first to last; empty where previews were not asked for."""
+    """One per step, first to last; empty where previews were not requested."""
 
 
 def ddim_step(x: Tensor, eps: Tensor, abar: float, abar_after: float) -> tuple[Tensor, Tensor]:
-    """The predicted clean latents, and the latents one deterministic step on (Song et al. 2021, eq. 12, eta 0)."""
+    """The predicted clean latents, and the latents after one deterministic step (Song et al. 2021, eq. 12, eta 0)."""
     x0 = (x - (1 - abar) ** 0.5 * eps) / abar**0.5
     return x0, abar_after**0.5 * x0 + (1 - abar_after) ** 0.5 * eps

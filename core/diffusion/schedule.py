@@ -1,4 +1,4 @@
-"""Log-SNR, timestep, sampler step, normalised time and stage, each from the other. Pure functions; imports no torch.
+"""Conversions between log-SNR, timestep, sampler step, normalised time and stage. Imports no torch.
 
 With abar the cumulative product of a trained schedule, log-SNR is a = log(abar / (1 - abar)) and the noisy latent is
 x_a = sqrt(sigmoid(a)) x + sqrt(sigmoid(-a)) eps, eps standard normal. a falls as the timestep grows.
@@ -16,7 +16,7 @@ from core.spec import STAGES, Stage
 STEPS_OFFSET = 1
 """Added to every timestep of the "leading" spacing, as Stable Diffusion does."""
 _SMALLEST = 2.0**-24
-"""Schedules rescaled to zero terminal SNR end in abar = 0; kept this far from 0 and 1 so that log-SNR stays finite."""
+"""Distance of abar from 0 and 1. Schedules rescaled to zero terminal SNR end in 0; log-SNR has to stay finite."""
 
 
 def scaled_linear_betas(beta_start: float = 0.00085, beta_end: float = 0.012, n: int = 1000) -> Floats:
@@ -56,12 +56,12 @@ class NoiseSchedule:
         return float(log_snrs[-1]), float(log_snrs[0])
 
     def timestep_at(self, log_snr: ArrayLike) -> Floats:
-        """The (fractional) timestep at a log-SNR: interpolated on the trained grid, held at its ends."""
+        """The (fractional) timestep at a log-SNR: interpolated on the trained grid, clipped at its ends."""
         log_snrs = self.log_snrs
         return np.interp(np.asarray(log_snr, np.float64), log_snrs[::-1], np.arange(len(log_snrs))[::-1])
 
     def sampler_timesteps(self, n_steps: int) -> Ints:
-        """Timesteps of the sampler from noise to picture, [S]; 50 of 1000 are 981, 961, ..., 1."""
+        """Timesteps of the sampler from noise to image, [S]; 50 of 1000 are 981, 961, ..., 1."""
         n_trained = len(self.alphas_cumprod)
         if not 1 <= n_steps < n_trained:
             raise ValueError(f"The number of steps must be between 1 and {n_trained - 1}, not {n_steps}.")
@@ -72,9 +72,10 @@ class NoiseSchedule:
         return self.log_snrs[self.sampler_timesteps(n_steps)]
 
     def sampler_alphas(self, n_steps: int) -> tuple[Floats, Floats]:
-        """Abar at each step and after it, [S] each; DDIM goes from the one to the other.
+        """Abar before and after each step of DDIM, [S] each.
 
-        "After" is a whole stride back in the timesteps, which is the next step's own abar but for the last step.
+        Abar after a step is that of the timestep one stride back: the abar before the next step, except for the last
+        one.
         """
         timesteps = self.sampler_timesteps(n_steps)
         back = timesteps - len(self.alphas_cumprod) // n_steps
@@ -82,9 +83,9 @@ class NoiseSchedule:
         return self.alphas_cumprod[timesteps], after
 
     def bin_edges(self, n_steps: int, low: float, high: float) -> Floats:
-        """Edges [S + 1] of one bin of log-SNR a sampler step: half-way between steps, clipped to [low, high].
+        """Edges [S + 1] of one bin of log-SNR per sampler step: half-way between steps, clipped to [low, high].
 
-        A step that lies outside the range has a bin of no width.
+        A step outside the range has a bin of width 0.
         """
         log_snrs = self.sampler_log_snrs(n_steps)
         middles = (log_snrs[1:] + log_snrs[:-1]) / 2
@@ -105,7 +106,7 @@ def step_at(t: float, n_steps: int) -> int:
 
 
 def stage_at(t: float, stages: Sequence[Stage] = STAGES) -> Stage:
-    """The stage that a normalised time falls into; `low <= t < high`, and t = 1 belongs to the first."""
+    """The stage of a normalised time: `low <= t < high`, and t = 1 belongs to the first."""
     for stage in stages:
         if stage.low - 1e-9 <= t < stage.high or t == stage.high == 1:
             return stage

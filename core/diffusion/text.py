@@ -1,7 +1,7 @@
 """Words of a prompt, and prompts with words left out.
 
-Attribution compares a prompt with the same prompt less a word, and the embedded model is trained on exactly the texts
-these functions make, so that every comparison is between texts that the model knows.
+Attribution compares a prompt with the same prompt without a word. The embedded model is trained on texts made by these
+same functions, so that every comparison is between texts that it knows.
 """
 
 import re
@@ -15,7 +15,7 @@ class Word(NamedTuple):
     """One occurrence of a word in a prompt."""
 
     text: str
-    """Lower case, without the punctuation round it."""
+    """The word in lower case, without punctuation."""
     start: int
     """Index of its first character."""
     end: int
@@ -33,10 +33,10 @@ def distinct_words(prompt: str) -> list[str]:
 
 
 def delete_words(prompt: str, words: Iterable[str]) -> str:
-    """The prompt without any occurrence of `words`; what CMI conditions on.
+    """The prompt without any occurrence of `words`; the condition of CMI.
 
-    Spaces close up, and punctuation that no longer stands between two words goes: `"a cat, a dog"` without `cat` is
-    `"a, a dog"`, without `dog` is `"a cat, a"`, and a prompt that has no word left is the empty text.
+    Spaces are closed up, and punctuation that no longer separates two words is removed: `"a cat, a dog"` without `cat`
+    is `"a, a dog"`, without `dog` is `"a cat, a"`, and a prompt that has no word left is the empty text.
     """
     gone = {word.lower() for word in words}
     pieces: list[str] = []
@@ -53,7 +53,7 @@ def delete_words(prompt: str, words: Iterable[str]) -> str:
 
 
 def only_words(prompt: str, words: Iterable[str]) -> str:
-    """The prompt with only the first occurrence of each of `words` left: compared with the empty text by MI and PID."""
+    """The first occurrence of each of `words` in the prompt, joined by spaces; compared with the empty text by MI."""
     wanted = {word.lower() for word in words}
     kept: list[str] = []
     for word in split_words(prompt):
@@ -64,7 +64,7 @@ def only_words(prompt: str, words: Iterable[str]) -> str:
 
 
 def replace_word(prompt: str, word: str, to: str) -> str:
-    """The prompt with another word, or several, in the place of every occurrence of one."""
+    """The prompt with every occurrence of a word replaced by another word, or by several."""
     for found in reversed(split_words(prompt)):
         if found.text == word.lower():
             prompt = prompt[: found.start] + to + prompt[found.end :]

@@ -1,41 +1,47 @@
 """Which words a model knows, and the nearest known words to one that it does not.
 
-A real CLIP vocabulary has every byte as a token, so any text can be spelled and no word is unknown. A small model's
-vocabulary has whole words; a word outside it falls apart into letters, or into the end mark, and means nothing.
+The vocabulary of CLIP has every byte as a token, so that any text can be spelled and no word is unknown. That of a
+small model has whole words; any other word is split into letters, or becomes the end token, and means nothing to the
+model.
 """
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from core.diffusion.text import split_words
 from core.errors import EmptyPromptError, PromptTooLongError, UnknownWordError
 
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+ItemT = TypeVar("ItemT")
+
 _END = "</w>"
 _ONE_LETTER = frozenset({"a", "i"})
 _N_BYTES = 256
-_MOST_WINDOWS = 4
-"""A long prompt is read in so many windows at most: an attention layer's work grows with each."""
+_MAX_WINDOWS = 4
+"""Maximum number of windows in which a long prompt is read; each adds to the work of every attention layer."""
 
 
 class Vocabulary:
-    """A CLIP tokenizer, asked about words."""
+    """The words and the length of prompt that a CLIP tokenizer can represent."""
 
     known_words: tuple[str, ...]
     """Whole words of a word-level vocabulary, sorted; empty where any text can be spelled."""
     window: int
-    """Most tokens that the text encoder reads at once, without the start and end marks."""
+    """Maximum number of tokens that the text encoder reads at once, without start and end."""
     limit: int
-    """Most tokens in a prompt, likewise. A model that can spell any text reads longer ones window by window; one with
-    a vocabulary of its own was never shown any."""
+    """Maximum number of tokens in a prompt. A model that can spell any text reads a long prompt window by window; one
+    with a vocabulary of its own was not trained on long prompts."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: "CLIPTokenizer") -> None:
         self._tokenizer = tokenizer
         self.window = int(tokenizer.model_max_length) - 2
         vocabulary = tokenizer.get_vocab()
         n_letters = sum(len(token.removesuffix(_END)) == 1 and token.endswith(_END) for token in vocabulary)
         self.spells_anything = n_letters >= _N_BYTES
-        self.limit = self.window * (_MOST_WINDOWS if self.spells_anything else 1)
+        self.limit = self.window * (_MAX_WINDOWS if self.spells_anything else 1)
         stems = {token.removesuffix(_END) for token in vocabulary if token.endswith(_END)}
         words = () if self.spells_anything else sorted(stem for stem in stems if self._is_word(stem))
         self.known_words = tuple(words)
@@ -50,7 +56,7 @@ class Vocabulary:
             pieces += [*prompt[at : word.start].split(), word.text]
             at = word.end
         if self._tokenizer.unk_token_id != self._tokenizer.pad_token_id:
-            pieces += prompt[at:].split()  # else a full stop becomes one more mark of the end, as the padding is
+            pieces += prompt[at:].split()  # otherwise a full stop becomes one more end token, which is also the padding
         return {piece: self._nearest(piece, n) for piece in dict.fromkeys(pieces) if not self._knows(piece)}
 
     def check(self, prompt: str) -> None:
@@ -70,18 +76,18 @@ class Vocabulary:
             raise PromptTooLongError(n_tokens, self.limit, len(split_words(prompt)))
 
     def windows(self, prompt: str) -> list[list[int]]:
-        """What the text encoder reads: tokens from start to end mark, padded, a window after another; never none."""
+        """Token ids of the prompt, in windows of `window` tokens with start and end, padded; at least one window."""
         tokens = self._tokenizer(prompt, add_special_tokens=False).input_ids
         start, end, padding = (getattr(self._tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad"))
         return [[start, *part, end] + [padding] * (self.window - len(part)) for part in _parts(tokens, self.window)]
 
     def token_spans(self, prompt: str) -> list[tuple[int, int]]:
-        """Where each token of `windows`, one after another, begins and ends in the prompt; marks have (0, 0)."""
-        asked = self._tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+        """Start and end in the prompt of each token of `windows`; (0, 0) for start, end and padding."""
+        encoded = self._tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
         none = (0, 0)
         return [
             span
-            for part in _parts(asked["offset_mapping"], self.window)
+            for part in _parts(encoded["offset_mapping"], self.window)
             for span in (none, *map(tuple, part), none, *[none] * (self.window - len(part)))
         ]
 
@@ -91,7 +97,7 @@ class Vocabulary:
 
     @staticmethod
     def _is_word(stem: str, mark: bool = False) -> bool:
-        """Whether a whole token is a word: the letters that longer words are built from are not."""
+        """Whether a whole token is a word, or with `mark` punctuation; single letters are not, but for a and i."""
         if len(stem) == 1:
             return stem in _ONE_LETTER or stem.isdigit() or (mark and not stem.isalpha())
         return bool(split_words(stem)) or mark
@@ -101,5 +107,5 @@ class Vocabulary:
         return difflib.get_close_matches(word.lower(), long_enough, n=n, cutoff=0.6)
 
 
-def _parts(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+def _parts(items: Sequence[ItemT], size: int) -> list[Sequence[ItemT]]:
     return [items[at : at + size] for at in range(0, max(len(items), 1), size)]

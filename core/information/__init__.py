@@ -1,1 +1,1 @@
-"""How much words tell a picture, where in it and when in the denoising, with errors."""
+"""Information of words about an image: in total, by region and by log-SNR, with standard errors."""

@@ -1,87 +1,39 @@
-"""How many bits each word of a prompt tells a picture: `attribute`, and the same as a generator, `attribute_iter`."""
+"""`attribute`: the information that each word of a prompt carries about an image."""
 
 import difflib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from core.arrays import Floats
+from core.diffusion.predictor import PromptedModel
 from core.diffusion.text import delete_words, distinct_words, only_words
 from core.errors import PromptError, WordNotInPromptError
-from core.information.estimator import Comparison, Estimate, NoisePredictor
+from core.information.estimator import Comparison, Estimate
 from core.information.measuring import (
+    Budget,
     ImageLike,
     Plan,
-    check_rel_error,
     check_text,
-    default_steps,
     integrated_range,
-    last_of,
     measure,
+    n_bins_for,
     relative_errors,
     sampler_for,
     settings_of,
 )
 from core.information.quadrature import Sampler
 from core.information.results import Attribution, AttributionProgress, Curves, Given, Timeline, mean_and_stderr
+from core.job import Callback, Job, finished
 
 if TYPE_CHECKING:
     from core.diffusion.sampling import Generation
 
-Event = AttributionProgress | Attribution
-
-
-def attribute(
-    model: NoisePredictor,
-    image: "ImageLike | Generation",
-    prompt: str,
-    *,
-    seed: int = 0,
-    words: Sequence[str] | None = None,
-    given: Given = "rest",
-    rel_error: float = 0.1,
-    max_evals: int | None = None,
-    batch_size: int | None = None,
-    whole_prompt: bool = False,
-    num_inference_steps: int | None = None,
-    sampler: Sampler | None = None,
-    callback: Callable[[AttributionProgress], bool | None] | None = None,
-) -> Attribution:
-    """How many bits each word of `prompt` tells `image`, where, and when in the denoising.
-
-    image: a PIL picture, the path of one, a `Generation`, or latents [1, C, h, w].
-    words: those asked for; all of the prompt's by default. A word that occurs twice, or is asked for twice, counts as
-        one; the result has them in the prompt's order.
-    given: `rest` measures a word given the rest of the prompt (CMI), `nothing` the word alone (MI).
-    rel_error: sampling stops when every word's standard error is at most this share of its bits (of a tenth of the
-        largest word's, for smaller words), or when `max_evals` latents have gone through the U-Net.
-    batch_size: most latents in a U-Net call; results do not depend on it.
-    whole_prompt: also measure the whole prompt against the empty text; one more prompt a noise sample.
-    num_inference_steps: how many bins the timeline has; the generation's, or the model's default.
-    callback: sees an `AttributionProgress` after every U-Net call; if it returns False, the result so far is returned
-        (`stopped` says "cancelled"), or `Cancelled` raised where there is none yet.
-    """
-    run = attribute_iter(
-        model,
-        image,
-        prompt,
-        seed=seed,
-        words=words,
-        given=given,
-        rel_error=rel_error,
-        max_evals=max_evals,
-        batch_size=batch_size,
-        whole_prompt=whole_prompt,
-        num_inference_steps=num_inference_steps,
-        sampler=sampler,
-    )
-    return last_of(run, callback)
-
 
 def attribute_iter(
-    model: NoisePredictor,
+    model: PromptedModel,
     image: "ImageLike | Generation",
     prompt: str,
     *,
@@ -94,48 +46,75 @@ def attribute_iter(
     whole_prompt: bool = False,
     num_inference_steps: int | None = None,
     sampler: Sampler | None = None,
-) -> Generator[Event, None, None]:
-    """`attribute`, with an `AttributionProgress` after every U-Net call, and last the `Attribution`.
+    callback: Callback[AttributionProgress] | None = None,
+) -> Job[AttributionProgress, Attribution]:
+    """Measure how many bits each word of `prompt` carries about `image`, where in it, and when in the denoising.
 
-    Words and settings are checked here, before the first `next()`. Closing the generator stops the work within one
-    U-Net call and frees the model.
+    `attribute` returns the result; `attribute_iter` a `Job`, which yields progress after every U-Net call. Arguments
+    are checked before the job starts.
+
+    Args:
+        model: A `Diffuser`.
+        image: A PIL image, the path of one, a `Generation`, or latents [1, C, h, w].
+        prompt: A description of the image.
+        seed: Seed of the noise.
+        words: The words to measure; by default all. A word that occurs several times counts as one. Results are in the
+            order of the prompt.
+        given: `rest` measures a word given the rest of the prompt (conditional mutual information), `nothing` the word
+            alone (mutual information).
+        rel_error: Sampling stops when the standard error of every word is at most this share of its bits, or of a tenth
+            of the largest word's bits if that is more.
+        max_evals: Maximum number of latents through the U-Net.
+        batch_size: Maximum number of latents in a U-Net call; results do not depend on it.
+        whole_prompt: Also measure the whole prompt against the empty text, for one more evaluation per noise sample.
+        num_inference_steps: Number of bins of the timeline; by default the generation's steps, or the model's.
+        sampler: How noise and log-SNR are drawn.
+        callback: Called after every U-Net call. If it returns False, the job ends with the result so far
+            (`stopped="cancelled"`), or raises `Cancelled` where there is none.
+
+    Raises:
+        PromptError: The model cannot read the prompt, or the prompt lacks one of `words`.
+        ValueError: Another `given`; a `rel_error` that is not positive; a `max_evals` that is too small.
     """
     check_text(model, prompt)
     check_given(given)
     chosen = choose_words(prompt, words)
+    budget = Budget(int(seed), float(rel_error), max_evals, batch_size, sampler_for(model, sampler))
     whole = [Comparison("", prompt)] if whole_prompt else []
-    plan = Plan(
-        comparisons=compare(prompt, chosen, given) + whole,
-        seed=int(seed),
-        sampler=sampler_for(model, sampler),
-        batch_size=batch_size,
-        max_evals=max_evals,
-        what=f"{len(chosen)} words",
+    plan = Plan(compare(prompt, chosen, given) + whole, budget, f"{len(chosen)} words")
+    n_bins = n_bins_for(model, image, num_inference_steps)
+    edges = model.schedule.bin_edges(n_bins, *integrated_range(model, budget.sampler))
+    settings = settings_of(
+        model, budget, rel_error=budget.rel_error, whole_prompt=whole_prompt, num_inference_steps=n_bins
     )
-    target = check_rel_error(rel_error)
-    n_bins = num_inference_steps or int(getattr(image, "num_inference_steps", 0)) or default_steps(model)
-    settings = settings_of(model, plan, rel_error=target, whole_prompt=whole_prompt, num_inference_steps=n_bins)
-    edges = model.schedule.bin_edges(n_bins, *integrated_range(model, plan.sampler))
-    asked = _Asked(prompt, chosen, given, whole_prompt, plan.seed, settings)
+    request = _AttributionRequest(prompt, chosen, given, whole_prompt, budget.seed, settings)
     return measure(
         model,
         image,
         plan,
         edges,
-        summarise=lambda estimate: _summarise(estimate, edges, asked),
-        excess=lambda result: result.rel_error / target,
+        summarise=lambda estimate: _summarise(estimate, edges, request),
+        excess=lambda result: result.rel_error / budget.rel_error,
         progress=AttributionProgress,
+        callback=callback,
     )
 
 
+attribute = finished(attribute_iter)
+
+
 def check_given(given: Given) -> None:
-    """Refuse what bits cannot be given."""
+    """Raise a `ValueError` unless `given` is one of the two conditions."""
     if given not in ("rest", "nothing"):
         raise ValueError(f"given is 'rest' (CMI) or 'nothing' (MI), not {given!r}.")
 
 
 def choose_words(prompt: str, words: Sequence[str] | None) -> tuple[str, ...]:
-    """The words asked for, lower case, in the prompt's order; all of them by default."""
+    """The requested words, lower case, in the order of the prompt; None requests all.
+
+    Raises:
+        PromptError: A word that is not in the prompt, or a prompt without words.
+    """
     present = distinct_words(prompt)
     if not present:
         raise PromptError("The prompt has no word to attribute anything to.")
@@ -146,15 +125,15 @@ def choose_words(prompt: str, words: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def compare(prompt: str, words: Sequence[str], given: Given) -> list[Comparison]:
-    """The texts to compare, one pair a word: without and with it."""
+    """The pair of texts to compare for each word: without it and with it."""
     if given == "rest":
         return [Comparison(delete_words(prompt, [word]), prompt) for word in words]
     return [Comparison("", only_words(prompt, [word])) for word in words]
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What one attribution was asked, for its result."""
+class _AttributionRequest:
+    """The arguments of an attribution that its result repeats."""
 
     prompt: str
     words: tuple[str, ...]
@@ -164,36 +143,36 @@ class _Asked:
     settings: dict[str, Any]
 
 
-def _summarise(estimate: Estimate, edges: Floats, asked: _Asked) -> Attribution:
+def _summarise(estimate: Estimate, edges: Floats, request: _AttributionRequest) -> Attribution:
     """Means over replicates and their standard errors."""
-    n_words = len(asked.words)
+    n_words = len(request.words)
     maps, map_stderr = mean_and_stderr(estimate.maps)
     totals, stderr = mean_and_stderr(estimate.maps.sum((2, 3)))
     direct, direct_stderr = mean_and_stderr(estimate.direct)
     widths = np.diff(edges)
     per_width = np.divide(1.0, widths, out=np.zeros_like(widths), where=widths > 0)
-    when, when_stderr = mean_and_stderr(estimate.timeline * per_width)
+    timeline, timeline_stderr = mean_and_stderr(estimate.timeline * per_width)
     errors = estimate.errors[:, :n_words] * per_width
     each = mean_and_stderr(errors)
     _, difference_stderr = mean_and_stderr(errors[:, :, 0] - errors[:, :, 1])
     return Attribution(
-        words=asked.words,
+        words=request.words,
         bits=totals[:n_words],
         stderr=stderr[:n_words],
         maps=maps[:n_words],
         map_stderr=map_stderr[:n_words],
         direct_bits=direct[:n_words],
         direct_stderr=direct_stderr[:n_words],
-        timeline=Timeline(edges, when[:n_words], when_stderr[:n_words]),
+        timeline=Timeline(edges, timeline[:n_words], timeline_stderr[:n_words]),
         curves=Curves(each[0][:, 0], each[1][:, 0], each[0][:, 1], each[1][:, 1], difference_stderr),
-        prompt_bits=float(totals[-1]) if asked.whole_prompt else None,
-        prompt_stderr=float(stderr[-1]) if asked.whole_prompt else None,
+        prompt_bits=float(totals[-1]) if request.whole_prompt else None,
+        prompt_stderr=float(stderr[-1]) if request.whole_prompt else None,
         n_evals=estimate.n_evals,
         n_replicates=len(estimate.maps),
         stopped="cancelled",
         rel_error=float(relative_errors(totals[:n_words], stderr[:n_words]).max()),
-        prompt=asked.prompt,
-        given=asked.given,
-        seed=asked.seed,
-        settings=asked.settings,
+        prompt=request.prompt,
+        given=request.given,
+        seed=request.seed,
+        settings=request.settings,
     )

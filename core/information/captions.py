@@ -1,32 +1,32 @@
-"""Which of several captions tells a picture best: `rank_captions`, and the same as a generator, `rank_captions_iter`.
+"""`rank_captions`: which of several captions describes an image best.
 
-Captions are ranked by direct bits, which for an optimal denoiser are log p(x | caption) up to what all captions share.
-The published rule, orthogonal bits (Kong et al. 2024, arXiv 2310.07972), asks instead which caption changes the
-prediction most, and stands beside on the same samples.
+Captions are ranked by direct bits, which for an optimal denoiser are log p(x | caption) up to a constant. Kong et al.
+2024 (arXiv 2310.07972) rank by orthogonal bits, which measure how much a caption changes the prediction; these are
+computed from the same samples.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from core.arrays import Floats
+from core.diffusion.predictor import PromptedModel
 from core.errors import PromptError
-from core.information.estimator import Comparison, Estimate, NoisePredictor
-from core.information.measuring import Plan, check_text, integrated_range, last_of, measure, sampler_for, settings_of
+from core.information.estimator import Comparison, Estimate
+from core.information.measuring import Budget, Plan, check_text, integrated_range, measure, sampler_for, settings_of
 from core.information.quadrature import Sampler
 from core.information.ranking import Ranking, closest, differences, wanted_error
 from core.information.results import Progress, mean_and_stderr
+from core.job import Callback, Job, finished
 
 if TYPE_CHECKING:
     from core.diffusion.sampling import Generation
     from core.information.measuring import ImageLike
 
-Event = Progress[Ranking] | Ranking
 
-
-def rank_captions(
-    model: NoisePredictor,
+def rank_captions_iter(
+    model: PromptedModel,
     image: "ImageLike | Generation",
     captions: Sequence[str],
     *,
@@ -36,68 +36,39 @@ def rank_captions(
     max_evals: int | None = None,
     batch_size: int | None = None,
     sampler: Sampler | None = None,
-    callback: Callable[[Progress[Ranking]], bool | None] | None = None,
-) -> Ranking:
-    """Captions in the order of how well they tell `image`, with the probability that this order is right.
+    callback: Callback[Progress[Ranking]] | None = None,
+) -> Job[Progress[Ranking], Ranking]:
+    """Rank captions by how well they describe `image`, with the probability that the order is right.
 
-    All captions are evaluated on the same noise, so that what lies between two of them is known far better than either.
+    All captions are evaluated on the same noise, so that the difference of two has a far smaller error than either.
+    `rank_captions` returns the result; `rank_captions_iter` a `Job`, which yields progress after every U-Net call.
+    Arguments are checked before the job starts.
 
     Args:
         model: A `Diffuser`.
-        image: A PIL picture, the path of one, a `Generation`, or latents [1, C, h, w].
-        captions: Two different ones or more.
-        orthogonal: Also evaluate the empty text, one more a noise sample: bits are then over nothing, and the published
-            rule stands beside. Without it N captions cost N evaluations a noise sample.
+        image: A PIL image, the path of one, a `Generation`, or latents [1, C, h, w].
+        captions: Two different captions or more.
+        orthogonal: Also evaluate the empty text: bits are then relative to it, and the order by orthogonal bits (Kong
+            et al. 2024) is known too. This takes one more evaluation than the number of captions per noise sample.
         certainty: Sampling stops when the whole order is right with this probability, or at `max_evals`.
-        seed: Of the noise.
-        max_evals: Most latents through the U-Net.
-        batch_size: Most latents in a U-Net call; results do not depend on it.
-        sampler: How noise is drawn.
-        callback: Sees a `Progress` after every U-Net call; if it returns False, the result so far is returned, or
-            `Cancelled` raised where there is none yet.
+        seed: Seed of the noise.
+        max_evals: Maximum number of latents through the U-Net.
+        batch_size: Maximum number of latents in a U-Net call; results do not depend on it.
+        sampler: How noise and log-SNR are drawn.
+        callback: Called after every U-Net call. If it returns False, the job ends with the result so far, or raises
+            `Cancelled` where there is none.
 
     Raises:
-        PromptError: Fewer than two captions, two that are the same, or one that the model cannot take.
-        ValueError: A `certainty` that is no probability above one half, a `max_evals` that is too small.
-    """
-    run = rank_captions_iter(
-        model,
-        image,
-        captions,
-        orthogonal=orthogonal,
-        certainty=certainty,
-        seed=seed,
-        max_evals=max_evals,
-        batch_size=batch_size,
-        sampler=sampler,
-    )
-    return last_of(run, callback)
-
-
-def rank_captions_iter(
-    model: NoisePredictor,
-    image: "ImageLike | Generation",
-    captions: Sequence[str],
-    *,
-    orthogonal: bool = True,
-    certainty: float = 0.95,
-    seed: int = 0,
-    max_evals: int | None = None,
-    batch_size: int | None = None,
-    sampler: Sampler | None = None,
-) -> Generator[Event, None, None]:
-    """`rank_captions`, with a `Progress` after every U-Net call, and last the `Ranking`.
-
-    Captions and settings are checked here, before the first `next()`. Closing the generator stops the work within one
-    U-Net call and frees the model.
+        PromptError: Fewer than two captions, two equal ones, or one that the model cannot read.
+        ValueError: A `certainty` that is no probability above one half; a `max_evals` that is too small.
     """
     texts = check_captions(model, captions)
     if not 0.5 < certainty < 1:
         raise ValueError(f"certainty is a probability above 0.5 and below 1, such as 0.95, not {certainty}.")
     context, others = ("", texts) if orthogonal else (texts[0], texts[1:])
-    comparisons = [Comparison(context, text) for text in others]
-    plan = Plan(comparisons, int(seed), sampler_for(model, sampler), batch_size, max_evals, f"{len(texts)} captions")
-    settings = settings_of(model, plan, certainty=certainty, orthogonal=orthogonal)
+    budget = Budget(int(seed), max_evals=max_evals, batch_size=batch_size, sampler=sampler_for(model, sampler))
+    plan = Plan([Comparison(context, text) for text in others], budget, f"{len(texts)} captions")
+    settings = settings_of(model, budget, certainty=certainty, orthogonal=orthogonal)
 
     def summarise(estimate: Estimate) -> Ranking:
         direct = estimate.direct if orthogonal else _over_their_mean(estimate.direct)
@@ -116,7 +87,7 @@ def rank_captions_iter(
             n_replicates=len(direct),
             stopped="cancelled",
             rel_error=closest(bits, ahead, ahead_stderr),
-            seed=plan.seed,
+            seed=budget.seed,
             settings=settings,
         )
 
@@ -124,15 +95,23 @@ def rank_captions_iter(
         model,
         image,
         plan,
-        np.array(integrated_range(model, plan.sampler)),
+        np.array(integrated_range(model, budget.sampler)),
         summarise=summarise,
         excess=lambda result: result.rel_error / wanted_error(certainty, len(texts), result.n_replicates),
         progress=Progress,
+        callback=callback,
     )
 
 
-def check_captions(model: NoisePredictor, captions: Sequence[str]) -> tuple[str, ...]:
-    """The captions, if there are several, all different, and the model can take each."""
+rank_captions = finished(rank_captions_iter)
+
+
+def check_captions(model: PromptedModel, captions: Sequence[str]) -> tuple[str, ...]:
+    """The captions, if there are at least two, all different, and the model can read each.
+
+    Raises:
+        PromptError: Otherwise.
+    """
     texts = (captions,) if isinstance(captions, str) else tuple(captions)
     if len(texts) < 2:
         raise PromptError("Ranking needs two captions or more; write another one to compare with.")
@@ -147,6 +126,6 @@ def check_captions(model: NoisePredictor, captions: Sequence[str]) -> tuple[str,
 
 
 def _over_their_mean(over_first: Floats) -> Floats:
-    """[R, N] bits of all captions over their mean, from those of all but the first over the first, [R, N - 1]."""
+    """[R, N] bits of all captions over their mean, from [R, N - 1] those of all but the first over the first."""
     over_first = np.concatenate([np.zeros((len(over_first), 1)), over_first], axis=1)
     return np.asarray(over_first - over_first.mean(1, keepdims=True))

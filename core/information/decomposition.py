@@ -1,7 +1,8 @@
-"""What `decompose` returns, and the arithmetic from replicates to it. Numbers only: imports no torch.
+"""The result of `decompose`, and its computation from replicates. Imports no torch.
 
-With i1 and i2 what two words tell alone and i12 what they tell together, redundancy R splits them (design of Williams &
-Beer 2010, pointwise as in Finn & Lizier 2018): U1 = i1 - R, U2 = i2 - R, S = i12 - i1 - i2 + R.
+Partial information decomposition (Williams & Beer 2010; pointwise, Finn & Lizier 2018): of two words with information
+i1 and i2 each and i12 together, redundancy R gives the unique parts U1 = i1 - R and U2 = i2 - R, and the synergy S =
+i12 - i1 - i2 + R.
 """
 
 from dataclasses import dataclass
@@ -14,90 +15,91 @@ from core.information.results import Given, Measurement, mean_and_stderr
 
 
 class Total(NamedTuple):
-    """Bits in the whole picture."""
+    """Bits of the whole image."""
 
     bits: float
+    """The estimate."""
     stderr: float
-    """Standard error over replicates."""
+    """Its standard error over replicates."""
 
 
 class Part(NamedTuple):
-    """Bits in the whole picture, and where in it."""
+    """Bits of the whole image, and their map."""
 
     bits: float
-    """The map's sum."""
+    """The sum of the map."""
     stderr: float
     """Its standard error over replicates."""
     map: Floats
-    """[h, w] bits a latent cell."""
+    """[h, w] bits per latent cell."""
     map_stderr: Floats
-    """[h, w] standard error of each cell. Too small, by up to a third, where what two cells of a redundancy say lies
-    within their errors of each other: which of them is smaller is then not known."""
+    """[h, w] standard error of each cell. In a map of redundancy it is up to a third too small where the bits of the
+    two words do not differ significantly, so that it is not known which of them is smaller."""
 
 
 class BySurprisal(NamedTuple):
-    """The other split, of totals alone: redundancy as the bits of the likelier word that are known from either.
+    """The decomposition of Dewan et al. 2024 (arXiv 2406.05191), of totals: R = min h - min (h - i).
 
-    R = min h - min (h - i) of surprisals h and direct bits i (Dewan et al. 2024, arXiv 2406.05191; without their maps,
-    which mix a word's probability with a cell's bits). Unique and synergy can be negative.
+    h are surprisals and i direct bits. Their maps are left out, since they mix a word's probability with the bits of a
+    cell. Unique parts and synergy can be negative.
     """
 
     redundancy: Total
     unique: tuple[Total, Total]
     synergy: Total
     surprisals: tuple[float, float]
-    """h of each word in bits, as given."""
+    """Surprisal of each word in bits, as given."""
     exceeded: tuple[bool, bool]
-    """Whether a word tells more bits than its surprisal has, by over two standard errors: guided pictures and poor
-    denoisers can bring that about, and the split means little then."""
+    """Whether a word has more direct bits than surprisal, by over two standard errors. This happens with guided images
+    and poor denoisers, and the decomposition means little then."""
 
 
 class PairInformation(NamedTuple):
-    """What two words tell a picture, in parts. Redundancy, the two unique parts and synergy add up to `together`."""
+    """Decomposed information of two words. Redundancy, both unique parts and synergy add up to `together`."""
 
     words: tuple[str, str]
     redundancy: Part
-    """Told by either word: the smaller of what the two tell each cell, with the bias of a minimum of noisy means
-    removed by the jackknife."""
+    """Information that either word has: the minimum of both in each cell. The jackknife removes the bias of a minimum
+    of noisy means."""
     unique: tuple[Part, Part]
-    """Told by one word and not by the other. A cell can be negative by the estimate's error."""
+    """Information of one word that the other lacks. A cell can be negative by its error."""
     synergy: Part
-    """Told only by both together; negative where they tell less than each alone would make expect."""
+    """Information of both words together only; negative where they have less than the sum of the other parts."""
     alone: tuple[Part, Part]
-    """Orthogonal bits of each word by itself."""
+    """Orthogonal bits of each word alone."""
     together: Part
-    """Orthogonal bits of both."""
+    """Orthogonal bits of both words."""
     coinformation: Total
-    """Redundancy less synergy, i1 + i2 - i12, by the direct estimate. Of words that the picture determines it is
-    log p(both) / p(one) p(other), whatever redundancy is taken to be."""
+    """Redundancy minus synergy, i1 + i2 - i12, from direct bits; does not depend on the definition of redundancy. For
+    words that the image determines, it is log2 p(both) / (p(one) p(other))."""
     by_surprisal: BySurprisal | None
-    """None where no surprisals were given."""
+    """The decomposition by surprisal; None where no surprisals were given."""
 
     @property
     def parts(self) -> tuple[Part, Part, Part, Part]:
-        """Redundancy, unique of the first and of the second, synergy."""
+        """Redundancy, unique information of the first and of the second word, synergy."""
         return self.redundancy, *self.unique, self.synergy
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Decomposition(Measurement):
-    """What words tell a picture together, pair by pair. All arrays are float64.
+    """Decomposed information of pairs of words. All arrays are float64.
 
-    `rel_error` is that of the worst part of the worst pair: its standard error over what the pair tells together (over
-    a tenth of what the best pair does, for lesser ones).
+    `rel_error` is the largest standard error of a part over the bits of its pair together, or over a tenth of those of
+    the largest pair if that is more.
     """
 
     words: tuple[str, ...]
-    """The W words, lower case, as asked for."""
+    """The W words, lower case, in the order given."""
     pairs: tuple[PairInformation, ...]
-    """All W (W - 1) / 2 pairs, in the words' order."""
+    """All W (W - 1) / 2 pairs, in the order of the words."""
     prompt: str
     """The prompt as typed."""
     given: Given
-    """What a pair's bits are given: the `rest` of the prompt without the two, or `nothing`."""
+    """The condition of a pair's bits: the `rest` of the prompt without the two, or `nothing`."""
 
     def pair(self, first: str, second: str) -> PairInformation:
-        """The pair of two of the words, in whichever order.
+        """The pair of two of the words, in either order.
 
         Raises:
             ValueError: It was not measured.
@@ -109,17 +111,17 @@ class Decomposition(Measurement):
 
     @property
     def redundancy(self) -> Part:
-        """Of the only pair."""
+        """Redundancy of the only pair."""
         return self._only.redundancy
 
     @property
     def unique(self) -> tuple[Part, Part]:
-        """Of the only pair, first word first."""
+        """Unique information of the only pair, first word first."""
         return self._only.unique
 
     @property
     def synergy(self) -> Part:
-        """Of the only pair."""
+        """Synergy of the only pair."""
         return self._only.synergy
 
     @property
@@ -132,18 +134,18 @@ class Decomposition(Measurement):
 
 
 class Replicates(NamedTuple):
-    """R replicates of what a pair of words tells."""
+    """R replicates of the information of a pair of words."""
 
     maps: tuple[Floats, Floats, Floats]
     """[R, h, w] orthogonal bits of the first word, of the second, of both."""
     direct: tuple[Floats, Floats, Floats]
-    """[R] direct bits of the same."""
+    """[R] direct bits of the first word, of the second, of both."""
 
 
 def split(
     words: tuple[str, str], replicates: Replicates, surprisals: tuple[float, float] | None = None
 ) -> PairInformation:
-    """The parts of a pair, replicate by replicate, so that every error knows what varies together."""
+    """The decomposition of a pair. Parts are computed by replicate, so that their errors include all covariances."""
     (first, second, both), direct = replicates.maps, replicates.direct
     redundant = smaller_of_means(first, second)
     return PairInformation(
@@ -159,7 +161,7 @@ def split(
 
 
 def split_by_surprisal(direct: tuple[Floats, Floats, Floats], surprisals: tuple[float, float]) -> BySurprisal:
-    """Totals from direct bits [R] of the first word, of the second, of both."""
+    """Decompose by surprisal, from direct bits [R] of the first word, of the second, of both."""
     first, second, both = direct
     left = smaller_of_means(surprisals[0] - first, surprisals[1] - second)
     redundant = min(surprisals) - left
@@ -178,11 +180,11 @@ def _exceeds(direct: Floats, surprisal: float) -> bool:
 
 
 def smaller_of_means(first: Floats, second: Floats) -> Floats:
-    """[R, ...] values whose mean is the smaller of two means over replicates, and their spread its error.
+    """[R, ...] pseudo-values whose mean estimates the smaller of two means, and whose spread its error.
 
-    The smaller of two noisy means is too small on average, the more the closer they are. These are the pseudo-values of
-    the jackknife (Efron & Tibshirani 1993, ch. 11), whose mean lacks that bias but for half of it where the two are
-    equal; a little is added where they lie one or two errors apart.
+    The minimum of two noisy means is biased downwards, the more the closer they are. The jackknife (Efron & Tibshirani
+    1993, ch. 11) removes the bias, but for half of it where the means are equal; it overcorrects slightly where they
+    are one or two errors apart.
     """
     n = len(first)
     whole = np.minimum(first.mean(0), second.mean(0))

@@ -1,96 +1,41 @@
-"""What two words tell a picture together and apart: `decompose`, and the same as a generator, `decompose_iter`."""
+"""`decompose`: redundant, unique and synergistic information of two words about an image."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from core.diffusion.predictor import PromptedModel
 from core.diffusion.text import delete_words, only_words
 from core.errors import PromptError
 from core.information.attribution import check_given, choose_words
 from core.information.decomposition import Decomposition, PairInformation, Replicates, split
-from core.information.estimator import Comparison, Estimate, NoisePredictor
+from core.information.estimator import Comparison, Estimate
 from core.information.measuring import (
     FLOOR,
+    Budget,
     Plan,
-    check_rel_error,
     check_text,
     integrated_range,
-    last_of,
     measure,
     sampler_for,
     settings_of,
 )
 from core.information.quadrature import Sampler
 from core.information.results import Given, Progress
+from core.job import Callback, Job, finished
 
 if TYPE_CHECKING:
     from core.diffusion.sampling import Generation
     from core.information.measuring import ImageLike
 
 Surprisal = Callable[[str], float]
-"""Bits of a word's surprisal, -log2 of its probability given what the bits are given."""
-Event = Progress[Decomposition] | Decomposition
-
-
-def decompose(
-    model: NoisePredictor,
-    image: "ImageLike | Generation",
-    prompt: str,
-    *words: str,
-    given: Given = "rest",
-    surprisal: Surprisal | None = None,
-    seed: int = 0,
-    rel_error: float = 0.1,
-    max_evals: int | None = None,
-    batch_size: int | None = None,
-    sampler: Sampler | None = None,
-    callback: Callable[[Progress[Decomposition]], bool | None] | None = None,
-) -> Decomposition:
-    """What words of `prompt` tell `image` redundantly, each for itself, and only together, where, and with what error.
-
-    Two words are a pair; of W words every pair is measured from the same noise, for 1 + W + W (W - 1) / 2 texts a noise
-    sample.
-
-    Args:
-        model: A `Diffuser`.
-        image: A PIL picture, the path of one, a `Generation`, or latents [1, C, h, w].
-        prompt: The text that has the words.
-        words: Two different words or more; all of the prompt's by default.
-        given: `rest` decomposes what a pair tells given the prompt without the two, `nothing` what the two tell alone.
-        surprisal: Of a word, in bits, given the same: adds the split by surprisal, of totals.
-        seed: Of the noise.
-        rel_error: Sampling stops when every part's standard error is at most this share of what its pair tells (of a
-            tenth of what the best pair does, for lesser ones), or at `max_evals`.
-        max_evals: Most latents through the U-Net.
-        batch_size: Most latents in a U-Net call; results do not depend on it.
-        sampler: How noise is drawn.
-        callback: Sees a `Progress` after every U-Net call; if it returns False, the result so far is returned, or
-            `Cancelled` raised where there is none yet.
-
-    Raises:
-        PromptError: Fewer than two different words, one asked for twice, or one that the prompt does not have.
-        ValueError: Another `given`, a `rel_error` or `max_evals` that is too small.
-    """
-    run = decompose_iter(
-        model,
-        image,
-        prompt,
-        *words,
-        given=given,
-        surprisal=surprisal,
-        seed=seed,
-        rel_error=rel_error,
-        max_evals=max_evals,
-        batch_size=batch_size,
-        sampler=sampler,
-    )
-    return last_of(run, callback)
+"""The surprisal of a word in bits: -log2 of its probability under the condition of the measurement."""
 
 
 def decompose_iter(
-    model: NoisePredictor,
+    model: PromptedModel,
     image: "ImageLike | Generation",
     prompt: str,
     *words: str,
@@ -101,11 +46,34 @@ def decompose_iter(
     max_evals: int | None = None,
     batch_size: int | None = None,
     sampler: Sampler | None = None,
-) -> Generator[Event, None, None]:
-    """`decompose`, with a `Progress` after every U-Net call, and last the `Decomposition`.
+    callback: Callback[Progress[Decomposition]] | None = None,
+) -> Job[Progress[Decomposition], Decomposition]:
+    """Decompose what words of `prompt` say about `image` into redundant, unique and synergistic information.
 
-    Words and settings are checked here, before the first `next()`. Closing the generator stops the work within one
-    U-Net call and frees the model.
+    Of W words every pair is decomposed, from the same noise, with 1 + W + W (W - 1) / 2 texts per noise sample.
+    `decompose` returns the result; `decompose_iter` a `Job`, which yields progress after every U-Net call. Arguments
+    are checked before the job starts.
+
+    Args:
+        model: A `Diffuser`.
+        image: A PIL image, the path of one, a `Generation`, or latents [1, C, h, w].
+        prompt: A description of the image.
+        words: Two different words or more; by default all of the prompt's.
+        given: `rest` decomposes the information of a pair given the prompt without the two, `nothing` that of the two
+            words alone.
+        surprisal: A word's surprisal in bits under the same condition; adds the decomposition by surprisal, of totals.
+        seed: Seed of the noise.
+        rel_error: Sampling stops when the standard error of every part is at most this share of the bits of its pair,
+            or of a tenth of the largest pair's bits if that is more.
+        max_evals: Maximum number of latents through the U-Net.
+        batch_size: Maximum number of latents in a U-Net call; results do not depend on it.
+        sampler: How noise and log-SNR are drawn.
+        callback: Called after every U-Net call. If it returns False, the job ends with the result so far, or raises
+            `Cancelled` where there is none.
+
+    Raises:
+        PromptError: Fewer than two different words, a word given twice, or one that the prompt lacks.
+        ValueError: Another `given`; a `rel_error` that is not positive; a `max_evals` that is too small.
     """
     check_text(model, prompt)
     check_given(given)
@@ -113,9 +81,9 @@ def decompose_iter(
     pairs = [_pair(prompt, *pair, given) for pair in combinations(chosen, 2)]
     surprisals = {word: float(surprisal(word)) for word in chosen} if surprisal else {}
     comparisons = list(dict.fromkeys(comparison for pair in pairs for comparison in pair.comparisons))
-    target = check_rel_error(rel_error)
-    plan = Plan(comparisons, int(seed), sampler_for(model, sampler), batch_size, max_evals, f"{len(chosen)} words")
-    settings = settings_of(model, plan, rel_error=target, surprisals=surprisals)
+    budget = Budget(int(seed), float(rel_error), max_evals, batch_size, sampler_for(model, sampler))
+    plan = Plan(comparisons, budget, f"{len(chosen)} words")
+    settings = settings_of(model, budget, rel_error=budget.rel_error, surprisals=surprisals)
 
     def summarise(estimate: Estimate) -> Decomposition:
         parts = tuple(pair.split(comparisons, estimate, surprisals) for pair in pairs)
@@ -128,7 +96,7 @@ def decompose_iter(
             n_replicates=len(estimate.maps),
             stopped="cancelled",
             rel_error=_rel_error(parts),
-            seed=plan.seed,
+            seed=budget.seed,
             settings=settings,
         )
 
@@ -136,22 +104,26 @@ def decompose_iter(
         model,
         image,
         plan,
-        np.array(integrated_range(model, plan.sampler)),
+        np.array(integrated_range(model, budget.sampler)),
         summarise=summarise,
-        excess=lambda result: result.rel_error / target,
+        excess=lambda result: result.rel_error / budget.rel_error,
         progress=Progress,
+        callback=callback,
     )
 
 
+decompose = finished(decompose_iter)
+
+
 class _Pair(NamedTuple):
-    """Two words, and what is compared to take apart what they tell."""
+    """Two words, and the comparisons that decompose their information."""
 
     words: tuple[str, str]
     comparisons: tuple[Comparison, Comparison, Comparison]
-    """What the first adds, what the second adds, what both add."""
+    """The first word against the context, the second, and both."""
 
     def split(self, comparisons: list[Comparison], estimate: Estimate, surprisals: dict[str, float]) -> PairInformation:
-        """The pair's parts from an estimate of `comparisons`."""
+        """The decomposition of the pair, from an estimate of `comparisons`."""
         first, second, both = (comparisons.index(comparison) for comparison in self.comparisons)
         replicates = Replicates(
             (estimate.maps[:, first], estimate.maps[:, second], estimate.maps[:, both]),
@@ -173,19 +145,19 @@ def _pair(prompt: str, first: str, second: str, given: Given) -> _Pair:
 
 
 def _different(prompt: str, words: tuple[str, ...]) -> tuple[str, ...]:
-    """The words asked for, lower case, in the order asked for."""
-    asked = [word.strip().lower() for word in words]
-    for word in asked:
-        if asked.count(word) > 1:
-            raise PromptError(f"{word!r} was asked for twice; ask for two different words of the prompt.")
+    """The requested words, lower case, in the order given; all of the prompt's by default."""
+    requested = [word.strip().lower() for word in words]
+    for word in requested:
+        if requested.count(word) > 1:
+            raise PromptError(f"{word!r} was given twice; give two different words of the prompt.")
     present = choose_words(prompt, words or None)
     if len(present) < 2:
         raise PromptError(f"Two different words are needed; there is only {present[0]!r}.")
-    return tuple(asked) or present
+    return tuple(requested) or present
 
 
 def _rel_error(pairs: tuple[PairInformation, ...]) -> float:
-    """The largest error of a part, in shares of what its pair tells together."""
+    """The largest standard error of a part, relative to the bits of its pair."""
     least = FLOOR * max(pair.together.bits for pair in pairs)
     scales = [max(pair.together.bits, least) for pair in pairs]
     errors = [max(part.stderr for part in pair.parts) for pair in pairs]

@@ -1,4 +1,4 @@
-"""Where on the log-SNR line to look, with which noise, and with what weight.
+"""Sampling of log-SNR and noise, and the weights of the samples.
 
 Every estimate here is an integral over log-SNR of an expectation over Gaussian noise. A replicate is one unbiased
 estimate of it from `n_points` noise samples; replicates are independent, so their spread is the error.
@@ -16,37 +16,37 @@ from core.arrays import Floats
 
 @dataclass(frozen=True)
 class Sampler:
-    """How noise samples are drawn. The defaults are the fast way; each switch turns one part of it off."""
+    """How noise samples are drawn. The defaults are the fastest; each switch turns off one of their techniques."""
 
     loc: float = 1.0
-    """Location of the truncated logistic over log-SNR, and centre of its range."""
+    """Location of the truncated logistic density over log-SNR, and centre of its range."""
     scale: float = 12.0
-    """Its scale. 12 is as good as flat. The published 2 (Kong et al. 2024, arXiv 2310.07972) hardly looks below -3,
-    where places and other large things are told: on `picturebook`, independent draws from it need about twice as many
+    """Scale of the logistic. 12 is nearly uniform. With 2, as in Kong et al. 2024 (arXiv 2310.07972), few samples fall
+    below -3, where information about layout lies: on `picturebook`, independent draws then need about twice as many
     samples."""
     clip: float = 0.5
-    """The range ends this many scales on either side of `loc`: -5 to 7, as published. What lies outside is left out."""
+    """Half-width of the integrated range in scales: -5 to 7, as in Kong et al. 2024. The rest is left out."""
     profile: tuple[float, ...] = ()
-    """How often to look into each of equally likely pieces of the logistic, in any unit; none: equally often. A model's
-    own, measured beforehand on other pictures, stands in its spec: on `picturebook` it saves a third of the
-    evaluations. A density fitted to the very picture would save no more, and costs a pilot."""
+    """Relative frequencies of samples in equally likely pieces of the logistic; empty: equal. A model's profile,
+    measured beforehand on other images, is in its spec; on `picturebook` it saves a third of the evaluations. A density
+    fitted to the image itself saves no more, and costs a pilot."""
     n_points: int = 8
     """Noise samples in a replicate."""
     min_replicates: int = 8
-    """Replicates before the first look at the error; looks follow at 1.5, 2, 3, 4, 6... times as many."""
+    """Replicates before the error is first checked; checks follow at 1.5, 2, 3, 4, 6, ... times as many."""
     stratified: bool = True
-    """Quantiles of the density, evenly spaced with one random shift a replicate; False: independent draws."""
+    """Evenly spaced quantiles of the density with one random shift per replicate; False: independent draws."""
     antithetic: bool = True
-    """Each noise is used with both signs, at two log-SNRs that mirror each other in their stratum."""
+    """Use each noise with both signs, at two log-SNRs that mirror each other in their stratum."""
     shared: bool = True
-    """One noise and one batch for all words; False: each word has its own noise, and its own prompts."""
+    """Evaluate all words on the same noise; False: each word has noise and prompts of its own."""
     fitted: bool = False
-    """Fit the density to the integrand on a pilot that is left out of the estimate, in the place of `profile`."""
+    """Fit the density to the integrand on a pilot sample, instead of `profile`."""
     n_pilot: int = 16
     """Noise samples of the pilot."""
     prompts_per_word: int = 2
-    """Prompts evaluated a noise sample where nothing is shared: the 2 that are compared, or 3 as in the published code,
-    which evaluates the empty prompt as well and does not use it."""
+    """Prompts evaluated per noise sample and word if not `shared`: the 2 that are compared, or 3 as in the code of Kong
+    et al. 2024, which also evaluates the empty prompt and does not use it."""
 
     def __post_init__(self) -> None:
         if self.n_points < 2 or self.n_points % 2 or self.min_replicates < 2:
@@ -57,14 +57,14 @@ class Sampler:
             raise ValueError(f"prompts_per_word is 2 or 3, not {self.prompts_per_word}.")
 
     @classmethod
-    def published(cls, prompts_per_word: int = 3) -> "Sampler":
-        """Plain importance sampling as in Kong et al.'s code: independent logistic draws, each word by itself."""
+    def kong2024(cls, prompts_per_word: int = 3) -> "Sampler":
+        """Importance sampling as in the code of Kong et al. 2024: independent logistic draws, each word by itself."""
         return cls(
             scale=2.0, clip=3.0, stratified=False, antithetic=False, shared=False, prompts_per_word=prompts_per_word
         )
 
     def density(self, trained_range: tuple[float, float]) -> "Density":
-        """The density over the range, inside the log-SNRs that the model was trained on."""
+        """The sampling density, truncated to the log-SNRs that the model was trained on."""
         low = max(self.loc - self.scale * self.clip, trained_range[0])
         high = min(self.loc + self.scale * self.clip, trained_range[1])
         if low >= high:
@@ -82,17 +82,17 @@ class Density:
     loc: float
     """Location of the logistic."""
     scale: float
-    """Its scale."""
+    """Scale of the logistic."""
     low: float
     """Smallest log-SNR."""
     high: float
     """Largest log-SNR."""
     knots: Floats = field(default_factory=lambda: np.array([0.0, 1.0]))
-    """[K + 1], rising from 0 to 1: the density's own distribution function at K + 1 evenly spaced quantiles of the
-    truncated logistic; (0, 1) is the logistic itself."""
+    """[K + 1] values of the cumulative distribution at evenly spaced quantiles of the truncated logistic, rising from 0
+    to 1; (0, 1) gives the logistic itself."""
 
     def quantile(self, u: Floats) -> Floats:
-        """Log-SNR below which a share u of the density lies."""
+        """Quantiles: the log-SNR below which a share u of the density lies."""
         v = np.interp(u, self.knots, np.linspace(0, 1, len(self.knots)))
         below, above = self._logistic_cdf(np.array([self.low, self.high]))
         p = below + v * (above - below)
@@ -124,7 +124,7 @@ class Draw(NamedTuple):
 
 
 def draw(sampler: Sampler, density: Density, shape: tuple[int, ...], key: tuple[int, ...]) -> Draw:
-    """One replicate. `key` (seed, replicate, ...) alone decides the randomness: not the words, nor the batch size."""
+    """One replicate. Its randomness depends on `key` (seed, replicate, ...) alone, not on words or the batch size."""
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
     n = sampler.n_points // 2 if sampler.antithetic else sampler.n_points
     first, second = _strata(n, generator) if sampler.stratified else _independent(n, generator)
@@ -139,10 +139,9 @@ def draw(sampler: Sampler, density: Density, shape: tuple[int, ...], key: tuple[
 
 
 def _strata(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """n evenly spaced points of (0, 1) under one random shift, and their mirror images, each in its stratum.
+    """n evenly spaced points of (0, 1) with one random shift, and their mirror images, each within its stratum.
 
-    Each is uniform, and together they leave no gap. What rises along a stratum is too large at the one as it is too
-    small at the other, so that a pair of them errs in the curvature alone.
+    Each point is uniform. The linear part of a function over a stratum cancels in a pair.
     """
     strata = torch.arange(n, dtype=torch.float64)
     shift = torch.rand((), generator=generator, dtype=torch.float64)
@@ -155,12 +154,12 @@ def _independent(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def fit(density: Density, log_snr: Floats, values: Floats, share_kept: float = 0.1) -> Density:
-    """A density that follows the integrand, from a pilot.
+    """A density fitted to the integrand, from a pilot sample.
 
     values [P, n] are the integrands of P comparisons at log_snr [n], one in each n-th of `density`, not yet reshaped.
-    The best density for one integrand is in proportion to the root of its mean square (Owen 2013, ch. 9); for several,
-    each scaled by its own integral, to the root of the mean of those. Neighbours are averaged, because every value is
-    one noisy draw; `share_kept` of the old density bounds every weight.
+    The optimal density for one integrand is proportional to the root of its mean square (Owen 2013, ch. 9); for
+    several, to the root of the mean of those, each relative to its integral. Neighbours are averaged, because each
+    value is one noisy draw; mixing in `share_kept` of the old density bounds the weights.
     """
     ratio = values / density.pdf(log_snr)
     mean = ratio.mean(1, keepdims=True)
@@ -173,5 +172,5 @@ def fit(density: Density, log_snr: Floats, values: Floats, share_kept: float = 0
 
 
 def _knots(weights: Floats) -> Floats:
-    """The distribution function at the ends of evenly likely pieces, from what each of them weighs."""
+    """The cumulative distribution at the ends of equally likely pieces, from their weights."""
     return np.concatenate([[0.0], np.cumsum(weights / weights.sum())[:-1], [1.0]])

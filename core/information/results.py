@@ -1,6 +1,6 @@
-"""What measuring information returns. Numbers only: imports no torch, so that stored results can be shown without it.
+"""Results of measurements of information. Imports no torch, so that stored results can be shown without it.
 
-`Attribution` is here; what `decompose` and `rank_captions` return stands beside them, built on the same `Measurement`.
+`Attribution` is here; the results of `decompose`, `rank_captions` and `likelihood` extend the same `Measurement`.
 """
 
 import math
@@ -14,64 +14,64 @@ from core.arrays import Bools, Floats
 
 Stopped = Literal["converged", "budget", "cancelled"]
 Given = Literal["rest", "nothing"]
-Result = TypeVar("Result")
+ResultT = TypeVar("ResultT")
 
 STOPPING_FACTOR = 1.08
-"""Intervals of a run that stopped because its error looked small are this much wider: an error that is looked at
-repeatedly stops the run the sooner the smaller it happens to look. Without it, normal replicates looked at after 8, 16,
-32 and 64 are covered in as few as 93.2 % (the worst over their spread); with it in 94.5 to 96.3 %. Simulated
-beforehand, so it depends on no result."""
+"""Widening of the intervals of a run that stopped because its error was small enough. Checking the error repeatedly
+stops runs at moments when it is underestimated. Without this factor, 95 % intervals of normal replicates checked after
+8, 16, 32 and 64 cover as few as 93.2 % (the worst over their spread); with it 94.5 to 96.3 %. Simulated beforehand, so
+it depends on no result."""
 
 
 class Timeline(NamedTuple):
-    """When in the denoising each word spoke: bits per unit of log-SNR in one bin a sampler step, noise first."""
+    """Information by log-SNR: bits per unit of log-SNR in one bin per sampler step, noise first."""
 
     edges: Floats
-    """[S + 1] log-SNR, rising. A step outside the integrated range has a bin of no width."""
+    """[S + 1] log-SNR, rising. The bin of a step outside the integrated range has width 0."""
     bits: Floats
-    """[W, S] bits per unit of log-SNR; times the bins' widths they add up to the word's bits."""
+    """[W, S] bits per unit of log-SNR; times the widths of the bins, they add up to a word's bits."""
     stderr: Floats
     """[W, S] standard errors of `bits`."""
 
 
 class Curves(NamedTuple):
-    """How far the model's guesses of the noise are off, without and with each word, in the timeline's bins.
+    """Squared errors of the predicted noise without and with each word, in the timeline's bins.
 
-    Squared errors, summed over the latents, mean over a bin; 0 in one of no width. Half the area between a word's two
-    curves is its direct information, in nats (Guo, Shamai & Verdu 2005; Kong et al. 2024, arXiv 2310.07972).
+    Summed over the latents, mean over a bin; 0 in a bin of width 0. Half the area between a word's two curves is its
+    direct information, in nats (Guo, Shamai & Verdu 2005; Kong et al. 2024, arXiv 2310.07972).
     """
 
     without: Floats
-    """[W, S] given the rest of the prompt, or nothing."""
+    """[W, S] error under the condition alone: the rest of the prompt, or nothing."""
     without_stderr: Floats
-    """[W, S] its standard error. The two curves share their noise: their difference is known better than either."""
+    """[W, S] its standard error. Both curves share their noise, so their difference has a smaller error than either."""
     with_word: Floats
-    """[W, S] given the word as well."""
+    """[W, S] error under the condition and the word."""
     with_word_stderr: Floats
     """[W, S] its standard error."""
     difference_stderr: Floats | None = None
-    """[W, S] the standard error of the first less the second; None in results that were stored without."""
+    """[W, S] standard error of `without` minus `with_word`; None in results that were stored without it."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Measurement:
-    """How an estimate of information came about, whatever was estimated."""
+    """How an estimate of information was made; the base of all results."""
 
     n_evals: int
-    """Latents that went through the U-Net, pilot included."""
+    """Latents through the U-Net, pilot included."""
     n_replicates: int
-    """Independent replicates behind every mean and error: Student's t with one degree of freedom less."""
+    """Independent replicates behind every mean and error; Student's t has one degree of freedom less."""
     stopped: Stopped
-    """`converged`, `budget`, or `cancelled` (what was known when the work was stopped)."""
+    """`converged`, `budget`, or `cancelled` (a partial result)."""
     rel_error: float
-    """Reached relative error of the worst figure that the stopping rule looks at."""
+    """Relative error reached, of the worst estimate that the stopping rule checks."""
     seed: int
     """Seed of the noise."""
     settings: Mapping[str, Any]
-    """Everything else that it takes to repeat the result; JSON-able."""
+    """Everything else needed to repeat the measurement; JSON-able."""
 
     def interval_factor(self, level: float = 0.95) -> float:
-        """Half-width of a confidence interval in standard errors, for totals, cells and bins alike."""
+        """Half-width of a confidence interval, in standard errors of a total, a cell or a bin."""
         widened = STOPPING_FACTOR if self.stopped == "converged" else 1.0
         return widened * t_quantile((1 + level) / 2, self.n_replicates - 1)
 
@@ -82,52 +82,52 @@ class Measurement:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Attribution(Measurement):
-    """How many bits each word told the picture, where and when. All arrays are float64.
+    """Bits of information of each word about an image, in total, by cell and by log-SNR. All arrays are float64.
 
     `rel_error` is that of the worst word: standard error over max(its bits, a tenth of the largest word's).
     """
 
     words: tuple[str, ...]
-    """The words asked for, lower case, in the prompt's order."""
+    """The W words measured, lower case, in the order of the prompt."""
     bits: Floats
-    """[W] orthogonal estimate of each word's information in the picture, in bits; never negative."""
+    """[W] orthogonal estimate of each word's information about the image, in bits; never negative."""
     stderr: Floats
     """[W] its standard error, over replicates."""
     maps: Floats
-    """[W, h, w] bits a latent cell, adding up to `bits`."""
+    """[W, h, w] bits per latent cell, adding up to `bits`."""
     map_stderr: Floats
     """[W, h, w] standard error of each cell."""
     direct_bits: Floats
-    """[W] direct estimate, signed: negative where the word makes the picture less likely to the model."""
+    """[W] direct estimate; negative where the word makes the image less likely under the model."""
     direct_stderr: Floats
-    """[W] its standard error; there is no target for it."""
+    """[W] its standard error; the stopping rule does not check it."""
     timeline: Timeline
-    """When in the denoising the words spoke."""
+    """The bits by log-SNR."""
     prompt_bits: float | None
-    """Orthogonal estimate for the whole prompt against the empty text, in bits; None where it was not asked for."""
+    """Orthogonal estimate of the whole prompt against the empty text, in bits; None if it was not requested."""
     prompt_stderr: float | None
     """Its standard error."""
     prompt: str
     """The prompt as typed."""
     given: Given
-    """What each word's bits are given: the `rest` of the prompt (CMI), or `nothing` (MI)."""
+    """The condition of each word's bits: the `rest` of the prompt (CMI), or `nothing` (MI)."""
     curves: Curves | None = None
-    """What the direct bits are the difference of; None in results that were stored without."""
+    """Errors whose difference gives the direct bits; None in results that were stored without them."""
 
     def interval(self, level: float = 0.95) -> tuple[Floats, Floats]:
-        """Confidence limits (low, high), [W] bits each, of `bits`."""
+        """Confidence limits of `bits`: low and high, [W] each."""
         half = self.interval_factor(level) * self.stderr
         return self.bits - half, self.bits + half
 
     @property
     def contradicts(self) -> Bools:
-        """[W] whether the word disagrees with the picture: it moves the prediction, but significantly the wrong way."""
+        """[W] whether the word contradicts the image: its direct bits are significantly negative."""
         clearly_wrong: Bools = self.direct_bits < -self.interval_factor() * self.direct_stderr
         return clearly_wrong
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Attribution":
-        """The result that `to_dict` stored."""
+        """The result that `to_dict` made."""
         curves = data.get("curves")
         arrays = ("bits", "stderr", "maps", "map_stderr", "direct_bits", "direct_stderr")
         return cls(
@@ -141,36 +141,36 @@ class Attribution(Measurement):
         )
 
 
-class Progress(NamedTuple, Generic[Result]):
-    """How far a measurement is, after a U-Net call."""
+class Progress(NamedTuple, Generic[ResultT]):
+    """Progress of a measurement, after a U-Net call."""
 
     n_evals: int
-    """Latents that went through the U-Net so far."""
+    """Latents through the U-Net so far."""
     max_evals: int
-    """The budget; most runs end long before it."""
+    """The budget of latents; most runs end long before it."""
     n_replicates: int
     """Replicates finished so far."""
     rel_error: float
-    """The result's `rel_error` so far; infinite until two replicates are finished."""
-    partial: Result | None
-    """The result as it stands, from the replicates finished so far; None until there are two."""
+    """`rel_error` of the result so far; infinite until two replicates are finished."""
+    partial: ResultT | None
+    """The result from the replicates finished so far; None until there are two."""
     expected_evals: int
-    """U-Net latents at which the run is expected to stop, at the present spread; what remaining time is told from."""
+    """Latents at which the run is expected to stop, given the present error."""
 
 
 class AttributionProgress(Progress[Attribution]):
-    """How far an attribution is, after a U-Net call."""
+    """Progress of an attribution, after a U-Net call."""
 
 
 def mean_and_stderr(replicates: Floats) -> tuple[Floats, Floats]:
-    """Mean over the first axis, and its standard error from the spread."""
+    """Mean over replicates (the first axis), and its standard error."""
     return replicates.mean(0), replicates.std(0, ddof=1) / math.sqrt(len(replicates))
 
 
 def t_quantile(p: float, df: int) -> float:
     """Quantile of Student's t with an integer number of degrees of freedom, for 0.5 <= p < 1, by bisection."""
     if not 0.5 <= p < 1 or df < 1:
-        raise ValueError(f"t_quantile wants 0.5 <= p < 1 and df >= 1, not p = {p}, df = {df}.")
+        raise ValueError(f"t_quantile needs 0.5 <= p < 1 and df >= 1, not p = {p}, df = {df}.")
     low, high = 0.0, 1.0
     while t_cdf(high, df) < p:
         low, high = high, 2 * high

@@ -1,11 +1,12 @@
-"""What a narrow dtype makes of a measurement: how much two texts seem to differ because predictions are rounded.
+"""Rounding error of a measurement in half precision.
 
-Information is the difference of two predictions, and rounding adds to it a floor that a small word may not rise above.
-So before anything is measured in half precision, a few noise samples are predicted in both, and the floor
+Information comes from the difference of two predictions. Rounding adds a floor to it, below which the information of a
+small word is lost. Before a measurement in half precision, a few noise samples are therefore predicted in half
+precision and in float32, and the floor
 
     1/2 Int E || (h_y - e_y) - (h_c - e_c) ||^2 da,  h in half precision and e in float32,
 
-is held against what the texts really told.
+is compared with the information in float32.
 """
 
 from collections.abc import Generator, Sequence
@@ -15,15 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.information.estimator import Comparison, NoisePredictor, contributions, latents_at_once, noisy
+from core.diffusion.predictor import NoisePredictor, PromptedModel
+from core.information.estimator import Comparison, contributions, latents_at_once, noisy
 from core.information.quadrature import Sampler, draw
 
-MOST = 0.05
-"""Largest floor that is left in a result, as a share of what the least word tells."""
+MAX_ROUNDING_SHARE = 0.05
+"""Largest accepted floor, as a share of the information of the comparison that it affects most."""
 
 _SAMPLER = Sampler(n_points=4)
 _REPLICATE = 2**33
-"""None of an estimate's replicates."""
+"""Replicate number of the draw, larger than any of an estimate's."""
 
 
 def is_rounded(model: NoisePredictor) -> bool:
@@ -32,22 +34,23 @@ def is_rounded(model: NoisePredictor) -> bool:
 
 
 class Rounding:
-    """Measures the floor of some comparisons on one picture."""
+    """Measures the rounding floor of some comparisons on one image."""
 
     share: float
-    """The largest floor of a comparison, as a share of what it tells in float32."""
+    """The largest floor of a comparison relative to its information in float32."""
     n_evals: int
-    """Latents evaluated for it."""
+    """Latents evaluated."""
 
     def __init__(
-        self, model: NoisePredictor, x: Tensor, comparisons: Sequence[Comparison], *, seed: int, batch_size: int
+        self, model: PromptedModel, x: Tensor, comparisons: Sequence[Comparison], *, seed: int, batch_size: int
     ) -> None:
+        """x is [C, h, w]; batch_size limits the latents in a U-Net call."""
         self._model, self._x, self._comparisons = model, x, comparisons
         self._seed, self._batch_size = seed % 2**64, batch_size
         self.share, self.n_evals = 0.0, 0
 
     def run(self) -> Generator[None, None, None]:
-        """Measure, pausing after every U-Net call."""
+        """Measure, yielding after every U-Net call."""
         model: Any = self._model
         texts = list(dict.fromkeys(text for pair in self._comparisons for text in pair))
         density = _SAMPLER.density(model.schedule.log_snr_range)
@@ -57,21 +60,22 @@ class Rounding:
             wide = yield from self._predict(drawn.log_snr, drawn.noise, texts)
         context, text = ([texts.index(pair[side]) for pair in self._comparisons] for side in (0, 1))
         noise, weight = drawn.noise.to(wide.device), drawn.weight.numpy()[:, None]
-        floor, told = (
+        floor, information = (
             (weight * contributions(eps, noise, context, text)[0].sum((2, 3))).sum(0) for eps in (narrow - wide, wide)
         )
-        self.share = float(np.divide(floor, told, out=np.zeros_like(floor), where=floor > 0).max())
+        shares = np.divide(floor, information, out=np.zeros_like(floor), where=floor > 0)
+        self.share = float(shares.max())
 
     def _predict(self, log_snr: Tensor, noise: Tensor, texts: list[str]) -> Generator[None, None, Tensor]:
         """[m, T, C, h, w] predictions for m noise samples under T texts."""
         m, n = len(log_snr), len(texts)
         x, a = noisy(self._x, log_snr, noise).repeat_interleave(n, 0), log_snr.repeat_interleave(n)
-        embeddings = torch.cat([self._model.encode_text(texts)] * m)
+        conditions = self._model.encode_text(texts).repeat(m)
         parts: list[Tensor] = []
-        at_once = latents_at_once(self._model, min(self._batch_size, m * n), embeddings)
+        at_once = latents_at_once(self._model, min(self._batch_size, m * n), conditions)
         for at in range(0, m * n, at_once):
             rows = slice(at, at + at_once)
-            parts.append(self._model.predict_noise(x[rows], a[rows], embeddings[rows]))
+            parts.append(self._model.predict_noise(x[rows], a[rows], conditions[rows]))
             self.n_evals += len(parts[-1])
             yield
         return torch.cat(parts).reshape(m, n, *parts[0].shape[1:])

@@ -1,7 +1,7 @@
-"""Stored examples: pictures with their attributions, made once and read without the model. One format for both sides.
+"""Stored examples: images with their attributions, which are shown without the model.
 
-A folder holds `index.json` (a list of settings), and for each example its picture and film strip as WebP and one
-safetensors file for each way of counting.
+A folder holds `index.json` (a list of settings), and for each example its image and its previews side by side as WebP,
+and one safetensors file per condition of its attributions.
 """
 
 import json
@@ -20,23 +20,23 @@ from core.information.results import Attribution, Curves, Given, Timeline
 
 GIVEN: tuple[Given, ...] = ("rest", "nothing")
 QUALITY = 82
-"""Of pictures that are only looked at, not measured."""
+"""WebP quality of the previews."""
 
 _ARRAYS = ("bits", "stderr", "direct_bits", "direct_stderr", "maps", "map_stderr")
 
 
 @dataclass(frozen=True)
 class StoredExample:
-    """One stored picture with its attributions."""
+    """A stored image with its attributions."""
 
     name: str
     """Stem of its files."""
     folder: Path
-    """Where they are."""
+    """Where its files are."""
     prompt: str
-    """What the picture was drawn from."""
+    """The prompt that it was generated from."""
     seed: int
-    """Seed of its noise."""
+    """Seed of the initial noise."""
     steps: int
     """Sampler steps."""
     guidance: float
@@ -44,20 +44,20 @@ class StoredExample:
 
     @property
     def image(self) -> Image.Image:
-        """The picture, RGB."""
+        """The image, RGB."""
         with Image.open(self.folder / f"{self.name}.webp") as stored:
             return stored.convert("RGB")
 
     @property
     def previews(self) -> list[Image.Image]:
-        """Its film strip, one frame a step."""
+        """The previews, one per sampler step."""
         with Image.open(self.folder / f"{self.name}-strip.webp") as stored:
             strip = stored.convert("RGB")
         side = strip.width // self.steps
         return [strip.crop((i * side, 0, (i + 1) * side, side)) for i in range(self.steps)]
 
     def attribution(self, given: str) -> Attribution:
-        """What each word told it, counted `given` the rest or nothing."""
+        """The attribution of its words given the `rest` of the prompt or `nothing`."""
         return load_attribution(self.folder / f"{self.name}-{given}.safetensors")
 
 

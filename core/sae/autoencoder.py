@@ -1,9 +1,9 @@
-"""Sparse autoencoders of residual updates: a few active latents of many rebuild each position of a block's update.
+"""Sparse autoencoders of residual updates: a few active latents reconstruct each position of a block's update.
 
     z = TopK(ReLU(W_enc (x - b) + b_enc)),  x_hat = W_dec z + b
 
-(Gao et al. 2024, arXiv 2406.04093; BatchTopK: Bussmann et al. 2024, arXiv 2412.06410.) How training computes with
-sparse codes is told in `core.sae.sparse_ops`.
+(Gao et al. 2024, arXiv 2406.04093; BatchTopK: Bussmann et al. 2024, arXiv 2412.06410.) The operations on sparse codes
+are in `core.sae.sparse_ops`.
 """
 
 import copy
@@ -22,32 +22,32 @@ _HOOKPOINT = re.compile(r"\w+(\.\w+)*")
 _BRANCHES: dict[str, Branch] = {branch: branch for branch in get_args(Branch)}
 
 AllTimes = Literal["all"]
-"""In the place of a time: the SAE shared by every step."""
+"""In place of a time: one SAE for all steps."""
 
 Architecture = Literal["topk", "batchtopk"]
-"""k active latents at every position, or k on average: then a threshold decides once training is over."""
+"""k active latents at every position, or k on average, which after training a threshold selects."""
 
 _THRESHOLD_RATE = 0.01
 """Weight of a batch in the running mean of its smallest active value."""
 
 ENCODER_NORM = 0.5
-"""Norm of the encoder's rows at first. Random directions overlap, so that k whole projections overshoot: half of each
-learns faster, and ends lower, than the whole (measured on planted data, to 600 steps); less leaves latents dead."""
+"""Initial norm of the encoder's rows. Random directions overlap, so that k full projections overshoot: with half of
+them, the loss falls faster and ends lower (measured on planted data, to 600 steps); with less, latents stay dead."""
 
 
 class SaeId(NamedTuple):
-    """Which activations an SAE reads."""
+    """Identifies an SAE of a collection by the activations that it reads."""
 
     hookpoint: str
     """Dotted module name of the block."""
     branch: Branch
-    """Half of classifier-free guidance."""
+    """Branch of classifier-free guidance."""
     t: float | AllTimes
-    """Normalised time of the sampler's step, 1.0 the first and 0.0 the last; or `all`."""
+    """Normalised time of the sampler step, 1.0 the first and 0.0 the last; or `all`."""
 
     @property
     def path(self) -> str:
-        """Folder of the SAE under the root of its collection, such as `mid_block.attentions.0/cond/t0.5`."""
+        """Folder of the SAE in its collection, such as `mid_block.attentions.0/cond/t0.5`."""
         return f"{self.hookpoint}/{self.branch}/t{self.t if self.t == 'all' else float(self.t)}"
 
     @classmethod
@@ -78,7 +78,7 @@ class SaeConfig:
     d_sae: int
     """Latents."""
     k: int = 20
-    """Active latents of a position; BatchTopK: on average over the training data."""
+    """Active latents per position; with BatchTopK on average over the training data."""
     architecture: Architecture = "topk"
     """`topk` or `batchtopk`."""
 
@@ -95,21 +95,21 @@ class Code(NamedTuple):
     """The active latents of N positions."""
 
     indices: Tensor
-    """[N, k] int64 latents, the most active first. BatchTopK has as many columns as the fullest row has active
-    latents, and -1 in those that a row leaves empty."""
+    """[N, k] int64 indices of latents, the most active first. With BatchTopK, k is the largest number of active latents
+    of a position, and unused entries are -1."""
     values: Tensor
-    """[N, k] their values, never negative; 0 is not active."""
+    """[N, k] activations, never negative; 0 is inactive."""
 
 
 class SaeLoss(NamedTuple):
-    """What one batch of N positions costs, and what it activated."""
+    """Loss of a batch of N positions, and the counts of active latents."""
 
     loss: Tensor
-    """Scalar to minimise: fvu + aux_weight x auxk."""
+    """Scalar to minimise: fvu + aux_weight * auxk."""
     fvu: Tensor
-    """Scalar: squared error of the batch as a share of the training data's variance."""
+    """Scalar: fraction of variance unexplained, with the variance of the training data."""
     auxk: Tensor
-    """Scalar: squared error of the residual's reconstruction from dead latents, in the same unit; 0 without any."""
+    """Scalar: error of reconstructing the residual from dead latents, in the same unit; 0 if there are none."""
     n_fired: Tensor
     """[d_sae] positions at which each latent was active."""
 
@@ -117,21 +117,21 @@ class SaeLoss(NamedTuple):
 class SparseAutoencoder(nn.Module):
     """TopK or BatchTopK autoencoder.
 
-    Its parameters are `encoder.weight` [d_sae, d_in] (W_enc transposed: a latent's weights lie side by side),
+    Its parameters are `encoder.weight` [d_sae, d_in] (W_enc transposed, so that a latent's weights are contiguous),
     `encoder.bias` [d_sae], `W_dec` [d_sae, d_in] with rows of unit norm, and `b_dec` [d_in].
     """
 
     threshold: Tensor | None
-    """[d_sae] smallest value that counts as active after training; BatchTopK alone."""
+    """[d_sae] smallest value that counts as active after training; BatchTopK only."""
 
     def __init__(
         self, cfg: SaeConfig, *, generator: torch.Generator | None = None, metadata: dict[str, Any] | None = None
     ) -> None:
-        """`generator` (CPU) draws the initial weights; `metadata` is what else is known of it and goes to disk."""
+        """`generator` (CPU) draws the initial weights; `metadata` is saved with the weights."""
         super().__init__()
         self.cfg, self.metadata = cfg, dict(metadata or {})
         rows = F.normalize(torch.randn(cfg.d_sae, cfg.d_in, generator=generator), dim=1)
-        self.encoder = nn.Linear(cfg.d_in, cfg.d_sae, device="meta")  # without drawing weights that nobody wants
+        self.encoder = nn.Linear(cfg.d_in, cfg.d_sae, device="meta")  # so that no weights are drawn
         self.encoder.weight = nn.Parameter(ENCODER_NORM * rows)
         self.encoder.bias = nn.Parameter(torch.zeros(cfg.d_sae))
         self.W_dec = nn.Parameter(rows)
@@ -140,7 +140,7 @@ class SparseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Code:
-        """The active latents of x [N, d_in]; the code of a position does not depend on the others."""
+        """Active latents of x [N, d_in]; the code of a position does not depend on the other positions."""
         self._check(x)
         pre = self._pre(x)
         if self.threshold is None:
@@ -175,12 +175,12 @@ class SparseAutoencoder(nn.Module):
 
         Args:
             x: Positions.
-            total_variance: Mean squared distance of the training data from its mean: one number, measured once.
-            dead: [n] latents that have long been silent and have to rebuild the residual (AuxK); None for no AuxK.
+            total_variance: Mean squared distance of the training data from its mean, measured once.
+            dead: [n] latents that have not fired for long and reconstruct the residual (AuxK); None for no AuxK.
             aux_weight: Weight of AuxK in the loss.
         """
         self._check(x)
-        # The functions below know what depends on the centre: through here flows the gradient of x alone.
+        # Detached: the functions below add the gradient of b_dec themselves.
         centred = x.to(self.b_dec.dtype) - self.b_dec.detach()
         with torch.no_grad():  # autograd would keep the dense pre-activations for the backward pass
             select = top_k if self.threshold is None else batch_top_k
@@ -198,7 +198,7 @@ class SparseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
-        """Take out of W_dec's gradient what would only change its rows' norms, which stay 1."""
+        """Remove from W_dec's gradient the components along its rows, whose norms stay 1."""
         grad = self.W_dec.grad
         if grad is not None:
             along = torch.linalg.vecdot(grad, self.W_dec)
@@ -211,10 +211,10 @@ class SparseAutoencoder(nn.Module):
 
     @torch.no_grad()
     def for_unscaled_input(self, scale: float) -> "SparseAutoencoder":
-        """The same SAE for x where this one reads scale * x: its values and reconstructions are 1 / scale as large.
+        """An SAE of x that is equivalent to this one, which reads scale * x.
 
-        Only the biases and the threshold change, so the rows of W_dec keep their unit norm and a value is a length in
-        the unit of the activations.
+        Only biases and threshold change; values and reconstructions are divided by scale. The rows of W_dec keep unit
+        norm, so that a value is a length in the unit of the activations.
         """
         other = copy.deepcopy(self)
         for tensor in (other.encoder.bias, other.b_dec, other.threshold):
@@ -228,7 +228,7 @@ class SparseAutoencoder(nn.Module):
         return pre
 
     def _from_dead(self, x: Tensor, dead: Tensor) -> Tensor:
-        """[N, d_in] what these latents alone decode to. No b_dec: the residual that they rebuild lacks it already."""
+        """[N, d_in] reconstructions from these latents alone, without b_dec: the residual lacks it already."""
         pre = F.linear(x - self.b_dec, self.encoder.weight[dead], self.encoder.bias[dead])
         return pre.relu() @ self.W_dec[dead]
 

@@ -1,4 +1,4 @@
-"""The k largest of every row, as training selects them: by `torch.topk`, or by a kernel where one works."""
+"""Selection of the k largest of every row in training, by `torch.topk` or by a Triton kernel."""
 
 import logging
 from functools import cache
@@ -10,11 +10,11 @@ log = logging.getLogger(__name__)
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _WIDEST = 2**15
-"""Widest row that the kernel keeps in registers."""
+"""Maximum width of a row that the kernel keeps in registers."""
 
 
 def largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of every row of pre [N, width], negative ones as zero: values and places [N, k], in any order."""
+    """The k largest of every row of pre [N, width], negative ones as zero: values and indices [N, k], in any order."""
     if pre.device.type == "cuda" and kernel_works(pre.device, pre.dtype, pre.shape[1], k):
         return by_kernel(pre, k)
     values, places = pre.topk(k)
@@ -22,7 +22,7 @@ def largest(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def by_kernel(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """What `largest` gives, by Triton; imported here, since it is not on every machine and takes a while."""
+    """`largest` by the Triton kernel; imported here, since Triton is not always installed and imports slowly."""
     from core.sae.selection_kernel import select
 
     return select(pre, k)
@@ -30,7 +30,7 @@ def by_kernel(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @cache
 def kernel_works(device: torch.device, dtype: torch.dtype, width: int, k: int) -> bool:
-    """Whether the kernel runs here and selects what `torch.topk` does: tried once for each shape, on random rows."""
+    """Whether the kernel runs on this device and agrees with `torch.topk`; tried once per shape, on random rows."""
     if dtype not in _DTYPES or width > _WIDEST:
         return False
     pre = torch.randn(64, width, generator=torch.Generator().manual_seed(0))
@@ -45,7 +45,7 @@ def kernel_works(device: torch.device, dtype: torch.dtype, width: int, k: int) -
     except ImportError:
         log.info("Triton is not installed: torch.topk selects the active latents")
         return False
-    except Exception as error:  # whatever a compiler or a driver may raise
+    except Exception as error:  # compilers and drivers may raise anything
         log.warning("the kernel that selects active latents does not run on %s (%s): torch.topk does it", device, error)
         return False
     if not (same and there and distinct):

@@ -1,8 +1,8 @@
-"""The k largest of every row on a CUDA device, in one pass over memory (needs Triton, which comes with torch there).
+"""A Triton kernel for the k largest of every row, in one pass over memory.
 
-`torch.topk` reads a row many times over and sorts what it found; here the row stays in registers. The bits of a
-positive float, read as an integer, are in the order of the floats, so the k-th largest value is found bit by bit, from
-the highest down: a bit is set if at least k values are as large as the number that it makes.
+`torch.topk` reads a row several times and sorts the result; here the row stays in registers. Positive floats, read as
+integers, keep their order, so that the k-th largest value is found bit by bit from the highest down: a bit is set if at
+least k values are as large as the resulting number.
 """
 
 import torch
@@ -37,11 +37,11 @@ def _select(  # type: ignore[no-untyped-def]
         least = tl.where(tl.sum(tl.cast(keys >= higher, tl.int32)) >= K, higher, least)
     above = keys > least
     ties = keys == least
-    # How many there are up to each lane, of both kinds in one scan.
+    # Counts up to each lane, of both kinds in one scan.
     ranks = tl.cumsum(tl.cast(above, tl.int32) | (tl.cast(ties, tl.int32) << 16), 0)
     tie_rank = (ranks >> 16) & 0xFFFF
     n_above = tl.sum(tl.cast(above, tl.int32))
-    chosen = above | (ties & (tie_rank <= K - n_above))  # the first ties fill what is left of K
+    chosen = above | (ties & (tie_rank <= K - n_above))  # the first ties fill the rest of K
     slots = tl.where(above, ranks & 0xFFFF, n_above + tie_rank) - 1
     positive = tl.cast(keys, tl.int16 if BITS == 16 else tl.int32)
     tl.store(out_values + slots, tl.cast(positive, out_values.dtype.element_ty, bitcast=True), mask=chosen)
@@ -49,12 +49,12 @@ def _select(  # type: ignore[no-untyped-def]
 
 
 def select(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of every row of pre [N, width], negative ones as zero: values and places [N, k]."""
+    """The k largest of every row of pre [N, width], negative ones as zero: values and indices [N, k]."""
     n_rows, width = pre.shape
     values = torch.empty((n_rows, k), dtype=pre.dtype, device=pre.device)
     places = torch.empty((n_rows, k), dtype=torch.int64, device=pre.device)
     block = triton.next_power_of_2(width)
-    # 16 values a thread: compiled for an H100, 32 take nearly all the registers that a thread can have.
+    # 16 values per thread; on an H100, 32 take nearly all registers of a thread.
     n_warps = min(max(block // 512, 1), 32)
     with torch.cuda.device_of(pre):  # type: ignore[no-untyped-call]
         _select[(n_rows,)](

@@ -1,14 +1,15 @@
 """Products of sparse codes with weights, and their gradients.
 
-A batch of codes is a sparse matrix Z [N, d_sae] of which only the active entries are kept. Three operations make and
-train its decoder: Z W, Z^T X, and the products of rows of X with rows of W at the active places. There are two paths:
+A batch of codes is a sparse matrix Z [N, d_sae] of which only the active entries are stored. The decoder and its
+gradients take three operations: Z W, Z^T X, and the products of rows of X with rows of W at the active entries. There
+are two implementations:
 
-- On a CPU each is a sum over the active entries alone, which `embedding_bag` computes without a tensor of
-  [active, d_in]. (A product of transposed CSR does the same, but its kernels are missing on some platforms.)
-- On an accelerator Z is scattered into a dense matrix, which lives for the length of one product. That takes as many
-  operations as the encoder does, but of the kind that it is built for, and takes equally long whatever the code: sums
-  by latent wait for the one that is active everywhere. And it is made of products, a scatter and a gather, which every
-  device has in every precision; `embedding_bag` has no backward pass in bfloat16 on CUDA, for one.
+- On a CPU each is a sum over the active entries, which `embedding_bag` computes without a tensor [active, d_in]. (The
+  product with a transposed CSR matrix does the same, but its kernels are missing on some platforms.)
+- On an accelerator Z is scattered into a dense matrix for the duration of one product. This takes as many operations as
+  the encoder, but dense ones, and its time does not depend on the code, whereas sums by latent wait for the most active
+  one. Products, scatter and gather exist on every device in every precision; `embedding_bag` has no backward pass in
+  bfloat16 on CUDA.
 """
 
 from functools import cached_property
@@ -23,43 +24,43 @@ from core.sae.selection import largest
 
 
 class _ByLatent(NamedTuple):
-    """A pattern read column by column."""
+    """The entries of a pattern sorted by latent."""
 
     order: Tensor
-    """[n] permutation of the active entries that sorts them by latent, and by row within one."""
+    """[n] permutation that sorts the entries by latent, then by row."""
     rows: Tensor
-    """[n] row of each."""
+    """[n] row of each entry in this order."""
     starts: Tensor
-    """[d_sae] where each latent's entries start."""
+    """[d_sae] index of the first entry of each latent."""
 
 
 class Pattern:
-    """Where a sparse matrix [N, d_sae] has its entries."""
+    """The positions of the entries of a sparse matrix [N, d_sae]."""
 
     def __init__(self, rows: Tensor, latents: Tensor, n_rows: int, d_sae: int) -> None:
-        """rows [n] in ascending order, and latents [n] are the entries' places."""
+        """rows [n], ascending, and latents [n] of the entries."""
         self.rows, self.latents, self.n_rows, self.d_sae = rows, latents, n_rows, d_sae
 
     @cached_property
     def starts(self) -> Tensor:
-        """[N] where each row's entries start."""
+        """[N] index of the first entry of each row."""
         return torch.searchsorted(self.rows, torch.arange(self.n_rows, device=self.rows.device))
 
     @cached_property
-    def places(self) -> Tensor:
-        """[n] place of each entry in the flattened dense matrix."""
+    def positions(self) -> Tensor:
+        """[n] index of each entry in the flattened dense matrix."""
         return self.rows * self.d_sae + self.latents
 
     @cached_property
     def by_latent(self) -> _ByLatent:
-        """Column by column; the encoder's gradient and the decoder's share it."""
+        """The entries sorted by latent; shared by the gradients of encoder and decoder."""
         latents, order = self.latents.sort(stable=True)
         starts = torch.searchsorted(latents, torch.arange(self.d_sae, device=latents.device))
         return _ByLatent(order, self.rows[order], starts)
 
 
 def top_k(pre: Tensor, k: int) -> tuple[Tensor, Pattern]:
-    """The k largest of every row of pre [N, d_sae], negative ones as zero: values [N * k] and where they are."""
+    """The k largest of every row of pre [N, d_sae], negative ones as zero: values [N * k] and their pattern."""
     values, latents = largest(pre, k)
     n_rows, d_sae = pre.shape
     rows = torch.arange(n_rows, device=pre.device).repeat_interleave(k)
@@ -67,7 +68,7 @@ def top_k(pre: Tensor, k: int) -> tuple[Tensor, Pattern]:
 
 
 def batch_top_k(pre: Tensor, k: int) -> tuple[Tensor, Pattern]:
-    """The N * k largest of pre [N, d_sae] as a whole (Bussmann et al. 2024): values [N * k] and where they are."""
+    """The N * k largest of all of pre [N, d_sae] (Bussmann et al. 2024): values [N * k] and their pattern."""
     n_rows, d_sae = pre.shape
     values, places = pre.flatten().topk(n_rows * k, sorted=False)
     places, order = places.sort()
@@ -99,7 +100,7 @@ def row_products(dense: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
         places = pattern.latents, pattern.starts, pattern.rows
         products: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(dense, weight, *places, 0)
         return products
-    return (dense @ weight.T).flatten()[pattern.places]
+    return (dense @ weight.T).flatten()[pattern.positions]
 
 
 def weighted_rows(indices: Tensor, values: Tensor, weight: Tensor) -> Tensor:
@@ -110,28 +111,28 @@ def weighted_rows(indices: Tensor, values: Tensor, weight: Tensor) -> Tensor:
 
 
 def _has_embedding_bag(tensor: Tensor) -> bool:
-    """Whether the forward pass of `embedding_bag` is known to have a kernel in every precision where this tensor is."""
+    """Whether the forward pass of `embedding_bag` has kernels for every precision on the device of this tensor."""
     return tensor.device.type in ("cpu", "cuda")
 
 
 def _by_entry(tensor: Tensor) -> bool:
-    """Whether sums over the active entries are the faster way where this tensor is."""
+    """Whether sums over the active entries are faster than dense products on the device of this tensor."""
     return tensor.device.type == "cpu"
 
 
 def _scattered(values: Tensor, pattern: Pattern) -> Tensor:
     """Z [N, d_sae], dense."""
     dense = values.new_zeros(pattern.n_rows * pattern.d_sae)
-    return dense.scatter_(0, pattern.places, values).view(pattern.n_rows, pattern.d_sae)
+    return dense.scatter_(0, pattern.positions, values).view(pattern.n_rows, pattern.d_sae)
 
 
 def encoder_values(
     values: Tensor, pattern: Pattern, centred: Tensor, weight: Tensor, bias: Tensor, centre: Tensor
 ) -> Tensor:
-    """Values [n] that `relu(centred weight^T + bias)` takes at the pattern's places, with their gradients.
+    """Values [n] of `relu(centred weight^T + bias)` at the entries of the pattern, with their gradients.
 
-    `centred` is x - centre; the gradient for x goes through it, that for the centre is added here. The values are
-    computed by the caller without autograd, which would keep the dense product [N, d_sae].
+    `centred` is x - centre: the gradient of x goes through it, and that of the centre is added here. The caller
+    computes the values without autograd, which would keep the dense product [N, d_sae].
     """
     arguments = values, pattern, centred, weight, bias, centre
     result: Tensor = _EncoderValues.apply(*arguments)  # type: ignore[no-untyped-call]
@@ -141,14 +142,14 @@ def encoder_values(
 def squared_error(
     values: Tensor, pattern: Pattern, centred: Tensor, weight: Tensor, centre: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """||centred - Z weight||^2, a scalar, with its gradients, and centred - Z weight [N, d_in] without."""
+    """||centred - Z weight||^2, a scalar with gradients, and centred - Z weight [N, d_in] without gradients."""
     arguments = values, pattern, centred, weight, centre
     error, residual = _SquaredError.apply(*arguments)  # type: ignore[no-untyped-call]
     return error, residual
 
 
 class _EncoderValues(Function):
-    """Adds the gradients of what made the values; the forward pass hands the values through."""
+    """Passes values through, and adds the gradients of the encoder that computed them."""
 
     @staticmethod
     def forward(
@@ -169,7 +170,7 @@ class _EncoderValues(Function):
         (grad,), pattern = gradients, ctx.pattern
         values, centred, weight = ctx.saved_tensors
         _, _, of_x, of_weight, of_bias, of_centre = ctx.needs_input_grad
-        # Autocast would round the sums, where it is still on.
+        # Autocast would round the sums, if it is still on.
         with torch.autocast(centred.device.type, enabled=False):
             through = grad * (values > 0)
             sums = torch.zeros(pattern.d_sae, dtype=weight.dtype, device=weight.device)
@@ -185,7 +186,7 @@ class _EncoderValues(Function):
 
 
 class _SquaredError(Function):
-    """The squared error of the reconstruction, with no more passes over [N, d_in] than it takes."""
+    """The squared error of the reconstruction, with as few passes over [N, d_in] as possible."""
 
     @staticmethod
     def forward(

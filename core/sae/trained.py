@@ -1,4 +1,4 @@
-"""Autoencoders that were trained on this computer, for models that none are published for."""
+"""Autoencoders that were trained on this computer, for models without published ones."""
 
 import hashlib
 import logging
@@ -15,32 +15,32 @@ log = logging.getLogger(__name__)
 
 
 def find_trained(spec: ModelSpec) -> list[Path]:
-    """The finished and labelled collections of exactly this model in the default folder, the newest first."""
+    """The finished and labelled collections for exactly these weights in the default folder, newest first."""
     found, digest = [], None
     for path in sorted(collections_folder(spec).glob(f"*/{INDEX}"), key=lambda p: p.stat().st_mtime, reverse=True):
         try:
             index = read_json(path)
         except ArtifactError as error:
-            log.warning("%s is passed over: %s", path.parent, error)
+            log.warning("%s is skipped: %s", path.parent, error)
             continue
         digest = digest or weights_digest(spec)
         if index.get(MADE_FOR) != digest:
-            log.info("%s is passed over: the model's weights are not those that it was made for", path.parent)
+            log.info("%s is skipped: it was trained for other weights of this model", path.parent)
         elif index.get(LABELLED) is not True:
-            log.info("%s is passed over: its concepts have no names yet (`python -m training labels`)", path.parent)
+            log.info("%s is skipped: its concepts have no labels yet (`python -m training labels`)", path.parent)
         else:
             found.append(path.parent)
     return found
 
 
 def weights_digest(spec: ModelSpec) -> str | None:
-    """What tells a model's weights from others of the same name: the hash of a folder's, or the Hub's revision."""
+    """Identifies a model's weights: the hash of those in a folder, or the revision on the Hub."""
     folder = Path(spec.source).expanduser()
     return files_digest(folder.rglob("*.safetensors")) if folder.is_dir() else spec.revision
 
 
 def files_digest(paths: Iterable[Path]) -> str | None:
-    """Hash of the contents of those that are files; None without any."""
+    """Hash of the contents of all existing files; None if there are none."""
     whole, files = hashlib.sha256(), sorted(path for path in paths if path.is_file())
     for path in files:
         with path.open("rb") as file:

@@ -61,7 +61,7 @@ def test_plain_diffusers_loads_it_and_draws_with_it(model: Diffuser) -> None:
 
 def test_the_autoencoder_keeps_held_out_scenes(model: Diffuser) -> None:
     pixels = make_scenes(0, 16, "test")["pixels"]
-    assert psnr(pixels, reconstruct(model._vae, pixels)) > 25
+    assert psnr(pixels, reconstruct(model.codec._vae, pixels)) > 25
 
 
 def test_the_judges_know_held_out_scenes(judges: Judges) -> None:

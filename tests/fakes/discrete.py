@@ -1,8 +1,8 @@
-"""A world of finitely many things, where words share, add and combine as they please, with the optimal denoiser.
+"""A model of finitely many states, whose words may be redundant, unique or synergistic, with the optimal denoiser.
 
-A picture is the centre of a state, drawn with its probability, plus tau times noise. Each state is told by some words,
-and a text leaves over the states that all its words tell. So x given a text is a mixture of Gaussians: its density, its
-noise prediction and every pointwise information are known. Everything is in nats.
+An image is the centre of a state, drawn with its probability, plus tau times noise. Each state has some words, and a
+text allows the states that have all its words. So x given a text is a mixture of Gaussians: its density, its noise
+prediction and all pointwise information are known. Everything is in nats.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.diffusion.predictor import Conditions
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.text import distinct_words
 
@@ -22,17 +23,18 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class State:
-    """One of the things that a picture can be of."""
+    """A state that an image can show."""
 
     words: str
-    """Those that tell it."""
+    """The words that apply to it."""
     p: float
+    """Its probability."""
     look: int
-    """Which centre; states may look alike."""
+    """Index of its centre; states may share one."""
 
 
 class DiscreteWorld:
-    """The `NoisePredictor` of this world."""
+    """A `PromptedModel`."""
 
     def __init__(self, states: Sequence[State], shape: tuple[int, int, int] = (4, 2, 2), apart: float = 1.0):
         rng = np.random.default_rng(0)
@@ -41,42 +43,42 @@ class DiscreteWorld:
         self.centres = apart * looks[[state.look for state in states]]
         self.p = np.array([state.p for state in states])
         self.vocabulary = sorted({word for state in states for word in distinct_words(state.words)})
-        self.schedule = NoiseSchedule.stable_diffusion()
+        self.schedule, self.device = NoiseSchedule.stable_diffusion(), torch.device("cpu")
 
-    def told_by(self, text: str) -> NDArray[np.bool_]:
-        """[K] the states that all words of a text tell."""
+    def allowed_by(self, text: str) -> NDArray[np.bool_]:
+        """[K] whether each state has all words of a text."""
         words = set(distinct_words(text))
         return np.array([words <= set(distinct_words(state.words)) for state in self.states])
 
     def probability(self, text: str, given: str = "") -> float:
-        """That a state is told by a text, given that another tells it."""
-        known = self.told_by(given)
-        return float(self.p[self.told_by(text) & known].sum() / self.p[known].sum())
+        """Probability that a state has the words of a text, given that it has those of another."""
+        known = self.allowed_by(given)
+        return float(self.p[self.allowed_by(text) & known].sum() / self.p[known].sum())
 
-    def picture(self, state: int, rng: np.random.Generator) -> Tensor:
-        """A picture [1, C, h, w] of a state."""
+    def image(self, state: int, rng: np.random.Generator) -> Tensor:
+        """An image [1, C, h, w] of a state."""
         x = self.centres[state] + self.tau * rng.normal(size=self.centres.shape[1])
         return torch.from_numpy(x).float().reshape(1, *self.latent_shape)
 
-    # The protocol that measuring asks of a model.
+    # The protocol of a model.
 
     def busy(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """[N, K] the states that a text leaves over."""
-        return torch.from_numpy(np.stack([self.told_by(text) for text in texts]))
+    def encode_text(self, texts: Sequence[str]) -> Conditions:
+        """`states` [N, K]: whether each state is possible given each text."""
+        return Conditions({"states": torch.from_numpy(np.stack([self.allowed_by(text) for text in texts]))})
 
-    def predict_noise(self, x: Tensor, log_snr: Tensor, embeddings: Tensor) -> Tensor:
+    def predict_noise(self, x: Tensor, log_snr: Tensor, conditions: Conditions) -> Tensor:
         """E[eps | x_a, text] = n (x_a - s sum of posterior times centre) / (s^2 tau^2 + n^2)."""
         signal, noise = (torch.sigmoid(sign * log_snr).numpy()[:, None] for sign in (1, -1))
         flat = x.double().flatten(1).numpy()
-        posterior = np.exp(_normalised(self._log_joint(flat, signal, noise, embeddings.numpy())))
+        posterior = np.exp(_normalised(self._log_joint(flat, signal, noise, conditions.tensors["states"].numpy())))
         mean = np.sqrt(signal) * (posterior @ self.centres)
         out = np.sqrt(noise) * (flat - mean) / (signal * self.tau**2 + noise)
         return torch.from_numpy(out).float().reshape(x.shape)
 
-    # What the answers are.
+    # The exact answers.
 
     def log_ratio(self, x: Tensor, context: str, text: str) -> float:
         """log p(x | text) / p(x | context)."""
@@ -86,8 +88,8 @@ class DiscreteWorld:
     def direct(self, x: Tensor, context: str, text: str, low: float, high: float, n: int = 20_000) -> float:
         """1/2 Int E[|eps - e_context|^2 - |eps - e_text|^2] da over [low, high].
 
-        It is E log p(x_a | text) / p(x_a | context) at the one end less that at the other: the change of a density with
-        log-SNR is what the noise prediction errs by. The expectations are by `n` noises.
+        It is the difference of E log p(x_a | text) / p(x_a | context) between both ends (Guo, Shamai & Verdu 2005). The
+        expectations are over `n` noise samples.
         """
         noise = np.random.default_rng(1).normal(size=(n, self.centres.shape[1]))
         at_ends = []
@@ -100,14 +102,14 @@ class DiscreteWorld:
     def _log_ratio(self, x: Floats, signal: Floats, noise: Floats, context: str, text: str) -> Floats:
         logs = []
         for words in (context, text):
-            joint = self._log_joint(x, signal, noise, self.told_by(words)[None])
+            joint = self._log_joint(x, signal, noise, self.allowed_by(words)[None])
             top = joint.max(1)
             total = np.exp(joint - top[:, None]).sum(1)
-            logs.append(top + np.log(total) - np.log(self.p[self.told_by(words)].sum()))
+            logs.append(top + np.log(total) - np.log(self.p[self.allowed_by(words)].sum()))
         return np.asarray(logs[1] - logs[0])
 
     def _log_joint(self, x: Floats, signal: Floats, noise: Floats, over: NDArray[np.bool_]) -> Floats:
-        """[N, K] log p(state) p(x_a | state), less what all share; minus infinity where the text rules a state out."""
+        """[N, K] log p(state) p(x_a | state) up to a constant; minus infinity for states that the text excludes."""
         distance = ((x[:, None] - np.sqrt(signal)[..., None] * self.centres) ** 2).sum(2)
         return np.where(over, np.log(self.p) - distance / (2 * (signal * self.tau**2 + noise)), -np.inf)
 
@@ -118,6 +120,6 @@ def _normalised(logs: Floats) -> Floats:
 
 
 def world_of(joint: Mapping[str, float], looks: Mapping[str, int] | None = None, **options: float) -> DiscreteWorld:
-    """A world from the probability of each state's words; each state looks its own way unless told otherwise."""
+    """A world from the probability of each state's words; by default each state has a centre of its own."""
     states = [State(words, p, (looks or {}).get(words, i)) for i, (words, p) in enumerate(joint.items())]
     return DiscreteWorld(states, **options)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""A world where every information is known: Gaussian pictures, Gaussian words, and the optimal denoiser of each.
+"""A model whose information is known in closed form: Gaussian images, Gaussian words, and their optimal denoiser.
 
-A picture is x = sum over words of A_w y_w + tau * noise, in D = C*h*w dimensions, with K standard normals y_w a word. A
-prompt that has a word knows that word's y; a prompt that lacks it has it integrated out. So x given a text is Gaussian,
-the optimal noise prediction is linear, and the estimator's integrals can be done by hand. Everything is in nats.
+An image is x = sum over words of A_w y_w + tau * noise, in D = C*h*w dimensions, with K standard normals y_w per word.
+A prompt with a word conditions on that word's y; without it, y is integrated out. So x given a text is Gaussian, the
+optimal noise prediction is linear, and the estimator's integrals have closed forms. Everything is in nats.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.diffusion.predictor import Conditions
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.text import distinct_words
 
@@ -30,7 +31,7 @@ class Known:
 
 
 class GaussianWorld:
-    """The `NoisePredictor` of this world for one draw of the words' values."""
+    """A `PromptedModel` for one draw of the words' values."""
 
     def __init__(self, words: Sequence[str], shape: tuple[int, int, int] = (8, 2, 2), k: int = 8, seed: int = 0):
         rng = np.random.default_rng(seed)
@@ -38,18 +39,18 @@ class GaussianWorld:
         self.d = int(np.prod(shape))
         strength = np.linspace(1.0, 0.4, len(self.words)) / np.sqrt(k)
         self.loadings = rng.normal(size=(self.d, len(self.words), k)) * strength[:, None]
-        self.schedule = NoiseSchedule.stable_diffusion()
+        self.schedule, self.device = NoiseSchedule.stable_diffusion(), torch.device("cpu")
         self.batch_sizes: list[int] = []
         self.encoded: list[str] = []
         self.draw_words(rng)
 
     def draw_words(self, rng: np.random.Generator) -> None:
-        """Let the words say something new."""
+        """Draw new values of the words."""
         self.y = rng.normal(size=self.loadings.shape[1:])
         self._known: dict[str, Known] = {}
 
     def draw_image(self, rng: np.random.Generator) -> Tensor:
-        """A picture [1, C, h, w] of what the words say at present."""
+        """An image [1, C, h, w] given the present values of the words."""
         x = np.einsum("dwk,wk->d", self.loadings, self.y) + self.tau * rng.normal(size=self.d)
         return torch.from_numpy(x).float().reshape(1, *self.latent_shape)
 
@@ -59,47 +60,48 @@ class GaussianWorld:
 
     def known(self, text: str) -> Known:
         if text not in self._known:
-            told = np.array([word in distinct_words(text) for word in self.words])
-            hidden = self.loadings[:, ~told].reshape(self.d, -1)
+            has = np.array([word in distinct_words(text) for word in self.words])
+            hidden = self.loadings[:, ~has].reshape(self.d, -1)
             values, vectors = np.linalg.eigh(hidden @ hidden.T + self.tau**2 * np.eye(self.d))
-            mean = np.einsum("dwk,wk->d", self.loadings[:, told], self.y[told])
+            mean = np.einsum("dwk,wk->d", self.loadings[:, has], self.y[has])
             self._known[text] = Known(mean, values, vectors)
         return self._known[text]
 
-    # The protocol that attribution asks of a model.
+    # The protocol of a model.
 
     def busy(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """[N, W] which of the words a text has, 0 or 1."""
+    def encode_text(self, texts: Sequence[str]) -> Conditions:
+        """`words` [N, W]: whether each text has each word, 0 or 1."""
         self.encoded += texts
-        return torch.tensor([[float(word in distinct_words(text)) for word in self.words] for text in texts])
+        has = [[float(word in distinct_words(text)) for word in self.words] for text in texts]
+        return Conditions({"words": torch.tensor(has)})
 
-    def predict_noise(self, x: Tensor, log_snr: Tensor, embeddings: Tensor) -> Tensor:
+    def predict_noise(self, x: Tensor, log_snr: Tensor, conditions: Conditions) -> Tensor:
         """E[eps | x_a, text] = n (s^2 Sigma + n^2)^-1 (x_a - s mean)."""
         self.batch_sizes.append(len(x))
         out = np.empty((len(x), self.d))
         signal, noise = (torch.sigmoid(sign * log_snr).numpy()[:, None] for sign in (1, -1))
-        flat, told = x.double().flatten(1).numpy(), embeddings.numpy()
-        for has in np.unique(told, axis=0):
+        flat, given = x.double().flatten(1).numpy(), conditions.tensors["words"].numpy()
+        for has in np.unique(given, axis=0):
             known = self.known(" ".join(word for word, here in zip(self.words, has, strict=True) if here))
-            rows = (told == has).all(1)
+            rows = (given == has).all(1)
             centred = flat[rows] - np.sqrt(signal[rows]) * known.mean
             turned = centred @ known.vectors / (signal[rows] * known.values + noise[rows])
             out[rows] = np.sqrt(noise[rows]) * turned @ known.vectors.T
         return torch.from_numpy(out).float().reshape(x.shape)
 
-    # What the answers are.
+    # The exact answers.
 
     def log_ratio(self, x: Tensor, context: str, text: str) -> float:
         """log p(x | text) / p(x | context): the direct information over the whole log-SNR line."""
         return self._log_density(x, text) - self._log_density(x, context)
 
     def direct(self, x: Tensor, context: str, text: str, low: float, high: float) -> float:
-        """1/2 Int E[|eps - e_context|^2 - |eps - e_text|^2] da over [low, high], done by hand.
+        """1/2 Int E[|eps - e_context|^2 - |eps - e_text|^2] da over [low, high], in closed form.
 
-        With w = exp(-a), an eigenvalue v and z the picture's distance from the mean along its eigenvector,
+        With w = exp(-a), an eigenvalue v and z the image's distance from the mean along its eigenvector,
         E|eps - e|^2 = (v / (v + w))^2 + w z^2 / (v + w)^2, whose integral is log((v + w) / w) + (z^2 - v) / (v + w).
         """
 
@@ -113,7 +115,7 @@ class GaussianWorld:
         return (inside[1] - inside[0]) / 2
 
     def bits_per_dim(self, x: Tensor, text: str, low: float, high: float) -> float:
-        """-log2 p(x | text) / d, if outside [low, high] the model knew no better than a standard normal.
+        """-log2 p(x | text) / d, with a standard normal's errors outside [low, high].
 
         The squared error's antiderivative is that of `direct`, of sigmoid(a) it is log(1 + exp(a)).
         """
@@ -129,7 +131,7 @@ class GaussianWorld:
     def orthogonal(self, x: Tensor, context: str, text: str, low: float, high: float) -> Floats:
         """1/2 Int E(e_context - e_text)^2 da over [low, high], [C, h, w].
 
-        The expectation is by hand, with M = (s^2 Sigma + n^2)^-1: e_c - e_y is Gaussian with mean
+        The expectation is in closed form, with M = (s^2 Sigma + n^2)^-1: e_c - e_y is Gaussian with mean
         n s (M_c (x - mean_c) - M_y (x - mean_y)) and covariance n^4 (M_c - M_y)^2. Its integral over a is by 64 Gauss-
         Legendre points, exact to 12 digits for so smooth a function (compared with 400).
         """

@@ -1,6 +1,6 @@
-"""A ladder of known mutual information in D dimensions: the closed-form denoiser of each rung, and one trained for all.
+"""Models of known mutual information in D dimensions: closed-form denoisers, and one network trained for all.
 
-On a rung a picture is x = sqrt(1 - t) y + sqrt(t) n, with y what the word says and n noise, so that I(x; y) is D/2
+An image is x = sqrt(1 - t) y + sqrt(t) n, with y the value of the word and n noise, so that I(x; y) is D/2
 log2(1/t) bits and x by itself is standard normal.
 """
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.diffusion.predictor import Conditions
 from tests.fakes.gaussian import GaussianWorld
 
 D = 8
@@ -21,12 +22,12 @@ LOW, HIGH = -5.0, 7.0
 
 
 def noise_share(bits: float) -> float:
-    """t, the share of a picture that the word does not tell."""
+    """t, the share of an image's variance that does not depend on the word."""
     return float(2 ** (-2 * bits / D))
 
 
 class Rung(GaussianWorld):
-    """The world of one rung, with its optimal denoiser."""
+    """The model of one amount of information, with its optimal denoiser."""
 
     def __init__(self, bits: float):
         super().__init__(["word"], shape=(D, 1, 1), k=D)
@@ -35,24 +36,24 @@ class Rung(GaussianWorld):
 
 
 class TrainedRung(Rung):
-    """The same with the denoiser that was trained for all rungs."""
+    """The same with the denoiser that was trained for all amounts."""
 
     def __init__(self, bits: float, network: "Network"):
         super().__init__(bits)
         self._network, self._rung = network, RUNGS.index(bits)
 
     @torch.no_grad()
-    def predict_noise(self, x: Tensor, log_snr: Tensor, embeddings: Tensor) -> Tensor:
-        """What the network guesses; a text has the word or it has not."""
-        told = embeddings[:, 0].float()
+    def predict_noise(self, x: Tensor, log_snr: Tensor, conditions: Conditions) -> Tensor:
+        """The network's prediction."""
+        has_word = conditions.tensors["words"][:, 0].float()
         y = torch.from_numpy(self.y[0]).float().expand(len(x), D)
         rung = torch.full((len(x),), self._rung)
-        out: Tensor = self._network(x.flatten(1), log_snr.float(), y, told, rung)
+        out: Tensor = self._network(x.flatten(1), log_snr.float(), y, has_word, rung)
         return out.reshape(x.shape)
 
 
 class Network(nn.Module):
-    """A small denoiser: noisy picture, log-SNR, what the word says or zeros, and which rung."""
+    """A small denoiser of a noisy image, its log-SNR, the value of the word or zeros, and the rung."""
 
     def __init__(self, width: int = 128) -> None:
         super().__init__()
@@ -62,11 +63,11 @@ class Network(nn.Module):
             layers += [nn.Linear(width, width), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(width, D))
 
-    def forward(self, x: Tensor, log_snr: Tensor, y: Tensor, told: Tensor, rung: Tensor) -> Tensor:
+    def forward(self, x: Tensor, log_snr: Tensor, y: Tensor, has_word: Tensor, rung: Tensor) -> Tensor:
         t = 2 * (log_snr[:, None] - LOW) / (HIGH - LOW) - 1
         waves = [f(k * math.pi / 2 * t) for k in (1, 2, 4, 8) for f in (torch.sin, torch.cos)]
         one_hot = torch.nn.functional.one_hot(rung, len(RUNGS)).float()
-        out: Tensor = self.layers(torch.cat([x, y * told[:, None], told[:, None], one_hot, t, *waves], dim=1))
+        out: Tensor = self.layers(torch.cat([x, y * has_word[:, None], has_word[:, None], one_hot, t, *waves], dim=1))
         return out
 
 
@@ -88,9 +89,10 @@ def train(n_steps: int = 2000, batch_size: int = 512, lr: float = 3e-3, seed: in
         t, y, eps = shares[rung][:, None], normal(batch_size, D), normal(batch_size, D)
         x = (1 - t).sqrt() * y + t.sqrt() * normal(batch_size, D)
         log_snr = LOW + (HIGH - LOW) * torch.rand(batch_size, generator=generator)
-        told = (torch.rand(batch_size, generator=generator) < 0.5).float()
+        has_word = (torch.rand(batch_size, generator=generator) < 0.5).float()
         signal = torch.sigmoid(log_snr)[:, None]
-        loss = (network(signal.sqrt() * x + (1 - signal).sqrt() * eps, log_snr, y, told, rung) - eps).square().mean()
+        x_a = signal.sqrt() * x + (1 - signal).sqrt() * eps
+        loss = (network(x_a, log_snr, y, has_word, rung) - eps).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -98,8 +100,8 @@ def train(n_steps: int = 2000, batch_size: int = 512, lr: float = 3e-3, seed: in
     return network.eval()
 
 
-def pictures(world: Rung, n: int, seed: int = 0) -> Iterator[Tensor]:
-    """Pictures of what the word says, which is something new each time."""
+def images(world: Rung, n: int, seed: int = 0) -> Iterator[Tensor]:
+    """Images, each of a new value of the word."""
     rng = np.random.default_rng(seed)
     for _ in range(n):
         world.draw_words(rng)

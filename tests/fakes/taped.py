@@ -1,7 +1,7 @@
-"""In the place of CUDA graphs, on any device: the operations of a call on tape, played again without the modules.
+"""A stand-in for CUDA graphs on any device: records the operations of a call, and replays them without the modules.
 
-Like a CUDA graph it repeats the same operations on the same memory: no hook is called, and what Python decided while it
-was recorded stays decided.
+Like a CUDA graph it repeats the same operations on the same memory: hooks are not called, and Python's decisions during
+the recording are final.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from core.diffusion.graphs import Output, Work
+from core.diffusion.graph_capture import Output, Work
 
 
 class TapeCapture:
-    """A `core.diffusion.graphs.Capture`."""
+    """A `core.diffusion.graph_capture.Capture`."""
 
     def __call__(self, work: Work, inputs: Sequence[Tensor]) -> Callable[[], Output]:
         with _Tape() as tape:

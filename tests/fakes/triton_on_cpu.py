@@ -1,6 +1,6 @@
-"""As much of Triton's language as the kernels here use, on CPU tensors: a kernel's own lines run where no GPU is.
+"""The part of Triton's language that the kernels here use, on CPU tensors, so that kernels run without a GPU.
 
-A stand-in for the compiler, not for the kernel. `installed()` puts it in Triton's place.
+It replaces the compiler, not the kernel. `installed()` makes it importable as `triton`.
 """
 
 import sys

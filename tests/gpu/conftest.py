@@ -39,7 +39,7 @@ def narrow(request: pytest.FixtureRequest, device: torch.device) -> Diffuser:
 
 @pytest.fixture(scope="session")
 def drawn(reference: Diffuser) -> Generation:
-    """A picture of the reference."""
+    """An image from the reference model."""
     return reference.generate(PROMPT, seed=0, previews=False)
 
 

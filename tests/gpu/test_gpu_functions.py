@@ -143,7 +143,7 @@ def test_an_edit_of_strength_0_leaves_every_bit(narrow: Diffuser) -> None:
 def test_a_seed_is_the_same_noise_everywhere(narrow: Diffuser, reference: Diffuser) -> None:
     """To the bit: what goes into the first call of the U-Net, before it is rounded to the model's precision."""
     for seed in (0, 7, 2**40):
-        first, second = (model._initial_noise(seed) for model in (narrow, reference))
+        first, second = (model.sampler._initial_noise([seed]) for model in (narrow, reference))
         assert first.dtype == torch.float32
         assert torch.equal(first.cpu(), second)
-    assert not torch.equal(narrow._initial_noise(0), narrow._initial_noise(1))
+    assert not torch.equal(narrow.sampler._initial_noise([0]), narrow.sampler._initial_noise([1]))

@@ -1,4 +1,4 @@
-"""CUDA graphs change the time that a call takes, and nothing else: what follows is asked to the bit."""
+"""CUDA graphs change the time of a call and nothing else: results are compared to the bit."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.gpu
 def fast(narrow: Diffuser) -> Iterator[Diffuser]:
     """A model whose small calls are replayed: from CUDA graphs, or elsewhere than on a GPU from tape."""
     before = narrow.graphs
-    narrow.graphs = (
+    narrow.predictor.graphs = (
         CallGraphs(narrow.unet) if narrow.device.type == "cuda" else CallGraphs(narrow.unet, capture=TapeCapture)
     )
     yield narrow
     narrow.graphs.clear()
-    narrow.graphs = before
+    narrow.predictor.graphs = before
 
 
 def draw(model: Diffuser, *contexts: Any) -> Tensor:
@@ -41,7 +41,7 @@ def anew(model: Diffuser, work: Callable[[], Any]) -> Any:
         model.graphs.enabled = True
 
 
-def test_pictures_are_the_same_with_graphs(fast: Diffuser) -> None:
+def test_images_are_the_same_with_graphs(fast: Diffuser) -> None:
     first, second = draw(fast), draw(fast)
     assert fast.graphs.enabled, "recording failed; the log says why"
     assert (fast.graphs.n_captured, fast.graphs.n_replayed) == (1, 2 + N_EAGER + 3)

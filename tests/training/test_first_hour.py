@@ -98,7 +98,7 @@ def test_the_three_lines_end_in_a_page_with_concepts(
     assert not any(path.is_relative_to(root) for path in cache_folder("saes").rglob("*"))  # checkpoints are elsewhere
     caplog.clear()
     assert opened(page).dictionary is None
-    assert f"{root} is passed over: its concepts have no names yet" in caplog.text
+    assert f"{root} is skipped: its concepts have no labels yet" in caplog.text
 
     run(label)
     caplog.clear()

@@ -92,15 +92,15 @@ def measure(model: Diffuser, sample: Sample, settings: Settings, seed: int) -> S
     sampler = Sampler(n_points=settings.n_pieces * settings.n_noises, antithetic=False)
     samples = draw(sampler, sampler.density(model.schedule.log_snr_range), model.latent_shape, (seed, 0))
     x_a = noisy(model.encode(sample.image)[0], samples.log_snr, samples.noise)
-    embeddings = model.encode_text(texts)
+    conditions = model.encode_text(texts)
     parts = []
     stride = max(1, settings.batch_size // len(texts))
     with model.busy():
         for at in range(0, len(x_a), stride):
             rows = slice(at, at + stride)
             x, a, n = x_a[rows], samples.log_snr[rows], len(x_a[rows])
-            conditions = embeddings.repeat(n, *[1] * (embeddings.ndim - 1))
-            eps = model.predict_noise(x.repeat_interleave(len(texts), 0), a.repeat_interleave(len(texts)), conditions)
+            x, a = x.repeat_interleave(len(texts), 0), a.repeat_interleave(len(texts))
+            eps = model.predict_noise(x, a, conditions.repeat(n))
             eps = eps.reshape(n, len(texts), *eps.shape[1:]).cpu()
             parts.append((eps[:, :1] - eps[:, 1:]).double().numpy())
     shape = settings.n_pieces, settings.n_noises

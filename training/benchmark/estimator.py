@@ -83,7 +83,7 @@ def ladder(ours: Sampler) -> list[Method]:
     Raises:
         ValueError: `ours` integrates over another range than the published way does.
     """
-    published, line = Sampler.published(), (-math.inf, math.inf)
+    published, line = Sampler.kong2024(), (-math.inf, math.inf)
     ranges = [(round(d.low, 6), round(d.high, 6)) for d in (published.density(line), ours.density(line))]
     if ranges[0] != ranges[1]:
         raise ValueError(f"Over log-SNRs {ranges[0]} and {ranges[1]} the integrals differ, whatever the error.")

@@ -116,10 +116,10 @@ def unet_seconds(model: Diffuser, batch_size: int, n: int) -> list[float]:
     """Seconds of each of `n` U-Net calls, after a warm-up that leaves it as fast as it gets."""
     x = torch.randn(batch_size, *model.latent_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     log_snr = torch.zeros(batch_size)
-    embeddings = model.encode_text([PROMPT]).expand(batch_size, -1, -1)
+    conditions = model.encode_text([PROMPT] * batch_size)
 
     def call() -> None:
-        model.predict_noise(x, log_snr, embeddings).cpu()  # waits for the device
+        model.predict_noise(x, log_snr, conditions).cpu()  # waits for the device
 
     for _ in range(N_EAGER + 2 if model.graphs.enabled else 1):  # a graph is recorded at the call after `N_EAGER`
         call()

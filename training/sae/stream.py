@@ -175,7 +175,7 @@ class ActivationStream:
             self._denoise(images_per_buffer[some], prompts[some], {i: cells[:, some] for i, cells in pool.items()})
 
         self._model.in_parts(
-            len(images_per_buffer), denoise, most=config.sampler_batch_size, guidance_scale=self._guidance_scale
+            len(images_per_buffer), denoise, max_size=config.sampler_batch_size, guidance_scale=self._guidance_scale
         )
         log.debug("round %d: %d pictures", number, len(images_per_buffer))
         return pool, prompts

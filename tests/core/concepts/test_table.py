@@ -191,7 +191,7 @@ class Encoder:
         if text not in self.KNOWN:
             raise core.PromptError(text)
 
-    def encode_text(self, texts: list[str]) -> torch.Tensor:
+    def text_embeddings(self, texts: list[str]) -> torch.Tensor:
         rows = []
         for text in texts:
             row = torch.full((8,), 3.0)  # what every text has in common

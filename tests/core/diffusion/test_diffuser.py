@@ -16,6 +16,7 @@ from core.diffusion.diffuser import Diffuser
 from core.diffusion.hookpoints import nearest_hookpoints
 from core.diffusion.loading import load_model
 from core.diffusion.sampling import Generation, Preview, ddim_step
+from core.diffusion.text_encoder import TEXT
 from core.errors import Cancelled, ModelError, PromptError, UnknownWordError
 from tests.conftest import make_pipeline
 
@@ -47,7 +48,7 @@ def test_a_model_of_the_wrong_kind_is_refused() -> None:
         Diffuser(make_pipeline(), core.ModelSpec("odd", "nowhere", image_size=512))
 
 
-def test_a_seed_is_a_picture_bit_by_bit(untouched: Diffuser, model_folder: Path) -> None:
+def test_a_seed_gives_the_same_image_to_the_bit(untouched: Diffuser, model_folder: Path) -> None:
     first = untouched.generate(PROMPT, seed=3, num_inference_steps=4)
     untouched.encode_text(["a whale", "a dog", "the sea"])
     again = untouched.generate(PROMPT, seed=3, num_inference_steps=4)
@@ -61,7 +62,7 @@ def test_a_seed_is_a_picture_bit_by_bit(untouched: Diffuser, model_folder: Path)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_plain_diffusers_draws_the_same_picture(prediction_type: str) -> None:
+def test_plain_diffusers_generates_the_same_image(prediction_type: str) -> None:
     pipeline = make_pipeline(prediction_type=prediction_type)
     pipeline.set_progress_bar_config(disable=True)
     model = Diffuser(pipeline, core.ModelSpec("small", "nowhere"))
@@ -118,8 +119,8 @@ def test_noise_is_predicted_at_times_between_the_trained_ones(model: Diffuser) -
     a = torch.tensor([log_snrs[400], (log_snrs[400] + log_snrs[401]) / 2])
     text = model.encode_text(["a cat", "a dog"])
     with torch.no_grad():
-        by_hand = model.unet(x, torch.tensor([400.0, 400.5]), encoder_hidden_states=text).sample
-        snapped = model.unet(x, torch.tensor([400.0, 400.0]), encoder_hidden_states=text).sample
+        by_hand = model.unet(x, torch.tensor([400.0, 400.5]), encoder_hidden_states=text.tensors[TEXT]).sample
+        snapped = model.unet(x, torch.tensor([400.0, 400.0]), encoder_hidden_states=text.tensors[TEXT]).sample
     torch.testing.assert_close(model.predict_noise(x, a, text), by_hand)
     assert not torch.allclose(by_hand[1], snapped[1])
 
@@ -137,9 +138,9 @@ def test_float32_is_float32_on_a_gpu_too(model: Diffuser) -> None:
 def test_every_distinct_text_is_encoded_once(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(model_folder)
     met: list[str] = []
-    encode = model._encode_one
-    monkeypatch.setattr(model, "_encode_one", lambda text: met.append(text) or encode(text))
-    embeddings = model.encode_text(["a cat", "", "a cat"])
+    encode = model.text_encoder._encode_one
+    monkeypatch.setattr(model.text_encoder, "_encode_one", lambda text: met.append(text) or encode(text))
+    embeddings = model.text_embeddings(["a cat", "", "a cat"])
     model.encode_text(["", "a dog"])
     assert met == ["a cat", "", "a dog"]
     assert embeddings.shape == (3, 24, 32)
@@ -148,7 +149,7 @@ def test_every_distinct_text_is_encoded_once(model_folder: Path, monkeypatch: py
         model.encode_text(["cat " * 23])
 
 
-def test_pictures_go_in_and_out(model: Diffuser) -> None:
+def test_images_are_encoded_and_decoded(model: Diffuser) -> None:
     image = Image.new("RGBA", (300, 200), (200, 30, 30, 128))
     latents = model.encode(image)
     assert latents.shape == (1, 8, 16, 16)
@@ -157,7 +158,7 @@ def test_pictures_go_in_and_out(model: Diffuser) -> None:
     assert [picture.size for picture in out] == [(128, 128)] * 2
 
 
-def test_previews_come_one_a_step_and_end_in_the_picture(untouched: Diffuser) -> None:
+def test_there_is_one_preview_per_step_and_last_the_image(untouched: Diffuser) -> None:
     items = list(untouched.generate_iter(PROMPT, num_inference_steps=5))
     previews, last = items[:-1], items[-1]
     assert isinstance(last, Generation)
@@ -242,7 +243,7 @@ def test_a_batch_is_sampled_as_each_of_its_prompts_is_alone(model: Diffuser) -> 
         torch.testing.assert_close(x[None].cpu(), alone.latents, atol=1e-4, rtol=1e-4)
 
 
-def test_sampling_ends_at_the_last_step_asked_for_and_tells_the_moment_only_meanwhile(model: Diffuser) -> None:
+def test_sampling_ends_at_the_requested_step_and_has_a_step_context_only_meanwhile(model: Diffuser) -> None:
     seen: list[object] = []
     hook = model.unet.register_forward_hook(lambda *_: seen.append(model.step_context))
     before = model.n_unet_calls

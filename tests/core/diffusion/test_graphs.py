@@ -17,8 +17,11 @@ from core.activations.attention import record_attention
 from core.activations.hooks import edit, record
 from core.diffusion import graphs
 from core.diffusion.diffuser import Diffuser
-from core.diffusion.graphs import MAX_BATCH, N_EAGER, CallGraphs, Output, Work
+from core.diffusion.graph_capture import Output, Work
+from core.diffusion.graphs import MAX_BATCH, N_EAGER, CallGraphs
 from core.diffusion.loading import load_model
+from core.diffusion.predictor import Conditions
+from core.diffusion.text_encoder import MASK, TEXT
 from tests.fakes.taped import TapeCapture
 
 MIDDLE = "mid_block.attentions.0"
@@ -31,7 +34,7 @@ def fast(model_folder: Path) -> Iterator[Diffuser]:
     """The small model with graphs on tape."""
     model = load_model(model_folder, device="cpu")
     assert not model.graphs.enabled
-    model.graphs = CallGraphs(model.unet, capture=TapeCapture)
+    model.predictor.graphs = CallGraphs(model.unet, capture=TapeCapture)
     yield model
     assert not any("forward" in vars(module) for module in model.unet.modules()), "the U-Net is not as it was"
 
@@ -65,7 +68,7 @@ def test_a_replayed_call_is_the_call_to_the_bit_and_its_output_stays(fast: Diffu
     assert not torch.equal(outputs[0], outputs[1])
 
 
-def test_a_picture_is_the_same_with_graphs_and_one_graph_serves_all_its_steps(fast: Diffuser) -> None:
+def test_an_image_is_the_same_with_graphs_and_one_graph_serves_all_its_steps(fast: Diffuser) -> None:
     def draw() -> Tensor:
         return fast.generate("a cat on the grass", seed=1, num_inference_steps=6, previews=False).latents
 
@@ -80,11 +83,12 @@ def test_calls_of_other_shapes_texts_and_masks_have_graphs_of_their_own_and_larg
     assert fast.graphs.n_captured == 2
     warm(fast, MAX_BATCH + 1)
     assert fast.graphs.n_captured == 2
-    x, text = torch.ones(2, *fast.latent_shape), fast.encode_text(["a cat", "a dog"])
+    x, text = torch.ones(2, *fast.latent_shape), fast.text_embeddings(["a cat", "a dog"])
     longer = torch.cat([text, torch.nn.functional.pad(text[:1], (0, 0, 0, 0, 0, 1))[:2]], 1)
+    masked = Conditions({TEXT: longer, MASK: longer.any(-1)})
 
     def with_mask() -> Tensor:
-        return fast.predict_noise(x, torch.zeros(2), longer)
+        return fast.predict_noise(x, torch.zeros(2), masked)
 
     outputs = [with_mask() for _ in range(N_EAGER + 2)]
     assert fast.graphs.n_captured == 3
@@ -92,7 +96,7 @@ def test_calls_of_other_shapes_texts_and_masks_have_graphs_of_their_own_and_larg
 
 
 def test_only_the_most_recently_used_graphs_are_kept(fast: Diffuser, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "KEPT", 2)
+    monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
     for n in (1, 2, 3):
         warm(fast, n)
     call(fast, 2)
@@ -229,7 +233,7 @@ def test_weights_written_in_place_are_followed(fast: Diffuser) -> None:
 
 def test_float32_for_a_while_leaves_no_graph_of_either(model_folder: Path) -> None:
     narrow = load_model(model_folder, device="cpu", dtype="bfloat16")
-    narrow.graphs = CallGraphs(narrow.unet, capture=TapeCapture)
+    narrow.predictor.graphs = CallGraphs(narrow.unet, capture=TapeCapture)
     warm(narrow)
     before = call(narrow)
     with narrow.in_float32():
@@ -290,10 +294,10 @@ class Wrong:
 
 
 @pytest.mark.parametrize("capture", [Broken, Wrong])
-def test_what_cannot_be_recorded_runs_as_before_and_is_told_once(
+def test_what_cannot_be_recorded_runs_as_before_and_is_logged_once(
     fast: Diffuser, capture: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fast.graphs = CallGraphs(fast.unet, capture=capture)
+    fast.predictor.graphs = CallGraphs(fast.unet, capture=capture)
     with caplog.at_level(logging.WARNING, "core.diffusion.graphs"):
         outputs = [call(fast) for _ in range(5)]
         with record(fast) as updates:
@@ -343,7 +347,7 @@ def test_cleared_graphs_give_their_memory_back(fast: Diffuser) -> None:
             made.append(weakref.ref(replay))
             return replay
 
-    fast.graphs = CallGraphs(fast.unet, capture=Noted)
+    fast.predictor.graphs = CallGraphs(fast.unet, capture=Noted)
     warm(fast)
     assert all(held() is not None for held in made)
     fast.graphs.clear()

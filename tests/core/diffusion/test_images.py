@@ -55,7 +55,7 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
     assert np.asarray(prepare_image(tmp_path / "moving.gif", 16))[8, 8].tolist() == [255, 0, 0]
 
 
-def test_bad_pictures_are_told_what_to_do(tmp_path: Path) -> None:
+def test_errors_about_bad_images_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "words.png").write_text("not a picture")
     with pytest.raises(ImageError, match=r"words\.png is not a picture.*PNG"):
         prepare_image(tmp_path / "words.png", 64)
@@ -71,7 +71,7 @@ def test_bad_pictures_are_told_what_to_do(tmp_path: Path) -> None:
         prepare_image(tmp_path / "cut.png", 64)
 
 
-def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     side = int(MAX_PIXELS**0.5) + 500
     Image.new("1", (side, side)).save(tmp_path / "huge.png")
     with pytest.raises(ImageError, match=r"million pixels.*Make it smaller"):

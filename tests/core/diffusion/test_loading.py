@@ -54,7 +54,7 @@ class Listed:
 
 
 class Hub:
-    """In the place of `snapshot_download`: a repository with both kinds of weights, and a cache."""
+    """Replaces `snapshot_download`: a repository with both kinds of weights, and a cache."""
 
     def __init__(self, source: Path, cache: Path) -> None:
         self.source, self.cache, self.online, self.asked = source, cache, True, 0
@@ -113,7 +113,7 @@ def hub(both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 def test_only_what_is_read_is_fetched(hub: Hub, dtype: str, expected: list[str]) -> None:
     model = load_model("some/model", device="cpu", dtype=dtype)
     assert hub.cached == sorted(expected)
-    assert model.dtype == model.encode_text([PROMPT]).dtype == getattr(torch, dtype)
+    assert model.dtype == model.text_embeddings([PROMPT]).dtype == getattr(torch, dtype)
 
 
 def test_a_commit_that_is_cached_is_loaded_without_asking(hub: Hub) -> None:
@@ -134,7 +134,7 @@ def test_without_a_network_the_cache_will_do(hub: Hub) -> None:
         load_model("some/model", device="cpu")
 
 
-def test_weights_that_cannot_be_had_are_told_with_size_and_source(hub: Hub) -> None:
+def test_the_error_about_missing_weights_has_their_size_and_source(hub: Hub) -> None:
     hub.online = False
     with pytest.raises(ModelError, match=r"(?s)'sd'.*2\.1 GB in half.*4\.3.*co/some/model at revision x: no network"):
         load_model(replace(BUILT_IN["sd-v1-4"], name="sd", source="some/model", revision="x"), device="cpu")
@@ -142,7 +142,7 @@ def test_weights_that_cannot_be_had_are_told_with_size_and_source(hub: Hub) -> N
         load_model("some/model", device="cpu")
 
 
-def test_the_size_told_is_that_of_the_published_configuration() -> None:
+def test_the_size_in_messages_is_that_of_the_published_configuration() -> None:
     from training.benchmark.full_size import components
 
     with torch.device("meta"):
@@ -162,7 +162,7 @@ def test_half_precision_files_are_computed_in_full(tmp_path: Path) -> None:
     make_pipeline().to(torch.float16).save_pretrained(tmp_path / "half", safe_serialization=True)
     model = load_model(tmp_path / "half", device="cpu")
     assert model.dtype == torch.float32
-    assert model.encode_text([PROMPT]).dtype == torch.float32
+    assert model.text_embeddings([PROMPT]).dtype == torch.float32
 
 
 def test_what_cannot_be_computed_in_is_refused(model_folder: Path) -> None:
@@ -173,11 +173,11 @@ def test_what_cannot_be_computed_in_is_refused(model_folder: Path) -> None:
 def test_the_text_encoder_can_be_kept_apart(model_folder: Path) -> None:
     narrow = load_model(model_folder, device="cpu", dtype="bfloat16")
     apart = load_model(model_folder, device="cpu", dtype="bfloat16", text_device="cpu")
-    assert narrow.encode_text([PROMPT]).dtype == torch.bfloat16
-    assert apart.encode_text([PROMPT]).dtype == torch.float32
+    assert narrow.text_embeddings([PROMPT]).dtype == torch.bfloat16
+    assert apart.text_embeddings([PROMPT]).dtype == torch.float32
     assert apart.generate(PROMPT, num_inference_steps=1).latents.isfinite().all()
     moved = load_model(model_folder, device="meta", dtype="bfloat16", text_device="cpu")
-    assert (moved.unet.device.type, moved.encode_text([PROMPT]).device.type) == ("meta", "cpu")
+    assert (moved.unet.device.type, moved.text_embeddings([PROMPT]).device.type) == ("meta", "cpu")
 
 
 # --- little memory ----------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_loading_reads_the_free_memory(model_folder: Path, monkeypatch: pytest.M
 def test_parts_that_take_turns_compute_the_same(model_folder: Path) -> None:
     pytest.importorskip("accelerate")
     whole, turns = (load_model(model_folder, device="cpu", offload=offload) for offload in (False, True))
-    hooks = [module._hf_hook for module in (turns._text_encoder, turns.unet, turns._vae)]  # type: ignore[attr-defined]
+    hooks = [module._hf_hook for module in (turns.text_encoder._module, turns.unet, turns.codec._vae)]  # type: ignore[attr-defined]
     entered = dict.fromkeys(hooks, 0)
     for hook in hooks:
         before = hook.pre_forward
@@ -227,7 +227,7 @@ def test_parts_that_take_turns_compute_the_same(model_folder: Path) -> None:
     assert (maps[0] == maps[1]).all()
 
 
-def test_without_accelerate_the_remedy_is_told(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_accelerate_the_error_has_the_remedy(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers.pipelines import pipeline_utils
 
     monkeypatch.setattr(pipeline_utils, "is_accelerate_available", lambda: False)

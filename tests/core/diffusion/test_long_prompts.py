@@ -9,6 +9,8 @@ from core.activations.attention import record_attention, word_maps
 from core.activations.hooks import ActivationKey
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.loading import load_model
+from core.diffusion.predictor import Conditions
+from core.diffusion.text_encoder import MASK, TEXT
 from core.errors import PromptTooLongError
 from training.benchmark.full_size import SMALL, save_pipeline
 
@@ -24,9 +26,9 @@ def speller(tmp_path_factory: pytest.TempPathFactory) -> Diffuser:
     return load_model(folder, device="cpu")
 
 
-def noise_of(model: Diffuser, embeddings: Tensor) -> Tensor:
+def noise_of(model: Diffuser, conditions: Conditions) -> Tensor:
     x = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
-    return model.predict_noise(x.expand(len(embeddings), -1, -1, -1), torch.zeros(len(embeddings)), embeddings)
+    return model.predict_noise(x.expand(len(conditions), -1, -1, -1), torch.zeros(len(conditions)), conditions)
 
 
 def test_a_long_prompt_is_read_in_windows_and_none_of_it_is_cut(speller: Diffuser) -> None:
@@ -39,20 +41,21 @@ def test_a_long_prompt_is_read_in_windows_and_none_of_it_is_cut(speller: Diffuse
     assert all((token in marks) == (span == (0, 0)) for token, span in zip(tokens, spans, strict=True))
     (only,) = speller.vocabulary.windows("")
     assert set(only) == marks
-    embedding = speller.encode_text([LONG])
+    embedding = speller.text_embeddings([LONG])
     assert embedding.shape[1] == 2 * ROWS
-    torch.testing.assert_close(embedding[:, :ROWS], speller.encode_text([LONG[: 3 + 6 * 13]])[:, :ROWS])
-    changed = noise_of(speller, speller.encode_text([LONG[:-1] + "x"])) - noise_of(speller, embedding)
+    torch.testing.assert_close(embedding[:, :ROWS], speller.text_embeddings([LONG[: 3 + 6 * 13]])[:, :ROWS])
+    changed = noise_of(speller, speller.encode_text([LONG[:-1] + "x"])) - noise_of(speller, speller.encode_text([LONG]))
     assert float(changed.abs().max()) > 1e-5  # its last letter counts
 
 
 def test_a_short_prompt_beside_a_long_one_is_what_it_is_alone(speller: Diffuser) -> None:
     both, alone = speller.encode_text([SHORT, LONG]), speller.encode_text([SHORT])
-    assert both.shape[1] == 2 * ROWS
-    assert alone.shape[1] == ROWS
+    assert both.tensors[TEXT].shape[1] == 2 * ROWS
+    assert both.tensors[MASK].sum(1).tolist() == [ROWS, 2 * ROWS]
+    assert alone.tensors[TEXT].shape[1] == ROWS
+    assert MASK not in alone.tensors
     torch.testing.assert_close(noise_of(speller, both)[:1], noise_of(speller, alone), atol=1e-5, rtol=1e-5)
-    unmasked = torch.cat([alone, alone], dim=1)
-    unmasked[:, ROWS:] = 1e-9  # not told to be no text
+    unmasked = Conditions({TEXT: both.tensors[TEXT][:1]})  # with padding that counts as text
     assert float((noise_of(speller, unmasked) - noise_of(speller, alone)).abs().max()) > 1e-4
     settings = {"num_inference_steps": 2, "guidance_scale": 3.0}
     *_, pair = speller.sample([SHORT, LONG], seeds=[1, 2], **settings)

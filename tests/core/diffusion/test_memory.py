@@ -13,9 +13,10 @@ from torch import Tensor
 import core
 from core.activations.hooks import ActivationKey, edit, record
 from core.diffusion import memory
+from core.diffusion.batch_sizer import BatchSizer, Load, is_out_of_memory
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.loading import load_model
-from core.diffusion.memory import GIB, BatchSizer, DeviceMemory, Load, has_hooks, is_out_of_memory
+from core.diffusion.memory import GIB, DeviceMemory
 from core.errors import ModelError, OutOfMemory
 from core.information.quadrature import Sampler
 
@@ -50,7 +51,7 @@ class FakeMemory:
 
 @pytest.fixture
 def small(model_folder: Path) -> Diffuser:
-    """A model of which nothing was measured yet."""
+    """A model of which nothing has been measured yet."""
     return load_model(model_folder, device="cpu")
 
 
@@ -63,20 +64,22 @@ def probe_of(one: BatchSizer) -> Callable[[int], None]:
     return lambda n: fake.calls.append(n)
 
 
-def out_of_memory_above(model: Diffuser, n: int, part: str = "_predict") -> list[int]:
+def out_of_memory_above(model: Diffuser, n: int, part: str = "predictor.call") -> list[int]:
     """From now on a call of more than n rows fails; the sizes of all calls that were tried."""
-    plain, tried = getattr(model, part), []
+    owner, _, name = part.partition(".")
+    target = getattr(model, owner)
+    plain, tried = getattr(target, name), []
 
     def call(x: Tensor, *args: Any) -> Any:
         tried.append(len(x))
         if len(x) > n:
-            if part == "_predict":  # as the real one, which counts before it computes
-                model.n_unet_calls += 1
-                model.n_unet_rows += len(x)
+            if part == "predictor.call":  # as the real one, which counts before it computes
+                model.predictor.n_calls += 1
+                model.predictor.n_rows += len(x)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12.00 GiB.\nGPU 0 has ...")
         return plain(x, *args)
 
-    setattr(model, part, call)
+    setattr(target, name, call)
     return tried
 
 
@@ -113,7 +116,7 @@ def test_a_measurement_below_the_estimate_is_not_believed() -> None:
     assert one.fits(LOAD, 32, 100, probe_of(one)) == 10
 
 
-def test_an_estimate_stands_in_where_nothing_can_be_measured() -> None:
+def test_an_estimate_is_used_where_nothing_can_be_measured() -> None:
     one = sizer(available=1000, measurable=False)
     assert one.fits(LOAD, 32, 100, lambda _: pytest.fail("a call for nothing")) == 8  # 1.25 times the estimate
     assert sizer(None, measurable=False).fits(LOAD, 32, 100, lambda _: None) == 32  # nobody knows what is free
@@ -214,7 +217,7 @@ def test_the_failed_calls_tensors_are_free_before_the_next_call() -> None:
         (ValueError("out of memory"), False),
     ],
 )
-def test_errors_of_memory_are_told_from_others(error: Exception, is_one: bool) -> None:
+def test_errors_of_memory_are_recognised(error: Exception, is_one: bool) -> None:
     assert is_out_of_memory(error) is is_one
 
 
@@ -298,9 +301,9 @@ def test_the_float32_reference_of_a_narrow_model_takes_as_many_latents_as_it_was
 ) -> None:
     model = load_model(model_folder, device="cpu", dtype="bfloat16")
     fake = FakeMemory(available=4000, per_row=100)
-    model._sizer = BatchSizer(fake)
-    monkeypatch.setattr("core.diffusion.diffuser._MAPS_A_LATENT", 0)
-    plain, calls = model._predict, {torch.bfloat16: [0], torch.float32: [0]}
+    model.sizer.memory = fake
+    monkeypatch.setattr("core.diffusion.unet_predictor._MAPS_PER_LATENT", 0)
+    plain, calls = model.predictor.call, {torch.bfloat16: [0], torch.float32: [0]}
 
     def predict(x: Tensor, *args: Any) -> Tensor:
         fake.per_row = 1500 if model.dtype == torch.float32 else 100
@@ -308,7 +311,7 @@ def test_the_float32_reference_of_a_narrow_model_takes_as_many_latents_as_it_was
         calls[model.dtype].append(len(x))
         return plain(x, *args)
 
-    monkeypatch.setattr(model, "_predict", predict)
+    monkeypatch.setattr(model.predictor, "call", predict)
     *_, n_evals = function(model)
     assert max(calls[torch.float32]) == 2
     assert 2 < max(calls[torch.bfloat16]) <= 32
@@ -319,11 +322,11 @@ def test_the_float32_reference_of_a_narrow_model_takes_as_many_latents_as_it_was
 def test_images_are_decoded_as_many_at_once_as_fit(small: Diffuser) -> None:
     x = torch.randn(5, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     before = [np.asarray(image).astype(int) for image in small.decode(x)]
-    tried = out_of_memory_above(small, 2, "_decode")
+    tried = out_of_memory_above(small, 2, "codec._decode")
     after = [np.asarray(image).astype(int) for image in small.decode(x)]
     assert tried == [5, 2, 2, 1]
     assert np.abs(np.stack(before) - np.stack(after)).max() <= 1
-    out_of_memory_above(small, 0, "_decode")
+    out_of_memory_above(small, 0, "codec._decode")
     with pytest.raises(OutOfMemory, match="too little memory for the decoder with a batch of 1 "):
         small.decode(x)
 
@@ -331,8 +334,8 @@ def test_images_are_decoded_as_many_at_once_as_fit(small: Diffuser) -> None:
 def test_what_is_hooked_in_sees_whole_batches(small: Diffuser) -> None:
     x = torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     text, log_snr = small.encode_text([PROMPT] * 4), torch.zeros(4)
-    small._sizer = sizer(available=30)  # where 3 latents fit
-    small._sizer.memory.calls = [1]  # type: ignore[attr-defined]
+    small.sizer.memory = FakeMemory(30, 10, 0, True)  # where 3 latents fit
+    small.sizer.memory.calls = [1]  # type: ignore[attr-defined]
     sizes: list[int] = []
     block = small.hookpoints[0]
     with record(small, [block], sink=lambda _, update: sizes.append(len(update))):
@@ -340,7 +343,7 @@ def test_what_is_hooked_in_sees_whole_batches(small: Diffuser) -> None:
     with edit(small, lambda _, update: sizes.append(len(update)), [block]):  # type: ignore[func-returns-value]
         small.predict_noise(x, log_snr, text)
     assert sizes == [4, 4]
-    assert not has_hooks(small._unet_modules)
+    assert not small.predictor.has_hooks()
     tried = out_of_memory_above(small, 2)
     with record(small, [block]) as recording, pytest.raises(OutOfMemory, match="batch of 4"):
         small.predict_noise(x, log_snr, text)
@@ -368,18 +371,18 @@ def test_runs_with_recordings_are_made_with_as_many_prompts_as_fit(
     assert torch.cat(updates).shape[0] == 5
     assert caplog.messages == ["the CPU: the sampler ran out of memory with a batch of 5; going on with 2"]
     kept.clear()
-    small.in_parts(5, compute, most=3)
+    small.in_parts(5, compute, max_size=3)
     assert kept == [(0, 2), (2, 4), (4, 5)]  # it has learned
 
 
 def test_as_many_prompts_run_together_as_their_latents_fit(small: Diffuser) -> None:
     fake = FakeMemory(available=70, per_row=10)
-    small._sizer = BatchSizer(fake)
-    plain = small._predict
-    small._predict = lambda x, *args: (fake.calls.append(len(x)), plain(x, *args))[1]  # type: ignore[method-assign]
+    small.sizer.memory = fake
+    plain = small.predictor.call
+    small.predictor.call = lambda x, *args: (fake.calls.append(len(x)), plain(x, *args))[1]  # type: ignore[method-assign]
     assert small.latents_at_once(1) == 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("core.diffusion.diffuser._MAPS_A_LATENT", 0)
+        patch.setattr("core.diffusion.unet_predictor._MAPS_PER_LATENT", 0)
         assert small.latents_at_once(32) == 7
         assert [len(range(part.start, part.stop)) for part in small.in_parts(8, lambda part: part)] == [3, 3, 2]
         of_one_branch = small.in_parts(8, lambda part: part, guidance_scale=1.0)
@@ -475,7 +478,7 @@ def test_the_peak_of_a_process_can_be_begun_anew() -> None:
 
 def test_a_limit_is_given_when_loading(model_folder: Path) -> None:
     model = load_model(model_folder, device="cpu", memory_gib=3.5)
-    assert isinstance(model._sizer.memory, DeviceMemory)
-    assert model._sizer.memory.limit == int(3.5 * GIB)
+    assert isinstance(model.sizer.memory, DeviceMemory)
+    assert model.sizer.memory.limit == int(3.5 * GIB)
     with pytest.raises(ModelError, match="has to be positive, not -1"):
         load_model(model_folder, memory_gib=-1)

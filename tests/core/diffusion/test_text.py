@@ -3,7 +3,7 @@ import pytest
 from core.diffusion.text import delete_words, distinct_words, only_words, split_words
 
 
-def test_words_have_their_place_in_the_prompt() -> None:
+def test_words_have_their_position_in_the_prompt() -> None:
     prompt = "A cat, a T-shirt; the dog's ball"
     words = split_words(prompt)
     assert [word.text for word in words] == ["a", "cat", "a", "t-shirt", "the", "dog's", "ball"]

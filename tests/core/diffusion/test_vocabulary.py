@@ -23,16 +23,16 @@ def test_an_unknown_word_offers_the_nearest_but_never_a_letter(model: Diffuser) 
     assert not {"a", "i", "of", "in"} & {word for near in unknown.values() for word in near}
 
 
-def test_a_mark_that_means_nothing_to_the_model_is_told(model: Diffuser) -> None:
+def test_punctuation_that_the_model_does_not_know_is_reported(model: Diffuser) -> None:
     with pytest.raises(UnknownWordError, match=r"':' \(leave it out\)") as caught:
         model.check_prompt("a cat: a whals")
     assert caught.value.suggestions == {":": [], "whals": ["whale"]}
 
 
-def test_a_mark_at_the_end_changes_nothing(model: Diffuser) -> None:
+def test_punctuation_at_the_end_changes_nothing(model: Diffuser) -> None:
     model.check_prompt("a cat!")
     assert model.vocabulary.unknown_words('"a cat"') == {'"': []}
-    assert torch.equal(model.encode_text(["a cat!"]), model.encode_text(["a cat"]))
+    assert torch.equal(model.text_embeddings(["a cat!"]), model.text_embeddings(["a cat"]))
 
 
 def test_each_bad_prompt_has_its_error(model: Diffuser) -> None:

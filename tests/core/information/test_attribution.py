@@ -68,7 +68,7 @@ def test_direct_is_the_pointwise_log_ratio_less_the_tail(world: GaussianWorld, x
     assert (np.abs(result.direct_bits + tail - ratio) < 4 * result.direct_stderr).all()
 
 
-def test_orthogonal_is_its_own_integral_at_that_picture(world: GaussianWorld, x: torch.Tensor) -> None:
+def test_orthogonal_bits_are_their_integral_at_that_image(world: GaussianWorld, x: torch.Tensor) -> None:
     result = run(world, x, n_replicates=512)
     truth = true_maps(world, x)
     assert (result.stderr < 0.012 * truth.sum((1, 2))).all()
@@ -100,7 +100,7 @@ def test_both_average_to_the_mutual_information(given: str) -> None:
 
 @pytest.mark.parametrize("stopping", [False, True])
 def test_intervals_cover(stopping: bool) -> None:
-    """95 % intervals of totals, cells and direct totals, over 20 pictures and 24 seeds each."""
+    """95 % intervals of totals, cells and direct totals, over 20 images and 24 seeds each."""
     world, rng = GaussianWorld(WORDS), np.random.default_rng(3)
     totals, cells, direct, looks = [], [], [], []
     for picture in range(20):
@@ -151,14 +151,14 @@ def test_results_do_not_depend_on_the_batch_size(world: GaussianWorld, x: torch.
         assert other.n_evals == results[0].n_evals
 
 
-def test_a_word_does_not_depend_on_which_others_were_asked_for(world: GaussianWorld, x: torch.Tensor) -> None:
+def test_a_word_does_not_depend_on_which_others_are_measured(world: GaussianWorld, x: torch.Tensor) -> None:
     together = run(world, x, n_replicates=8)
     alone = attribute(world, x, PROMPT, words=["Sea"], rel_error=1e-9, max_evals=8 * 16, batch_size=1000)
     assert alone.words == ("sea",)
     np.testing.assert_allclose(alone.maps[0], together.maps[2], rtol=1e-9)
 
 
-def test_a_word_asked_for_twice_counts_and_costs_once(world: GaussianWorld, x: torch.Tensor) -> None:
+def test_a_word_given_twice_counts_and_costs_once(world: GaussianWorld, x: torch.Tensor) -> None:
     twice = attribute(world, x, PROMPT, words=["sea", "red", " SEA"], rel_error=1e9, batch_size=1000)
     once = attribute(world, x, PROMPT, words=["red", "sea"], rel_error=1e9, batch_size=1000)
     assert twice.words == ("red", "sea")
@@ -181,7 +181,7 @@ def test_words_share_their_evaluations_and_texts_are_encoded_once() -> None:
 @pytest.mark.parametrize(
     "sampler",
     [
-        Sampler.published(),
+        Sampler.kong2024(),
         Sampler(stratified=False, antithetic=False),
         Sampler(stratified=False),
         Sampler(scale=2.0, clip=3.0),
@@ -191,7 +191,7 @@ def test_words_share_their_evaluations_and_texts_are_encoded_once() -> None:
         Sampler(fitted=True, shared=False),
     ],
 )
-def test_every_sampler_estimates_the_same_thing(sampler: Sampler, world: GaussianWorld, x: torch.Tensor) -> None:
+def test_every_sampler_estimates_the_same_integral(sampler: Sampler, world: GaussianWorld, x: torch.Tensor) -> None:
     budget = 400 * sampler.n_points * (4 if sampler.shared else 3 * sampler.prompts_per_word)
     result = run(world, x, sampler=sampler, max_evals=budget, rel_error=1e-9)
     assert (np.abs(result.bits - true_maps(world, x).sum((1, 2))) < 4 * result.stderr).all()
@@ -223,7 +223,7 @@ def test_a_small_word_is_measured_against_a_tenth_of_the_largest(world: Gaussian
     assert result.rel_error == pytest.approx((result.stderr / scale).max())
 
 
-def test_a_model_that_does_not_listen_gives_zero_and_stops(x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_ignores_its_text_gives_zero_and_stops(x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     deaf = GaussianWorld(WORDS)
     monkeypatch.setattr(deaf, "predict_noise", lambda x, *_: x)
     result = attribute(deaf, x, PROMPT)
@@ -241,7 +241,7 @@ def test_the_whole_prompt_on_request(world: GaussianWorld, x: torch.Tensor) -> N
     assert run(world, x, rel_error=0.5).prompt_bits is None
 
 
-def test_progress_tells_how_far_it_is(world: GaussianWorld, x: torch.Tensor) -> None:
+def test_progress_counts_evaluations_and_has_the_result_so_far(world: GaussianWorld, x: torch.Tensor) -> None:
     events = list(attribute_iter(world, x, PROMPT, batch_size=40, rel_error=0.5))
     *progress, last = events
     assert isinstance(last, Attribution)
@@ -303,7 +303,7 @@ def test_a_real_pipeline_end_to_end(model: Diffuser) -> None:
         ({"prompt": "..."}, PromptError, "no word"),
     ],
 )
-def test_mistakes_are_told_before_the_model_is_touched(
+def test_wrong_arguments_fail_before_the_model_is_called(
     world: GaussianWorld, x: torch.Tensor, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     arguments = {"prompt": PROMPT} | options
@@ -311,7 +311,7 @@ def test_mistakes_are_told_before_the_model_is_touched(
         attribute_iter(world, x, **arguments)
 
 
-def test_a_picture_that_does_not_fit_is_told(world: GaussianWorld) -> None:
+def test_latents_of_another_shape_are_refused(world: GaussianWorld) -> None:
     with pytest.raises(ImageError, match=r"\(1, 4, 64, 64\).*\(8, 2, 2\)"):
         attribute(world, torch.zeros(1, 4, 64, 64), PROMPT)
     with pytest.raises(ImageError, match="give it latents"):

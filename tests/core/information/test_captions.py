@@ -71,10 +71,10 @@ def test_with_and_without_the_empty_text_the_order_is_the_same(world: GaussianWo
     assert (np.abs(beside.orthogonal_bits - truth) < 6 * beside.orthogonal_stderr).all()
 
 
-def test_the_published_rule_prefers_what_contradicts_the_picture() -> None:
+def test_the_rule_of_kong_2024_prefers_what_contradicts_the_image() -> None:
     """An optimal denoiser is moved most by the caption that is wrong."""
     world = world_of({"cat": 0.5, "dog": 0.5})
-    result = run(world, world.picture(0, np.random.default_rng(0)), ["dog", "cat"], certainty=0.9)
+    result = run(world, world.image(0, np.random.default_rng(0)), ["dog", "cat"], certainty=0.9)
     assert result.order == (1, 0)
     assert result.orthogonal_order == (0, 1)
     assert result.p_best == result.p_order >= 0.9
@@ -82,7 +82,7 @@ def test_the_published_rule_prefers_what_contradicts_the_picture() -> None:
 
 
 def test_probabilities_are_as_often_right_as_they_say() -> None:
-    """Orders that were claimed at 95 % or more, and all pairs by what they claim, over 60 pictures."""
+    """Orders that were claimed at 95 % or more, and all pairs by what they claim, over 60 images."""
     world, rng = GaussianWorld(WORDS), np.random.default_rng(4)
     captions = [" ".join(words) for n in (1, 2) for words in combinations(WORDS, n)]
     claimed, right, orders = [], [], []
@@ -157,7 +157,7 @@ def test_it_stops_when_the_order_is_sure_enough(world: GaussianWorld, x: torch.T
         run(world, x, CAPTIONS, max_evals=255)
 
 
-def test_a_model_that_does_not_listen_cannot_tell(x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_ignores_its_text_cannot_rank(x: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     deaf = GaussianWorld(WORDS)
     monkeypatch.setattr(deaf, "predict_noise", lambda x, *_: x)
     result = rank_captions(deaf, x, CAPTIONS, max_evals=320)
@@ -209,7 +209,7 @@ def test_a_real_pipeline_end_to_end(model: Diffuser) -> None:
         (["red", "cat"], {"certainty": 0.5}, ValueError, r"certainty"),
     ],
 )
-def test_mistakes_are_told_before_the_model_is_touched(
+def test_wrong_arguments_fail_before_the_model_is_called(
     world: GaussianWorld, x: torch.Tensor, captions: Any, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

@@ -31,7 +31,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def test_a_drawn_picture_goes_back_to_its_noise_and_to_itself(model: Diffuser, picture: torch.Tensor) -> None:
+def test_a_generated_image_is_inverted_to_its_noise_and_reconstructed(model: Diffuser, picture: torch.Tensor) -> None:
     noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(3))
     found = invert(model, picture, PROMPT, num_inference_steps=STEPS, n_fixed_point_iterations=15)
     assert distance(found.noise, noise[0]) < 1e-3
@@ -40,7 +40,7 @@ def test_a_drawn_picture_goes_back_to_its_noise_and_to_itself(model: Diffuser, p
     assert distance(other.noise, noise[0]) > 0.01
 
 
-def test_every_guess_makes_the_error_smaller(model: Diffuser, picture: torch.Tensor) -> None:
+def test_every_iteration_makes_the_error_smaller(model: Diffuser, picture: torch.Tensor) -> None:
     errors = []
     for n_fixed_point_iterations in (1, 2, 4):
         found = invert(
@@ -65,7 +65,7 @@ def test_it_is_the_reverse_ode() -> None:
     assert distance(found.noise.double().flatten(), torch.from_numpy(truth)) < 0.02
 
 
-def test_a_change_is_that_of_the_word_alone(model: Diffuser, picture: torch.Tensor) -> None:
+def test_a_change_comes_from_the_word_alone(model: Diffuser, picture: torch.Tensor) -> None:
     rows = model.n_unet_rows
     found = change_word(model, picture, "A cat on grass", "Cat", num_inference_steps=STEPS, n_fixed_point_iterations=10)
     assert model.n_unet_rows - rows == found.n_evals == STEPS * 12
@@ -101,7 +101,7 @@ def test_prompts_are_changed_at_every_occurrence(
     assert found.changed_prompt == changed
 
 
-def test_progress_is_told_and_closing_frees_the_model(model: Diffuser, picture: torch.Tensor) -> None:
+def test_progress_is_reported_and_closing_frees_the_model(model: Diffuser, picture: torch.Tensor) -> None:
     *progress, last = change_word_iter(model, picture, PROMPT, "cat", num_inference_steps=3, n_fixed_point_iterations=2)
     assert progress == [InversionProgress(n, 12) for n in (1, 2, 3, 4, 5, 6, 8, 10, 12)]
     assert isinstance(last, WordChange)
@@ -128,10 +128,10 @@ def test_progress_is_told_and_closing_frees_the_model(model: Diffuser, picture: 
         (("a zebra", "zebra"), {}, UnknownWordError, "zebra"),
         (("", "cat"), {}, PromptError, "no word"),
         ((PROMPT, "cat"), {"num_inference_steps": 0}, ValueError, "number of steps"),
-        ((PROMPT, "cat"), {"n_fixed_point_iterations": 0}, ValueError, "at least one guess"),
+        ((PROMPT, "cat"), {"n_fixed_point_iterations": 0}, ValueError, "at least one fixed-point"),
     ],
 )
-def test_mistakes_are_told_before_the_model_is_touched(
+def test_wrong_arguments_fail_before_the_model_is_called(
     model: Diffuser,
     picture: torch.Tensor,
     arguments: tuple[str, ...],
@@ -143,7 +143,7 @@ def test_mistakes_are_told_before_the_model_is_touched(
         change_word_iter(model, picture, *arguments, **options)
 
 
-def test_an_unknown_prompt_is_not_drawn(model: Diffuser, picture: torch.Tensor) -> None:
+def test_an_unknown_prompt_is_refused(model: Diffuser, picture: torch.Tensor) -> None:
     found = Inversion(picture[0], picture[0], PROMPT, 2)
     with pytest.raises(UnknownWordError):
         redraw(model, found, ["a zebra"])

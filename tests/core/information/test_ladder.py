@@ -8,7 +8,7 @@ import torch
 
 from core.information.attribution import attribute
 from core.information.quadrature import Sampler
-from tests.fakes.ladder import HIGH, LOW, RUNGS, Network, Rung, TrainedRung, pictures, train
+from tests.fakes.ladder import HIGH, LOW, RUNGS, Network, Rung, TrainedRung, images, train
 
 BITS = 1 / math.log(2)
 N_IMAGES = 24
@@ -20,9 +20,9 @@ def network() -> Network:
 
 
 def estimates(world: Rung) -> tuple[np.ndarray, np.ndarray]:
-    """[N, 2] direct and orthogonal bits of the word, a row a picture, and the true ones by the optimal denoiser."""
+    """[N, 2] direct and orthogonal bits of the word for each image, and the true ones by the optimal denoiser."""
     found, true = [], []
-    for seed, x in enumerate(pictures(world, N_IMAGES)):
+    for seed, x in enumerate(images(world, N_IMAGES)):
         sampler = Sampler(n_points=16, min_replicates=4)
         a = attribute(world, x, "word", rel_error=1e9, sampler=sampler, batch_size=1000, seed=seed)
         found.append((a.direct_bits[0], a.bits[0]))
@@ -37,7 +37,7 @@ def known(world: Rung, x: torch.Tensor) -> tuple[float, float]:
 
 
 def apart(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[2] mean distance from the truth, and its standard error over pictures."""
+    """[2] mean error, and its standard error over images."""
     distance = found - true
     return distance.mean(0), distance.std(0, ddof=1) / math.sqrt(len(distance))
 
@@ -48,7 +48,7 @@ def test_the_rungs_have_the_bits_that_they_say_and_the_range_loses_little(bits: 
     assert BITS * world.information("", "word") == pytest.approx(bits)
     within = BITS * world.information_within("", "word", LOW, HIGH)
     assert 0.985 * bits < within < bits  # what lies outside log-SNR -5 to 7
-    true = np.array([known(world, x) for x in pictures(world, 300)])
+    true = np.array([known(world, x) for x in images(world, 300)])
     error = true.std(0, ddof=1) / math.sqrt(len(true))
     assert (np.abs(true.mean(0) - within) < 4 * error).all()
 
@@ -67,7 +67,7 @@ def test_a_trained_denoiser_measures_direct_bits_to_a_tenth(network: Network, bi
 
 
 def test_orthogonal_bits_of_a_trained_denoiser_are_too_few_of_many_and_too_many_of_few(network: Network) -> None:
-    """It shrinks what it has not learned to the end, and changes its mind about what tells it nothing (papers: MMG)."""
+    """A network that is not fully trained shrinks large differences of predictions, and adds spurious ones."""
     few, few_error = apart(*estimates(TrainedRung(RUNGS[0], network)))
     many, many_error = apart(*estimates(TrainedRung(RUNGS[-1], network)))
     assert few[1] > 3 * few_error[1]

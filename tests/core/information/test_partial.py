@@ -83,7 +83,7 @@ def test_the_parts_add_up(world: GaussianWorld, x: torch.Tensor, given: Given) -
 
 @pytest.mark.parametrize("stopping", [False, True])
 def test_intervals_cover(stopping: bool) -> None:
-    """95 % intervals of all parts, totals and cells, over 12 pictures and 12 seeds each."""
+    """95 % intervals of all parts, totals and cells, over 12 images and 12 seeds each."""
     world, rng = GaussianWorld(WORDS), np.random.default_rng(3)
     totals, cells, looks = [], [], []
     for picture in range(12):
@@ -127,12 +127,12 @@ PAIRS = {"cat dog": 0.4, "cat hen": 0.1, "pig dog": 0.2, "pig hen": 0.3}
 
 @pytest.fixture(scope="module")
 def pairs() -> DiscreteWorld:
-    """Two words, dependent; the picture tells both."""
+    """Two dependent words; the image determines both."""
     return world_of(PAIRS)
 
 
 def test_the_discrete_worlds_own_formulas_agree(pairs: DiscreteWorld) -> None:
-    picture = pairs.picture(1, np.random.default_rng(0))
+    picture = pairs.image(1, np.random.default_rng(0))
     for text in ("cat", "hen", "cat hen"):
         assert pairs.direct(picture, "", text, -40, 40) == pytest.approx(pairs.log_ratio(picture, "", text), abs=1e-6)
         assert pairs.log_ratio(picture, "", text) == pytest.approx(-math.log(pairs.probability(text)), abs=1e-6)
@@ -140,9 +140,9 @@ def test_the_discrete_worlds_own_formulas_agree(pairs: DiscreteWorld) -> None:
 
 @pytest.mark.parametrize("state", range(4))
 def test_redundancy_less_synergy_is_the_words_own_information(pairs: DiscreteWorld, state: int) -> None:
-    """R - S = log p(both) / p(one) p(other) of two words that the picture determines, whatever redundancy is."""
+    """R - S = log p(both) / p(one) p(other) of two words that the image determines, whatever redundancy is."""
     first, second = pairs.states[state].words.split()
-    picture = pairs.picture(state, np.random.default_rng(state))
+    picture = pairs.image(state, np.random.default_rng(state))
     prompt = f"{first} {second}"
     result = run(pairs, picture, prompt, n_replicates=256, given="nothing")
     own = math.log2(pairs.probability(prompt) / pairs.probability(first) / pairs.probability(second))
@@ -153,23 +153,23 @@ def test_redundancy_less_synergy_is_the_words_own_information(pairs: DiscreteWor
     assert abs(bits - own) < 4 * stderr + 0.08  # what lies outside [-5, 7]
 
 
-def test_synonyms_share_all_they_tell() -> None:
+def test_synonyms_are_redundant() -> None:
     world = world_of({"dog hound": 0.5, "cat": 0.5})
-    result = run(world, world.picture(0, np.random.default_rng(0)), "dog hound", given="nothing", rel_error=0.2)
+    result = run(world, world.image(0, np.random.default_rng(0)), "dog hound", given="nothing", rel_error=0.2)
     assert result.redundancy.bits > 0.2
     for part in (*result.unique, result.synergy):
         assert part.bits == pytest.approx(0, abs=1e-9)
     assert result.redundancy.bits == pytest.approx(result.pairs[0].together.bits)
 
 
-def test_what_only_two_words_together_tell_is_synergy() -> None:
-    """The look is the exclusive or of two words: neither alone says a thing."""
+def test_what_only_two_words_together_determine_is_synergy() -> None:
+    """The centre is the exclusive or of two words: neither alone has any information."""
     p = dict.fromkeys(["red big", "red small", "blue big", "blue small"], 0.25)
     world = world_of(p, {"red big": 0, "blue small": 0, "red small": 1, "blue big": 1})
     rng = np.random.default_rng(0)
     synergy, less_than_nothing = [], []
     for seed in range(40):
-        result = run(world, world.picture(0, rng), "red big", n_replicates=8, given="nothing", seed=seed)
+        result = run(world, world.image(0, rng), "red big", n_replicates=8, given="nothing", seed=seed)
         assert result.redundancy.bits == result.unique[0].bits == result.unique[1].bits == 0
         synergy.append(result.synergy.bits)
         less_than_nothing.append(-result.pairs[0].coinformation.bits)
@@ -178,8 +178,8 @@ def test_what_only_two_words_together_tell_is_synergy() -> None:
 
 
 def test_the_split_by_surprisal(pairs: DiscreteWorld) -> None:
-    """Where the picture tells both words, either tells the likelier one's surprisal, and no more is shared."""
-    picture = pairs.picture(1, np.random.default_rng(0))
+    """If the image determines both words, redundancy is the surprisal of the likelier one."""
+    picture = pairs.image(1, np.random.default_rng(0))
     result = run(
         pairs,
         picture,
@@ -200,7 +200,7 @@ def test_the_split_by_surprisal(pairs: DiscreteWorld) -> None:
     assert run(pairs, picture, "cat hen").pairs[0].by_surprisal is None
 
 
-def test_bits_beyond_a_surprisal_are_told() -> None:
+def test_bits_beyond_a_surprisal_are_flagged() -> None:
     rng = np.random.default_rng(0)
     direct = tuple(bits + 0.1 * rng.normal(size=16) for bits in (3.0, 1.0, 4.0))
     split = split_by_surprisal((direct[0], direct[1], direct[2]), (2.0, 1.0))
@@ -315,7 +315,7 @@ def test_two_words_may_be_the_whole_prompt(world: GaussianWorld, x: torch.Tensor
         (PROMPT, ["red", "cat"], {"rel_error": 0.0}, ValueError, r"rel_error"),
     ],
 )
-def test_mistakes_are_told_before_the_model_is_touched(
+def test_wrong_arguments_fail_before_the_model_is_called(
     world: GaussianWorld,
     x: torch.Tensor,
     prompt: str,

@@ -12,8 +12,8 @@ from core.spec import ModelSpec
 
 RANGE = NoiseSchedule.stable_diffusion().log_snr_range
 FAST = Sampler()
-PLAIN = Sampler.published()
-LOGISTIC = Sampler.published().density(RANGE)
+PLAIN = Sampler.kong2024()
+LOGISTIC = Sampler.kong2024().density(RANGE)
 
 
 def test_the_logistic_is_the_papers() -> None:
@@ -67,7 +67,7 @@ def test_every_way_of_drawing_is_unbiased(sampler: Sampler) -> None:
     assert error < 30
 
 
-def test_a_profile_says_how_often_each_piece_is_looked_into() -> None:
+def test_a_profile_gives_the_frequency_of_each_piece() -> None:
     density = Sampler(profile=(1.0, 6.0, 1.0)).density(RANGE)
     flat = FAST.density(RANGE)
     thirds = flat.quantile(np.array([0, 1 / 3, 2 / 3, 1]))
@@ -80,7 +80,7 @@ def test_a_profile_says_how_often_each_piece_is_looked_into() -> None:
         Sampler(profile=(1.0, 0.0))
 
 
-def test_a_models_own_profile_is_the_default_and_an_asked_for_sampler_stays() -> None:
+def test_the_profile_of_the_model_is_the_default_and_a_given_sampler_stays() -> None:
     model = SimpleNamespace(spec=ModelSpec("m", "nowhere", log_snr_profile=(1.0, 2.0)))
     assert sampler_for(model, None) == Sampler(profile=(1.0, 2.0))  # type: ignore[arg-type]
     assert sampler_for(model, PLAIN) is PLAIN  # type: ignore[arg-type]

@@ -55,7 +55,7 @@ def test_intervals_are_students_and_wider_after_an_early_stop() -> None:
     np.testing.assert_allclose(low, [20 - STOPPING_FACTOR * 2.36462, 5 - STOPPING_FACTOR * 1.18231], atol=1e-4)
 
 
-def test_a_word_contradicts_the_picture_where_its_direct_bits_are_clearly_negative() -> None:
+def test_a_word_contradicts_the_image_if_its_direct_bits_are_significantly_negative() -> None:
     assert attribution().contradicts.tolist() == [False, True]
     assert attribution(direct_stderr=np.array([3.0, 2.0])).contradicts.tolist() == [False, False]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.loading import load_model
+from core.diffusion.predictor import Conditions
 from core.diffusion.schedule import NoiseSchedule
 from core.information import measuring
 from core.information.attribution import attribute, attribute_iter
@@ -26,6 +27,7 @@ class Rounded:
 
     schedule = NoiseSchedule.stable_diffusion()
     latent_shape = (1, 2, 2)
+    device = torch.device("cpu")
 
     def __init__(self, wrong: float) -> None:
         self.wrong, self.dtype, self.asked = wrong, torch.float16, list[torch.dtype]()
@@ -39,15 +41,16 @@ class Rounded:
         yield
         self.dtype = torch.float16
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        return torch.tensor([[float("cat" in text)] for text in texts])
+    def encode_text(self, texts: Sequence[str]) -> Conditions:
+        return Conditions({"cat": torch.tensor([[float("cat" in text)] for text in texts])})
 
-    def predict_noise(self, x: Tensor, log_snr: Tensor, embeddings: Tensor) -> Tensor:
+    def predict_noise(self, x: Tensor, log_snr: Tensor, conditions: Conditions) -> Tensor:
         del log_snr
+        has_cat = conditions.tensors["cat"]
         self.asked.append(self.dtype)
         # Both texts are wrong by 9 alike, which is nothing between them.
-        error = 9 + self.wrong * embeddings if self.dtype == torch.float16 else torch.zeros_like(embeddings)
-        return torch.zeros_like(x) + (APART * embeddings + error)[:, :, None, None]
+        error = 9 + self.wrong * has_cat if self.dtype == torch.float16 else torch.zeros_like(has_cat)
+        return torch.zeros_like(x) + (APART * has_cat + error)[:, :, None, None]
 
 
 @pytest.mark.parametrize("batch_size", [3, 64])
@@ -79,7 +82,7 @@ def test_a_measurement_goes_over_to_float32_where_the_floor_is_above_a_twentieth
 def test_a_narrow_model_measures_what_its_weights_do_in_float32_and_keeps_them(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring, "MOST", 0.0)
+    monkeypatch.setattr(measuring, "MAX_ROUNDING_SHARE", 0.0)
     narrow = load_model(model_folder, device="cpu", dtype="bfloat16")
     before = {name: weight.clone() for name, weight in narrow.unet.state_dict().items()}
     latents = torch.randn(1, *narrow.latent_shape, generator=torch.Generator().manual_seed(0))

@@ -94,7 +94,7 @@ def test_auxk_pulls_the_dead_and_leaves_the_living_alone() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
-def test_nothing_dense_is_kept_for_the_backward_pass_or_made_in_it(architecture: Architecture) -> None:
+def test_no_dense_tensor_is_kept_for_the_backward_pass_or_made_in_it(architecture: Architecture) -> None:
     n, d_in, d_sae, k = 50, 8, 70, 4
     sae, x = make_sae(architecture, d_in=d_in, d_sae=d_sae, k=k), positions(n, d_in)
     kept: list[tuple[int, ...]] = []
@@ -271,7 +271,7 @@ def test_another_folder_is_no_sae(path: str) -> None:
         SaeId.parse(path)
 
 
-def test_a_code_is_padded_with_what_decodes_to_nothing() -> None:
+def test_padding_of_a_code_decodes_to_zero() -> None:
     sae = make_sae()
     code = Code(torch.tensor([[2, -1], [5, 6]]), torch.tensor([[1.0, 9.0], [1.0, 2.0]], dtype=torch.float64))
     torch.testing.assert_close(sae.decode(code)[0], sae.W_dec[2] + sae.b_dec)

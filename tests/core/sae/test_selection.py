@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core.sae import selection
 from core.sae.selection import by_kernel, kernel_works, largest
-from tests import triton_on_cpu
+from tests.fakes import triton_on_cpu
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,7 @@ def try_anew() -> Iterator[None]:
 
 
 def difficult(width: int, dtype: torch.dtype) -> Tensor:
-    """Rows with everything that can go wrong in one."""
+    """Rows with all kinds of difficult values."""
     generator = torch.Generator().manual_seed(width)
     pre = torch.randn(12, width, generator=generator)
     pre[1] = pre[1].round()  # ties at the edge
@@ -73,7 +73,7 @@ def test_what_the_kernel_is_not_made_for_is_left_to_topk(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("fault", ["raises", "values", "backgrounds", "repeats"])
-def test_a_kernel_that_fails_or_errs_is_told_once_and_left_alone(
+def test_a_kernel_that_fails_or_errs_is_logged_once_and_not_used(
     fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def faulty(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,7 @@ def test_the_ladder_goes_from_the_published_way_to_ours_one_switch_at_a_time() -
         Sampler(n_points=4),
     ):
         samplers = [method.sampler for method in ladder(ours)]
-        assert samplers[0] == replace(Sampler.published(), n_points=ours.n_points)
+        assert samplers[0] == replace(Sampler.kong2024(), n_points=ours.n_points)
         assert samplers[-1] == ours
         for before, after in pairwise(samplers):
             changed = {name for name, value in vars(before).items() if value != getattr(after, name)}

@@ -76,7 +76,7 @@ def test_the_effect_does_not_depend_on_how_many_pictures_fit_together(
     model = load_model(model_folder, device="cpu")
     pairs, seeds = [*PAIRS, Pair("a blue sun", "a sun", 2)], [*SEEDS, 5]
     together = word_effects(model, saes, STEPS, pairs, seeds)
-    plain, sizes = model._predict, []
+    plain, sizes = model.predictor.call, []
 
     def predict(x: Tensor, *args: Any) -> Tensor:
         sizes.append(len(x))
@@ -84,7 +84,7 @@ def test_the_effect_does_not_depend_on_how_many_pictures_fit_together(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return plain(x, *args)
 
-    model._predict = predict  # type: ignore[method-assign]
+    model.predictor.call = predict  # type: ignore[method-assign]
     for sae_id, effect in word_effects(model, saes, STEPS, pairs, seeds).items():
         torch.testing.assert_close(effect, together[sae_id], rtol=1e-4, atol=1e-6)
     assert sizes[:4] == [6] * 4

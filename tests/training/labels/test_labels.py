@@ -485,14 +485,14 @@ def test_pictures_that_do_not_fit_together_are_counted_alike(
     saes = {sae_id: core.load_sae(collection, *sae_id) for sae_id in IDS}
     asked: Any = (saes, {IDS[0]: [0, 2], IDS[1]: [1]}, ["a cat", "a dog", "a ship", "a tree", "a sun"], range(5))
     together = sample_and_encode(model, *asked)
-    plain = model._predict
+    plain = model.predictor.call
 
     def predict(x: Tensor, *args: Any) -> Tensor:
         if len(x) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return plain(x, *args)
 
-    monkeypatch.setattr(model, "_predict", predict)
+    monkeypatch.setattr(model.predictor, "call", predict)
     apart = sample_and_encode(model, *asked)
     assert apart.sizes == together.sizes
     for new, old in zip(apart.images, together.images, strict=True):

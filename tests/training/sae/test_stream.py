@@ -81,7 +81,7 @@ def test_running_out_of_memory_draws_fewer_pictures_together_and_loses_none(
 ) -> None:
     model = load_model(model_folder, device="cpu")
     (before,) = take(a_stream(model, sampler_batch_size=4), 1)
-    plain, sizes = model._predict, []
+    plain, sizes = model.predictor.call, []
 
     def predict(x: Tensor, *args: Any) -> Tensor:
         sizes.append(len(x))
@@ -89,7 +89,7 @@ def test_running_out_of_memory_draws_fewer_pictures_together_and_loses_none(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return plain(x, *args)
 
-    model._predict = predict  # type: ignore[method-assign]
+    model.predictor.call = predict  # type: ignore[method-assign]
     with caplog.at_level(logging.WARNING, "core"):
         (after,) = take(a_stream(model, sampler_batch_size=4), 1)
     assert sizes == [

@@ -60,8 +60,8 @@ def attention_at(
     with _seeing(model) as seen:
         for at in range(0, len(x_a), batch_size):
             part = slice(at, at + batch_size)
-            embeddings = model.encode_text([prompt] * len(x_a[part]))
-            model.predict_noise(x_a[part], samples.log_snr[part], embeddings)
+            conditions = model.encode_text([prompt] * len(x_a[part]))
+            model.predict_noise(x_a[part], samples.log_snr[part], conditions)
     return seen.of_words(model, prompt, words)
 
 

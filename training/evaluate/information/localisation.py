@@ -190,7 +190,7 @@ def measure(model: Diffuser, subject: Subject, settings: Settings) -> Scored:
         CMI_KONG: information(model, x, caption.text, words, published, seed),
         CMI: information(model, x, caption.text, words, ours, seed),
     }
-    for name, density in ((AT_LOGISTIC, Sampler.published()), (AT_FLAT, Sampler()), (AT_OURS, ours)):
+    for name, density in ((AT_LOGISTIC, Sampler.kong2024()), (AT_FLAT, Sampler()), (AT_OURS, ours)):
         sampler = replace(density, n_points=n, stratified=True, antithetic=True)
         maps[name] = attention_at(model, x, caption.text, words, sampler, seed, settings.batch_size)
     maps[BOTH] = (in_its_range(maps[CMI]) * in_its_range(maps[AT_FLAT])).sqrt()
@@ -222,7 +222,7 @@ def as_kong(n_evals: int, n_words: int) -> Sampler:
     The third, of the empty text, enters no map: it is counted, not computed.
     """
     n_noises = max(4, round(n_evals / (3 * n_words) / 4) * 4)
-    return replace(Sampler.published(prompts_per_word=2), n_points=n_noises // 2, min_replicates=2)
+    return replace(Sampler.kong2024(prompts_per_word=2), n_points=n_noises // 2, min_replicates=2)
 
 
 def best_threshold(images: Sequence[Scored], method: str, kind: str) -> float:

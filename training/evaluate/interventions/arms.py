@@ -197,7 +197,7 @@ def published(editor: Editor, arm: Arm, asked: Sequence[Request]) -> AbstractCon
 @contextmanager
 def switched(model: Diffuser, prompts: Sequence[str], first: int) -> Iterator[None]:
     """Other prompts for a batch of the same size, from a step on."""
-    embeddings = model.encode_text(prompts)
+    embeddings = model.text_embeddings(prompts)
 
     def change(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if model.step_context is not None and model.step_context.step >= first:

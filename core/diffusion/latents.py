@@ -1,0 +1,61 @@
+"""The autoencoder (VAE) of a Stable Diffusion pipeline: from images to latents and back."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from core.diffusion.batch_sizer import REMEDY, BatchSizer, Load, memory_format_for
+from core.diffusion.images import prepare_image
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+_MAPS_PER_IMAGE = 6
+"""Memory that decoding an image takes, in feature maps of the decoder's last level: 384 MiB for SD v1.4 in float16,
+plus the workspace of its convolutions."""
+
+
+class LatentCodec:
+    """Encodes images to latents and decodes them, in the VAE's own dtype."""
+
+    image_size: int
+    """Side of the images in pixels."""
+
+    def __init__(self, vae: "AutoencoderKL", latent_side: int, device: torch.device, sizer: BatchSizer) -> None:
+        """`sizer` decides how many latents are decoded at once."""
+        self._vae, self._device, self._sizer = vae, device, sizer
+        self._dtype: torch.dtype = vae.dtype
+        self._memory_format = memory_format_for(device)
+        self._width, n_levels = int(vae.config.block_out_channels[0]), len(vae.config.block_out_channels)
+        self._scaling_factor = float(vae.config.scaling_factor)
+        self.image_size = latent_side * 2 ** (n_levels - 1)
+
+    @torch.no_grad()
+    def encode(self, image: Image.Image | str | Path) -> Tensor:
+        """Latents [1, C, h, w], float32, of an image of any size: the posterior's mean times the scaling factor."""
+        pixels = np.asarray(prepare_image(image, self.image_size), dtype=np.float32) / 127.5 - 1
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        x = x.to(self._device, self._dtype, memory_format=self._memory_format)
+        load = Load("the encoder", self._dtype)
+        mean: Tensor = self._sizer.run(load, 1, 1, lambda _: self._vae.encode(x).latent_dist.mean, remedy=REMEDY)[0]
+        return mean.float() * self._scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """Images of latents [N, C, h, w], as many at once as fit into memory."""
+        load = Load("the decoder", self._dtype)
+        estimate = _MAPS_PER_IMAGE * self._width * self.image_size**2 * self._dtype.itemsize
+        n = len(latents)
+        rows = self._sizer.fits(load, n, estimate, lambda n: self._decode(latents[:n]))
+        parts = self._sizer.run(load, n, rows, lambda part: self._decode(latents[part]), remedy=REMEDY)
+        return [image for part in parts for image in part]
+
+    def _decode(self, latents: Tensor) -> list[Image.Image]:
+        x = latents.to(self._device, self._dtype, memory_format=self._memory_format) / self._scaling_factor
+        pixels = self._vae.decode(x, return_dict=False)[0].float().clamp(-1, 1)
+        values = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(value) for value in values]
