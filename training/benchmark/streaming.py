@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from core.diffusion.diffuser import Diffuser
 from core.spec import BUILT_IN, ModelSpec
+from training.benchmark.benchmark import Benchmark
 from training.common.recipe import read_recipe
 from training.common.report import Cell, Table
 from training.picturebook.world.tokens import build_tokenizer
@@ -167,3 +168,12 @@ def part(settings: Settings, device: str) -> Table:
         f"Mean of {len(whole)} such rounds after one to warm up, on {model.device}.",
     )
     return Table("fed", "SAEs trained while the sampler feeds them", rows, notes)
+
+
+BENCHMARK = Benchmark(
+    title="SAE training fed by the sampler",
+    description=__doc__,
+    settings=Settings(),
+    quick=QUICK,
+    measure=lambda run, settings: [part(settings, run.resolved_device)],
+)
