@@ -18,12 +18,12 @@ from core.sae.autoencoder import SaeId
 from core.sae.collection import list_saes
 from core.sae.io import CONFIG, WEIGHTS
 from training.evaluate.common.judges import Judges, draw, load_judges, look
+from training.evaluate.common.scenes import held_out_scenes
 from training.evaluate.picturebook import (
     QUESTIONS,
     PicturebookBench,
     PicturebookSettings,
     bits,
-    held_out_scenes,
     outcomes,
 )
 from training.hub.cards import MANIFEST

@@ -20,10 +20,11 @@ from training.common.report import Cell, Table
 from training.evaluate.common.evaluation import Evaluation
 from training.evaluate.common.judges import ImageReading, Judges, draw, load_judges, look
 from training.evaluate.common.proportions import Proportion, Z, proportion
+from training.evaluate.common.scenes import NO_TARGET, held_out_scenes
 from training.picturebook.models.autoencoder import psnr, to_pixels
 from training.picturebook.models.judges import mean_iou, overlap
 from training.picturebook.world.captions import Caption, log2_word_given_rest
-from training.picturebook.world.scenes import Scene, caption_of, make_scene, paint
+from training.picturebook.world.scenes import caption_of, paint
 from training.picturebook.world.world import LABELS
 
 
@@ -42,8 +43,6 @@ QUICK = PicturebookSettings(n_captions=48, n_bits=4)
 
 BITS_SAMPLER = Sampler(n_points=4, min_replicates=4)
 """Coarse for one scene, unbiased for the mean over many scenes."""
-NO_TARGET = 1e9
-"""Relative error large enough that attribution stops as soon as it checks."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +104,6 @@ QUESTIONS = (
 def outcomes(question: Question, captions: Sequence[Caption], readings: Sequence[ImageReading]) -> list[bool]:
     """The answers for the images to whose captions the question applies."""
     return [question.answer(s, c) for s, c in zip(readings, captions, strict=True) if question.applies(c)]
-
-
-def held_out_scenes(n: int) -> list[Scene]:
-    """Scenes whose combinations of nouns, background and style never occur in training."""
-    return [make_scene(seed, "test") for seed in range(n)]
 
 
 def swapped(caption: Caption) -> Caption:

@@ -10,7 +10,7 @@ from PIL import Image
 from core.diffusion.diffuser import Diffuser
 from training.common.report import Table
 from training.evaluate.common.judges import draw
-from training.evaluate.picturebook import held_out_scenes
+from training.evaluate.common.scenes import held_out_scenes
 from training.picturebook.world.captions import vocabulary
 from training.picturebook.world.scenes import caption_of
 from training.picturebook.world.world import ARTISTS, BACKGROUNDS, NOUNS, OBJECTS, STYLES

@@ -191,7 +191,9 @@ def test_the_command_writes_what_it_prints(
     monkeypatch.setattr("sys.argv", ["python", "benchmark", "app"])
     parser = argparse.ArgumentParser()
     run.add_arguments(parser)
-    run.main(parser.parse_args(["app", "--out", str(tmp_path)]))
+    monkeypatch.setattr(run, "HERE", tmp_path / "stored")
+    run.main(parser.parse_args(["app", "--out", str(tmp_path), "--store"]))
+    assert "| page, s | 3.25 | 3.25 | 5 | yes |" in (tmp_path / "stored" / "README.md").read_text()
     printed = capsys.readouterr().out
     assert printed.strip() == (tmp_path / "benchmark.md").read_text().strip()
     assert "| page, s | 3.25 | 3.25 | 5 | yes |" in printed

@@ -18,7 +18,7 @@ from core.edits import Editor, load_editor
 from training.evaluate import run
 from training.evaluate.common.judges import Judges
 from training.evaluate.common.masks import Resampled
-from training.evaluate.interventions import evaluation as interventions
+from training.evaluate.interventions import bench as interventions
 from training.evaluate.interventions.arms import (
     Arm,
     Request,
@@ -28,7 +28,8 @@ from training.evaluate.interventions.arms import (
     labelled_objects,
     make_requests,
 )
-from training.evaluate.interventions.evaluation import EVALUATION, QUICK, InterventionBench
+from training.evaluate.interventions.bench import QUICK, InterventionBench
+from training.evaluate.interventions.evaluation import EVALUATION
 from training.evaluate.interventions.outcomes import Judge, JudgeOutputs, cleared, elsewhere, succeeded
 from training.picturebook.world.world import LABELS
 

@@ -1,7 +1,9 @@
+import argparse
 import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -13,8 +15,10 @@ from safetensors.torch import save_file
 from core.diffusion.diffuser import Diffuser
 from training.common import sources
 from training.common.report import Table
+from training.evaluate import run
 from training.evaluate.common.judges import MIN_AREA, ImageReading, measure
 from training.evaluate.common.proportions import Proportion, proportion
+from training.evaluate.common.scenes import held_out_scenes
 from training.evaluate.common.store import CODE, cached, fingerprint
 from training.evaluate.layout.evaluation import LayoutSettings
 from training.evaluate.picturebook import (
@@ -22,7 +26,6 @@ from training.evaluate.picturebook import (
     QUICK,
     PicturebookSettings,
     Question,
-    held_out_scenes,
     kinds_of,
     outcomes,
     swapped,
@@ -165,6 +168,30 @@ def test_a_cached_result_depends_on_all_code_but_the_pages(tmp_path: Path) -> No
         p.relative_to(CODE[1]).as_posix() for p in CODE[1].rglob("*.py")
     }
     assert (CODE[2] / "captions.py").exists()
+
+
+def test_the_command_stores_its_tables_and_rewrites_the_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Table("grid", "Layout on the grid", [{"method": "concepts", "IoU": "0.50 (0.40 to 0.60)"}], ["A note."])
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    monkeypatch.setattr("core.load_model", lambda *_, **__: SimpleNamespace(device="cpu"))
+    monkeypatch.setattr(run, "evaluate", lambda evaluation, *_: [table] if evaluation.name == "layout" else [])
+    monkeypatch.setattr("sys.argv", ["python", "evaluate", "layout", "--store"])
+    parser = argparse.ArgumentParser()
+    run.add_arguments(parser)
+    run.main(parser.parse_args(["layout", "--store", "--out", str(tmp_path / "out")]))
+    content = json.loads((tmp_path / "results" / "layout" / "grid.json").read_text())
+    assert content["origin"]["command"] == "python -m training evaluate layout --store"
+    assert content["origin"]["copied_from"] is None
+    readme = (tmp_path / "README.md").read_text()
+    assert readme == run.readme()
+    assert "| concepts | 0.50 (0.40 to 0.60) |" in readme
+    assert "## Layout prediction" in readme
+    assert "## Likelihood" not in readme
+    assert "### " not in capsys.readouterr().out  # the report of the run has the table at its own level
+    with pytest.raises(SystemExit, match="does not go with --quick"):
+        run.main(parser.parse_args(["layout", "--store", "--quick"]))
 
 
 def test_the_card_shows_tables_curve_and_grid(model: Diffuser, tmp_path: Path) -> None:

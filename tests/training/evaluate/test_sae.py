@@ -15,15 +15,13 @@ from training.common.report import Table
 from training.evaluate import run
 from training.evaluate.sae.evaluation import (
     EVALUATION,
-    ReconstructionMoments,
-    ReconstructionSums,
     SaeBench,
     SaeSettings,
     reconstruction,
     replacement,
     steps_of,
-    tally,
 )
+from training.evaluate.sae.sums import ReconstructionMoments, ReconstructionSums, tally
 from training.hub.cards import write_sae_card
 
 TINY = SaeSettings(n_images=3, n_fit=2, n_steps_each=2, n_replaced=2, batch_size=2, n_bootstrap=20)

@@ -16,7 +16,7 @@ from core.diffusion.sampling import Generation
 from core.information.counterfactual import Inversion, redraw
 from core.information.estimator import noisy
 from core.information.quadrature import Sampler, draw
-from training.evaluate.picturebook import NO_TARGET
+from training.evaluate.common.scenes import NO_TARGET
 
 
 def information(model: Diffuser, x: Tensor, prompt: str, words: Sequence[str], sampler: Sampler, seed: int) -> Tensor:

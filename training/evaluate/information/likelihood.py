@@ -22,7 +22,7 @@ from training.common.report import Cell, Table
 from training.evaluate.common.evaluation import Evaluation
 from training.evaluate.common.masks import Floats, Resampled, resampled
 from training.evaluate.common.proportions import with_interval
-from training.evaluate.picturebook import NO_TARGET
+from training.evaluate.common.scenes import NO_TARGET
 from training.picturebook.world.scenes import caption_of, make_scene, paint
 
 log = logging.getLogger(__name__)

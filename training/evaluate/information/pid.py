@@ -22,6 +22,7 @@ from training.common.report import Cell, Table
 from training.evaluate.common.evaluation import Evaluation
 from training.evaluate.common.masks import Floats, Resampled, resampled
 from training.evaluate.common.proportions import with_interval
+from training.evaluate.common.scenes import NO_TARGET
 from training.evaluate.information.pid_pairs import (
     HOMONYM,
     KINDS,
@@ -31,7 +32,6 @@ from training.evaluate.information.pid_pairs import (
     log2_together,
     scenes_with,
 )
-from training.evaluate.picturebook import NO_TARGET
 from training.picturebook.world.captions import Caption
 from training.picturebook.world.scenes import CELL, Scene, caption_of, paint
 from training.picturebook.world.world import NOUN_INDEX, NOUNS, OBJECT_INDEX

@@ -28,7 +28,7 @@ from training.evaluate.common.evaluation import Evaluation
 from training.evaluate.common.maps import attention_at
 from training.evaluate.common.masks import Floats, Resampled, repeats, resampled_words, weighted_pearson
 from training.evaluate.common.proportions import with_interval
-from training.evaluate.picturebook import NO_TARGET
+from training.evaluate.common.scenes import NO_TARGET
 from training.picturebook.world.captions import Caption, log2_word_given_rest
 from training.picturebook.world.scenes import CELL, Scene, caption_of, make_scene, paint
 from training.picturebook.world.world import NOUN_INDEX, NOUNS, OBJECT_INDEX

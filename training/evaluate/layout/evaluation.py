@@ -22,9 +22,9 @@ from training.common.report import Cell, Table
 from training.evaluate.common.evaluation import Evaluation, Subject
 from training.evaluate.common.judges import load_judges
 from training.evaluate.common.masks import Floats, Resampled, grid_iou, pixel_iou, resampled
+from training.evaluate.common.scenes import held_out_scenes
 from training.evaluate.layout.images import LayoutImages, joined, watch
 from training.evaluate.layout.methods import Baseline, Read, baselines, read_collection
-from training.evaluate.picturebook import held_out_scenes
 from training.picturebook.world.captions import Caption
 from training.picturebook.world.scenes import caption_of
 

@@ -6,13 +6,13 @@ positions of all images. *k of d_in*: active latents of a code, and channels of 
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from scipy.stats import bootstrap  # type: ignore[import-untyped]
 from torch import Tensor
 
 import core
@@ -26,8 +26,7 @@ from training.common.report import Cell, Table
 from training.evaluate.common.evaluation import Evaluation, Subject
 from training.evaluate.common.proportions import Z
 from training.evaluate.sae.by_k import by_k
-
-Floats = npt.NDArray[np.float64]
+from training.evaluate.sae.sums import Basis, Floats, ReconstructionMoments, ReconstructionSums, tally
 
 DENSE = 0.1
 """A latent that fires at a larger share of positions counts as dense: it says little about any of them."""
@@ -64,117 +63,6 @@ class Slot(NamedTuple):
     hookpoint: str
     branch: str
     step: int
-
-
-@dataclass
-class ReconstructionMoments:
-    """Sums over positions, for means and PCA."""
-
-    n: int = 0
-    """Positions."""
-    total: Floats = field(default_factory=lambda: np.zeros(0))
-    """[d_in] sum of x."""
-    outer: Floats = field(default_factory=lambda: np.zeros((0, 0)))
-    """[d_in, d_in] sum of x x^T."""
-
-    def add(self, x: Floats) -> None:
-        """Add positions [n, d_in]."""
-        if not self.n:
-            self.total, self.outer = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
-        self.n += len(x)
-        self.total += x.sum(0)
-        self.outer += x.T @ x
-
-    def __add__(self, other: "ReconstructionMoments") -> "ReconstructionMoments":
-        return (
-            ReconstructionMoments(self.n + other.n, self.total + other.total, self.outer + other.outer)
-            if self.n
-            else other
-        )
-
-    def components(self, k: int) -> tuple[Floats, Floats]:
-        """The mean [d_in], and the k directions of most variance [k, d_in]."""
-        mean = self.total / self.n
-        covariance = self.outer / self.n - np.outer(mean, mean)
-        _, vectors = np.linalg.eigh(covariance)
-        return mean, vectors[:, ::-1][:, :k].T
-
-
-@dataclass
-class ReconstructionSums:
-    """Sums for one SAE at one slot, image by image."""
-
-    errors: list[float] = field(default_factory=list)
-    """Squared error over each image's positions."""
-    pca_errors: list[float] = field(default_factory=list)
-    """The same of PCA with k components."""
-    sums: list[Floats] = field(default_factory=list)
-    """[d_in] sum of each image's positions."""
-    squares: list[float] = field(default_factory=list)
-    """Sum of squares of each image's positions."""
-    cosines: list[float] = field(default_factory=list)
-    """Mean cosine between position and reconstruction, per image."""
-    n_positions: int = 0
-    """Positions of all images."""
-    n_active: int = 0
-    """Active latents, summed over all positions."""
-    fired: Floats = field(default_factory=lambda: np.zeros(0))
-    """[d_sae] positions at which each latent is active."""
-    pooled_pca_errors: list[float] = field(default_factory=list)
-    """Squared error over each image's positions, for PCA fitted on all steps together."""
-
-    @classmethod
-    def pooled(cls, tallies: "Sequence[ReconstructionSums]") -> "ReconstructionSums":
-        """All steps of the same images together."""
-
-        def add(parts: Iterable[Sequence[Any]]) -> list[Any]:
-            return [sum(values[1:], start=values[0]) for values in zip(*parts, strict=True)]
-
-        return cls(
-            errors=add(t.errors for t in tallies),
-            pca_errors=add(t.pooled_pca_errors for t in tallies),
-            sums=add(t.sums for t in tallies),
-            squares=add(t.squares for t in tallies),
-            cosines=[total / len(tallies) for total in add(t.cosines for t in tallies)],
-            n_positions=sum(t.n_positions for t in tallies),
-            n_active=sum(t.n_active for t in tallies),
-            fired=np.sum([t.fired for t in tallies], axis=0),
-        )
-
-    def explained(self, rows: npt.NDArray[np.int64] | None = None, pca: bool = False) -> float:
-        """Explained variance over some images (all by default), at most 1."""
-        chosen = np.arange(len(self.errors)) if rows is None else rows
-        errors = np.array(self.pca_errors if pca else self.errors)[chosen].sum()
-        n = self.n_positions / len(self.errors) * len(chosen)
-        total = np.array(self.sums)[chosen].sum(0)
-        variance = np.array(self.squares)[chosen].sum() - float(total @ total) / n
-        return float(1 - errors / variance)
-
-
-Basis = tuple[Floats, Floats]
-"""A mean [d_in] and directions [k, d_in]."""
-
-
-@torch.no_grad()
-def tally(tally_: ReconstructionSums, sae: SparseAutoencoder, x: Tensor, basis: Basis, pooled: Basis) -> None:
-    """Add one image's positions x [n, d_in]; `basis` is PCA at this step, `pooled` PCA over all steps."""
-    code = sae.encode(x)
-    rebuilt = sae.decode(code).double().numpy()
-    flat = x.double().numpy()
-    tally_.errors.append(float(((flat - rebuilt) ** 2).sum()))
-    for errors, (mean, components) in ((tally_.pca_errors, basis), (tally_.pooled_pca_errors, pooled)):
-        centred = flat - mean
-        errors.append(float(((centred - centred @ components.T @ components) ** 2).sum()))
-    tally_.sums.append(flat.sum(0))
-    tally_.squares.append(float((flat**2).sum()))
-    norms = np.linalg.norm(flat, axis=1) * np.linalg.norm(rebuilt, axis=1)
-    tally_.cosines.append(float(((flat * rebuilt).sum(1) / np.maximum(norms, 1e-12)).mean()))
-    active = (code.values > 0).flatten()
-    if not len(tally_.fired):
-        tally_.fired = np.zeros(sae.cfg.d_sae)
-    tally_.fired += np.bincount(code.indices.flatten()[active].numpy(), minlength=sae.cfg.d_sae)
-    tally_.n_positions += len(x)
-    tally_.n_active += int(active.sum())
 
 
 def steps_of(sae_id: SaeId, n_steps: int, n_each: int) -> list[int]:
@@ -333,13 +221,18 @@ def _distances(a: Tensor, b: Tensor) -> Floats:
 
 def summary(sae: SparseAutoencoder, result: ReconstructionSums, n_bootstrap: int) -> dict[str, float]:
     """An SAE's figures over all steps together."""
-    n = len(result.errors)
-    draws = np.random.default_rng(0).integers(n, size=(n_bootstrap, n))
-    low, high = np.quantile([result.explained(draw) for draw in draws], (0.025, 0.975))
+    interval = bootstrap(
+        (np.arange(len(result.errors)),),
+        result.explained,
+        n_resamples=n_bootstrap,
+        vectorized=False,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
     return {
         "explained_variance": result.explained(),
-        "explained_variance_low": float(low),
-        "explained_variance_high": float(high),
+        "explained_variance_low": float(interval.low),
+        "explained_variance_high": float(interval.high),
         "explained_variance_of_pca": result.explained(pca=True),
         "cosine": float(np.mean(result.cosines)),
         "l0": result.n_active / result.n_positions,
