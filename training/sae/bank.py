@@ -112,7 +112,7 @@ class SaeTrainState(nn.Module):
         self.n_dead = 0
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("total_variance", torch.ones(()))
-        self.register_buffer("silent", torch.zeros(cfg.d_sae, dtype=torch.int64))
+        self.register_buffer("steps_since_fired", torch.zeros(cfg.d_sae, dtype=torch.int64))
         self.register_buffer("sums", torch.zeros(4), persistent=False)
 
     @torch.no_grad()

@@ -161,7 +161,8 @@ class LayoutBench:
             "step; the concepts' statistics come from labelling, from other images and all steps together.",
             "Prompt's classes: whether the method chooses among the objects that the prompt names. Prior of each "
             "object: its mean mask where a prompt names it; of each role: the mean mask of all objects in the same "
-            "relation (such as left of another), whatever they are.",
+            "relation (such as left of another), whatever they are. Concepts, readout: naive Bayes on the latents' "
+            "class counts; concepts, dictionary: the mean label of the active concepts (Tinaz et al. 2025).",
         )
 
 
