@@ -13,7 +13,8 @@ COMMANDS = {
     "evaluate": ("training.evaluate.run", "measure whether the claims are true"),
     "publish": ("training.hub.publish", "put autoencoders and concept tables on the Hub"),
     "deploy-space": ("training.hub.space", "put the app on a Hugging Face Space"),
-    "benchmark": ("training.benchmark.run", "measure speed, each figure beside a peer or a floor"),
+    "benchmark": ("training.benchmark.run", "measure speed, next to other implementations and lower bounds"),
+    "report": ("training.pipeline.report", "write the READMEs of all stored results"),
 }
 """Name, module with `add_arguments` and `main`, and help of each command."""
 

@@ -18,7 +18,14 @@ from core.sae.autoencoder import SaeId
 from core.sae.collection import list_saes
 from core.sae.io import CONFIG, WEIGHTS
 from training.evaluate.common.judges import Judges, draw, load_judges, look
-from training.evaluate.picturebook import QUESTIONS, Settings, bits, held_out_scenes, outcomes
+from training.evaluate.common.scenes import held_out_scenes
+from training.evaluate.picturebook import (
+    QUESTIONS,
+    PicturebookBench,
+    PicturebookSettings,
+    bits,
+    outcomes,
+)
 from training.hub.cards import MANIFEST
 from training.picturebook.models.autoencoder import psnr, reconstruct, to_pixels
 from training.picturebook.models.judges import make_scenes, mean_iou, overlap
@@ -76,7 +83,7 @@ def test_the_judges_know_held_out_scenes(judges: Judges) -> None:
 def test_held_out_captions_are_drawn_right(model: Diffuser, judges: Judges) -> None:
     captions = [caption_of(scene) for scene in held_out_scenes(48)]
     sights = look(judges, list(draw(model, [caption.text for caption in captions], range(48))))
-    least = {"one thing there": 0.5, "place right": 0.9, "style right": 0.9}
+    least = {"one object present": 0.5, "background correct": 0.9, "style correct": 0.9}
     for question in QUESTIONS:
         if question.name in least:
             for seen in sights.values():
@@ -85,7 +92,7 @@ def test_held_out_captions_are_drawn_right(model: Diffuser, judges: Judges) -> N
 
 
 def test_bits_of_words_stand_beside_their_ceiling(model: Diffuser, judges: Judges) -> None:
-    table = bits(model, judges, Settings(n_bits=2))
+    table = bits(PicturebookBench(model, judges, PicturebookSettings(n_bits=2)))
     assert {"object"} <= {row["word"] for row in table.rows}
     for row in table.rows:
         direct, ceiling = (float(str(row[name]).split(" ")[0]) for name in ("direct", "ceiling"))

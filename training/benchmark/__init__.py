@@ -1,1 +1,1 @@
-"""How fast it is: `python -m training benchmark`, each figure beside an aim and a peer or floor of the same run."""
+"""Benchmarks of speed, each figure next to another implementation or a lower bound measured in the same run."""

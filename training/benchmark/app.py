@@ -1,6 +1,7 @@
-"""How soon `python app.py` serves its page, has its model, and draws its first picture, beside what imports alone take.
+"""How long `python app.py` takes to serve its page, load its model and generate its first image, compared with
+importing its libraries alone.
 
-The app is started as a user would, in a process of its own, and always ended.
+The app is started as a user would start it, in its own process, which is always terminated.
 """
 
 import logging
@@ -20,6 +21,7 @@ from urllib.request import urlopen
 
 from PIL import Image
 
+from training.benchmark.benchmark import Benchmark
 from training.common.report import ROOT, Figure, Table, timed
 
 log = logging.getLogger(__name__)
@@ -27,15 +29,15 @@ log = logging.getLogger(__name__)
 PAGE_TARGET, IMAGE_TARGET = 5.0, 20.0
 """Seconds."""
 TITLE = "Interpretable Diffusion"
-"""What the page says, and a placeholder of Gradio's would not."""
+"""Text on the page that a placeholder of Gradio's would not contain."""
 PROMPT = "a cat on the grass"
 IMPORTS = {
     "gradio": "import gradio",
     "torch and diffusers": "import torch; from diffusers import StableDiffusionPipeline",
 }
-"""What has to be imported before the page, and before the model; diffusers alone imports nothing until it is used."""
+"""Imports needed before the page and before the model. `import diffusers` alone is lazy."""
 _PATIENCE = 180.0
-"""Seconds before a start counts as failed."""
+"""Seconds after which a start counts as failed."""
 
 
 class Start(NamedTuple):
@@ -44,13 +46,13 @@ class Start(NamedTuple):
     page: float
     """Until the page was served."""
     model: float | None
-    """Until the app said that the model is ready; None if it did not say so."""
+    """Until the app logged that the model is ready; None if it did not."""
     image: float
-    """Until a program that asked for a picture, as soon as there was a page, had it."""
+    """Until a client that requested an image as soon as the page was served received it."""
 
 
-def part(model: str, n: int) -> Table:
-    """The benchmark's part `app`: `n` starts, each after bare imports of what it needs."""
+def measure(model: str, n: int) -> Table:
+    """`n` starts of the app, each after importing what it needs in processes of their own."""
     floors: dict[str, list[float]] = {name: [] for name in IMPORTS}
     starts: list[Start] = []
     for i in range(n):
@@ -64,19 +66,19 @@ def part(model: str, n: int) -> Table:
         Figure(
             "model ready, s", [s.model for s in starts if s.model is not None], None, reference["torch and diffusers"]
         ),
-        Figure("first picture, s", [s.image for s in starts], IMAGE_TARGET, reference["torch and diffusers"]),
+        Figure("first image, s", [s.image for s in starts], IMAGE_TARGET, reference["torch and diffusers"]),
     ]
     notes = [
-        f"{n} starts of `python app.py`, seconds since the command. The imports were timed in the same run, before "
-        "each start, so that files are warm for both.",
-        "The first picture is asked for through the page's own queue (`/generate`) as soon as the page is served.",
+        f"{n} starts of `python app.py`, seconds since the command. The imports were timed before each start, so that "
+        "files are cached for both.",
+        "The first image is requested through the page's queue (`/generate`) as soon as the page is served.",
     ]
     return Table("app", "Start of the app", [figure.row() for figure in figures if figure.values], notes)
 
 
 def start(model: str) -> Start:
-    """Start the app, wait for the page, the model and a picture, and end it."""
-    # Imported before the clock runs: a browser is open already, too.
+    """Start the app, wait for the page, the model and an image, and terminate it."""
+    # Imported before the clock runs, as a browser would be open already.
     from gradio_client import Client  # type: ignore[import-untyped]
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -85,11 +87,11 @@ def start(model: str) -> Start:
         page = app.seconds
         image, _ = Client(app.url, verbose=False).predict(prompt=PROMPT, api_name="/generate")
         Image.open(image["path"] if isinstance(image, dict) else image).verify()
-        return Start(page, app.said("is ready after"), app.seconds)
+        return Start(page, app.logged_at("is ready after"), app.seconds)
 
 
 class App:
-    """The running app and what it has said."""
+    """The running app and its log."""
 
     def __init__(self, process: "subprocess.Popen[str]", url: str) -> None:
         self.url = url
@@ -99,18 +101,18 @@ class App:
 
     @property
     def seconds(self) -> float:
-        """Since it was started."""
+        """Seconds since it was started."""
         return time.monotonic() - self._started
 
-    def said(self, text: str) -> float | None:
-        """When it logged a line with `text`."""
+    def logged_at(self, text: str) -> float | None:
+        """Seconds until it logged a line with `text`; None if it has not."""
         return next((when for when, line in list(self._lines) if text in line), None)
 
     def wait_for_page(self) -> None:
-        """Ask for the page until it is there.
+        """Request the page until it is served.
 
         Raises:
-            RuntimeError: The app ended, or took too long.
+            RuntimeError: The app terminated, or took too long.
         """
         while self.seconds < _PATIENCE and self._process.poll() is None:
             with suppress(OSError, HTTPException), urlopen(self.url, timeout=10) as answer:
@@ -118,7 +120,7 @@ class App:
                     return
             time.sleep(0.02)
         tail = "\n".join(line for _, line in self._lines[-20:])
-        raise RuntimeError(f"The app served no page within {self.seconds:.0f} s. The last that it said:\n{tail}")
+        raise RuntimeError(f"The app served no page within {self.seconds:.0f} s. Its last log lines:\n{tail}")
 
     def _listen(self) -> None:
         for line in self._process.stderr or ():
@@ -129,16 +131,16 @@ class App:
 def _app(model: str) -> Iterator["App"]:
     script = ROOT / "app.py"
     if not script.exists():
-        raise RuntimeError(f"There is no {script}: the part `app` needs a checkout.")
+        raise RuntimeError(f"There is no {script}: the benchmark `app` needs a checkout.")
     with serve([sys.executable, str(script), "--model", model], ROOT) as app:
         yield app
 
 
 @contextmanager
 def serve(command: Sequence[str], folder: Path, env: Mapping[str, str] | None = None) -> Iterator["App"]:
-    """The app that a command starts in a folder, on a port of its own; ended in any case.
+    """Start the app by a command in a folder, on a free port, and terminate it at the end.
 
-    `env` is its whole environment, by default this process's.
+    `env` is its whole environment, by default that of this process.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -165,3 +167,12 @@ def serve(command: Sequence[str], folder: Path, env: Mapping[str, str] | None = 
                 process.wait()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+BENCHMARK = Benchmark(
+    title="Start of the app",
+    description=__doc__,
+    settings=3,
+    quick=1,
+    measure=lambda run, n: [measure(run.model_name, n)],
+)

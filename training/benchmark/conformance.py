@@ -36,6 +36,7 @@ from core.sae.collection import write_index
 from core.sae.io import save_sae
 from core.segmentation.semantic import Segmentation
 from core.spec import BUILT_IN
+from training.benchmark.benchmark import Benchmark
 from training.benchmark.full_size import FULL, SMALL, Size
 from training.benchmark.speed import unet_seconds
 from training.common.report import ROOT, Cell, Figure, Table
@@ -354,3 +355,12 @@ class _Halves:
         left = torch.zeros(height, width, dtype=torch.bool)
         left[:, : width // 2] = True
         return Segmentation(torch.stack([left, ~left]).repeat(len(images), 1, 1, 1), torch.ones(len(images), 2))
+
+
+BENCHMARK = Benchmark(
+    title="Conformance at full size",
+    description=__doc__,
+    settings=False,
+    quick=True,
+    measure=lambda run, small: [part(run.device, small=small)],
+)

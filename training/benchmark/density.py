@@ -1,8 +1,9 @@
-"""Where on the log-SNR line a model's words are hardest to measure, and what else could make their errors smaller.
+"""At which log-SNR the maps of a model's words have the largest variance, and what else could reduce their error.
 
-On training scenes: from the first table comes the profile that a model's spec holds, `core.spec.ModelSpec`. The second
-says, from the same samples, what it brings on a scene that had no part in it, and what would be brought by what
-`core.information` does without: an allocation fitted to the very prompt, and control variates of known mean.
+Measured on training scenes. The first table gives the sampling profile stored in a model's spec
+(`core.spec.ModelSpec`). The second gives, from the same samples, the gain of that profile on scenes it was not fitted
+on, and the gains of methods that `core.information` does without: an allocation fitted on the prompt itself, and
+control variates of known mean.
 """
 
 import logging
@@ -20,56 +21,58 @@ from core.information.attribution import choose_words, compare
 from core.information.estimator import noisy
 from core.information.quadrature import Sampler, draw
 from training.benchmark.arithmetic import Indices, Interval, interval, resamples
+from training.benchmark.benchmark import Benchmark
 from training.benchmark.prompts import Sample, scenes_with
 from training.common.report import Cell, Table
 
 log = logging.getLogger(__name__)
 
 FLAT_SHARE = 0.4
-"""Share of a profile that looks everywhere equally often: bounds what a scene unlike the others can lose, keeps the
-direct estimate's error, which is spread more evenly, from growing, and leaves samples in every bin of a timeline."""
+"""Uniform share of a profile. It bounds the loss on a scene unlike the others, keeps the error of the direct estimate,
+which varies less over log-SNR, from growing, and leaves samples in every bin of a timeline."""
 RUN = 64
-"""Noise samples of a run, to which a pilot's are counted."""
+"""Noise samples of a run, against which those of a pilot count."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class DensitySettings:
     """How much is measured."""
 
     lengths: tuple[int, ...] = (3, 6, 10)
-    """Different words in a prompt."""
+    """Distinct words in a prompt."""
     n_prompts: int = 5
     """Prompts of each length."""
     n_pieces: int = 12
-    """Pieces of the range, equally likely under the flat density."""
+    """Intervals of log-SNR, equally likely under the flat density."""
     n_noises: int = 8
-    """Independent noises in each; half of them stand for a pilot."""
+    """Independent noise samples in each interval; half of them serve as a pilot."""
     batch_size: int = 32
     """Most latents in a U-Net call."""
 
 
-QUICK = Settings(lengths=(3,), n_prompts=3, n_noises=4)
-"""Shows that it works; its figures mean little."""
+QUICK = DensitySettings(lengths=(3,), n_prompts=3, n_noises=4)
+"""A smoke test; its figures mean little."""
 
 
 class Spread(NamedTuple):
-    """What single noise samples of one prompt say, piece by piece; everything in shares of each word's map."""
+    """Single noise samples of one prompt, by interval of log-SNR."""
 
     maps: Floats
-    """[K, J, W, h, w] integrand in each of K pieces, J noises each, over the root of the sum of squares of the map."""
+    """[K, J, W, h, w] integrand of W words for J noise samples in each of K intervals, over the norm of the word's
+    map."""
     longer: Floats
-    """[K, J, h, w] how much longer than on average the noise is in a cell; of mean 0."""
+    """[K, J, h, w] squared norm of the noise in a cell, minus its mean."""
     along: Floats
-    """[K, J, W, h, w] the noise's product with what the word changes under other noises of the piece, in shares of that
-    change's own length; of mean 0."""
+    """[K, J, W, h, w] product of the noise with the word's mean effect on the prediction under the other noise samples
+    of the interval; of mean 0."""
 
     def variance(self, which: slice = slice(None)) -> Floats:
-        """[K, W] variance of a sample's map, summed over cells."""
+        """[K, W] variance of a single sample's map, summed over cells."""
         return np.asarray(self.maps[:, which].var(1, ddof=1).sum((2, 3)))
 
 
-def tables(model: Diffuser, settings: Settings) -> list[Table]:
-    """The benchmark's part `density`."""
+def tables(model: Diffuser, settings: DensitySettings) -> list[Table]:
+    """The profile, and the gains of other methods."""
     spreads: list[Spread] = []
     for n_words in settings.lengths:
         for number, sample in enumerate(scenes_with(n_words, settings.n_prompts, "train")):
@@ -77,16 +80,16 @@ def tables(model: Diffuser, settings: Settings) -> list[Table]:
             spreads.append(measure(model, sample, settings, len(spreads)))
     drawn = resamples(np.repeat(settings.lengths, settings.n_prompts))
     note = (
-        f"{len(spreads)} training scenes, {settings.n_prompts} each of captions of "
-        f"{', '.join(map(str, settings.lengths))} different words, every word given the rest; {settings.n_noises} "
-        f"independent noises in each of {settings.n_pieces} pieces. In brackets: 95 % bootstrap intervals over scenes."
+        f"{len(spreads)} training scenes, {settings.n_prompts} each with captions of "
+        f"{', '.join(map(str, settings.lengths))} distinct words, every word given the rest; {settings.n_noises} "
+        f"independent noise samples in each of {settings.n_pieces} intervals. 95 % bootstrap intervals over scenes."
     )
     return [_profile_table(model, spreads, drawn, settings, note), _variance_table(spreads, drawn, settings, note)]
 
 
 @torch.no_grad()
-def measure(model: Diffuser, sample: Sample, settings: Settings, seed: int) -> Spread:
-    """One prompt's words under `n_noises` noises in each piece."""
+def measure(model: Diffuser, sample: Sample, settings: DensitySettings, seed: int) -> Spread:
+    """One prompt's words under `n_noises` noise samples in each interval."""
     comparisons = compare(sample.prompt, choose_words(sample.prompt, None), "rest")
     texts = [sample.prompt, *(comparison.context for comparison in comparisons)]
     sampler = Sampler(n_points=settings.n_pieces * settings.n_noises, antithetic=False)
@@ -110,7 +113,7 @@ def measure(model: Diffuser, sample: Sample, settings: Settings, seed: int) -> S
 
 
 def spread_of(apart: Floats, noise: Floats) -> Spread:
-    """From what words change in the prediction [K, J, W, C, h, w] under noises [K, J, C, h, w]."""
+    """From the words' effects on the prediction [K, J, W, C, h, w] under noise [K, J, C, h, w]."""
     maps = (apart**2).sum(3)
     length = np.sqrt((maps.mean((0, 1)) ** 2).sum((1, 2)))
     n = apart.shape[1]
@@ -120,10 +123,10 @@ def spread_of(apart: Floats, noise: Floats) -> Spread:
 
 
 def profile_of(spreads: Sequence[Spread], flat_share: float = FLAT_SHARE) -> Floats:
-    """[K] how often to look into each piece, 1 on average: in part everywhere, in part where maps vary most.
+    """[K] relative sampling rate of each interval, 1 on average: partly uniform, partly following the spread of maps.
 
-    The best density is in proportion to the root of the mean of the words' variances (Owen 2013, ch. 9), averaged here
-    over prompts.
+    The optimal density is proportional to the root of the words' mean variance (Owen 2013, ch. 9), averaged over
+    prompts.
     """
     roots = [np.sqrt(spread.variance().mean(1)) for spread in spreads]
     followed = np.mean([root / root.mean() for root in roots], axis=0)
@@ -131,14 +134,14 @@ def profile_of(spreads: Sequence[Spread], flat_share: float = FLAT_SHARE) -> Flo
 
 
 def error(variance: Floats, profile: Floats | float = 1.0) -> float:
-    """Relative error of a map by one sample, mean over words, from [K, W], looking into pieces as often as that."""
+    """Relative error of a map from one sample, mean over words, for variances [K, W] and sampling rates [K]."""
     return float(np.sqrt((variance / np.broadcast_to(profile, len(variance))[:, None]).mean(0)).mean())
 
 
 def controlled(spread: Spread, control: Floats) -> float:
-    """How much smaller a control variate [K, J, W, h, w] of mean 0 makes the evaluations for the same error.
+    """Factor by which a control variate [K, J, W, h, w] of mean 0 reduces the evaluations for the same error.
 
-    Its coefficient, one a piece and word, is fitted on half of the noises and used on the other half, in turn.
+    Its coefficients, one per interval and word, are fitted on half of the noise samples and used on the other half.
     """
     half = control.shape[1] // 2
     left, whole = np.zeros(spread.maps.shape[::2][:2]), np.zeros(spread.maps.shape[::2][:2])
@@ -152,7 +155,9 @@ def controlled(spread: Spread, control: Floats) -> float:
     return (error(whole) / error(left)) ** 2
 
 
-def _profile_table(model: Diffuser, spreads: Sequence[Spread], drawn: Indices, settings: Settings, note: str) -> Table:
+def _profile_table(
+    model: Diffuser, spreads: Sequence[Spread], drawn: Indices, settings: DensitySettings, note: str
+) -> Table:
     density = Sampler().density(model.schedule.log_snr_range)
     edges = density.quantile(np.linspace(0, 1, settings.n_pieces + 1))
     roots = np.array([np.sqrt(spread.variance().mean(1)) for spread in spreads])
@@ -165,15 +170,16 @@ def _profile_table(model: Diffuser, spreads: Sequence[Spread], drawn: Indices, s
             {"log-SNR": f"{low:.1f} to {high:.1f}", "spread of a sample": str(spread), "profile": profile[piece]}
         )
     notes = (
-        "Spread: root of the variance of a single sample's map, mean over words, 1 on average over the pieces. "
-        f"Profile: {FLAT_SHARE:.0%} of it flat, the rest as the spread. In the spec: log_snr_profile={tuple(profile)}.",
+        "Spread: standard deviation of a single sample's map, mean over words, 1 on average over the intervals. "
+        f"Profile: {FLAT_SHARE:.0%} uniform, the rest follows the spread. In the spec: "
+        f"log_snr_profile={tuple(profile)}.",
         note,
     )
     details = {"settings": asdict(settings), "profile": profile}
-    return Table("profile", "Where a model's words are hardest to measure", rows, notes, details)
+    return Table("profile", "Variance of maps by log-SNR", rows, notes, details)
 
 
-def _variance_table(spreads: Sequence[Spread], drawn: Indices, settings: Settings, note: str) -> Table:
+def _variance_table(spreads: Sequence[Spread], drawn: Indices, settings: DensitySettings, note: str) -> Table:
     half = settings.n_noises // 2
     pilot, rest = slice(half), slice(half, None)
     least = np.array([len(spread.maps) * half for spread in spreads])
@@ -185,16 +191,16 @@ def _variance_table(spreads: Sequence[Spread], drawn: Indices, settings: Setting
         shared.append((flat / error(spread.variance(rest), profile_of(others))) ** 2)
         own.append((flat / error(spread.variance(rest), fitted)) ** 2)
     gains = {
-        "a profile of other scenes (the default)": np.array(shared),
-        "Neyman allocation after a pilot, the pilot free": np.array(own),
-        f"the same, a pilot of {least[0]} counted to a run of {RUN}": np.array(own) * RUN / (RUN + least),
-        "control variate: length of the noise in the cell": np.array(
+        "profile fitted on other scenes (the default)": np.array(shared),
+        "Neyman allocation after a pilot, not counting the pilot": np.array(own),
+        f"the same, counting a pilot of {least[0]} against a run of {RUN}": np.array(own) * RUN / (RUN + least),
+        "control variate: norm of the noise in the cell": np.array(
             [controlled(s, s.longer[:, :, None] * s.maps.mean((0, 1))) for s in spreads]
         ),
-        "control variate: length of the whole noise": np.array(
+        "control variate: norm of the whole noise": np.array(
             [controlled(s, s.longer.mean((2, 3))[:, :, None, None, None] * s.maps.mean((0, 1))) for s in spreads]
         ),
-        "control variate: the noise along what other noises show": np.array(
+        "control variate: projection of the noise on the effect under other noise": np.array(
             [controlled(s, s.along * np.sqrt(s.maps.mean((0, 1)))) for s in spreads]
         ),
     }
@@ -203,13 +209,22 @@ def _variance_table(spreads: Sequence[Spread], drawn: Indices, settings: Setting
         for name, gain in gains.items()
     ]
     notes = (
-        "Evaluations for the same relative error of maps, mean over words, within strata of log-SNR. A profile is "
-        "fitted to all other scenes, or to half of the very scene's noises and judged by the other half. A control "
-        "variate's coefficient, one a piece and word, comes from half of the noises and is used on the other half.",
+        "Evaluations for the same relative error of maps, mean over words, within strata of log-SNR. The profile is "
+        "fitted on all other scenes; Neyman allocation on half of the scene's own noise samples, and scored on the "
+        "other half. A control variate's coefficients, one per interval and word, are fitted and used likewise.",
         note,
     )
-    return Table("variance", "What could make the errors smaller", rows, notes)
+    return Table("variance", "Ways to reduce the error", rows, notes)
 
 
 def _mean(values: Floats, drawn: Indices) -> Interval:
     return interval(float(values.mean()), values[drawn].mean(1))
+
+
+BENCHMARK = Benchmark(
+    title="Sampling density over log-SNR",
+    description=__doc__,
+    settings=DensitySettings(),
+    quick=QUICK,
+    measure=lambda run, settings: tables(run.model, settings),
+)

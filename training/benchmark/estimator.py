@@ -1,7 +1,8 @@
-"""How many U-Net evaluations the published way of sampling needs for the error of ours, each factor apart.
+"""U-Net evaluations that the sampling of Kong et al. 2024 (arXiv 2310.07972) needs for the error of ours, factor by
+factor.
 
-Every row of the table is core.information's own estimator with one switch of its Sampler thrown; nothing is
-reimplemented here. The published way: Kong et al. 2024, arXiv 2310.07972.
+Every row of the table adds one improvement to the row above: it is the estimator of `core.information` with one more
+setting of its `Sampler` changed.
 """
 
 import hashlib
@@ -16,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-import core
 from core.arrays import Floats
 from core.diffusion.diffuser import Diffuser
 from core.files import write_atomically
@@ -25,52 +25,54 @@ from core.information.estimator import Comparison, Estimator, cost
 from core.information.measuring import sampler_for
 from core.information.quadrature import Sampler
 from training.benchmark.arithmetic import Indices, Interval, needed, ratio, relative_errors, resamples, times
+from training.benchmark.benchmark import Benchmark
 from training.benchmark.prompts import Sample, held_out
 from training.common.report import Cell, Table
+from training.common.sources import CORE, source_digest
 
 log = logging.getLogger(__name__)
 
 TARGET = 8.0
-"""Evaluations of the published way over ours, at least."""
+"""Least factor by which Kong et al. 2024 should need more evaluations than ours."""
 _OTHER_NOISE = 10**6
 """Added to a prompt's seed for its reference."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class EstimatorSettings:
     """How much is measured."""
 
     lengths: tuple[int, ...] = (3, 6, 10)
-    """Different words in a prompt."""
+    """Distinct words in a prompt."""
     n_prompts: int = 7
     """Prompts of each length."""
     n_runs: int = 6
     """Independent runs of every method on every prompt; a run is one replicate of the Sampler."""
     n_reference: int = 20
-    """Evaluations of the reference over those of one run of ours, with independent noise."""
+    """Length of the reference, in runs of ours with independent noise."""
     batch_size: int = 64
     """Most latents in a U-Net call; results do not depend on it."""
 
 
-QUICK = Settings(lengths=(3, 6), n_prompts=1, n_runs=2, n_reference=10)
-"""Shows that it works; its figures mean little."""
+QUICK = EstimatorSettings(lengths=(3, 6), n_prompts=1, n_runs=2, n_reference=10)
+"""A smoke test; its figures mean little."""
 
 
 class Method(NamedTuple):
     """A way of sampling."""
 
     label: str
-    """What it adds to the row above."""
+    """What it adds to the method above."""
     sampler: Sampler
 
 
 @dataclass(frozen=True)
 class Result:
-    """One method over all prompts."""
+    """One method on all prompts."""
 
     method: Method
     n_evals: Floats
-    """[P] U-Net evaluations of a run, with its share of the pilot where there is one."""
+    """[P] U-Net evaluations of a run, including its share of the pilot if there is one."""
     errors: Floats
     """[P] relative L2 error of a run's maps, mean over words."""
     together: Floats
@@ -78,32 +80,32 @@ class Result:
 
 
 def ladder(ours: Sampler) -> list[Method]:
-    """From the published way to `ours`, one switch at a time.
+    """Methods from Kong et al. 2024 to `ours`, one setting at a time.
 
     Raises:
-        ValueError: `ours` integrates over another range than the published way does.
+        ValueError: `ours` integrates over another range of log-SNR.
     """
     published, line = Sampler.kong2024(), (-math.inf, math.inf)
     ranges = [(round(d.low, 6), round(d.high, 6)) for d in (published.density(line), ours.density(line))]
     if ranges[0] != ranges[1]:
         raise ValueError(f"Over log-SNRs {ranges[0]} and {ranges[1]} the integrals differ, whatever the error.")
     parts = {
-        "2 prompts a word": "prompts_per_word",
+        "2 prompts per word": "prompts_per_word",
         "+ all words on shared noise, W + 1 prompts": "shared",
         "+ flat log-SNR density": None,
         "+ stratified log-SNR": "stratified",
         "+ antithetic noise": "antithetic",
-        "+ density of the model, measured beforehand": "profile",
+        "+ density of the model, fitted on other images": "profile",
         "+ fitted density": "fitted",
     }
-    # How many samples make a replicate, and where the pilot ends, are no part of a method.
+    # The number of samples in a replicate and of the pilot are not part of a method.
     sampler = replace(published, n_points=ours.n_points, min_replicates=ours.min_replicates, n_pilot=ours.n_pilot)
-    methods = [Method("independent draws, 3 prompts a word (published)", sampler)]
+    methods = [Method("Kong et al. 2024: independent draws, 3 prompts per word", sampler)]
     for label, name in parts.items():
-        # What has no switch of its own is the density.
+        # The density is all that has no setting of its own here.
         names = [name] if name else [f.name for f in fields(Sampler) if f.name not in parts.values()]
         changed = replace(sampler, **{name: getattr(ours, name) for name in names})
-        # A part that `ours` does without is no step on the way to it.
+        # A setting that `ours` leaves alone adds no method.
         if changed != sampler:
             methods.append(Method(label, changed))
         sampler = changed
@@ -111,8 +113,8 @@ def ladder(ours: Sampler) -> list[Method]:
     return [*methods, Method(f"{last.label}: ours, as core.attribute samples", last.sampler)]
 
 
-def part(model: Diffuser, settings: Settings, cache: Path) -> Table:
-    """The benchmark's part `estimator`."""
+def compare_methods(model: Diffuser, settings: EstimatorSettings, cache: Path) -> Table:
+    """All methods on held-out captions."""
     samples = [sample for n_words in settings.lengths for sample in held_out(n_words, settings.n_prompts)]
     methods = ladder(sampler_for(model, None))
     results = measure(model, samples, methods, settings, cache)
@@ -120,11 +122,11 @@ def part(model: Diffuser, settings: Settings, cache: Path) -> Table:
 
 
 def measure(
-    model: Diffuser, samples: Sequence[Sample], methods: Sequence[Method], settings: Settings, cache: Path
+    model: Diffuser, samples: Sequence[Sample], methods: Sequence[Method], settings: EstimatorSettings, cache: Path
 ) -> list[Result]:
-    """Runs of every method on every prompt, and their errors against that prompt's reference.
+    """Runs of every method on every prompt, and their errors against the prompt's reference.
 
-    What has been computed is kept in `cache` by a hash of what it depends on, so that a run that was killed goes on.
+    Replicates are cached in `cache` by a hash of what they depend on, so that an interrupted run resumes.
     """
     store = _Store(cache, model)
     ours = methods[-1].sampler
@@ -134,12 +136,12 @@ def measure(
         comparisons = _comparisons(sample.prompt)
         reference = store.replicates(sample, ours, _OTHER_NOISE + p, settings.n_reference, settings.batch_size)
         for m, (_, sampler) in enumerate(methods):
-            # The published third prompt is evaluated and enters no map: it is counted, not computed.
+            # The third prompt of Kong et al. enters no map: it is counted, not computed.
             lean = replace(sampler, prompts_per_word=2)
-            # A seed a prompt: noise shared between prompts would make their errors alike, and the interval too small.
+            # One seed per prompt: shared noise would correlate their errors and make the interval too narrow.
             runs = store.replicates(sample, lean, p, settings.n_runs, settings.batch_size)
             spent = cost(comparisons, sampler)
-            # A pilot serves at least the replicates before core.attribute's first look.
+            # A pilot serves at least the replicates before core.attribute first checks the error.
             evals[m, p] = spent.replicate + spent.pilot / sampler.min_replicates
             errors[m, p] = relative_errors(runs, reference).mean()
             together[m, p] = relative_errors(runs, reference, settings.n_runs).mean()
@@ -149,7 +151,7 @@ def measure(
 
 
 def replicates(model: Diffuser, sample: Sample, sampler: Sampler, seed: int, n: int, batch_size: int) -> Floats:
-    """`n` replicates [n, W, h, w] of the maps of a picture's words: what core.attribute takes the mean of."""
+    """`n` replicates [n, W, h, w] of the maps of an image's words, of which `core.attribute` takes the mean."""
     density = sampler.density(model.schedule.log_snr_range)
     estimator = Estimator(
         model,
@@ -166,8 +168,10 @@ def replicates(model: Diffuser, sample: Sample, sampler: Sampler, seed: int, n: 
     return estimator.result().maps
 
 
-def tabulate(results: Sequence[Result], n_words: Sequence[int], samples: Sequence[Sample], settings: Settings) -> Table:
-    """The table; ours is the last result."""
+def tabulate(
+    results: Sequence[Result], n_words: Sequence[int], samples: Sequence[Sample], settings: EstimatorSettings
+) -> Table:
+    """The table; the last result is ours."""
     strata = np.array(n_words)
     drawn = resamples(strata)
     published, ours = results[0], results[-1]
@@ -176,16 +180,16 @@ def tabulate(results: Sequence[Result], n_words: Sequence[int], samples: Sequenc
     halving = ratio(published.errors, published.together, drawn)
     n_points = ours.method.sampler.n_points
     notes = [
-        f"The published way needs {gain} times the evaluations of ours for the same error (aim: at least {TARGET:.0f}"
-        f"{', met' if gain.value >= TARGET else ', **not met**'}); in brackets 95 % bootstrap intervals over prompts.",
-        f"{len(n_words)} held-out captions ({_counted(n_words)}) on pictures of their painted scenes; those of 3 are "
-        "captions without their articles. Maps of every word given the rest of its prompt.",
-        f"Error: relative L2 of a word's map against a reference of {settings.n_reference} times the evaluations of "
-        f"ours and other noise; root mean square over {settings.n_runs} runs of {n_points} noise samples, mean over "
-        "words and prompts. The reference's own variance, known from its replicates, is subtracted in quadrature.",
+        f"Kong et al. 2024 needs {gain} times the evaluations of ours for the same error (target: at least {TARGET:.0f}"
+        f"{', met' if gain.value >= TARGET else ', **not met**'}); 95 % bootstrap intervals over prompts in brackets.",
+        f"{len(n_words)} held-out captions ({_counted(n_words)}) with their painted scenes; those of 3 words are "
+        "captions without articles. Maps of every word given the rest of its prompt.",
+        f"Error: relative L2 error of a word's map against a reference of {settings.n_reference} runs of ours with "
+        f"other noise; root mean square over {settings.n_runs} runs of {n_points} noise samples, mean over words and "
+        "prompts. The variance of the reference, estimated from its replicates, is subtracted.",
         "Evaluations for the error of ours: those of a run times (error / error of ours)^2, because Monte Carlo errors "
-        f"fall as one over the root. Checked on the published way: {settings.n_runs} times the evaluations make the "
-        f"error {halving} times smaller; {settings.n_runs**0.5:.3g} is expected.",
+        f"fall as one over the square root. Check on Kong et al. 2024: {settings.n_runs} times the evaluations make "
+        f"the error {halving} times smaller; {settings.n_runs**0.5:.3g} is expected.",
     ]
     details = {
         "settings": asdict(settings),
@@ -222,27 +226,25 @@ def _rows(results: Sequence[Result], strata: Indices, drawn: Indices) -> Iterato
 
 def _counted(n_words: Sequence[int]) -> str:
     counts = {n: list(n_words).count(n) for n in sorted(set(n_words))}
-    return ", ".join(f"{count} of {n} different words" for n, count in counts.items())
+    return ", ".join(f"{count} of {n} distinct words" for n, count in counts.items())
 
 
 class _Store:
-    """Replicates on disk, by a hash of the weights, the engine's code, the picture, the texts and the sampling."""
+    """Replicates on disk by a hash of the weights, the engine's code, the image, the prompts and the sampler."""
 
     def __init__(self, folder: Path, model: Diffuser) -> None:
         self._folder, self._model = folder, model
         folder.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256(str(model.dtype).encode())
-        # The other components are trained with the U-Net or before it: other weights of theirs mean others here.
+        # The other components are trained with the U-Net or before it: new weights there mean new weights here.
         for name, value in sorted(model.unet.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.float().cpu().contiguous().numpy().tobytes())
-        package = Path(core.__file__).parent
-        for name in ("information/estimator.py", "information/quadrature.py", "schedule.py"):
-            digest.update((package / name).read_bytes())
+        digest.update(source_digest([CORE]).encode())
         self._base = digest.digest()
 
     def replicates(self, sample: Sample, sampler: Sampler, seed: int, n: int, batch_size: int) -> Floats:
-        """Those kept, or computed now and kept."""
+        """Replicates from the cache, or computed now and cached."""
         digest = hashlib.sha256(self._base)
         digest.update(sample.image.tobytes())
         digest.update(repr((sample.prompt, sampler, seed, n)).encode())
@@ -257,3 +259,12 @@ class _Store:
 
 def _comparisons(prompt: str) -> list[Comparison]:
     return compare(prompt, choose_words(prompt, None), "rest")
+
+
+BENCHMARK = Benchmark(
+    title="U-Net evaluations of the estimator",
+    description=__doc__,
+    settings=EstimatorSettings(),
+    quick=QUICK,
+    measure=lambda run, settings: [compare_methods(run.model, settings, run.folder / "estimator")],
+)

@@ -11,7 +11,7 @@ import sys
 import venv
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.benchmark.benchmark import Benchmark
 from training.common.report import ROOT, Cell, Table
 
 log = logging.getLogger(__name__)
@@ -250,3 +251,12 @@ def tabulate(results: Sequence[Result], settings: Settings) -> Table:
         "Peers in bf16 run under torch.autocast.",
     ]
     return Table("sae", "Training sparse autoencoders", rows, notes)
+
+
+BENCHMARK = Benchmark(
+    title="SAE training",
+    description=__doc__,
+    settings=Settings(),
+    quick=QUICK,
+    measure=lambda run, settings: [part(replace(settings, device=run.resolved_device), run.folder)],
+)

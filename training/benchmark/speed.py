@@ -1,4 +1,4 @@
-"""How long a picture takes, beside plain diffusers, and how long its words take, beside the bare U-Net."""
+"""Time to generate an image, compared with diffusers, and to attribute it, compared with the bare U-Net."""
 
 from collections import Counter
 from typing import Any
@@ -13,6 +13,7 @@ from core.diffusion.diffuser import Diffuser
 from core.diffusion.graphs import N_EAGER
 from core.diffusion.loading import read_pipeline
 from core.information.measuring import BATCH_SIZE
+from training.benchmark.benchmark import Benchmark
 from training.benchmark.prompts import held_out
 from training.common.report import Figure, Table, timed
 
@@ -23,14 +24,14 @@ RECORDING_TARGET = 5.0
 PROMPT = "a cat on the grass"
 N_STEPS = 25
 N_WORDS = 6
-"""Different words in the prompts that are attributed."""
+"""Distinct words in the prompts that are attributed."""
 
 
 def generation(model: Diffuser, n: int) -> Table:
-    """The benchmark's part `generation`: the same picture by us and by plain diffusers, in turn."""
+    """The same image by this project and by diffusers, `n` times in turn."""
     pipeline = _pipeline(model)
     guidance = model.spec.guidance_scale
-    # The pipeline scales its initial noise by the scheduler's sigma, which is 1 for DDIM.
+    # The pipeline scales the initial noise by the scheduler's sigma, which is 1 for DDIM.
     noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0)).to(model.device)
 
     def ours(previews: bool) -> Any:
@@ -59,24 +60,22 @@ def generation(model: Diffuser, n: int) -> Table:
     reference = f"median of {n} pairs in turn, all hookpoints, steps and branches"
     ratio = Figure("ours", without).median / peer
     figures = [
-        Figure("picture with a preview a step, as the page draws it, s", with_previews, IMAGE_TARGET, floor),
+        Figure("image with a preview of every step, as on the page, s", with_previews, IMAGE_TARGET, floor),
+        Figure("image, s", without, IMAGE_TARGET, f"StableDiffusionPipeline: {peer:.2f} s, ratio {ratio:.2f}"),
         Figure(
-            "picture, s", without, IMAGE_TARGET, f"StableDiffusionPipeline: {peer:.2f} s, ours / theirs {ratio:.2f}"
-        ),
-        Figure(
-            "recording every residual update, % more time", [Figure("", overhead).median], RECORDING_TARGET, reference
+            "overhead of recording every residual update, %", [Figure("", overhead).median], RECORDING_TARGET, reference
         ),
         Figure("U-Net call of 2 latents (one guided step), ms", [1000 * s for s in calls]),
     ]
     notes = [
-        f"{N_STEPS} steps, guidance {guidance:g}, {n} repeats in turn after a warm-up. The two pictures differ by at "
+        f"{N_STEPS} steps, guidance {guidance:g}, {n} repeats in turn after a warm-up. The two images differ by at "
         f"most {difference} of 255 in any pixel."
     ]
-    return Table("generation", "A picture", [figure.row() for figure in figures], notes)
+    return Table("generation", "Generating an image", [figure.row() for figure in figures], notes)
 
 
 def attribution(model: Diffuser, n: int) -> Table:
-    """The benchmark's part `attribution`: every word of `n` held-out captions, on pictures drawn from them."""
+    """Attribution of every word of `n` held-out captions, on images generated from them."""
     results, seconds = [], []
     for seed, sample in enumerate(held_out(N_WORDS, n)):
         image = model.generate(sample.prompt, seed=seed, previews=False).image
@@ -84,24 +83,24 @@ def attribution(model: Diffuser, n: int) -> Table:
         def measure(prompt: str = sample.prompt, image: Any = image) -> None:
             results.append(core.attribute(model, image, prompt))
 
-        if not results:  # warms up, and is then measured again
+        if not results:  # warm-up, measured again below
             measure()
             results.clear()
         seconds += timed(measure, 1)
-    # As attribution fills its batches: whole noise samples, each with its W + 1 texts.
+    # Attribution fills its batches with whole noise samples, each with W + 1 prompts.
     rows = BATCH_SIZE // (N_WORDS + 1) * (N_WORDS + 1)
     pace = Figure("call", unet_seconds(model, rows, 5)).median / rows
     evals = [float(result.n_evals) for result in results]
     floor = f"as many latents through the bare U-Net: {pace * Figure('evals', evals).median:.1f} s"
     figures = [
         Figure(f"attribution of {N_WORDS} words, s", seconds, ATTRIBUTION_TARGET, floor),
-        Figure("its U-Net evaluations", evals, None, f"{1 / pace:.0f} a second, bare, {rows} at a time"),
-        Figure("its relative error", [result.rel_error for result in results]),
+        Figure("U-Net evaluations", evals, None, f"{1 / pace:.0f} a second, bare, {rows} at a time"),
+        Figure("relative error", [result.rel_error for result in results]),
     ]
     stopped = ", ".join(f"{count} {why}" for why, count in Counter(result.stopped for result in results).items())
     notes = [
-        f"{n} held-out captions of {N_WORDS} different words at the default error, with pictures drawn from them. "
-        f"Why they stopped: {stopped}."
+        f"{n} held-out captions of {N_WORDS} distinct words at the default error, with images generated from them. "
+        f"Stopped by: {stopped}."
     ]
     details = {
         "runs": [
@@ -109,7 +108,9 @@ def attribution(model: Diffuser, n: int) -> Table:
             for r, s in zip(results, seconds, strict=True)
         ]
     }
-    return Table("attribution", "The words of a picture", [figure.row() for figure in figures], notes, details)
+    return Table(
+        "attribution", "Attributing an image to its words", [figure.row() for figure in figures], notes, details
+    )
 
 
 def unet_seconds(model: Diffuser, batch_size: int, n: int) -> list[float]:
@@ -127,9 +128,26 @@ def unet_seconds(model: Diffuser, batch_size: int, n: int) -> list[float]:
 
 
 def _pipeline(model: Diffuser) -> Any:
-    """The model in plain diffusers, sampling as we do."""
+    """The model as a plain diffusers pipeline with the same sampler settings."""
     pipeline = read_pipeline(model.spec, model.dtype).to(model.device)
-    asked = {"timestep_spacing": "leading", "steps_offset": 1, "clip_sample": False}
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **asked)
+    settings = {"timestep_spacing": "leading", "steps_offset": 1, "clip_sample": False}
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **settings)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+GENERATION = Benchmark(
+    title="Generation",
+    description="Time to generate an image of 25 steps, compared with diffusers' own pipeline on the same weights.",
+    settings=7,
+    quick=2,
+    measure=lambda run, n: [generation(run.model, n)],
+)
+ATTRIBUTION = Benchmark(
+    title="Attribution",
+    description="Time to attribute an image to the six words of its prompt at the default error, compared with passing "
+    "as many latents through the bare U-Net.",
+    settings=7,
+    quick=1,
+    measure=lambda run, n: [attribution(run.model, n)],
+)

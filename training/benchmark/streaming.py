@@ -14,6 +14,7 @@ import torch
 
 from core.diffusion.diffuser import Diffuser
 from core.spec import BUILT_IN, ModelSpec
+from training.benchmark.benchmark import Benchmark
 from training.benchmark.full_size import FULL, SMALL, Size, make_pipeline
 from training.common.recipe import read_recipe
 from training.common.report import Cell, Table
@@ -118,3 +119,12 @@ def part(settings: Settings, device: str) -> Table:
         f"Mean of {len(whole)} such rounds after one to warm up, on {model.device}.",
     )
     return Table("fed", "SAEs trained while the sampler feeds them", rows, notes)
+
+
+BENCHMARK = Benchmark(
+    title="SAE training fed by the sampler",
+    description=__doc__,
+    settings=Settings(),
+    quick=QUICK,
+    measure=lambda run, settings: [part(settings, run.resolved_device)],
+)

@@ -1,4 +1,4 @@
-"""What a benchmark or an evaluation hands over: tables that say on what machine and by what they were made."""
+"""Tables of benchmarks and evaluations, and where they come from: command, commit, date and machine."""
 
 import json
 import os
@@ -22,91 +22,110 @@ Cell = str | float | bool | None
 
 
 class Figure(NamedTuple):
-    """One measured quantity, for the parts that are timed."""
+    """One timed quantity with all its repeats."""
 
     what: str
     """What was measured, with its unit."""
     values: Sequence[float]
-    """Every repeat of it."""
+    """One value per repeat."""
     target: float | None = None
-    """What it should not exceed, in the same unit."""
+    """The value it should not exceed, in the same unit."""
     reference: str = ""
-    """A peer or a floor, measured in the same run."""
+    """A peer or a lower bound, measured in the same run."""
 
     @property
     def median(self) -> float:
-        """Of the repeats."""
+        """Median over the repeats."""
         return statistics.median(self.values)
 
     def row(self) -> dict[str, Cell]:
-        """A table's row. An aim counts as met when the slowest repeat meets it."""
+        """The figure as a table row. The target counts as met only if the slowest repeat meets it."""
         worst = max(self.values)
         return {
             "what": self.what,
             "median": self.median,
             "worst": worst,
-            "aim": self.target,
+            "target": self.target,
             "met": None if self.target is None else worst <= self.target,
-            "beside": self.reference,
+            "reference": self.reference,
         }
 
 
 @dataclass(frozen=True)
 class Table:
-    """One part of a report."""
+    """One table of results."""
 
     name: str
-    """The part's name on the command line."""
+    """Short name: the part that makes it, and the stem of the file that stores it."""
     title: str
-    """What it shows."""
+    """Heading."""
     rows: Sequence[Mapping[str, Cell]]
     """Cells by column; every row has the same columns."""
     notes: Sequence[str] = ()
-    """How it was measured, and what to know before believing it."""
+    """How it was measured, and what to know before trusting it."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """What the table was made from; JSON-able, kept in the JSON alone."""
+    """The data behind the table, JSON-serialisable; not shown in Markdown."""
 
-    def markdown(self) -> str:
-        """The table and its notes."""
+    def markdown(self, level: int = 2) -> str:
+        """Heading of that level, table and notes."""
         columns = list(self.rows[0])
-        lines = [f"## {self.title}", "", _line(columns), _line(["---"] * len(columns))]
-        lines += [_line([_shown(row[column]) for column in columns]) for row in self.rows]
+        lines = [f"{'#' * level} {self.title}", "", *table_lines(columns, self.rows)]
         return "\n".join([*lines, "", *[f"- {note}" for note in self.notes]]).rstrip() + "\n"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where and from what a benchmark came."""
+    """How, when and where a table was made. None stands for what was not recorded."""
 
     command: str
-    """As typed."""
+    """Command line."""
     commit: str
-    """The checkout's commit, and whether files differed from it."""
+    """Commit of the checkout, and whether files differed from it."""
     date: str
     """UTC, to the minute."""
-    cpu: str
+    cpu: str | None = None
     """Model name of the processor."""
-    n_cores: int
-    """Cores that this process may use."""
-    load: float
-    """Mean number of busy processes over the minute before; much above 0, timings are worth less."""
-    torch: str
+    n_cores: int | None = None
+    """Cores available to the process."""
+    load: float | None = None
+    """Load average over the minute before the run; well above 0, timings are less reliable."""
+    torch: str | None = None
     """Version of torch."""
-    n_threads: int
-    """Threads that torch computes with."""
-    device: str
-    """Where the models computed."""
+    n_threads: int | None = None
+    """Threads torch computes with."""
+    device: str | None = None
+    """Device of the models."""
+    copied_from: str | None = None
+    """The document this table was copied from, if the command did not write it: `commit` and `date` are then those of
+    the commit that put the table into that document."""
 
     def markdown(self) -> str:
-        """One line for people."""
+        """One line for readers."""
+        machine = "".join(f", {part}" for part in self._machine())
+        if self.copied_from is None:
+            return f"`{self.command}` at commit {self.commit}, {self.date}{machine}."
         return (
-            f"`{self.command}` at commit {self.commit}, {self.date}, on {self.n_cores} cores of {self.cpu} "
-            f"(load before: {self.load:.1f}), torch {self.torch} with {self.n_threads} threads, on {self.device}."
+            f"`{self.command}`{machine}. Copied from `{self.copied_from}` as of commit {self.commit} ({self.date}), "
+            "not written by the command."
         )
+
+    def _machine(self) -> list[str]:
+        parts = []
+        if self.cpu is not None:
+            cores = "" if self.n_cores is None else f"{self.n_cores} cores of "
+            load = "" if self.load is None else f" (load before: {self.load:.1f})"
+            parts.append(f"on {cores}{self.cpu}{load}")
+        if self.torch is not None:
+            parts.append(f"torch {self.torch}")
+        if self.n_threads is not None:
+            parts.append(f"{self.n_threads} threads")
+        if self.device is not None:
+            parts.append(f"device {self.device}")
+        return parts
 
 
 def origin(command: str, load: float, device: str) -> Origin:
-    """Of the present process; `load` as it was before the benchmark."""
+    """The origin of tables made by this process; `load` is the load average before it measured anything."""
     import torch  # here, because the page's start is measured before this process holds torch
 
     return Origin(
@@ -122,17 +141,17 @@ def origin(command: str, load: float, device: str) -> Origin:
     )
 
 
-def markdown(title: str, provenance: Origin, tables: Sequence[Table]) -> str:
-    """The whole report."""
-    return "\n".join([f"# {title}", "", provenance.markdown(), "", *[table.markdown() for table in tables]])
+def markdown(title: str, made: Origin, tables: Sequence[Table]) -> str:
+    """A report of tables that were made together."""
+    return "\n".join([f"# {title}", "", made.markdown(), "", *[table.markdown() for table in tables]])
 
 
-def write(folder: Path, title: str, provenance: Origin, tables: Sequence[Table]) -> None:
-    """Put the report into `folder`, as Markdown and JSON named after its title."""
+def write(folder: Path, title: str, made: Origin, tables: Sequence[Table]) -> None:
+    """Write a report into `folder` as Markdown and JSON, named after its title."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = title.lower().replace(" ", "-")
-    write_text(folder / f"{stem}.md", markdown(title, provenance, tables))
-    content = {"origin": asdict(provenance), "tables": [asdict(table) for table in tables]}
+    write_text(folder / f"{stem}.md", markdown(title, made, tables))
+    content = {"origin": asdict(made), "tables": [asdict(table) for table in tables]}
     write_text(folder / f"{stem}.json", json.dumps(content, indent=1) + "\n")
 
 
@@ -144,6 +163,11 @@ def timed(work: Callable[[], object], n: int) -> list[float]:
         work()
         seconds.append(perf_counter() - started)
     return seconds
+
+
+def load_now() -> float:
+    """Load average over the last minute; 0 where the system has none."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def commit_now() -> str:
@@ -158,6 +182,12 @@ def commit_now() -> str:
         return git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def table_lines(columns: Sequence[str], rows: Sequence[Mapping[str, Cell]]) -> list[str]:
+    """The lines of a Markdown table."""
+    lines = [_line(columns), _line(["---"] * len(columns))]
+    return [*lines, *[_line([_shown(row[column]) for column in columns]) for row in rows]]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -1,1 +1,1 @@
-"""Evaluations: how true the claims are, each figure beside a baseline, with its interval."""
+"""Evaluations that check the claims, each figure next to a baseline and with its interval."""

@@ -1,101 +1,131 @@
-"""`python -m training evaluate NAME`: whether the claims are true."""
+"""`python -m training evaluate NAME`: measure whether the claims are true."""
 
 import argparse
-import inspect
 import logging
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
 import core
-import core.activations.attention
-import core.concepts.layout
 from core.diffusion.diffuser import Diffuser
-from core.edits import load_editor
 from core.folders import cache_folder
-from core.sae.collection import EMBEDDED, list_saes
-from core.segmentation.semantic import load_segmenter
+from core.sae.collection import EMBEDDED
 from training.common import report
 from training.common.report import Table
+from training.common.results import Section, render, store, write_readme
 from training.evaluate import picturebook
-from training.evaluate.common.judges import load_judges
+from training.evaluate.common.evaluation import Evaluation, Subject
 from training.evaluate.common.store import cached, fingerprint
 from training.evaluate.information import captions, counterfactual, likelihood, localisation, pid, words
 from training.evaluate.interventions import evaluation as interventions
 from training.evaluate.layout import evaluation as layout
-from training.evaluate.picturebook import held_out_scenes
 from training.evaluate.sae import concepts
 from training.evaluate.sae import evaluation as sae
-from training.evaluate.sae.by_k import by_k
 from training.hub.cards import write_sae_card
-from training.picturebook.world.scenes import caption_of
-from training.prompts.sources import GRAMMAR, Prompts, add_prompt_arguments, open_prompts
+from training.prompts.sources import GRAMMAR, add_prompt_arguments, open_prompts
 
 PACKAGE = Path(core.__file__).parent / "picturebook"
+HERE = Path(__file__).parent
+"""Folder of the README and of the stored results."""
+JUDGES = ("segmenter", "second_segmenter", "style_classifier")
+"""Folders of the judges in the package."""
 
-Part = TypeVar("Part")
+EVALUATIONS: Mapping[str, Evaluation[Any, Any]] = {
+    one.name: one
+    for one in (
+        picturebook.EVALUATION,
+        sae.EVALUATION,
+        concepts.EVALUATION,
+        layout.EVALUATION,
+        interventions.EVALUATION,
+        pid.EVALUATION,
+        captions.EVALUATION,
+        localisation.EVALUATION,
+        words.EVALUATION,
+        counterfactual.EVALUATION,
+        likelihood.EVALUATION,
+    )
+}
+"""By name, in the order of the README."""
+
+INTRO = """
+What was measured to check the claims of this project: each figure next to a baseline, with its 95 % interval. Unless a
+note says otherwise everything is measured on `picturebook`, the embedded model, whose training scenes are painted by a
+program: every object, background, style and mask is known. Captions and scenes are held out: their combinations of
+objects, background and style never occur in training.
+
+Terms: an *object* is what a noun of a caption names, the *background* what the scene is set on. *Conditional branch*:
+the evaluations of the U-Net that see the prompt, as opposed to the unconditional ones of classifier-free guidance.
+*CMI* is the information a word carries about the image given the rest of the prompt, *MI* given nothing.
+"""
 
 log = logging.getLogger(__name__)
 
 
 class EvalOptions(NamedTuple):
-    """What the command line asks for."""
+    """Options of the command line."""
 
-    parts: Sequence[str]
-    """Tables; none for all."""
-    quick: bool
-    """A minute's version."""
-    folder: Path
-    """Where results are kept."""
+    parts: Sequence[str] = ()
+    """Names of the tables to make; none for all."""
+    quick: bool = False
+    """Measure the size that takes about a minute."""
+    folder: Path = cache_folder("evaluate")
+    """Folder of the report and of cached tables."""
     saes: Sequence[Path] = (PACKAGE / "saes",)
     """Collections of SAEs."""
     prompts: str = GRAMMAR
     """Where prompts come from."""
     column: str = "caption"
-    """Of a dataset: where its captions are."""
+    """Column of the captions, for a dataset."""
     where: Sequence[str] = ()
-    """Of a dataset: conditions that a row has to fulfil."""
+    """Conditions a row must fulfil, for a dataset."""
     dtype: str = "float32"
-    """What the model computes in."""
+    """Data type of the model."""
+    package: Path = PACKAGE
+    """Folder of the judges."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
+    defaults = EvalOptions()
     parser.add_argument("name", choices=list(EVALUATIONS), help="what to evaluate")
-    parser.add_argument("--parts", nargs="+", default=[], help="which of its tables to make; all by default")
-    parser.add_argument("--quick", action="store_true", help="a minute's version; its figures mean little")
+    parser.add_argument("--parts", nargs="+", default=[], help="tables to make; all by default")
+    parser.add_argument("--quick", action="store_true", help="a version of a minute; its figures mean little")
     parser.add_argument("--model", default="picturebook", help="built-in name, folder, or owner/name@revision")
-    parser.add_argument("--device", default=None, help="torch device; by default the best there is")
-    defaults = EvalOptions._field_defaults
+    parser.add_argument("--device", default=None, help="torch device; the best one available by default")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        default=defaults["dtype"],
-        help="what the model computes in; the lower ones are faster, and round away what small words tell",
+        default=defaults.dtype,
+        help="data type of the model; the lower ones are faster, but round away what small words contribute",
     )
+    per_collection = ", ".join(f"`{name}`" for name, one in EVALUATIONS.items() if one.per_collection)
     parser.add_argument(
-        "--saes",
-        nargs="+",
-        type=Path,
-        default=defaults["saes"],
-        help="collections of SAEs that `sae`, `concepts` and `layout` evaluate",
+        "--saes", nargs="+", type=Path, default=defaults.saes, help=f"collections of SAEs, for {per_collection}"
     )
     add_prompt_arguments(parser, "; its held-out part")
-    parser.add_argument("--card", action="store_true", help="of `sae`: write each collection's card and manifest too")
     parser.add_argument(
-        "--out", type=Path, default=cache_folder("evaluate"), help="folder of the results, as Markdown and JSON"
+        "--card", action="store_true", help="with `sae`: also write each collection's card and manifest"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=defaults.folder, help="folder of the report, as Markdown and JSON, and of the cache"
+    )
+    parser.add_argument(
+        "--store",
+        action="store_true",
+        help="also store the tables in the repository, and write training/evaluate/README.md from all that is stored",
     )
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Evaluate, write the tables and print them. What was measured before of the same weights is not measured again."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    """Evaluate, write the report and print it. Tables of unchanged weights, settings and code come from the cache."""
+    if arguments.store and arguments.quick:
+        raise SystemExit("--store keeps results that others read: it does not go with --quick.")
+    load = report.load_now()
     model = core.load_model(arguments.model, device=arguments.device, dtype=getattr(torch, arguments.dtype))
     options = EvalOptions(
         arguments.parts,
@@ -107,17 +137,51 @@ def main(arguments: argparse.Namespace) -> None:
         arguments.where,
         arguments.dtype,
     )
-    tables = EVALUATIONS[arguments.name](model, options)
+    tables = evaluate(EVALUATIONS[arguments.name], model, options)
     if arguments.card:
         write_cards(arguments.name, options, tables)
-    provenance = report.origin(" ".join(["python -m training", *sys.argv[1:]]), load, str(model.device))
+    made = report.origin(" ".join(["python -m training", *sys.argv[1:]]), load, str(model.device))
     title = f"Evaluation {arguments.name}"
-    report.write(arguments.out, title, provenance, tables)
-    print(report.markdown(title, provenance, tables))
+    report.write(arguments.out, title, made, tables)
+    print(report.markdown(title, made, tables))
+    if arguments.store:
+        store(HERE, arguments.name, tables, made)
+        write_readme(HERE, readme())
+
+
+def evaluate(evaluation: Evaluation[Any, Any], model: Diffuser, options: EvalOptions) -> list[Table]:
+    """The tables of an evaluation, measured or from the cache; of each collection of SAEs where it evaluates those."""
+    if unknown := [name for name in options.parts if name not in evaluation.part_names]:
+        raise SystemExit(f"There is no part {unknown[0]!r}: there are {', '.join(evaluation.part_names)}.")
+    settings = evaluation.quick if options.quick else evaluation.settings
+    prompts = [] if evaluation.n_prompts is None else _held_out(model, options, evaluation.n_prompts(settings))
+    roots = options.saes if evaluation.per_collection else options.saes[:1]
+    by_root: list[list[Table]] = []
+    for root in roots:
+        bench = evaluation.bench(Subject(model, options.package, root, prompts), settings)
+        folders = [*_own_weights(model), *(options.package / name for name in JUDGES)]
+        folders += [root] if evaluation.per_collection else []
+        key = fingerprint(folders, settings, [model.spec.name, model.spec.revision, options.dtype, prompts])
+        tables = []
+        for part in evaluation.parts:
+            if not options.parts or part.__name__ in options.parts:
+                log.info("%s: %s", evaluation.name, part.__name__)
+                path = options.folder / f"{evaluation.name}-{part.__name__}-{key}.json"
+                tables.append(cached(path, lambda part=part, bench=bench: part(bench)))  # type: ignore[misc]
+        by_root.append(tables)
+    if len(roots) == 1:
+        return by_root[0]
+    named = [
+        replace(table, name=f"{table.name}-{root.name}", title=f"{table.title}: {root.name}")
+        for root, tables in zip(roots, by_root, strict=True)
+        for table in tables
+    ]
+    comparison = evaluation.compare and evaluation.compare([table for tables in by_root for table in tables])
+    return [*named, comparison] if comparison else named
 
 
 def write_cards(name: str, options: EvalOptions, tables: Sequence[Table]) -> None:
-    """The card and manifest of each collection, from its own tables."""
+    """Write the card and manifest of each collection, from its own tables."""
     if name != "sae" or options.parts or options.quick:
         raise SystemExit("--card goes with all tables of the evaluation `sae`, and not with --quick.")
     each = len(tables) // len(options.saes)
@@ -126,160 +190,19 @@ def write_cards(name: str, options: EvalOptions, tables: Sequence[Table]) -> Non
         write_sae_card(root, embedded[0] if embedded else str(root), tables[i * each : (i + 1) * each])
 
 
-def evaluate_picturebook(model: Diffuser, options: EvalOptions, package: Path = PACKAGE) -> list[Table]:
-    """How good the embedded model in `package` is."""
-    settings = picturebook.QUICK if options.quick else picturebook.Settings()
-    judges = load_judges(package)
-    parts = {part.__name__: part for part in picturebook.PARTS}
-    return _tables(
-        parts,
-        options,
-        fingerprint(picturebook, _model_and_judges(package), settings),
-        lambda part: part(model, judges, settings),
-    )
+def readme() -> str:
+    """The README of all stored results."""
+    sections = [Section(one.name, one.title, one.description, one.part_names) for one in EVALUATIONS.values()]
+    return render(HERE, "Evaluation results", INTRO, "python -m training evaluate", sections)
 
 
-def evaluate_sae(model: Diffuser, options: EvalOptions) -> list[Table]:
-    """How good the SAEs of some collections are: for each, the same tables; for several, one more beside each other."""
-    settings = sae.QUICK if options.quick else sae.Settings()
-    source = _held_out(model, options)
-    prompts = [source.prompt(number) for number in range(settings.n_fit + settings.n_images)]
-    parts = {part.__name__: part for part in sae.PARTS}
-    local = _own_weights(model)
-    tables = []
-    for root in options.saes:
-        saes = {i: core.load_sae(root, i.hookpoint, i.branch, i.t) for i in list_saes(root)}
-        if not saes:
-            raise SystemExit(f"There is no SAE in {root}. Train some with `python -m training sae`.")
-        key = fingerprint(sae, [root, *local], settings, [model.spec.name, model.spec.revision, prompts])
-        made = _tables(parts, options, key, lambda part, saes=saes: part(model, saes, prompts, settings))  # type: ignore[misc]
-        tables += _told_apart(made, options, root)
-    compared = [table for table in tables if table.name == sae.reconstruction.__name__]
-    return [*tables, by_k(compared)] if len(compared) > 1 else tables
-
-
-def evaluate_layout(model: Diffuser, options: EvalOptions, package: Path = PACKAGE) -> list[Table]:
-    """How well the concepts of some collections foretell the layout of picturebook's captions; judges in `package`."""
-    settings = layout.QUICK if options.quick else layout.Settings()
-    captions = [caption_of(scene) for scene in held_out_scenes(settings.n_fit + settings.n_images)]
-    parts = {part.__name__: part for part in layout.PARTS}
-    local = _own_weights(model)
-    code = [inspect.getsource(module) for module in (core.activations.attention, core.concepts.layout)]
-    tables = []
-    for root in options.saes:
-        shared = [i for i in list_saes(root) if i.t == "all"]
-        if not shared:
-            raise SystemExit(f"There is no SAE for all times in {root}. Train some with `python -m training sae`.")
-        read = {(i.hookpoint, i.branch): (core.load_sae(root, *i), core.load_concepts(root, *i)) for i in shared}
-        segmenters = tuple(load_judges(package).segmenters.values())
-        bench = layout.Bench(model, segmenters, captions, read, settings)
-        key = fingerprint(
-            layout, [root, *_model_and_judges(package), *local], settings, [model.spec.name, model.spec.revision, *code]
-        )
-        made = _tables(parts, options, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
-        tables += _told_apart(made, options, root)
-    return tables
-
-
-def evaluate_concepts(model: Diffuser, options: EvalOptions, package: Path = PACKAGE) -> list[Table]:
-    """What the concepts of some collections mean; the segmenter in `package` says what is where."""
-    settings = concepts.QUICK if options.quick else concepts.Settings()
-    source = _held_out(model, options)
-    prompts = [source.prompt(number) for number in range(settings.n_images)]
-    local = _own_weights(model)
-    tables = []
-    for root in options.saes:
-        read = {i: (core.load_sae(root, *i), core.load_concepts(root, *i)) for i in list_saes(root) if i.t == "all"}
-        if not read:
-            raise SystemExit(f"There is no SAE for all times in {root}. Train some with `python -m training sae`.")
-        bench = concepts.Bench(model, load_segmenter(package / "segmenter"), prompts, read, settings)
-        key = fingerprint(concepts, [root, *_model_and_judges(package), *local], settings, [model.spec.name, prompts])
-        parts = {part.__name__: part for part in concepts.PARTS}
-        made = _tables(parts, options, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
-        tables += _told_apart(made, options, root)
-    return tables
-
-
-def evaluate_interventions(model: Diffuser, options: EvalOptions, package: Path = PACKAGE) -> list[Table]:
-    """What edits by the concepts of some collections do to picturebook's pictures; judges in `package`."""
-    settings = interventions.QUICK if options.quick else interventions.Settings()
-    parts = {part.__name__: part for part in interventions.PARTS}
-    code = [path.read_text(encoding="utf-8") for path in sorted((Path(core.__file__).parent / "edits").glob("*.py"))]
-    tables = []
-    for root in options.saes:
-        bench = interventions.Bench(load_editor(model, root), load_judges(package), package, settings)
-        key = fingerprint(
-            interventions,
-            [root, *_model_and_judges(package), *_own_weights(model)],
-            settings,
-            [model.spec.name, model.spec.revision, *code],
-        )
-        made = _tables(parts, options, key, lambda part, bench=bench: part(bench))  # type: ignore[misc]
-        tables += _told_apart(made, options, root)
-    return tables
-
-
-def evaluate_information(module: ModuleType) -> Callable[[Diffuser, EvalOptions], list[Table]]:
-    """An evaluation of what words tell true scenes, by a module with `Settings`, `QUICK`, a `Bench` and `PARTS`."""
-
-    def evaluate(model: Diffuser, options: EvalOptions) -> list[Table]:
-        settings = module.QUICK if options.quick else module.Settings()
-        bench = module.Bench(model, settings)
-        engine = Path(core.__file__).parent
-        files = [*sorted((engine / "information").glob("*.py")), engine / "inversion.py", engine / "attention.py"]
-        code = [path.read_text(encoding="utf-8") for path in files]
-        weights = [*_own_weights(model), PACKAGE / "segmenter"]
-        key = fingerprint(module, weights, settings, [model.spec.name, model.spec.revision, *code])
-        return _tables({part.__name__: part for part in module.PARTS}, options, key, lambda part: part(bench))
-
-    return evaluate
-
-
-def _held_out(model: Diffuser, options: EvalOptions) -> Prompts:
-    """The prompts that are kept from training."""
-    return open_prompts(options.prompts, model.check_prompt, split="test", column=options.column, where=options.where)
+def _held_out(model: Diffuser, options: EvalOptions, n: int) -> list[str]:
+    """The first `n` held-out prompts."""
+    source = open_prompts(options.prompts, model.check_prompt, split="test", column=options.column, where=options.where)
+    return [source.prompt(number) for number in range(n)]
 
 
 def _own_weights(model: Diffuser) -> list[Path]:
-    """The model's folder, where it is on this disk."""
+    """The model's folder, if it is on this disk."""
     folder = Path(model.spec.source)
     return [folder] if folder.is_dir() else []
-
-
-def _model_and_judges(package: Path) -> list[Path]:
-    """Not all of the package: what is made from the model later changes nothing that was measured of it."""
-    return [package / name for name in ("model", "segmenter", "second_segmenter", "style_classifier")]
-
-
-EVALUATIONS: dict[str, Callable[[Diffuser, EvalOptions], list[Table]]] = {
-    "captions": evaluate_information(captions),
-    "counterfactual": evaluate_information(counterfactual),
-    "interventions": evaluate_interventions,
-    "concepts": evaluate_concepts,
-    "layout": evaluate_layout,
-    "likelihood": evaluate_information(likelihood),
-    "localisation": evaluate_information(localisation),
-    "picturebook": evaluate_picturebook,
-    "pid": evaluate_information(pid),
-    "sae": evaluate_sae,
-    "words": evaluate_information(words),
-}
-
-
-def _tables(parts: dict[str, Part], options: EvalOptions, key: str, measure: Callable[[Part], Table]) -> list[Table]:
-    """The tables asked for, measured or, from the folder, remembered."""
-    if wrong := [name for name in options.parts if name not in parts]:
-        raise SystemExit(f"There is no part {wrong[0]!r}: there are {', '.join(parts)}.")
-    if options.dtype != "float32":
-        key = f"{key}-{options.dtype}"
-    tables = []
-    for name, part in parts.items():
-        if not options.parts or name in options.parts:
-            log.info("%s", name)
-            tables.append(cached(options.folder, name, key, lambda part=part: measure(part)))  # type: ignore[misc]
-    return tables
-
-
-def _told_apart(tables: list[Table], options: EvalOptions, root: Path) -> list[Table]:
-    """The tables of a collection, with its name where there are several."""
-    return tables if len(options.saes) == 1 else [replace(of, title=f"{of.title}: {root.name}") for of in tables]

@@ -1,4 +1,4 @@
-"""From trained weights to a `StableDiffusionPipeline` folder that plain diffusers loads."""
+"""Export of trained weights to a `StableDiffusionPipeline` folder that plain diffusers loads."""
 
 import json
 from copy import deepcopy
@@ -34,13 +34,15 @@ SHEET_CAPTIONS = (
     "a rocket above a pig",
     "a cat, a star and a train on the snow",
 )
-"""What the sheets drawn during training show, to be compared from one to the next."""
+"""Captions of the sheets sampled during training, always the same so that sheets can be compared."""
 
 
 @torch.no_grad()
 def standardise(autoencoder: AutoencoderKL, latents: Tensor) -> None:
-    """Fold into the autoencoder what gives each channel of `latents` [N, C, h, w], its posterior means, mean 0 and
-    spread 1, so that every channel has the same signal-to-noise ratio at every step of the diffusion.
+    """Standardise each channel of the autoencoder's latents, given its posterior means `latents` [N, C, h, w].
+
+    Mean 0 and standard deviation 1 are folded into the weights, so that every channel has the same signal-to-noise
+    ratio at every diffusion step.
     """
     mean, spread = latents.double().mean((0, 2, 3)), latents.double().std((0, 2, 3))
     mean, spread = mean.to(autoencoder.quant_conv.weight), spread.to(autoencoder.quant_conv.weight)
@@ -56,7 +58,7 @@ def standardise(autoencoder: AutoencoderKL, latents: Tensor) -> None:
 def assemble(
     autoencoder: AutoencoderKL, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, scaling_factor: float
 ) -> StableDiffusionPipeline:
-    """The pipeline of these components."""
+    """Assemble a pipeline from its components."""
     autoencoder.register_to_config(scaling_factor=scaling_factor)
     return StableDiffusionPipeline(
         vae=autoencoder,
@@ -72,13 +74,13 @@ def assemble(
 
 
 def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    """Write a pipeline as fp16 safetensors that load as float32 where no dtype is given."""
+    """Save a pipeline as fp16 safetensors that load as float32 if no dtype is given."""
     halves = {name: deepcopy(module) for name, module in pipeline.components.items() if isinstance(module, nn.Module)}
     for module in halves.values():
         nn.Module.to(module, torch.float16)
     half = StableDiffusionPipeline(**{**pipeline.components, **halves}, requires_safety_checker=False)
     half.save_pretrained(folder, safe_serialization=True)
-    # transformers loads in the dtype that the config names, diffusers in float32: the two would not fit together.
+    # transformers loads in the dtype of the config, diffusers in float32: without this the two would not match.
     set_json(folder / "text_encoder" / "config.json", dtype="float32")
 
 
@@ -90,14 +92,14 @@ def set_json(path: Path, **values: object) -> None:
 
 
 def diffuser_of(pipeline: StableDiffusionPipeline) -> Diffuser:
-    """The engine round a pipeline in memory, on a copy: it freezes what it wraps."""
+    """A Diffuser of a copy of a pipeline, because it freezes the weights it wraps."""
     copies = {name: deepcopy(module) for name, module in pipeline.components.items() if isinstance(module, nn.Module)}
     copy = StableDiffusionPipeline(**{**pipeline.components, **copies}, requires_safety_checker=False)
     return Diffuser(copy, BUILT_IN["picturebook"])
 
 
 def draw_sheet(model: Diffuser, captions: tuple[str, ...], columns: int = 8) -> Image.Image:
-    """Pictures of captions, the i-th with seed i, side by side."""
+    """A grid of images of captions, the i-th with seed i."""
     side = model.image_size
     sheet = Image.new("RGB", (columns * side, -(-len(captions) // columns) * side))
     for i, caption in enumerate(captions):
@@ -107,5 +109,5 @@ def draw_sheet(model: Diffuser, captions: tuple[str, ...], columns: int = 8) -> 
 
 
 def entries_under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries under a prefix, without it."""
+    """The entries under a prefix, with the prefix removed."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""`python -m training picturebook`: train the embedded model and put it into the package."""
+"""`python -m training picturebook`: train the embedded model and install it in the package."""
 
 import argparse
 import json
@@ -20,7 +20,6 @@ from core.files import write_text
 from core.folders import cache_folder
 from core.information.surprisal import TABLE
 from core.sae.io import WEIGHTS
-from core.sae.trained import files_digest
 from core.segmentation.semantic import load_segmenter
 from core.spec import BUILT_IN, ModelSpec
 from training.common.allocator import keep_freed_memory
@@ -53,7 +52,7 @@ from training.sae.trainer import SaeRun
 RECIPE = Path(__file__).parents[1] / "recipes" / "picturebook.json"
 PACKAGE = Path(core.__file__).parent / "picturebook"
 BY_EYE = Path(__file__).parents[1] / "picturebook" / "data" / "by_eye.md"
-"""What a person counted in drawn pictures, for the card."""
+"""Counts by a person looking at generated images, for the card."""
 JUDGES = ("segmenter", "second_segmenter", "style_classifier")
 """Folders of the judges in the package, and their names in `JudgesLoss`."""
 
@@ -82,66 +81,68 @@ class PicturebookLabels(LabelConfig):
 
 @dataclass(frozen=True)
 class PicturebookConfig:
-    """Everything that makes the embedded model."""
+    """Recipe of the embedded model."""
 
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    """Shape of the autoencoder."""
+    """Architecture of the autoencoder."""
     autoencoder_loop: LoopConfig = field(default_factory=lambda: LoopConfig(1200, 16, 2e-3))
-    """Its training."""
+    """Training of the autoencoder."""
     n_scenes: int = 65536
-    """Scenes that the denoiser sees, again and again, with other words and noise."""
+    """Scenes the denoiser is trained on, in every epoch with other captions and noise."""
     n_held_out: int = 512
-    """Held-out scenes on which its loss, and the judges, are measured at each checkpoint."""
+    """Held-out scenes on which its loss and the judges are measured at each checkpoint."""
     n_drawn: int = 16
-    """Captions drawn at each checkpoint."""
+    """Captions sampled at each checkpoint."""
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    """Shape of the denoiser."""
+    """Architecture of the denoiser."""
     text_loop: LoopConfig = field(default_factory=lambda: LoopConfig(700, 512, 2e-3))
-    """Training of the text encoder alone, before."""
+    """Training of the text encoder alone, before the denoiser."""
     denoiser_loop: LoopConfig = field(default_factory=lambda: LoopConfig(4000, 32, 1.5e-3))
-    """Its training."""
+    """Training of the denoiser."""
     judges: JudgeConfig = field(default_factory=JudgeConfig)
-    """Shapes of the segmenters and of the style classifier."""
+    """Architectures of the segmenters and the style classifier."""
     judges_loop: LoopConfig = field(default_factory=lambda: LoopConfig(1500, 32, 1.5e-3))
-    """Their training."""
+    """Training of the judges."""
     saes: SaeRecipe = field(default_factory=lambda: read_recipe(SaeRecipe, SAE_RECIPE))
-    """The sparse autoencoders that come with it; those of `python -m training sae` unless told otherwise."""
+    """Its sparse autoencoders; by default those of `python -m training sae`."""
     labels: PicturebookLabels = field(default_factory=PicturebookLabels)
-    """How their latents get names."""
+    """Labelling of their latents."""
     seed: int = 0
     """Seed of the initial weights."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run in progress."""
+class PicturebookRun:
+    """The stages of training, with their folders."""
 
     config: PicturebookConfig
     folder: Path
-    """Where checkpoints and latents are."""
+    """Folder of checkpoints and latents."""
     package: Path
-    """Where the finished model goes."""
+    """Folder of the finished model."""
     n_workers: int
     """Processes that paint scenes."""
-    every: float
+    checkpoint_interval_s: float
     """Seconds between checkpoints."""
     warm_start: bool
     """Whether training starts from the weights in the package."""
 
     @property
     def device(self) -> torch.device:
-        """Where inference runs; training is accelerate's to place."""
+        """Device of inference; accelerate places training."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     # --- stages -------------------------------------------------------------------------------------------------------
 
     def train_autoencoder(self) -> None:
-        """Train the autoencoder, and standardise its latents."""
+        """Train the autoencoder and standardise its latents."""
         torch.manual_seed(self.config.seed)
         task = AutoencoderTask(self.config.autoencoder)
         if self.warm_start:
             _load(task.model, self.package / "model", {"autoencoder.": "vae"})
-        train(task, self.config.autoencoder_loop, self.folder, n_workers=self.n_workers, every=self.every)
+        train(
+            task, self.config.autoencoder_loop, self.folder, n_workers=self.n_workers, every=self.checkpoint_interval_s
+        )
         autoencoder = build_autoencoder(self.config.autoencoder)
         weights = load_file(self.folder / task.name / "ema.safetensors")
         autoencoder.load_state_dict(entries_under(weights, "autoencoder."))
@@ -152,23 +153,23 @@ class Run:
         autoencoder.save_pretrained(self.folder / "vae")
 
     def encode_scenes(self) -> None:
-        """Paint and encode the scenes that the denoiser is trained on, and some held-out ones."""
+        """Paint and encode the scenes the denoiser is trained on, and some held-out ones."""
         autoencoder = self._autoencoder().to(self.device, memory_format=torch.channels_last)
         folder = self.folder / "latents"
         compute_latents(autoencoder, self.config.n_held_out, folder, "test", self.n_workers)
         compute_latents(autoencoder, self.config.n_scenes, folder, "train", self.n_workers)
 
     def train_text(self) -> None:
-        """Teach the text encoder what captions say of where things stand."""
+        """Train the text encoder to represent where the objects of a caption are."""
         data, held_out = (load_latents(self.folder / "latents", split) for split in ("train", "test"))
         torch.manual_seed(self.config.seed)
         task = TextTask(self.config.denoiser, data, held_out)
         if self.warm_start:
             _load(task.model, self.package / "model", {"text_encoder.": "text_encoder"})
-        train(task, self.config.text_loop, self.folder, n_workers=0, every=self.every)
+        train(task, self.config.text_loop, self.folder, n_workers=0, every=self.checkpoint_interval_s)
 
     def train_denoiser(self) -> None:
-        """Train the U-Net, and the text encoder along with it."""
+        """Train the U-Net together with the text encoder."""
         data, held_out = (load_latents(self.folder / "latents", split) for split in ("train", "test"))
         factor = _scaling_factor(data)
         scaled, scaled_held_out = (part._replace(latents=part.latents * factor) for part in (data, held_out))
@@ -181,10 +182,10 @@ class Run:
         task = DenoiserTask(self.config.denoiser, scaled, scaled_held_out, draw)
         if self.warm_start:
             _load(task.model, self.package / "model", {"unet.": "unet", "text_encoder.": "text_encoder"})
-        taught = self.folder / "text" / "ema.safetensors"
-        if taught.exists():
-            task.model.load_state_dict({**task.model.state_dict(), **load_file(taught)})
-        train(task, self.config.denoiser_loop, self.folder, n_workers=0, every=self.every)
+        pretrained = self.folder / "text" / "ema.safetensors"
+        if pretrained.exists():
+            task.model.load_state_dict({**task.model.state_dict(), **load_file(pretrained)})
+        train(task, self.config.denoiser_loop, self.folder, n_workers=0, every=self.checkpoint_interval_s)
 
     def train_judges(self) -> None:
         """Train the segmenters and the style classifier."""
@@ -192,10 +193,10 @@ class Run:
         task = JudgesTask(self.config.judges, self.config.n_held_out)
         if self.warm_start:
             _load(task.model, self.package, {f"{name}.": name for name in JUDGES})
-        train(task, self.config.judges_loop, self.folder, n_workers=self.n_workers, every=self.every)
+        train(task, self.config.judges_loop, self.folder, n_workers=self.n_workers, every=self.checkpoint_interval_s)
 
     def export(self) -> None:
-        """Put what has been trained into the package, as fp16; judges that were not trained stay as they are."""
+        """Export what has been trained to the package, in fp16; judges that were not trained stay unchanged."""
         data = load_latents(self.folder / "latents", "train")
         model = DenoiserLoss(self.config.denoiser, data.latents.shape[1], data.latents.shape[-1])
         model.load_state_dict(load_file(self.folder / "denoiser" / "ema.safetensors"))
@@ -216,15 +217,15 @@ class Run:
 
     def train_saes(self) -> None:
         """Train sparse autoencoders on the finished model."""
-        # A folder a model: what was trained on another is neither taken up nor lost.
-        run = SaeRun(self.folder / "saes" / self._digest("model"), every=self.every)
+        # One folder per model: SAEs of another model are neither resumed nor overwritten.
+        run = SaeRun(self.folder / "saes" / self._digest("model"), every=self.checkpoint_interval_s)
         train_collection(self.config.saes, self._spec, run, self.package / "saes")
 
-    def name_concepts(self) -> None:
-        """Name the latents of the sparse autoencoders."""
+    def label_concepts(self) -> None:
+        """Label the latents of the sparse autoencoders."""
         model = self._finished()
         segmenter = load_segmenter(self.package / "segmenter", device=self.device)
-        run = LabelRun(self.folder / "labels" / self._digest("model", "saes", "segmenter"), self.every)
+        run = LabelRun(self.folder / "labels" / self._digest("model", "saes", "segmenter"), self.checkpoint_interval_s)
         prompts = open_prompts(GRAMMAR, model.check_prompt)
         label_collection(self.config.labels, self.package / "saes", model, segmenter, prompts, run)
 
@@ -235,39 +236,33 @@ class Run:
         build(self._finished(), self.package / "examples")
 
     def write_card(self) -> None:
-        """Evaluate what is in the package, and write the cards; what was measured before is not measured again."""
-        from training.evaluate.run import (
-            EvalOptions,
-            evaluate_concepts,
-            evaluate_layout,
-            evaluate_picturebook,
-            evaluate_sae,
-        )
+        """Evaluate what is in the package and write the cards; unchanged results come from the cache."""
+        from training.evaluate.run import EVALUATIONS, EvalOptions, evaluate
         from training.hub.cards import write_sae_card
         from training.pipeline.card import read_curve, write_card
 
         model = self._finished()
-        asked = EvalOptions([], False, cache_folder("evaluate"), (self.package / "saes",))
-        tables = evaluate_picturebook(model, asked, self.package)
+        options = EvalOptions(saes=(self.package / "saes",), package=self.package)
+        tables = evaluate(EVALUATIONS["picturebook"], model, options)
         by_eye = BY_EYE.read_text(encoding="utf-8") if BY_EYE.exists() else ""
         write_card(model, self.package, tables, read_curve(self.folder), by_eye)
-        of_saes = [*evaluate_sae(model, asked), *evaluate_concepts(model, asked, self.package)]
-        of_saes += evaluate_layout(model, asked._replace(parts=["beside"]), self.package)
+        of_saes = evaluate(EVALUATIONS["sae"], model, options) + evaluate(EVALUATIONS["concepts"], model, options)
+        of_saes += evaluate(EVALUATIONS["layout"], model, options._replace(parts=["differences"]))
         write_sae_card(self.package / "saes", "picturebook", of_saes)
 
     def _digest(self, *names: str) -> str:
-        """Hash of the weights in these folders of the package."""
+        """Hash of the weights in some folders of the package."""
         found = [path for name in names for path in (self.package / name).rglob("*.safetensors")]
-        # Beside an SAE's weights lies what was counted of it.
+        # The statistics beside an SAE's weights do not count.
         return str(files_digest(path for path in found if "saes" not in path.parts or path.name == WEIGHTS))
 
     @property
     def _spec(self) -> ModelSpec:
-        """The embedded model's, in the package."""
+        """The embedded model's spec, for the copy in the package."""
         return replace(BUILT_IN["picturebook"], source=str(self.package / "model"), assets=self.package)
 
     def _finished(self) -> Diffuser:
-        """The model in the package, with the embedded model's settings."""
+        """Load the model from the package."""
         return core.load_model(self._spec, device=self.device)
 
     def _autoencoder(self) -> AutoencoderKL:
@@ -275,38 +270,38 @@ class Run:
         return autoencoder.eval()
 
 
-STAGES: dict[str, Callable[[Run], None]] = {
-    "autoencoder": Run.train_autoencoder,
-    "latents": Run.encode_scenes,
-    "text": Run.train_text,
-    "denoiser": Run.train_denoiser,
-    "judges": Run.train_judges,
-    "export": Run.export,
-    "saes": Run.train_saes,
-    "labels": Run.name_concepts,
-    "examples": Run.build_examples,
-    "card": Run.write_card,
+STAGES: dict[str, Callable[[PicturebookRun], None]] = {
+    "autoencoder": PicturebookRun.train_autoencoder,
+    "latents": PicturebookRun.encode_scenes,
+    "text": PicturebookRun.train_text,
+    "denoiser": PicturebookRun.train_denoiser,
+    "judges": PicturebookRun.train_judges,
+    "export": PicturebookRun.export,
+    "saes": PicturebookRun.train_saes,
+    "labels": PicturebookRun.label_concepts,
+    "examples": PicturebookRun.build_examples,
+    "card": PicturebookRun.write_card,
 }
-"""In this order; each needs those before it, `judges` none."""
+"""In the order they run; each needs those before it, except `judges`, which needs none."""
 
 
 def _scaling_factor(data: Latents) -> float:
-    """One over the standard deviation of the latents."""
+    """Reciprocal of the standard deviation of the latents."""
     return 1 / float(data.latents.double().std())
 
 
 def _load(model: torch.nn.Module, folder: Path, parts: dict[str, str]) -> None:
-    """Load exported components into a training module's entries of these prefixes; what only training has stays."""
+    """Load exported components into the entries of a training module with the given prefixes; other entries stay."""
     state = {name: value for name, value in model.state_dict().items() if not name.startswith(tuple(parts))}
     for prefix, component in parts.items():
         path = next((folder / component).glob("*.safetensors"))
         state |= {prefix + name: value.float() for name, value in load_file(path).items()}
     model.load_state_dict(state)
-    logger.info("started from the weights in %s", folder)
+    logger.info("starting from the weights in %s", folder)
 
 
 def read_config(path: Path) -> PicturebookConfig:
-    """A recipe: JSON with the fields of `PicturebookConfig`; what it leaves out has its default.
+    """Read a recipe: JSON with fields of `PicturebookConfig`; the others have their defaults.
 
     Raises:
         ValueError: A name in it is not a field.
@@ -315,27 +310,32 @@ def read_config(path: Path) -> PicturebookConfig:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to do, in this order")
-    parser.add_argument("--recipe", type=Path, default=RECIPE, help="JSON with the sizes and the training")
+    """Add the command's options."""
     parser.add_argument(
-        "--run-dir", type=Path, default=cache_folder("picturebook"), help="folder of checkpoints; resumed"
+        "--stages", nargs="+", choices=STAGES, default=list(STAGES), help="stages to run, in this order"
     )
-    parser.add_argument("--out", type=Path, default=PACKAGE, help="folder that the finished model is put into")
-    parser.add_argument("--workers", type=int, default=0, help="processes that paint scenes; 0: a thread")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="JSON file of the recipe")
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        default=cache_folder("picturebook"),
+        help="folder of checkpoints, from which a run resumes",
+    )
+    parser.add_argument("--out", type=Path, default=PACKAGE, help="folder of the finished model")
+    parser.add_argument("--workers", type=int, default=0, help="processes that paint scenes; 0 for a thread")
     parser.add_argument("--checkpoint-every", type=float, default=300, help="seconds between checkpoints")
     parser.add_argument("--warm-start", action="store_true", help="start from the weights in --out")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Run the stages that were asked for, in their order."""
+    """Run the requested stages in their order."""
     keep_freed_memory()
-    run = Run(
+    run = PicturebookRun(
         config=read_config(arguments.recipe),
         folder=arguments.run_dir,
         package=arguments.out,
         n_workers=arguments.workers,
-        every=arguments.checkpoint_every,
+        checkpoint_interval_s=arguments.checkpoint_every,
         warm_start=arguments.warm_start,
     )
     with locked(arguments.run_dir):

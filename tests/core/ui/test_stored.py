@@ -9,7 +9,7 @@ import core
 from core.information.stored import GIVEN
 from core.spec import BUILT_IN
 from core.ui.examples import Example, load_examples
-from training.pipeline.examples import EXAMPLES, Ask, build
+from training.pipeline.examples import EXAMPLES, ExampleRequest, build
 
 EMBEDDED = Path(BUILT_IN["picturebook"].source)
 STORED = load_examples(EMBEDDED.parent / "examples")
@@ -41,7 +41,7 @@ def check_equal(model: core.Diffuser, example: Example, given: str) -> None:
 
 
 def test_what_is_built_equals_a_fresh_run(model: core.Diffuser, tmp_path: Path) -> None:
-    build(model, tmp_path, [Ask("cat", "cat", 5)], rel_error=0.5, num_inference_steps=3)
+    build(model, tmp_path, [ExampleRequest("cat", "cat", 5)], rel_error=0.5, num_inference_steps=3)
     (example,) = load_examples(tmp_path)
     assert len(example.scene.frames) == 3
     for given in GIVEN:

@@ -18,11 +18,10 @@ import core
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.text import distinct_words
 from core.information.quadrature import Sampler
-from training.benchmark import baselines as baselines
-from training.benchmark import latency, prompts, run, saes
-from training.benchmark import streaming as fed
+from training.benchmark import baselines, latency, prompts, run, saes, streaming
 from training.benchmark.arithmetic import equal_error_evals, needed, ratio, relative_errors, resamples, times
-from training.benchmark.estimator import Method, Settings, ladder, measure, replicates, tabulate
+from training.benchmark.benchmark import Benchmark, BenchmarkRun
+from training.benchmark.estimator import EstimatorSettings, Method, ladder, measure, replicates, tabulate
 from training.benchmark.full_size import SMALL, components, make_pipeline
 from training.benchmark.prompts import Sample, held_out
 from training.common import report
@@ -47,7 +46,7 @@ def test_the_error_of_gaussian_maps_is_the_known_one() -> None:
     np.testing.assert_allclose(of_four, ERRORS / 2, rtol=0.06)
 
 
-def test_a_poor_reference_gives_the_same_error_once_its_own_variance_is_taken_off() -> None:
+def test_a_poor_reference_gives_the_same_error_once_its_variance_is_subtracted() -> None:
     few = [relative_errors(noisy_maps(100, seed), noisy_maps(20, 100 + seed)) for seed in range(40)]
     np.testing.assert_allclose(np.mean(few, 0), ERRORS, rtol=0.03)
     # What is subtracted is not small: as much as the error of a run as long as the reference.
@@ -55,7 +54,7 @@ def test_a_poor_reference_gives_the_same_error_once_its_own_variance_is_taken_of
     np.testing.assert_allclose(np.sqrt(np.mean(np.square(long_runs), 0)), ERRORS / 20**0.5, rtol=0.08)
 
 
-def test_a_reference_that_is_noise_alone_is_refused() -> None:
+def test_a_reference_of_pure_noise_is_refused() -> None:
     with pytest.raises(ValueError, match="more replicates"):
         relative_errors(noisy_maps(4, 1), (noisy_maps(20, 2) - TRUTH) * np.tile([1, -1], 10)[:, None, None, None])
 
@@ -84,7 +83,7 @@ def test_intervals_cover_and_are_paired_over_prompts() -> None:
     assert 0.86 * 200 <= held <= 0.99 * 200
 
 
-def test_the_ladder_goes_from_the_published_way_to_ours_one_switch_at_a_time() -> None:
+def test_the_ladder_goes_from_kong_et_al_to_ours_one_setting_at_a_time() -> None:
     switches = ("stratified", "antithetic", "shared", "fitted", "profile", "prompts_per_word")
     for ours in (
         Sampler(),
@@ -104,7 +103,7 @@ def test_the_ladder_goes_from_the_published_way_to_ours_one_switch_at_a_time() -
 
 
 @pytest.mark.parametrize("n_words", [3, 6, 10])
-def test_prompts_are_held_out_captions_of_that_many_different_words(
+def test_prompts_are_held_out_captions_of_that_many_distinct_words(
     n_words: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = held_out(n_words, 3)
@@ -112,13 +111,13 @@ def test_prompts_are_held_out_captions_of_that_many_different_words(
     assert all(len(distinct_words(sample.prompt)) == n_words for sample in samples)
     assert all(sample.image.size == (128, 128) for sample in samples)
     monkeypatch.setattr(prompts, "_SCENES", 50)
-    with pytest.raises(ValueError, match="40 different words"):
+    with pytest.raises(ValueError, match="40 distinct words"):
         held_out(40, 1)
 
 
 # --- on the small model -----------------------------------------------------------------------------------------------
 
-SETTINGS = Settings(n_prompts=1, n_runs=2, n_reference=4)
+SETTINGS = EstimatorSettings(n_prompts=1, n_runs=2, n_reference=4)
 SHORT = Sampler(n_points=4)
 
 
@@ -140,15 +139,13 @@ def test_replicates_are_what_attribute_takes_the_mean_of(model: Diffuser, sample
     np.testing.assert_allclose(maps.mean(0), same.maps, rtol=1e-3)
 
 
-def test_the_third_prompt_of_the_published_way_costs_and_changes_nothing(
-    model: Diffuser, samples: list[Sample]
-) -> None:
+def test_the_third_prompt_of_kong_et_al_is_counted_and_changes_nothing(model: Diffuser, samples: list[Sample]) -> None:
     three, two = ladder(SHORT)[0].sampler, ladder(SHORT)[1].sampler
     a, b = (replicates(model, samples[0], sampler, 3, 1, 64) for sampler in (three, two))
     np.testing.assert_allclose(a, b, rtol=1e-3)
 
 
-def test_the_estimator_part_measures_every_method_and_goes_on_after_a_kill(
+def test_the_estimator_measures_every_method_and_resumes(
     model: Diffuser, samples: list[Sample], tmp_path: Path
 ) -> None:
     methods = ladder(SHORT)
@@ -163,7 +160,7 @@ def test_the_estimator_part_measures_every_method_and_goes_on_after_a_kill(
     # 4 noise samples; 3 and 6 words: three prompts a word, two, then one more than there are words.
     assert [result.n_evals.tolist() for result in results] == [[36, 72], [24, 48], *[[16, 28]] * 4]
     assert all((result.errors > 0).all() for result in results)
-    # Other sampling is not mistaken for what was kept.
+    # Another sampler does not hit the cache.
     measure(model, samples[:1], [Method("other", replace(SHORT, loc=1.5))], SETTINGS, tmp_path)
     assert model.n_unet_calls > calls
     table = tabulate(results, [3, 6], samples, SETTINGS)
@@ -175,10 +172,17 @@ def test_the_estimator_part_measures_every_method_and_goes_on_after_a_kill(
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def test_an_aim_is_met_only_if_the_slowest_repeat_meets_it() -> None:
+def test_a_target_is_met_only_if_the_slowest_repeat_meets_it() -> None:
     assert Figure("page, s", [3.0, 4.0, 5.5], 5.0).row()["met"] is False
     row = Figure("page, s", [3.0, 4.0, 5.0], 5.0, "bare import 2 s").row()
-    assert row == {"what": "page, s", "median": 4.0, "worst": 5.0, "aim": 5.0, "met": True, "beside": "bare import 2 s"}
+    assert row == {
+        "what": "page, s",
+        "median": 4.0,
+        "worst": 5.0,
+        "target": 5.0,
+        "met": True,
+        "reference": "bare import 2 s",
+    }
     assert Figure("call, ms", [3.0]).row()["met"] is None
 
 
@@ -186,11 +190,14 @@ def test_the_command_writes_what_it_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = Table("app", "Start", [Figure("page, s", [3.25], 5.0).row()], ["a note"], {"seed": 1})
-    monkeypatch.setitem(run.PARTS, "app", lambda _: table)
+    benchmark = Benchmark("App", "Its start.", 3, 1, lambda _, n: [table] if n == 3 else [])
+    monkeypatch.setattr(run, "load_benchmark", lambda _: benchmark)
     monkeypatch.setattr("sys.argv", ["python", "benchmark", "app"])
     parser = argparse.ArgumentParser()
     run.add_arguments(parser)
-    run.main(parser.parse_args(["app", "--out", str(tmp_path)]))
+    monkeypatch.setattr(run, "HERE", tmp_path / "stored")
+    run.main(parser.parse_args(["app", "--out", str(tmp_path), "--store"]))
+    assert "| page, s | 3.25 | 3.25 | 5 | yes |" in (tmp_path / "stored" / "README.md").read_text()
     printed = capsys.readouterr().out
     assert printed.strip() == (tmp_path / "benchmark.md").read_text().strip()
     assert "| page, s | 3.25 | 3.25 | 5 | yes |" in printed
@@ -198,18 +205,19 @@ def test_the_command_writes_what_it_prints(
     content = json.loads((tmp_path / "benchmark.json").read_text())
     assert content["tables"][0]["details"] == {"seed": 1}
     assert {"command", "commit", "date", "cpu", "n_cores", "torch", "n_threads"} <= set(content["origin"])
+    with pytest.raises(SystemExit, match="does not go with --quick"):
+        run.main(parser.parse_args(["app", "--out", str(tmp_path), "--quick", "--store"]))
 
 
-def test_every_part_is_measured_unless_some_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_benchmark_runs_unless_some_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     run.add_arguments(parser)
     assert parser.parse_args([]).names == []
-    on_cpu, on_gpu = (run.Run("picturebook", device, True, Path()) for device in ("cpu", "cuda"))
-    assert [name for name in run.PARTS if run._wanted(name, [], on_gpu)] == list(run.PARTS)[
-        :-2
-    ]  # all but conformance, latency
-    assert [name for name in run.PARTS if run._wanted(name, [], on_cpu)] == list(run.PARTS)[:-3]  # nor fed
-    assert [name for name in run.PARTS if run._wanted(name, ["sae", "fed"], on_cpu)] == ["sae", "fed"]
+    on_cpu, on_gpu = (BenchmarkRun("picturebook", device, True, Path()) for device in ("cpu", "cuda"))
+    names = list(run.BENCHMARKS)
+    assert [name for name in names if run._wanted(name, [], on_gpu)] == names[:-2]  # all but conformance, latency
+    assert [name for name in names if run._wanted(name, [], on_cpu)] == names[:-3]  # nor streaming
+    assert [name for name in names if run._wanted(name, ["sae", "streaming"], on_cpu)] == ["sae", "streaming"]
     with pytest.raises(SystemExit):
         parser.parse_args(["estimater"])
     assert "Did you mean 'estimator'" in capsys.readouterr().err
@@ -235,7 +243,7 @@ def test_sae_trainers_race_on_the_same_batches(tmp_path: Path) -> None:
 
 def test_saes_are_trained_while_a_sampler_feeds_them() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
-    table = fed.part(fed.QUICK, "cpu")
+    table = streaming.part(streaming.QUICK, "cpu")
     sampler, both = table.rows
     assert (sampler["what"], both["what"]) == ("the sampler", "sampler and training")
     assert both["share of the time"] == "100 %"
@@ -249,11 +257,11 @@ def test_saes_are_trained_while_a_sampler_feeds_them() -> None:
 
 def test_the_sampler_that_feeds_is_stable_diffusions() -> None:
     with torch.device("meta"):
-        unet: Any = components(fed.Settings().size)["unet"]
+        unet: Any = components(streaming.Settings().size)["unet"]
     assert sum(weight.numel() for weight in unet.parameters()) == 859_520_964  # as v1.4's weights have
-    hookpoints = fed.Settings().spec.hookpoints
+    hookpoints = streaming.Settings().spec.hookpoints
     assert [unet.get_submodule(name).in_channels for name in hookpoints] == [1280, 1280, 1280]
-    assert len(fed.Settings().recipe.times) == 4
+    assert len(streaming.Settings().recipe.times) == 4
 
 
 def test_small_calls_are_timed_beside_diffusers_and_without_graphs() -> None:
@@ -286,7 +294,7 @@ def test_planted_activations_are_sparse_sums_of_the_same_directions() -> None:
     assert not torch.equal(data["train"][0], data["train"][1])
 
 
-def test_an_aim_counts_only_at_no_higher_loss() -> None:
+def test_a_target_counts_only_at_no_higher_loss() -> None:
     def result(name: str, precision: str, seconds: float, fvu: float) -> saes.Result:
         return saes.Result(name, precision, [[seconds] * 2] * 3, fvu, 100)
 

@@ -6,12 +6,13 @@ from PIL import Image
 
 from core.diffusion.diffuser import Diffuser
 from training.benchmark import density
-from training.benchmark.density import Settings, Spread, controlled, error, profile_of, spread_of
+from training.benchmark.density import DensitySettings, Spread, controlled, error, profile_of, spread_of
 from training.benchmark.prompts import Sample
 
 
 def planted(seed: int, spreads: tuple[float, ...] = (1.0, 3.0, 1.0, 1.0), control: float = 0.0) -> Spread:
-    """Maps of two words on 2 x 2 cells under 400 noises a piece, as noisy as told; `control` of that is known."""
+    """Maps of two words on 2 x 2 cells under 400 noises a piece, of given spread; a share `control` of it is
+    explained."""
     rng = np.random.default_rng(seed)
     longer = rng.normal(size=(len(spreads), 400, 2, 2))
     unknown = rng.normal(size=(len(spreads), 400, 2, 2, 2))
@@ -44,7 +45,7 @@ def test_spreads_are_in_shares_of_each_words_map() -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(3, 500, 4, 2, 2))
     apart = 2 + 0.1 * rng.normal(size=(3, 500, 2, 4, 2, 2))
-    apart[:, :, 1] *= 10  # a word that says a hundred times as much
+    apart[:, :, 1] *= 10  # a word with a hundred times the information
     spread = spread_of(apart, noise)
     np.testing.assert_allclose((spread.maps.mean((0, 1)) ** 2).sum((1, 2)), 1)
     assert abs(spread.longer.mean()) < 0.1
@@ -52,10 +53,10 @@ def test_spreads_are_in_shares_of_each_words_map() -> None:
     np.testing.assert_allclose(spread.variance()[:, 0], spread.variance()[:, 1], rtol=0.2)
 
 
-def test_the_part_measures_a_model(model: Diffuser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_density_measures_a_model(model: Diffuser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(density, "scenes_with", lambda _, n, __: samples(n))
     rows = model.n_unet_rows
-    settings = Settings(lengths=(3,), n_prompts=3, n_pieces=3, n_noises=4)
+    settings = DensitySettings(lengths=(3,), n_prompts=3, n_pieces=3, n_noises=4)
     profile, variance = density.tables(model, settings)
     assert model.n_unet_rows - rows == 3 * 12 * 4
     assert len(profile.rows) == 3

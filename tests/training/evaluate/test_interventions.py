@@ -18,10 +18,19 @@ from core.edits import Editor, load_editor
 from training.evaluate import run
 from training.evaluate.common.judges import Judges
 from training.evaluate.common.masks import Resampled
-from training.evaluate.interventions import evaluation as interventions
-from training.evaluate.interventions.arms import Arm, Request, Unedited, context, draw_arm, labelled_objects, requests
-from training.evaluate.interventions.evaluation import QUICK, Bench
-from training.evaluate.interventions.outcomes import Judge, JudgeOutputs, cleared, elsewhere, fulfilled
+from training.evaluate.interventions import bench as interventions
+from training.evaluate.interventions.arms import (
+    Arm,
+    Request,
+    Unedited,
+    context,
+    draw_arm,
+    labelled_objects,
+    make_requests,
+)
+from training.evaluate.interventions.bench import QUICK, InterventionBench
+from training.evaluate.interventions.evaluation import EVALUATION
+from training.evaluate.interventions.outcomes import Judge, JudgeOutputs, cleared, elsewhere, succeeded
 from training.picturebook.world.world import LABELS
 
 CAT, SEA, GRASS = LABELS.index("cat"), LABELS.index("sea"), LABELS.index("grass")
@@ -62,16 +71,16 @@ def label_map(box: tuple[slice, slice]) -> Tensor:
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-def test_requests_of_one_thing_stand_together_and_their_words_are_known(picturebook: Diffuser, editor: Editor) -> None:
+def test_requests_of_one_object_are_grouped_and_their_words_are_known(picturebook: Diffuser, editor: Editor) -> None:
     objects = labelled_objects(editor, 10)
     assert len(set(objects)) == 10
-    asked = requests("moving", objects, range(2)) + requests("styling", objects, range(1))
-    assert len(asked) == 10 * 4 * 2 + 10 * 5
-    assert [one.object_name for one in asked[:8]] == [objects[0]] * 8
-    assert {one.seed for one in asked[:8]} == {one.seed for one in asked if one.object_name == objects[0]} | {
-        asked[1].seed
+    requests = make_requests("moving", objects, range(2)) + make_requests("styling", objects, range(1))
+    assert len(requests) == 10 * 4 * 2 + 10 * 5
+    assert [one.object_name for one in requests[:8]] == [objects[0]] * 8
+    assert {one.seed for one in requests[:8]} == {one.seed for one in requests if one.object_name == objects[0]} | {
+        requests[1].seed
     }
-    for one in asked:
+    for one in requests:
         picturebook.check_prompt(one.prompt)
         picturebook.check_prompt(one.prompt_with_target)
     assert move("bottom-right").prompt_with_target == "a cat right below on the street"
@@ -82,7 +91,7 @@ def test_requests_of_one_thing_stand_together_and_their_words_are_known(pictureb
 # --- judging ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_wish_is_fulfilled_where_the_centre_is() -> None:
+def test_a_move_succeeds_where_the_centre_is() -> None:
     inside, across, absent = (
         label_map(box)
         for box in (
@@ -91,15 +100,15 @@ def test_a_wish_is_fulfilled_where_the_centre_is() -> None:
             (slice(0, 10), slice(0, 10)),
         )
     )
-    assert [fulfilled(move(), labels, "plain") for labels in (inside, across, absent)] == [True, False, False]
-    assert fulfilled(move("top-right"), across, "plain")
+    assert [succeeded(move(), labels, "plain") for labels in (inside, across, absent)] == [True, False, False]
+    assert succeeded(move("top-right"), across, "plain")
     style = Request("styling", "cat", "night", 0)
-    assert [fulfilled(style, absent, seen) for seen in ("night", "plain")] == [True, False]
+    assert [succeeded(style, absent, seen) for seen in ("night", "plain")] == [True, False]
     gone = Request("removing", "cat", "", 0)
-    assert [fulfilled(gone, labels, "plain") for labels in (inside, across, absent)] == [False, False, True]
+    assert [succeeded(gone, labels, "plain") for labels in (inside, across, absent)] == [False, False, True]
 
 
-def test_elsewhere_is_neither_the_region_nor_where_the_thing_was() -> None:
+def test_elsewhere_is_neither_the_region_nor_where_the_object_was() -> None:
     labels = label_map((slice(100, 120), slice(100, 120)))
     where = elsewhere(move(), labels)
     assert where.sum() == 128 * 128 - 64 * 64 - 20 * 20
@@ -108,38 +117,42 @@ def test_elsewhere_is_neither_the_region_nor_where_the_thing_was() -> None:
     gone = Request("removing", "cat", "", 0)
     assert elsewhere(gone, labels).sum() == 128 * 128 - 20 * 20
     new = torch.where(labels == CAT, SEA, labels)
-    new[100:105, 100:120] = CAT + 1  # another thing, over a quarter of it
+    new[100:105, 100:120] = CAT + 1  # another object, over a quarter of it
     assert cleared(gone, new, labels) == pytest.approx(0.75)
     assert cleared(gone, labels, labels) == 0
 
 
-def test_pictures_far_from_all_others_are_odd() -> None:
+def test_images_far_from_all_others_are_out_of_distribution() -> None:
     judge = Judge.__new__(Judge)
     features = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
     judge._look = lambda _: JudgeOutputs(torch.zeros(0), (), torch.zeros(0), features)  # type: ignore[method-assign]
-    judge.know([None] * 2)  # type: ignore[list-item]
+    judge.fit([None] * 2)  # type: ignore[list-item]
     new = torch.stack([features.mean(0), features[3] + 0.01, features.mean(0) + 30])
-    assert judge._odd(new) == [False, False, True]
+    assert judge._out_of_distribution(new) == [False, False, True]
 
 
 # --- arms -------------------------------------------------------------------------------------------------------------
 
 
-def update_of(model: Diffuser, asked: list[Request], contexts: list[Any], step: int = 0) -> dict[ActivationKey, Tensor]:
+def update_of(
+    model: Diffuser, requests: list[Request], contexts: list[Any], step: int = 0
+) -> dict[ActivationKey, Tensor]:
     with record(model, steps=[step]) as updates:
-        prompts, seeds = [one.prompt for one in asked], [one.seed for one in asked]
+        prompts, seeds = [one.prompt for one in requests], [one.seed for one in requests]
         list(model.sample(prompts, seeds=seeds, num_inference_steps=N_STEPS, last_step=step, contexts=contexts))
     return dict(updates)
 
 
-def test_the_published_formula_by_hand(picturebook: Diffuser, editor: Editor) -> None:
-    asked = [move("top-right", 3), Request("styling", "cat", "night", 4), Request("removing", "dog", "", 5)]
+def test_tinaz_et_al_by_hand(picturebook: Diffuser, editor: Editor) -> None:
+    requests = [move("top-right", 3), Request("styling", "cat", "night", 4), Request("removing", "dog", "", 5)]
     site = SaeSite(picturebook.spec.default_hookpoint, "cond")
     key, sae = ActivationKey(*site, 0), editor.saes[site]
     before = record(picturebook, steps=[0])
     after = record(picturebook, steps=[0])
     update_of(
-        picturebook, asked, [before, context(editor, Arm("published formula", (0, 1), 2.0), asked, N_STEPS), after]
+        picturebook,
+        requests,
+        [before, context(editor, Arm("Tinaz et al. 2025", (0, 1), 2.0), requests, N_STEPS), after],
     )
     old, new = (part[key].flatten(2).transpose(1, 2) for part in (before, after))
     for row, label in enumerate(("cat", "night", "dog")):
@@ -158,16 +171,18 @@ def test_the_published_formula_by_hand(picturebook: Diffuser, editor: Editor) ->
 
 
 def test_a_prompt_is_switched_from_a_step_on(picturebook: Diffuser, editor: Editor) -> None:
-    asked = [Request("styling", "cat", "night", 4), Request("styling", "boat", "sepia", 5)]
+    requests = [Request("styling", "cat", "night", 4), Request("styling", "boat", "sepia", 5)]
     settings: dict[str, Any] = {"seeds": [4, 5], "num_inference_steps": N_STEPS}
     states = {}
     for first in (0, 1):
-        arm = Arm("prompt from there on", (first, N_STEPS - 1))
-        prompts = [one.prompt for one in asked]
-        states[first] = list(picturebook.sample(prompts, **settings, contexts=[context(editor, arm, asked, N_STEPS)]))
-    told = list(picturebook.sample([one.prompt_with_target for one in asked], **settings))
-    plain = list(picturebook.sample([one.prompt for one in asked], **settings))
-    assert torch.equal(states[0][-1].x, told[-1].x)
+        arm = Arm("prompt switched", (first, N_STEPS - 1))
+        prompts = [one.prompt for one in requests]
+        states[first] = list(
+            picturebook.sample(prompts, **settings, contexts=[context(editor, arm, requests, N_STEPS)])
+        )
+    with_target = list(picturebook.sample([one.prompt_with_target for one in requests], **settings))
+    plain = list(picturebook.sample([one.prompt for one in requests], **settings))
+    assert torch.equal(states[0][-1].x, with_target[-1].x)
     assert torch.equal(states[1][0].x, plain[0].x)
     assert not torch.allclose(states[1][1].x, plain[1].x, atol=1e-3)
     assert not picturebook.unet._forward_pre_hooks
@@ -179,23 +194,23 @@ def test_a_prompt_is_switched_from_a_step_on(picturebook: Diffuser, editor: Edit
 def fake_images(
     editor: Editor,  # noqa: ARG001
     arm: Arm,
-    asked: Sequence[Request],
+    requests: Sequence[Request],
     unedited: Unedited,
 ) -> Iterator[Image.Image]:
     assert arm.steps is None or arm.steps[1] < unedited.n_steps
     rng = np.random.default_rng(int(100 * abs(arm.strength or 0)))
-    for _ in asked:
+    for _ in requests:
         yield Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8))
 
 
 def test_every_table_and_nothing_is_measured_twice(
     picturebook: Diffuser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(interventions, "QUICK", replace(TINY, num_inference_steps=3, stride=2))
     monkeypatch.setattr(interventions, "draw_arm", fake_images)
-    asked = run.EvalOptions((), True, tmp_path)
-    tables = run.evaluate_interventions(picturebook, asked)
-    assert [table.name for table in tables] == [part.__name__ for part in interventions.PARTS]
+    options = run.EvalOptions((), True, tmp_path)
+    tiny = replace(EVALUATION, quick=replace(TINY, num_inference_steps=3, stride=2))
+    tables = run.evaluate(tiny, picturebook, options)
+    assert [table.name for table in tables] == [part.__name__ for part in EVALUATION.parts]
     windows, switching, sweep, moving, styling, removing = tables
     assert len(moving.rows) == len(styling.rows) == 2 + 3 * (1 + 1)
     assert len(removing.rows) == 2 + 4 * (1 + 1)
@@ -208,22 +223,22 @@ def test_every_table_and_nothing_is_measured_twice(
     assert str(unedited["layout IoU elsewhere"]).startswith("1.000")
     json.dumps([table.details for table in tables])
     n_calls = picturebook.n_unet_calls
-    assert [table.rows for table in run.evaluate_interventions(picturebook, asked)] == [table.rows for table in tables]
+    assert [table.rows for table in run.evaluate(tiny, picturebook, options)] == [table.rows for table in tables]
     assert picturebook.n_unet_calls == n_calls
 
 
 @pytest.mark.parametrize("steps", [(0, 0), (1, 1)])
-def test_pictures_of_an_arm_are_those_of_its_requests(
+def test_images_of_an_arm_are_those_of_its_requests(
     picturebook: Diffuser, editor: Editor, steps: tuple[int, int]
 ) -> None:
-    asked = [move("top-left", 3), Request("styling", "cat", "night", 3)]
+    requests = [move("top-left", 3), Request("styling", "cat", "night", 3)]
     arm, unedited = Arm("edit", steps, 40.0), Unedited(picturebook, N_STEPS, 2)
-    unedited.know(asked)
+    unedited.add(requests)
     before = picturebook.n_unet_calls
-    together = list(draw_arm(editor, arm, asked, unedited))
+    together = list(draw_arm(editor, arm, requests, unedited))
     assert picturebook.n_unet_calls - before == N_STEPS - steps[0]
-    edits = [arm.edit(one) for one in asked]
-    for one, change, image in zip(asked, edits, together, strict=True):
+    edits = [arm.edit(one) for one in requests]
+    for one, change, image in zip(requests, edits, together, strict=True):
         alone = picturebook.generate(
             one.prompt, seed=one.seed, num_inference_steps=N_STEPS, previews=False, edits=[change]
         ).image
@@ -231,12 +246,12 @@ def test_pictures_of_an_arm_are_those_of_its_requests(
     assert np.abs(np.asarray(together[0], np.int16) - np.asarray(together[1], np.int16)).max() > 9
 
 
-def test_strengths_are_chosen_on_other_pictures_the_smallest_of_equals(editor: Editor) -> None:
+def test_strengths_are_chosen_on_other_images_the_smallest_of_ties(editor: Editor) -> None:
     settings = replace(TINY, num_inference_steps=3, betas=(1.0, 2.0), strengths=(1.0, 2.0))
-    bench = Bench(editor, Judges({}, None), run.PACKAGE, settings)  # type: ignore[arg-type]
+    bench = InterventionBench(editor, Judges({}, None), run.PACKAGE, settings)  # type: ignore[arg-type]
     values = {
-        ("published formula", "late", 1.0): 0.5,
-        ("published formula", "late", 2.0): 0.5,
+        ("Tinaz et al. 2025", "late", 1.0): 0.5,
+        ("Tinaz et al. 2025", "late", 2.0): 0.5,
         ("edit", "early", 2.0): 0.9,
     }
 
@@ -245,11 +260,11 @@ def test_strengths_are_chosen_on_other_pictures_the_smallest_of_equals(editor: E
         return Resampled(values.get((arm.method, arm.stage, arm.strength or 0), 0.1), np.zeros(2))
 
     bench.mean = mean  # type: ignore[method-assign]
-    assert bench.chosen("moving", "published formula", "late").strength == 1.0
-    values["published formula", "late", 2.0] = 0.6
-    assert bench.chosen("moving", "published formula", "late").strength == 2.0
-    assert bench.chosen("moving", "published formula", "early").strength == 1.0
+    assert bench.chosen("moving", "Tinaz et al. 2025", "late").strength == 1.0
+    values["Tinaz et al. 2025", "late", 2.0] = 0.6
+    assert bench.chosen("moving", "Tinaz et al. 2025", "late").strength == 2.0
+    assert bench.chosen("moving", "Tinaz et al. 2025", "early").strength == 1.0
     late = bench.chosen("moving", "edit", "late")
     assert (late.strength, late.stage, late.steps) == (2.0, "late", bench.stages["moving"]["late"])
-    seeds = {split: {one.seed for one in bench.asked("moving", split)} for split in ("sweep", "test")}
+    seeds = {split: {one.seed for one in bench.requests("moving", split)} for split in ("sweep", "test")}
     assert not seeds["sweep"] & seeds["test"]

@@ -30,7 +30,7 @@ from training.evaluate.common.masks import (
     truth_of,
 )
 from training.evaluate.layout import evaluation as layout
-from training.evaluate.layout.evaluation import Settings
+from training.evaluate.layout.evaluation import EVALUATION, LayoutBench, LayoutSettings
 from training.evaluate.layout.images import LayoutImages, joined, objects_in, watch
 from training.evaluate.layout.methods import Baseline, baselines, prior
 from training.evaluate.layout.probe import PENALTIES, fit_probe
@@ -39,7 +39,7 @@ from training.picturebook.world.world import LABELS, OBJECT_INDEX
 
 CAT, DOG, SEA = LABELS.index("cat"), LABELS.index("dog"), LABELS.index("sea")
 MIDDLE = "mid_block.attentions.0"
-TINY = Settings(n_images=6, n_fit=6, n_steps_each=2, num_inference_steps=3, batch_size=4, n_bootstrap=30)
+TINY = LayoutSettings(n_images=6, n_fit=6, n_steps_each=2, num_inference_steps=3, batch_size=4, n_bootstrap=30)
 
 
 def caption(*nouns: str, relation: Any = None) -> Caption:
@@ -63,7 +63,7 @@ def test_cells_are_counted_and_go_to_their_majority() -> None:
 
 
 def boxes() -> tuple[Tensor, Truth]:
-    """Two pictures of 8 x 8 pixels on 4 x 4 cells: class 0 in 6 x 4 pixels, and in 5, of which 4 fill a cell."""
+    """Two images of 8 x 8 pixels on 4 x 4 cells: class 0 in 6 x 4 pixels, and in 5, of which 4 fill a cell."""
     labels = torch.full((2, 8, 8), 2)
     labels[0, :6, :4] = 0
     labels[1, :2, :2] = labels[1, 2, 0] = 0
@@ -115,7 +115,7 @@ def test_scores_become_masks_that_do_not_overlap_at_the_best_threshold() -> None
     assert not bool(score_masks(scores, 0.0)[0, 2][truth.masks[0, 0]].any())
 
 
-def test_means_are_over_things_and_intervals_over_pictures() -> None:
+def test_means_are_over_objects_and_intervals_over_images() -> None:
     rng = np.random.default_rng(0)
     ious = rng.uniform(size=(400, 3))
     ious[rng.uniform(size=(400, 3)) < 0.4] = np.nan
@@ -126,10 +126,10 @@ def test_means_are_over_things_and_intervals_over_pictures() -> None:
     value, low, high = mean.estimate
     assert low < value < high
     assert (high - low) / (2 * 1.96) == pytest.approx(error, rel=0.15)
-    # Paired: what is better by as much everywhere is so for certain.
-    less = resampled(ious + 0.1, 500).less(mean)
-    assert less == pytest.approx((0.1, 0.1, 0.1))
-    assert mean.share_of(mean) == pytest.approx((1, 1, 1))
+    # Paired: a constant difference has no uncertainty.
+    difference = resampled(ious + 0.1, 500).minus(mean)
+    assert difference == pytest.approx((0.1, 0.1, 0.1))
+    assert mean.over(mean) == pytest.approx((1, 1, 1))
     assert str(resampled(np.full((4, 3), np.nan), 10).estimate) == "none"
 
 
@@ -150,7 +150,7 @@ def test_a_probe_finds_classes_that_a_plane_divides() -> None:
     assert float((shuffled.logits(x).argmax(2) == labels).float().mean()) < 0.6
 
 
-def test_a_probe_takes_the_penalty_that_suits_other_pictures() -> None:
+def test_a_probe_takes_the_penalty_that_suits_other_images() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, 6, 20, generator=generator)
     noise, plain = torch.randint(3, (40, 6), generator=generator), x[..., :3].argmax(2)
@@ -163,7 +163,7 @@ def test_a_probe_takes_the_penalty_that_suits_other_pictures() -> None:
 
 
 def images(captions: Sequence[Caption], labels: Tensor, updates: Tensor | None = None) -> LayoutImages:
-    """Pictures whose label maps [N, 8, 8] are the grid itself."""
+    """Images whose label maps [N, 8, 8] are the grid itself."""
     counts = cell_counts(labels, len(LABELS), 8, 8)
     targets = torch.full((len(captions), 3), -1)
     for i, one in enumerate(captions):
@@ -195,7 +195,7 @@ def test_a_prior_is_the_mean_mask_of_what_is_named_elsewhere() -> None:
     assert prior(fit, MIDDLE, lambda *_: "all")(fit, 0)[0, 1:].isinf().all()
 
 
-def test_homonyms_are_what_is_there_and_small_things_are_not() -> None:
+def test_homonyms_are_what_is_there_and_small_objects_are_not() -> None:
     labels = torch.full((1, 128, 128), SEA)
     labels[0, :20, :20] = OBJECT_INDEX["club"]
     labels[0, :15, 100:115] = OBJECT_INDEX["bat"]
@@ -237,10 +237,10 @@ def table_of(latents: Sequence[str], classes: Sequence[str], d_sae: int | None =
 
 
 def by_name(methods: Sequence[Baseline]) -> dict[tuple[str, bool], Baseline]:
-    return {(method.name, method.told): method for method in methods}
+    return {(method.name, method.uses_prompt_classes): method for method in methods}
 
 
-def test_concepts_in_another_order_foretell_what_they_know() -> None:
+def test_concepts_in_another_order_predict_what_they_know() -> None:
     captions = [caption("cat", "dog"), caption("cat"), caption("dog")]
     labels = torch.full((3, 8, 8), SEA)
     labels[:2, :4, :4] = CAT
@@ -257,8 +257,8 @@ def test_concepts_in_another_order_foretell_what_they_know() -> None:
     methods = by_name(list(baselines(shown, read, [0])))  # type: ignore[arg-type]
     truth = shown.truth[MIDDLE]
 
-    def ious(name: str, told: bool) -> list[float]:
-        found = grid_iou(methods[name, told].masks(shown, 0), truth)
+    def ious(name: str, uses_prompt_classes: bool) -> list[float]:
+        found = grid_iou(methods[name, uses_prompt_classes].masks(shown, 0), truth)
         return [float(value) for value in found[truth.there]]
 
     assert ious("concepts, readout", False) == [1, 1, 0, 1]
@@ -266,10 +266,10 @@ def test_concepts_in_another_order_foretell_what_they_know() -> None:
     assert ious("concepts, readout", True) == [1, 1, 1, 1]  # no dog was named
     assert ious("concepts, dictionary", True) == [1, 1, 1, 1]
     assert ious("linear probe", False) == [1, 1, 1, 1]
-    assert ious("true masks through the grid", True) == [1, 1, 1, 1]
+    assert ious("true masks on the grid", True) == [1, 1, 1, 1]
     ignorant = {(MIDDLE, "cond"): (identity(3, 2), table_of(["sea", "", "cat"], ["sea", "cat"]))}
     methods = by_name(list(baselines(shown, ignorant, [0])))  # type: ignore[arg-type]
-    assert ious("concepts, readout", False) == [1, 0, 0, 0]  # of a dog it never heard
+    assert ious("concepts, readout", False) == [1, 0, 0, 0]  # its table has no dogs
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ KNOWN = ("cat", "dog", "whale", "house", "pine", "cake", "sun", "boat")
 
 
 class Planted:
-    """Sees the same in every picture: each of `KNOWN` but the sun in a box of its own, on the sea."""
+    """Sees the same in every image: each of `KNOWN` but the sun in a box of its own, on the sea."""
 
     def __init__(self, shift: int) -> None:
         self.map = torch.full((128, 128), SEA)
@@ -307,7 +307,7 @@ CAPTIONS = [
 """What the small model can take."""
 
 
-def test_things_have_the_attention_of_their_words(model: Diffuser) -> None:
+def test_objects_have_the_attention_of_their_words(model: Diffuser) -> None:
     chosen = [CAPTIONS[0], CAPTIONS[1], CAPTIONS[5]]
     parts = list(watch(model, (Planted(0), Planted(16)), chosen, 7, [1], batch_size=2, num_inference_steps=3))
     assert [len(part.captions) for part in parts] == [2, 1]
@@ -329,54 +329,54 @@ def test_things_have_the_attention_of_their_words(model: Diffuser) -> None:
     assert truth.cell_area == 64
 
 
-def test_the_evaluation_runs_and_is_remembered(model: Diffuser, tmp_path: Path) -> None:
+def test_the_evaluation_runs_and_is_cached(model: Diffuser, tmp_path: Path) -> None:
     named = [noun for one in CAPTIONS for noun in one.story.nouns]
     save_sae(identity(32, 3), tmp_path / "saes" / SaeId(MIDDLE, "cond", "all").path, {}, torch.float32)
-    asked = run.EvalOptions((), True, tmp_path / "out", (tmp_path / "saes",))
+    options = run.EvalOptions((), True, tmp_path / "out", (tmp_path / "saes",))
+    tiny = replace(EVALUATION, quick=TINY)
     judges = SimpleNamespace(segmenters={"first": Planted(0), "second": Planted(16)})
     with (
-        patch.object(layout, "QUICK", TINY),
-        patch.object(run, "held_out_scenes", lambda _: CAPTIONS * 2),
-        patch.object(run, "caption_of", lambda one: one),
+        patch.object(layout, "held_out_scenes", lambda _: CAPTIONS * 2),
+        patch.object(layout, "caption_of", lambda one: one),
         patch.object(layout, "watch", side_effect=watch) as watched,
         patch("training.evaluate.layout.probe.N_ITERATIONS", 5),
-        patch.object(run, "load_judges", lambda _: judges),
+        patch.object(layout, "load_judges", lambda _: judges),
         patch("core.concepts.table.load_concepts", lambda *_: table_of(LABELS[:32], LABELS, 32)),
     ):
-        tables = run.evaluate_layout(model, asked)
+        tables = run.evaluate(tiny, model, options)
         before = model.n_unet_calls
-        again = run.evaluate_layout(model, asked)
+        again = run.evaluate(tiny, model, options)
         assert model.n_unet_calls == before
-    # Drawn once, and what is scored from other noise than what is fitted to.
+    # Sampled once, and scored on other noise than fitted on.
     assert [(len(call.args[2]), call.args[3]) for call in watched.call_args_list] == [(6, 0), (6, 6)]
-    assert [table.name for table in tables] == ["grid", "pixels", "settled", "beside"]
+    assert [table.name for table in tables] == ["grid", "pixels", "settled", "differences"]
     assert [a.markdown() for a in again] == [b.markdown() for b in tables]
-    grid, pixels, settled, beside = tables
-    of = {(row["hookpoint"], row["branch"], row["method"], row["told"]): row for row in grid.rows}
+    grid, pixels, settled, differences = tables
+    of = {(row["hookpoint"], row["branch"], row["method"], row["prompt's classes"]): row for row in grid.rows}
     assert len(of) == len(grid.rows) == 3 * (6 + 2 * 2) + 4
     for hookpoint in model.hookpoints:
         for step in ("t = 1.00", "t = 0.50", "t = 0.00"):
-            assert str(of[hookpoint, None, "true masks through the grid", "yes"][step]).startswith("1.000")
+            assert str(of[hookpoint, None, "true masks on the grid", "yes"][step]).startswith("1.000")
             # Boxes of 4 rows, seen 2 rows lower.
             assert str(of[hookpoint, None, "second segmenter", "no"][step]).startswith("0.333 (0.333 to 0.333)")
-            assert str(of[hookpoint, None, "prior of each thing", "yes"][step]).startswith("1.000")
-            assert str(of[hookpoint, None, "preview, segmented", "no"][step]).startswith("1.000")
+            assert str(of[hookpoint, None, "prior of each object", "yes"][step]).startswith("1.000")
+            assert str(of[hookpoint, None, "segmented preview", "no"][step]).startswith("1.000")
         attention = of[hookpoint, "cond", "cross-attention", "yes"]
         assert 0 < float(str(attention["t = 1.00"])[:5]) < 1
     n_sun = sum(noun == "sun" for noun in named)
-    note = f"6 held-out prompts, {len(named)} things named in them; {n_sun} of those are not in the final picture"
+    note = f"6 held-out prompts, {len(named)} objects named in them; {n_sun} of those are not in the final image"
     assert all(any(note in one for one in table.notes) for table in tables)
     assert len(pixels.rows) == len(grid.rows)
-    ceiling = next(row for row in settled.rows if row["method"] == "preview, segmented")
+    ceiling = next(row for row in settled.rows if row["method"] == "segmented preview")
     assert (ceiling["t = 0.00"], ceiling["settled at"]) == ("1.000 (1.000 to 1.000)", "t = 1.00")
-    assert len(beside.rows) == 4 * 2
-    for row in beside.rows:
-        assert float(str(row["less prior of each thing"]).split()[0]) <= 0
+    assert len(differences.rows) == 4 * 2
+    for row in differences.rows:
+        assert float(str(row["minus prior of each object"]).split()[0]) <= 0
     with pytest.raises(SystemExit, match="no SAE for all times"):
-        run.evaluate_layout(model, asked._replace(saes=(tmp_path / "none",)))
+        run.evaluate(tiny, model, options._replace(saes=(tmp_path / "none",)))
 
 
 def test_the_steps_hold_the_first_the_last_and_the_middle(model: Diffuser) -> None:
-    bench = layout.Bench(model, (), (), {}, replace(TINY, n_steps_each=4, num_inference_steps=25))
+    bench = LayoutBench(model, (), (), {}, replace(TINY, n_steps_each=4, num_inference_steps=25))
     assert bench.steps == (0, 8, 12, 16, 24)
-    assert layout.Bench(model, (), (), {}, Settings(num_inference_steps=50)).steps == (0, 12, 24, 37, 49)
+    assert LayoutBench(model, (), (), {}, LayoutSettings(num_inference_steps=50)).steps == (0, 12, 24, 37, 49)

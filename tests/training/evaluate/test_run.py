@@ -1,7 +1,9 @@
+import argparse
 import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -11,13 +13,23 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from core.diffusion.diffuser import Diffuser
+from training.common import sources
 from training.common.report import Table
-from training.evaluate import picturebook
+from training.evaluate import run
 from training.evaluate.common.judges import MIN_AREA, ImageReading, measure
 from training.evaluate.common.proportions import Proportion, proportion
-from training.evaluate.common.store import fingerprint, kept
-from training.evaluate.layout import evaluation as layout
-from training.evaluate.picturebook import QUESTIONS, QUICK, Settings, held_out_scenes, kinds_of, outcomes, swapped
+from training.evaluate.common.scenes import held_out_scenes
+from training.evaluate.common.store import CODE, cached, fingerprint
+from training.evaluate.layout.evaluation import LayoutSettings
+from training.evaluate.picturebook import (
+    QUESTIONS,
+    QUICK,
+    PicturebookSettings,
+    Question,
+    kinds_of,
+    outcomes,
+    swapped,
+)
 from training.picturebook.world.captions import RELATIONS, Caption
 from training.picturebook.world.scenes import Scene, caption_of, paint
 from training.picturebook.world.world import BACKGROUNDS, LABELS, OBJECT_INDEX, OBJECTS
@@ -34,19 +46,19 @@ def scenes() -> list[Scene]:
 
 
 def truth(scene: Scene) -> ImageReading:
-    """What a judge without fault sees."""
+    """What a perfect judge sees."""
     return ImageReading(*measure(torch.from_numpy(paint(scene).labels).long()), scene.story.style)
 
 
 def reading(**boxes: tuple[int, int, int]) -> ImageReading:
-    """Of squares (x, y, side) on grass."""
+    """What a judge sees in squares (x, y, side) on grass."""
     labels = torch.full((SIDE, SIDE), GRASS)
     for object_name, (x, y, side) in boxes.items():
         labels[y : y + side, x : x + side] = OBJECT_INDEX[object_name]
     return ImageReading(*measure(labels), "plain")
 
 
-def test_an_interval_of_a_share_is_wilsons() -> None:
+def test_the_interval_of_a_proportion_is_wilsons() -> None:
     # By hand for 8 of 10: centre (0.8 + z^2 / 20) / (1 + z^2 / 10), half-width from the same score equation.
     low, high = Proportion(8, 10).interval
     for limit in (low, high):
@@ -57,7 +69,7 @@ def test_an_interval_of_a_share_is_wilsons() -> None:
     assert str(Proportion(0, 0)) == "none"
 
 
-def test_a_sight_is_counted_by_hand() -> None:
+def test_a_reading_by_hand() -> None:
     seen = reading(cat=(16, 32, 20))
     assert seen.areas[OBJECT_INDEX["cat"]] == 400
     assert seen.find("cat") == (25.5, 41.5)
@@ -66,7 +78,7 @@ def test_a_sight_is_counted_by_hand() -> None:
     assert reading(cat=(0, 0, math.isqrt(MIN_AREA - 1))).find("cat") is None
 
 
-def test_a_homonym_is_either_of_its_things() -> None:
+def test_a_homonym_is_either_of_its_objects() -> None:
     assert reading(bat=(0, 0, 30)).find("bat") is not None
     assert reading(club=(64, 0, 30)).find("bat") == (78.5, 14.5)
 
@@ -80,21 +92,19 @@ def test_a_relation_holds_one_way_only() -> None:
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: question.name)
-def test_the_truth_answers_every_question_right_and_another_scene_does_not(
-    question: object, scenes: list[Scene]
-) -> None:
+def test_a_perfect_judge_confirms_the_scene_and_not_another(question: Question, scenes: list[Scene]) -> None:
     captions = [caption_of(scene) for scene in scenes]
     readings = [truth(scene) for scene in scenes]
-    right = outcomes(question, captions, readings)  # type: ignore[arg-type]
+    right = outcomes(question, captions, readings)
     assert len(right) > 5
     assert np.mean(right) == 1
-    shifted = outcomes(question, captions, readings[1:] + readings[:1])  # type: ignore[arg-type]
+    shifted = outcomes(question, captions, readings[1:] + readings[:1])
     assert np.mean(shifted) < 0.5
 
 
 def test_swapping_a_caption_makes_its_relation_wrong(scenes: list[Scene]) -> None:
     related = [scene for scene in scenes if scene.story.relation is not None]
-    question = next(question for question in QUESTIONS if question.name == "relation right")
+    question = next(question for question in QUESTIONS if question.name == "relation correct")
     captions = [swapped(caption_of(scene)) for scene in related]
     assert all(caption.text != caption_of(scene).text for caption, scene in zip(captions, related, strict=True))
     assert not any(outcomes(question, captions, [truth(scene) for scene in related]))
@@ -111,25 +121,77 @@ def test_every_slot_of_a_caption_is_of_a_kind(scenes: list[Scene]) -> None:
     assert len(LABELS) == len(OBJECTS) + len(BACKGROUNDS)
 
 
-def test_what_was_measured_is_kept_until_what_it_depends_on_changes(tmp_path: Path) -> None:
+def test_a_result_is_cached_until_what_it_depends_on_changes(tmp_path: Path) -> None:
     weights = tmp_path / "model"
     weights.mkdir()
     save_file({"w": torch.zeros(2)}, weights / "a.safetensors")
-    key = fingerprint(picturebook, [weights], QUICK)
-    assert key == fingerprint(picturebook, [weights], QUICK)
-    assert key != fingerprint(picturebook, [weights], Settings())
-    assert key != fingerprint(layout, [weights], QUICK)
+    key = fingerprint([weights], QUICK)
+    assert key == fingerprint([weights], QUICK)
+    assert key != fingerprint([weights], PicturebookSettings())
+    assert key != fingerprint([weights], LayoutSettings())
     save_file({"w": torch.ones(2)}, weights / "a.safetensors")
-    assert key != fingerprint(picturebook, [weights], QUICK)
+    changed = fingerprint([weights], QUICK)
+    assert changed != key
+    (weights / "concepts.parquet").write_bytes(b"labels")
+    assert changed != fingerprint([weights], QUICK)
     made: list[int] = []
 
     def make() -> Table:
         made.append(0)
         return Table("t", "T", [{"a": 1.0, "b": None}], ("note",), {"x": [1]})
 
-    first, second = (kept(tmp_path / "store", "t", key, make) for _ in range(2))
+    first, second = (cached(tmp_path / "store" / f"t-{key}.json", make) for _ in range(2))
     assert len(made) == 1
     assert first.markdown() == second.markdown()
+
+
+def test_a_cached_result_depends_on_all_code_but_the_pages(tmp_path: Path) -> None:
+    package, page = tmp_path / "core", tmp_path / "core" / "ui"
+    page.mkdir(parents=True)
+    for folder in (package, package / "sae", page):
+        folder.mkdir(exist_ok=True)
+        (folder / "a.py").write_text("x = 1")
+
+    def digest() -> str:
+        return sources.source_digest([package], exclude=[page])
+
+    first = digest()
+    (page / "a.py").write_text("x = 2")
+    assert digest() == first
+    (package / "sae" / "a.py").write_text("x = 2")
+    second = digest()
+    assert second != first
+    (package / "sae" / "a.py").rename(package / "sae" / "b.py")
+    assert digest() != second
+    assert CODE[0] == sources.CORE
+    assert {"layout/evaluation.py", "common/masks.py"} <= {
+        p.relative_to(CODE[1]).as_posix() for p in CODE[1].rglob("*.py")
+    }
+    assert (CODE[2] / "captions.py").exists()
+
+
+def test_the_command_stores_its_tables_and_rewrites_the_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Table("grid", "Layout on the grid", [{"method": "concepts", "IoU": "0.50 (0.40 to 0.60)"}], ["A note."])
+    monkeypatch.setattr(run, "HERE", tmp_path)
+    monkeypatch.setattr("core.load_model", lambda *_, **__: SimpleNamespace(device="cpu"))
+    monkeypatch.setattr(run, "evaluate", lambda evaluation, *_: [table] if evaluation.name == "layout" else [])
+    monkeypatch.setattr("sys.argv", ["python", "evaluate", "layout", "--store"])
+    parser = argparse.ArgumentParser()
+    run.add_arguments(parser)
+    run.main(parser.parse_args(["layout", "--store", "--out", str(tmp_path / "out")]))
+    content = json.loads((tmp_path / "results" / "layout" / "grid.json").read_text())
+    assert content["origin"]["command"] == "python -m training evaluate layout --store"
+    assert content["origin"]["copied_from"] is None
+    readme = (tmp_path / "README.md").read_text()
+    assert readme == run.readme()
+    assert "| concepts | 0.50 (0.40 to 0.60) |" in readme
+    assert "## Layout prediction" in readme
+    assert "## Likelihood" not in readme
+    assert "### " not in capsys.readouterr().out  # the report of the run has the table at its own level
+    with pytest.raises(SystemExit, match="does not go with --quick"):
+        run.main(parser.parse_args(["layout", "--store", "--quick"]))
 
 
 def test_the_card_shows_tables_curve_and_grid(model: Diffuser, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,19 +13,18 @@ from core.sae.collection import write_index
 from core.sae.io import save_sae
 from training.common.report import Table
 from training.evaluate import run
-from training.evaluate.sae import evaluation
 from training.evaluate.sae.evaluation import (
-    ReconstructionMoments,
-    ReconstructionSums,
-    Settings,
+    EVALUATION,
+    SaeBench,
+    SaeSettings,
     reconstruction,
     replacement,
-    tally,
 )
+from training.evaluate.sae.sums import ReconstructionMoments, ReconstructionSums, tally
 from training.hub.cards import write_sae_card
 from training.labels.sampling import steps_of
 
-TINY = Settings(n_images=3, n_fit=2, n_steps_each=2, n_replaced=2, batch_size=2, n_bootstrap=20)
+TINY = SaeSettings(n_images=3, n_fit=2, n_steps_each=2, n_replaced=2, batch_size=2, n_bootstrap=20)
 
 
 def autoencoder(d_in: int, d_sae: int, k: int, seed: int = 0) -> SparseAutoencoder:
@@ -69,7 +68,7 @@ def test_explained_variance_in_one_pass_is_that_of_all_positions_together() -> N
     assert result.explained() == pytest.approx(float(1 - (flat - rebuilt).square().sum() / variance), rel=1e-4)
     eigenvalues = np.linalg.eigvalsh(np.cov(flat.numpy().T))
     assert result.explained(pca=True) == pytest.approx(eigenvalues[-2:].sum() / eigenvalues.sum(), rel=1e-4)
-    # The mean of the pictures' own explained variances would be another number.
+    # The mean of the images' own explained variances would be another number.
     assert result.explained(np.array([0])) != pytest.approx(result.explained(), rel=1e-3)
     assert result.n_active == int((sae.encode(flat).values > 0).sum())
     assert result.fired.sum() == result.n_active
@@ -102,17 +101,19 @@ def test_steps_are_the_nearest_or_spread_evenly() -> None:
     assert steps_of(SaeId("x", "cond", "all"), 2, 5) == [0, 1]
 
 
-def test_two_values_of_k_stand_beside_each_other(model: Diffuser, tmp_path: Path) -> None:
+def test_two_values_of_k_are_compared(model: Diffuser, tmp_path: Path) -> None:
     hookpoint = model.spec.default_hookpoint
     for name, sae in (("few", autoencoder(32, 64, 2)), ("all", signs(32))):
         for branch in ("cond", "uncond"):
             save_sae(sae, tmp_path / name / SaeId(hookpoint, branch, "all").path)
     (tmp_path / "prompts.txt").write_text("\n".join(f"a {word}" for word in ("cat", "dog", "sun", "sea", "sky") * 20))
-    asked = run.EvalOptions(["reconstruction"], True, tmp_path / "out", [tmp_path / "few", tmp_path / "all"])
-    with patch.object(evaluation, "QUICK", TINY):
-        first, second, table = run.evaluate_sae(model, asked._replace(prompts=str(tmp_path / "prompts.txt")))
-        alone = run.evaluate_sae(model, asked._replace(prompts=str(tmp_path / "prompts.txt"), saes=asked.saes[:1]))
-    assert (first.title, second.title) == ("Sparse autoencoders on held-out pictures: few", f"{alone[0].title}: all")
+    roots, prompts = [tmp_path / "few", tmp_path / "all"], str(tmp_path / "prompts.txt")
+    options = run.EvalOptions(["reconstruction"], True, tmp_path / "out", roots, prompts)
+    tiny = replace(EVALUATION, quick=TINY)
+    first, second, table = run.evaluate(tiny, model, options)
+    alone = run.evaluate(tiny, model, options._replace(saes=roots[:1]))
+    assert (first.title, second.title) == ("Reconstruction of held-out images: few", f"{alone[0].title}: all")
+    assert (first.name, second.name) == ("reconstruction-few", "reconstruction-all")
     assert len(alone) == 1
     assert [(row["branch"], row["hookpoint"]) for row in table.rows] == [("cond", hookpoint), ("uncond", hookpoint)]
     assert len(table.rows[0]) == 2 + 3  # two steps, and both together
@@ -151,7 +152,7 @@ def test_perfect_autoencoders_explain_everything_and_cost_nothing(model: Diffuse
         SaeId(hookpoint, "cond", 0.5): autoencoder(channels, 64, 2),
     }
     prompts = ["a cat on the grass", "a ship in the sea", "a dog", "a whale", "a house"]
-    table = reconstruction(model, saes, prompts, TINY)
+    table = reconstruction(SaeBench(model, saes, prompts, TINY))
     assert len(table.rows) == 3 + 3 + 1  # two steps each, and both together
     assert table.details["figures"][f"{hookpoint}/cond/tall"]["explained_variance"] == pytest.approx(1, abs=1e-4)
     for row in table.rows[:6]:
@@ -159,6 +160,6 @@ def test_perfect_autoencoders_explain_everything_and_cost_nothing(model: Diffuse
         assert row["L0"] == pytest.approx(channels, abs=0.1)
     assert not str(table.rows[6]["explained variance"]).startswith("1.000")
     check_card(tmp_path, saes, [table])
-    costs = {row["hookpoint"]: row for row in replacement(model, saes, prompts, TINY).rows}
+    costs = {row["hookpoint"]: row for row in replacement(SaeBench(model, saes, prompts, TINY)).rows}
     assert str(costs[hookpoint]["replaced by its reconstruction"]).startswith("0.000")
-    assert not str(costs[hookpoint]["replaced by nothing"]).startswith("0.000")
+    assert not str(costs[hookpoint]["removed"]).startswith("0.000")

@@ -1,4 +1,4 @@
-"""What judges see in pictures of the picture book: which things, where, in which place, in which style."""
+"""What the judges see in images of picturebook's world: which objects, where, on which background, in which style."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,45 +18,47 @@ from training.picturebook.world.captions import Relation
 from training.picturebook.world.world import BACKGROUNDS, LABELS, NOUN_INDEX, NOUNS, OBJECT_INDEX, OBJECTS, STYLES
 
 MIN_AREA = 200
-"""Pixels from which on a thing counts as there: half of what the smallest drawing covers."""
+"""Pixels an object must cover to count as present: half the area of the smallest drawing."""
 BATCH = 32
+"""Images judged or sampled together."""
 
 
 @dataclass(frozen=True)
 class Judges:
-    """The networks that grade pictures."""
+    """The networks that judge images."""
 
     segmenters: dict[str, Segmenter]
-    """By name: each grades alone."""
+    """By name; each judges independently."""
     style_classifier: ResNetForImageClassification
+    """Logits of `STYLES`."""
 
 
 class ImageReading(NamedTuple):
-    """What one segmenter and the style classifier see in one picture."""
+    """What one segmenter and the style classifier see in one image."""
 
     areas: Tensor
-    """[labels] pixels of each."""
+    """[labels] pixels of each class."""
     centres: Tensor
-    """[labels, 2] mean x and y of each in pixels; not a number where there is none."""
+    """[labels, 2] mean x and y of each class in pixels; NaN where it is absent."""
     style: str
+    """The most probable style."""
 
     @property
     def background(self) -> str:
-        """The place of most pixels."""
+        """The background with the most pixels."""
         return BACKGROUNDS[int(self.areas[len(OBJECTS) :].argmax())].name
 
     def find(self, noun: str) -> tuple[float, float] | None:
-        """Where the noun's thing is, x and y; None where it is not. A homonym is either of its things."""
-        object_name = max(
-            (OBJECT_INDEX[name] for name in NOUNS[NOUN_INDEX[noun]].objects), key=lambda i: int(self.areas[i])
-        )
-        if self.areas[object_name] < MIN_AREA:
+        """x and y of the noun's object; None if it is absent. A homonym is whichever of its objects covers more."""
+        senses = (OBJECT_INDEX[name] for name in NOUNS[NOUN_INDEX[noun]].objects)
+        label = max(senses, key=lambda i: int(self.areas[i]))
+        if self.areas[label] < MIN_AREA:
             return None
-        x, y = self.centres[object_name].tolist()
+        x, y = self.centres[label].tolist()
         return x, y
 
     def relation_holds(self, relation: Relation, first: str, second: str) -> bool:
-        """Whether both are there and the first stands so to the second, more to that side than to another."""
+        """Whether both objects are present and the first is more on that side of the second than on any other."""
         a, b = self.find(first), self.find(second)
         if a is None or b is None:
             return False
@@ -66,7 +68,7 @@ class ImageReading(NamedTuple):
 
 
 def load_judges(package: Path) -> Judges:
-    """The judges in the package folder."""
+    """Load the judges from the package folder."""
     return Judges(
         segmenters={
             "SegFormer": load_segmenter(package / "segmenter", device="cpu"),
@@ -78,7 +80,7 @@ def load_judges(package: Path) -> Judges:
 
 @torch.no_grad()
 def look(judges: Judges, images: Sequence[Image.Image]) -> dict[str, list[ImageReading]]:
-    """What each segmenter sees in each picture."""
+    """What each segmenter sees in each image."""
     readings: dict[str, list[ImageReading]] = {name: [] for name in judges.segmenters}
     for start in range(0, len(images), BATCH):
         part = images[start : start + BATCH]
@@ -91,7 +93,7 @@ def look(judges: Judges, images: Sequence[Image.Image]) -> dict[str, list[ImageR
 
 
 def draw(model: Diffuser, captions: Sequence[str], seeds: Sequence[int]) -> Iterator[Image.Image]:
-    """A picture of each caption, with the model's own settings, many at a time."""
+    """Sample an image of each caption in batches, with the model's default settings."""
     for start in range(0, len(captions), BATCH):
         rows = slice(start, start + BATCH)
         *_, last = model.sample(captions[rows], seeds=seeds[rows])
@@ -99,7 +101,7 @@ def draw(model: Diffuser, captions: Sequence[str], seeds: Sequence[int]) -> Iter
 
 
 def measure(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels of each label in a map [H, W], and the mean of their x and y: the first two fields of a `Sight`."""
+    """Pixels of each class in a label map [H, W], and the mean of their x and y, as in `ImageReading`."""
     y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in labels.shape), indexing="ij")
     flat = labels.flatten()
     areas = torch.bincount(flat, minlength=len(LABELS))

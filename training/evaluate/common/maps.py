@@ -1,4 +1,4 @@
-"""Maps of words on a picture: information, and cross-attention along the sampler or under any noise schedule."""
+"""Maps of words on an image: information, and cross-attention along the sampler or under any noise schedule."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,18 +16,18 @@ from core.diffusion.sampling import Generation
 from core.information.counterfactual import Inversion, redraw
 from core.information.estimator import noisy
 from core.information.quadrature import Sampler, draw
-from training.evaluate.picturebook import NO_TARGET
+from training.evaluate.common.scenes import NO_TARGET
 
 
 def information(model: Diffuser, x: Tensor, prompt: str, words: Sequence[str], sampler: Sampler, seed: int) -> Tensor:
-    """[W, h, w] bits of each word given the rest of the prompt."""
+    """[W, h, w] bits of each word given the rest of the prompt, of latents x [1, C, h, w]."""
     found = core.attribute(model, x, prompt, words=words, rel_error=NO_TARGET, sampler=sampler, seed=seed)
     order = [found.words.index(word) for word in words]
     return torch.from_numpy(found.maps[order]).float()
 
 
 def attention_along_sampler(model: Diffuser, x: Tensor, prompt: str, words: Sequence[str], n_steps: int) -> Tensor:
-    """[W, h, w] mean attention on the way from the picture's noise back to it: as DAAM reads it of true pictures."""
+    """[W, h, w] attention while a given image is regenerated from its inverted noise (DAAM for real images)."""
     inversion = core.invert(model, x, prompt, num_inference_steps=n_steps, n_fixed_point_iterations=1)
     return attended_redraw(model, inversion, words, [])[0]
 
@@ -35,57 +35,57 @@ def attention_along_sampler(model: Diffuser, x: Tensor, prompt: str, words: Sequ
 def attended_redraw(
     model: Diffuser, inversion: Inversion, words: Sequence[str], others: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """[W, h, w] attention while a picture comes back from its noise, and the latents [1 + N, C, h, w] of it and of what
-    comes from the same noise under other prompts."""
-    with _seeing(model, of_rows=slice(1)) as seen:
+    """[W, h, w] attention while an image is regenerated from its inverted noise, and the latents [1 + N, C, h, w] of it
+    and of N images from the same noise under other prompts."""
+    with _summed_attention(model, rows=slice(1)) as total:
         latents = redraw(model, inversion, [inversion.prompt, *others])
-    return seen.of_words(model, inversion.prompt, words), latents
+    return total.of_words(model, inversion.prompt, words), latents
 
 
 def attended_drawing(
     model: Diffuser, prompt: str, words: Sequence[str], seed: int, n_steps: int
 ) -> tuple[Generation, Tensor]:
-    """A picture of a prompt, and the attention [W, h, w] of its prompted half while it was drawn: DAAM's own way."""
-    with _seeing(model) as seen:
+    """An image of a prompt, and the conditional branch's attention [W, h, w] while it was sampled (DAAM)."""
+    with _summed_attention(model) as total:
         drawn = model.generate(prompt, seed=seed, num_inference_steps=n_steps, previews=False)
-    return drawn, seen.of_words(model, prompt, words)
+    return drawn, total.of_words(model, prompt, words)
 
 
 def attention_at(
     model: Diffuser, x: Tensor, prompt: str, words: Sequence[str], sampler: Sampler, seed: int, batch_size: int
 ) -> Tensor:
-    """[W, h, w] mean attention over fresh noise at the log-SNRs of one draw of a sampler."""
+    """[W, h, w] attention summed over fresh noise at the log-SNRs of one draw of a sampler."""
     samples = draw(sampler, sampler.density(model.schedule.log_snr_range), model.latent_shape, (seed, 0))
     x_a = noisy(x[0], samples.log_snr, samples.noise)
-    with _seeing(model) as seen:
+    with _summed_attention(model) as total:
         for at in range(0, len(x_a), batch_size):
             part = slice(at, at + batch_size)
             conditions = model.encode_text([prompt] * len(x_a[part]))
             model.predict_noise(x_a[part], samples.log_snr[part], conditions)
-    return seen.of_words(model, prompt, words)
+    return total.of_words(model, prompt, words)
 
 
 @contextmanager
-def _seeing(model: Diffuser, of_rows: slice = slice(None)) -> "Iterator[_Seen]":
-    """Add up the attention of all blocks to the prompts, in the whole batch or a part of it, inside the `with`."""
-    seen = _Seen(of_rows)
-    with record_attention(model, cross_attention_blocks(model.unet), branches=["cond"], sink=seen):
-        yield seen
+def _summed_attention(model: Diffuser, rows: slice = slice(None)) -> "Iterator[_AttentionSum]":
+    """Sum the conditional branch's attention in all blocks inside the `with`, over some rows of each batch."""
+    total = _AttentionSum(rows)
+    with record_attention(model, cross_attention_blocks(model.unet), branches=["cond"], sink=total):
+        yield total
 
 
-class _Seen:
-    """A sink that adds up attention maps, block by block."""
+class _AttentionSum:
+    """A sink that sums attention maps block by block."""
 
-    def __init__(self, of_rows: slice) -> None:
-        self._of_rows = of_rows
+    def __init__(self, rows: slice) -> None:
+        self._rows = rows
         self._sums: dict[str, Tensor] = {}
 
     def __call__(self, key: ActivationKey, maps: Tensor) -> None:
         before = self._sums.get(key.hookpoint, torch.zeros(()))
-        self._sums[key.hookpoint] = before + maps[self._of_rows].sum(0).cpu()
+        self._sums[key.hookpoint] = before + maps[self._rows].sum(0).cpu()
 
     def of_words(self, model: Diffuser, prompt: str, words: Sequence[str]) -> Tensor:
-        """[W, h, w] sum over blocks, on the latents' grid."""
+        """[W, h, w] sum over blocks for each word, on the latents' grid."""
         total = torch.zeros(len(words), *model.latent_shape[1:])
         for maps in self._sums.values():
             found = word_maps(model, prompt, maps)
@@ -94,11 +94,11 @@ class _Seen:
 
 
 def enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps [W, h, w] at another size, bilinearly."""
+    """Maps [W, h, w] resized bilinearly."""
     return F.interpolate(maps[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
 
 
-def in_its_range(maps: Tensor) -> Tensor:
-    """Each of the maps [W, h, w] from 0 at its least to 1 at its most; 1 where it is everywhere the same."""
+def normalised(maps: Tensor) -> Tensor:
+    """Each of the maps [W, h, w] scaled to the range 0 to 1; a constant map becomes 1."""
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return torch.where(high > low, (maps - low) / (high - low), 1.0)

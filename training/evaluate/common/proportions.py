@@ -1,22 +1,25 @@
-"""Shares of successes with confidence intervals, and how a figure is shown with its interval."""
+"""Proportions of successes with confidence intervals, and how figures are written with their intervals."""
 
 import math
 from collections.abc import Iterable
+from statistics import NormalDist
 from typing import NamedTuple
 
-Z = 1.959964
-"""Of a 95 % interval."""
+from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+Z = NormalDist().inv_cdf(0.975)
+"""Half-width of a 95 % interval of a normal distribution, in standard deviations."""
 
 
 class Proportion(NamedTuple):
-    """A share of trials that succeeded."""
+    """A proportion of trials that succeeded."""
 
     n_right: int
     n: int
 
     @property
     def value(self) -> float:
-        """Between 0 and 1; not a number without trials."""
+        """Between 0 and 1; NaN without trials."""
         return self.n_right / self.n if self.n else math.nan
 
     @property
@@ -24,10 +27,8 @@ class Proportion(NamedTuple):
         """95 % interval (Wilson 1927), which is sound near 0 and 1 too."""
         if not self.n:
             return (0.0, 1.0)
-        spread = Z / (1 + Z**2 / self.n)
-        middle = (self.value + Z**2 / (2 * self.n)) / (1 + Z**2 / self.n)
-        half = spread * math.sqrt(self.value * (1 - self.value) / self.n + Z**2 / (4 * self.n**2))
-        return (max(0.0, middle - half), min(1.0, middle + half))
+        low, high = binomtest(self.n_right, self.n).proportion_ci(0.95, method="wilson")
+        return (float(low), float(high))
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -35,12 +36,12 @@ class Proportion(NamedTuple):
 
 
 def proportion(outcomes: Iterable[bool]) -> Proportion:
-    """Of a list of successes and failures."""
+    """The proportion of successes in a list of outcomes."""
     listed = [bool(outcome) for outcome in outcomes]
     return Proportion(sum(listed), len(listed))
 
 
 def with_interval(figure: tuple[float, float, float], form: str = ".2f") -> str:
-    """A figure with the low and the high end of its interval, each in a form such as `.2f`."""
+    """A figure with the ends of its interval, each in a format such as `.2f`: `0.50 (0.40 to 0.60)`."""
     value, low, high = (format(number, form) for number in figure)
     return f"{value} ({low} to {high})"

@@ -1,59 +1,51 @@
-"""Results of evaluations, kept by the hash of what they depend on: asked again of the same model, they cost nothing."""
+"""Tables of evaluations, cached by the hash of everything they depend on: an evaluation is not repeated for nothing."""
 
 import hashlib
 import json
 import logging
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import training.picturebook.world
 from core.files import write_text
 from training.common.report import Table
+from training.common.sources import CORE, source_digest
 
-HERE = Path(__file__).parent
+CODE = (CORE, Path(__file__).parents[1], Path(training.picturebook.world.__file__).parent)
+"""Packages whose code decides the results: the engine, the evaluations, and the world of their scenes."""
+WEIGHTS = (".safetensors", ".parquet", ".json")
+"""Suffixes of the files of a model or a collection that decide the results."""
 
 log = logging.getLogger(__name__)
 
 
-def fingerprint(module: ModuleType, folders: list[Path], *depends: Any) -> str:
-    """Hash of all weights in `folders`, of `depends` (dataclasses or JSON-able), and of an evaluation's own code.
-
-    Its code is its module and what that imports of this package, and so on: another evaluation changes nothing.
-    """
-    digest = hashlib.sha256()
+def fingerprint(folders: Sequence[Path], *values: Any) -> str:
+    """Hash of all weights, tables and configs in `folders`, of `values` (dataclasses or JSON), and of `CODE`."""
+    digest = hashlib.sha256(_code().encode())
     for folder in folders:
-        for path in sorted(folder.rglob("*.safetensors")):
+        for path in sorted(path for path in folder.rglob("*") if path.suffix in WEIGHTS):
             digest.update(path.relative_to(folder).as_posix().encode())
             digest.update(path.read_bytes())
-    for value in depends:
+    for value in values:
         plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
         digest.update(json.dumps(plain, sort_keys=True).encode())
-    for source in _sources(module.__name__.rpartition(".")[2]):
-        digest.update(source.encode())
     return digest.hexdigest()[:16]
 
 
-def _sources(name: str) -> list[str]:
-    """The text of a module of this package and of all that it imports of it, in the order of their names."""
-    texts: dict[str, str] = {}
-    wanted = [name]
-    while wanted:
-        if (one := wanted.pop()) not in texts:
-            texts[one] = (HERE / f"{one}.py").read_text(encoding="utf-8")
-            wanted += re.findall(r"^from training\.evaluate\.(\w+) import", texts[one], re.MULTILINE)
-    return [texts[one] for one in sorted(texts)]
+@cache
+def _code() -> str:
+    return source_digest(CODE)
 
 
-def cached(folder: Path, name: str, key: str, make: Callable[[], Table]) -> Table:
-    """The table of this name and key from `folder`, made and put there if it is missing."""
-    path = folder / f"{name}-{key}.json"
+def cached(path: Path, make: Callable[[], Table]) -> Table:
+    """The table stored in a JSON file; made and stored there if the file is missing."""
     if path.exists():
-        log.info("%s: measured before (%s)", name, path)
+        log.info("%s: cached result", path)
         return Table(**json.loads(path.read_text(encoding="utf-8")))
     table = make()
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(asdict(table), indent=1))
     return table

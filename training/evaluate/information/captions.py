@@ -1,8 +1,9 @@
-"""Whether the caption of a picture is ranked above others that differ in a thing, the relation, the place, the style,
-or the order of the words: after ARO (Yuksekgonul et al. 2023, arXiv 2210.01936), on painted scenes.
+"""Whether the caption of an image is ranked above captions that differ in one respect: an object, the relation, the
+background, the style, or the order of the words (after ARO, Yuksekgonul et al. 2023, arXiv 2210.01936), on painted
+scenes.
 
-By direct bits, as `core.rank_captions` decides, and by orthogonal bits, as published (Kong et al. 2024, arXiv
-2310.07972), from the same samples.
+Ranked by direct bits, as `core.rank_captions` does, and by orthogonal bits over the empty prompt, the rule of Kong et
+al. 2024 (arXiv 2310.07972), from the same samples.
 """
 
 import logging
@@ -22,6 +23,7 @@ from core.diffusion.text import split_words
 from core.information.measuring import sampler_for
 from core.information.ranking import Ranking
 from training.common.report import Cell, Table
+from training.evaluate.common.evaluation import Evaluation
 from training.evaluate.common.masks import Resampled, resampled
 from training.evaluate.common.proportions import proportion, with_interval
 from training.picturebook.world.captions import Caption, Relation
@@ -29,11 +31,11 @@ from training.picturebook.world.scenes import Scene, caption_of, make_scene, pai
 from training.picturebook.world.world import BACKGROUNDS, NOUNS, STYLES
 
 N_SHUFFLES = 4
-"""Orders of words beside the caption's own, as in ARO."""
+"""Shuffled captions per caption, as in ARO."""
 SURE = 0.95
-"""Probability from which on a ranking counts as sure."""
-ENDLESS = 1 - 1e-9
-"""Certainty that no run reaches: every scene gets the same samples."""
+"""Probability from which on a comparison counts as sure."""
+UNREACHABLE = 1 - 1e-9
+"""A certainty no run reaches, so that every scene gets the same number of samples."""
 OPPOSITE: Mapping[Relation, Relation] = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
 Option = TypeVar("Option")
@@ -42,45 +44,45 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class CaptionSettings:
     """How much is measured."""
 
     n_scenes: int = 100
-    """Held-out true scenes."""
+    """Held-out painted scenes."""
     n_points: int = 8
     """Noise samples in a replicate."""
     n_replicates: int = 8
-    """Replicates a scene."""
+    """Replicates per scene."""
     n_bootstrap: int = 2000
-    """Resamples of the scenes for each interval."""
+    """Bootstrap resamples of the scenes for each interval."""
 
 
-QUICK = Settings(n_scenes=5, n_points=4)
-"""Shows that it works; its figures mean little."""
+QUICK = CaptionSettings(n_scenes=5, n_points=4)
+"""A smoke test; its figures mean little."""
 
 
 class Outcome(NamedTuple):
-    """How a scene's caption fared against those of one kind."""
+    """How a scene's caption compares with the alternatives of one kind."""
 
     direct: bool
-    """Whether it comes first by direct bits."""
+    """Whether it is first by direct bits."""
     orthogonal: bool
-    """Whether it does by orthogonal bits."""
+    """Whether it is first by orthogonal bits."""
     sure: bool
-    """Whether the ranking is sure of every one of the comparisons, whichever way they go."""
+    """Whether every comparison is sure, whichever way it goes."""
     margin: float
-    """Direct bits by which it is ahead of the best of the others."""
+    """Direct bits by which it is ahead of the best alternative."""
 
 
-class Bench:
-    """The scenes, ranked once, when first asked for."""
+class CaptionBench:
+    """The captions of the scenes, ranked once, on first use."""
 
-    def __init__(self, model: Diffuser, settings: Settings) -> None:
+    def __init__(self, model: Diffuser, settings: CaptionSettings) -> None:
         self._model, self.settings = model, settings
 
     @cached_property
     def outcomes(self) -> dict[str, list[Outcome]]:
-        """By the kind of the other captions."""
+        """Outcomes by kind of alternative."""
         found: dict[str, list[Outcome]] = defaultdict(list)
         for seed in range(self.settings.n_scenes):
             if seed % 10 == 0:
@@ -98,7 +100,7 @@ class Bench:
             self._model,
             Image.fromarray(paint(scene).image),
             captions,
-            certainty=ENDLESS,
+            certainty=UNREACHABLE,
             sampler=replace(
                 sampler_for(self._model, None), n_points=settings.n_points, min_replicates=settings.n_replicates
             ),
@@ -113,7 +115,7 @@ class Bench:
 
 
 def others_of(caption: Caption, rng: np.random.Generator) -> dict[str, list[str]]:
-    """Captions that differ from a scene's own in one respect, for each respect that it has."""
+    """Captions that differ from a scene's caption in one respect, for each respect the caption has."""
     story = caption.story
     at = int(rng.integers(len(caption.words)))
     noun = any_of(rng, [noun for noun in NOUNS if noun.name not in story.nouns])
@@ -133,7 +135,7 @@ def others_of(caption: Caption, rng: np.random.Generator) -> dict[str, list[str]
 
 
 def shuffled(text: str, rng: np.random.Generator, tries: int = 100) -> list[str]:
-    """`N_SHUFFLES` other orders of a text's words, without its punctuation; none where it has too few words."""
+    """`N_SHUFFLES` other orders of a text's words, without punctuation; none if it has too few words."""
     words = [word.text for word in split_words(text)]
     found: dict[str, None] = {}
     for _ in range(tries):
@@ -146,10 +148,10 @@ def shuffled(text: str, rng: np.random.Generator, tries: int = 100) -> list[str]
 
 
 def outcome_of(ranking: Ranking, others: Sequence[int]) -> Outcome:
-    """How the first caption fared against some others."""
+    """How the first caption compares with some of the others."""
     orthogonal = ranking.orthogonal_bits
     if orthogonal is None:
-        raise ValueError("The published rule needs the empty text beside.")
+        raise ValueError("Ranking by orthogonal bits needs the empty prompt as a reference.")
     listed = list(others)
     p = ranking.p_ahead[0, listed]
     return Outcome(
@@ -160,48 +162,56 @@ def outcome_of(ranking: Ranking, others: Sequence[int]) -> Outcome:
     )
 
 
-def aro(bench: Bench) -> Table:
-    """How often the right caption wins."""
+def aro(bench: CaptionBench) -> Table:
+    """How often the correct caption is ranked first."""
     rows: list[dict[str, Cell]] = []
     for kind, outcomes in bench.outcomes.items():
         chance = 1 / (1 + N_SHUFFLES) if kind == "order of the words" else 1 / 2
         direct, orthogonal = (np.array([float(o[i]) for o in outcomes]) for i in range(2))
         ahead = _mean(np.array([o.margin for o in outcomes]), bench).estimate
-        difference = _mean(100 * direct, bench).less(_mean(100 * orthogonal, bench))
+        difference = _mean(100 * direct, bench).minus(_mean(100 * orthogonal, bench))
         rows.append(
             {
-                "what differs": kind,
+                "difference": kind,
                 "captions": len(outcomes),
-                "right": str(proportion(o.direct for o in outcomes)),
-                "right, published rule": str(proportion(o.orthogonal for o in outcomes)),
-                "difference": with_interval(difference, "+.0f"),
+                "correct": str(proportion(o.direct for o in outcomes)),
+                "correct, Kong et al. 2024": str(proportion(o.orthogonal for o in outcomes)),
+                "direct minus orthogonal": with_interval(difference, "+.0f"),
                 "chance": f"{100 * chance:.0f} %",
                 "bits ahead": with_interval(ahead, ".1f"),
                 "sure": str(proportion(o.sure for o in outcomes)),
-                "right where sure": str(proportion(o.direct for o in outcomes if o.sure)),
+                "correct where sure": str(proportion(o.direct for o in outcomes if o.sure)),
             }
         )
     settings = bench.settings
     notes = (
-        f"{settings.n_scenes} held-out painted scenes, each with its caption and one that differs in a thing, in the "
-        f"relation (its opposite), in the place, in the style, where the caption tells them, and {N_SHUFFLES} other "
-        "orders of its words (right: ahead of all of them). Orders other than the grammar's never occur in training.",
-        f"{settings.n_replicates} replicates of {settings.n_points} noises, the same for all captions of a scene. "
-        "Right: by direct bits; the published rule: by orthogonal bits over the empty text, from the same samples. "
-        "Difference: in percentage points. Bits ahead: of the best of the others. Sure: a probability of at least "
-        f"{SURE} that the model prefers one to the other, either way. In brackets: 95 % intervals over scenes.",
+        f"{settings.n_scenes} held-out painted scenes. Each caption against one with another object, the opposite "
+        "relation, another background or another style, where it mentions them, and against "
+        f"{N_SHUFFLES} other orders of its words, which never occur in training (correct: ahead of all of them).",
+        f"{settings.n_replicates} replicates of {settings.n_points} noise samples, the same for all captions of a "
+        "scene. Correct: by direct bits; Kong et al. 2024: by orthogonal bits over the empty prompt, from the same "
+        "samples; direct minus orthogonal: in percentage points. Bits ahead: of the best alternative. Sure: a "
+        f"probability of at least {SURE} that the model prefers one caption to the other, either way. 95 % intervals "
+        "over scenes.",
     )
-    return Table("aro", "Right caption against wrong ones", rows, notes)
+    return Table("aro", "Correct caption against altered ones", rows, notes)
 
 
-PARTS = (aro,)
-"""In this order."""
-
-
-def _mean(values: Floats, bench: Bench) -> Resampled:
+def _mean(values: Floats, bench: CaptionBench) -> Resampled:
     return resampled(values[:, None], bench.settings.n_bootstrap)
 
 
 def any_of(rng: np.random.Generator, options: Sequence[Option]) -> Option:
-    """One of them, all equally likely."""
+    """A uniformly random element."""
     return options[int(rng.integers(len(options)))]
+
+
+EVALUATION = Evaluation(
+    name="captions",
+    title="Caption ranking",
+    description=__doc__,
+    settings=CaptionSettings(),
+    quick=QUICK,
+    bench=lambda subject, settings: CaptionBench(subject.model, settings),
+    parts=(aro,),
+)

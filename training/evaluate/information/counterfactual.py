@@ -1,9 +1,10 @@
-"""Whether a word's information foretells what becomes of a picture when the word is left out or is another.
+"""Whether a word's information predicts how an image changes when the word is removed or swapped for another.
 
-The picture's noise is found by running the sampler backwards, and the picture is drawn from it again, without guidance,
-with the prompt and with the prompt changed (after Kong et al. 2024, arXiv 2310.07972, section 4.3). Beside conditional
-mutual information: cross-attention, and the information of the same kind of word in another picture, which knows
-nothing of this one.
+The image is inverted to its noise (DDIM run backwards) and regenerated from it, without guidance, under the prompt and
+under the changed prompt (after Kong et al. 2024, arXiv 2310.07972, section 4.3). The change is correlated with the map
+of conditional mutual information (CMI), with cross-attention, and, as a control, with the CMI of the same kind of word
+in another image. Kong et al. report for photographs a correlation of .27 for CMI against .21 for attention within an
+image, and of .34 against .24 over images.
 """
 
 import logging
@@ -22,6 +23,7 @@ from core.diffusion.text import delete_words, replace_word
 from core.information.measuring import sampler_for
 from core.information.quadrature import Sampler
 from training.common.report import Cell, Table
+from training.evaluate.common.evaluation import Evaluation
 from training.evaluate.common.maps import attended_redraw, attention_at, information
 from training.evaluate.common.masks import (
     Estimate,
@@ -40,10 +42,9 @@ from training.picturebook.world.world import BACKGROUNDS, NOUNS, STYLES
 CMI = "CMI"
 ALONG_SAMPLER = "cross-attention along the sampler"
 AT_FLAT = "cross-attention, flat noise schedule"
-OF_ANOTHER = "CMI of another picture"
-"""The control."""
-PREDICTORS = (CMI, ALONG_SAMPLER, AT_FLAT, OF_ANOTHER)
-CHANGES = ("left out", "swapped")
+CONTROL = "CMI of another image"
+PREDICTORS = (CMI, ALONG_SAMPLER, AT_FLAT, CONTROL)
+CHANGES = ("removed", "swapped")
 KINDS = ("object", "background", "style", "relation")
 ALL = "all four"
 
@@ -51,89 +52,89 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class CounterfactualSettings:
     """How much is measured."""
 
     n_scenes: int = 100
-    """Held-out true scenes."""
+    """Held-out painted scenes."""
     n_points: int = 8
     """Noise samples in a replicate."""
     n_replicates: int = 4
-    """Replicates a scene, and as many noise samples in all for attention."""
+    """Replicates per scene; attention uses as many noise samples in all."""
     num_inference_steps: int | None = None
-    """Steps backwards and forwards; None: the model's own."""
+    """Steps of inversion and of regeneration; None for the model's default."""
     n_fixed_point_iterations: int = 4
-    """Evaluations for each step backwards."""
+    """U-Net evaluations per inversion step."""
     batch_size: int = 32
     """Most latents in a U-Net call."""
     n_bootstrap: int = 2000
-    """Resamples of the scenes for each interval."""
+    """Bootstrap resamples of the scenes for each interval."""
 
 
-QUICK = Settings(n_scenes=5, n_points=4, num_inference_steps=10, n_fixed_point_iterations=2)
-"""Shows that it works; its figures mean little."""
+QUICK = CounterfactualSettings(n_scenes=5, n_points=4, num_inference_steps=10, n_fixed_point_iterations=2)
+"""A smoke test; its figures mean little."""
 
 
 class Changed(NamedTuple):
-    """A word of a picture: what was foretold of it, and what its change changed."""
+    """A word of an image: the predicted and the actual change."""
 
     image: int
-    """Number of the picture."""
+    """Number of the image."""
     kind: str
     """One of `KINDS`."""
-    foretold: Mapping[str, Floats]
-    """[h, w] by predictor, the control excepted."""
+    predicted: Mapping[str, Floats]
+    """[h, w] map by predictor, without the control."""
     change: Mapping[str, Floats]
-    """[h, w] squared difference of latents, summed over channels, by one of `CHANGES`."""
+    """[h, w] squared difference of latents summed over channels, for each of `CHANGES`."""
 
 
-class Returned(NamedTuple):
-    """How a picture came back from its noise."""
+class Regenerated(NamedTuple):
+    """How an image came back from its inverted noise."""
 
     error: float
-    """Distance of the latents from the picture's own, over their length."""
+    """Distance of the regenerated latents from the original ones, over the length of the latter."""
     length: float
-    """Of the picture's own latents."""
+    """Length of the original latents."""
 
 
-class Bench:
-    """The pictures and their changes: made once, when first asked for."""
+class CounterfactualBench:
+    """The images and their changes; measured once, on first use."""
 
-    def __init__(self, model: Diffuser, settings: Settings) -> None:
+    def __init__(self, model: Diffuser, settings: CounterfactualSettings) -> None:
         self._model, self.settings = model, settings
 
     @cached_property
-    def measured(self) -> tuple[list[Changed], list[Returned]]:
-        """The words of all pictures, and how each picture came back."""
+    def measured(self) -> tuple[list[Changed], list[Regenerated]]:
+        """The words of all images, and how each image came back."""
         words: list[Changed] = []
-        back: list[Returned] = []
+        regenerated: list[Regenerated] = []
         for number in range(self.settings.n_scenes):
             if number % 10 == 0:
-                log.info("changes: scene %d of %d", number, self.settings.n_scenes)
-            changed, returned = measure(self._model, number, make_scene(number, "test"), self.settings)
+                log.info("counterfactual: scene %d of %d", number, self.settings.n_scenes)
+            changed, came_back = measure(self._model, number, make_scene(number, "test"), self.settings)
             words += changed
-            back.append(returned)
-        return words, back
+            regenerated.append(came_back)
+        return words, regenerated
 
     def words(self, kind: str) -> list[Changed]:
-        """The words of a kind, or all."""
+        """The words of a kind, or of all kinds."""
         return [word for word in self.measured[0] if kind in (word.kind, ALL)]
 
     def images(self, kind: str, change: str, predictor: str) -> Resampled:
-        """Pearson correlation of sums over the picture, a word at a time, drawn anew by pictures."""
+        """Pearson correlation over words of the maps' sums, resampled by image."""
         words = self.words(kind)
-        x = np.array([told.sum() for told in foretold(words, predictor)])
+        x = np.array([map_.sum() for map_ in predicted(words, predictor)])
         y = np.array([word.change[change].sum() for word in words])
         weights = repeats([word.image for word in words], self.settings.n_scenes, self.settings.n_bootstrap)
         return Resampled(float(weighted_pearson(x, y, np.ones((1, len(words))))[0]), weighted_pearson(x, y, weights))
 
     def pixels(self, kind: str, change: str, predictor: str) -> Resampled:
-        """Mean over words of the correlation inside the map."""
+        """Mean over words of the Pearson correlation within the map."""
         found: list[list[float]] = [[] for _ in range(self.settings.n_scenes)]
         words = self.words(kind)
-        for word, told in zip(words, foretold(words, predictor), strict=True):
-            one = np.ones((1, told.size))
-            found[word.image].append(float(weighted_pearson(told.ravel(), word.change[change].ravel(), one)[0]))
+        for word, map_ in zip(words, predicted(words, predictor), strict=True):
+            one = np.ones((1, map_.size))
+            found[word.image].append(float(weighted_pearson(map_.ravel(), word.change[change].ravel(), one)[0]))
         return resampled_words(found, self.settings.n_bootstrap)
 
     @property
@@ -142,17 +143,19 @@ class Bench:
         settings = self.settings
         steps = settings.num_inference_steps or self._model.spec.num_inference_steps
         return (
-            f"{settings.n_scenes} held-out painted scenes, {steps} steps back to their noise by {settings.n_fixed_point_iterations} "
-            "evaluations each, and forth again without guidance. Change: the squared difference of the latents of what "
-            "came back and of what came under the changed prompt. Swapped: for another thing, place or style, or for "
-            f"the opposite relation. CMI: {settings.n_replicates} replicates of {settings.n_points} noises; attention "
-            "under the flat noise schedule: as many noises. The control: CMI of the same kind of word in the next "
-            "picture that has one. In brackets: 95 % intervals over pictures."
+            f"{settings.n_scenes} held-out painted scenes, inverted in {steps} steps of "
+            f"{settings.n_fixed_point_iterations} evaluations each and regenerated without guidance. Change: squared "
+            "difference of the latents regenerated under the prompt and under the changed prompt. Swapped: for another "
+            f"object, background or style, or for the opposite relation. CMI: {settings.n_replicates} replicates of "
+            f"{settings.n_points} noise samples; attention under the flat noise schedule: as many samples. Control: "
+            "CMI of the same kind of word in the next image that has one. 95 % intervals over images in brackets."
         )
 
 
-def measure(model: Diffuser, number: int, scene: Scene, settings: Settings) -> tuple[list[Changed], Returned]:
-    """One picture's words."""
+def measure(
+    model: Diffuser, number: int, scene: Scene, settings: CounterfactualSettings
+) -> tuple[list[Changed], Regenerated]:
+    """The words of one scene, and how it came back from its noise."""
     caption = caption_of(scene)
     others = others_of(caption, np.random.default_rng([*scene.seed, 6]))
     prompt, words = caption.text, list(others)
@@ -165,7 +168,7 @@ def measure(model: Diffuser, number: int, scene: Scene, settings: Settings) -> t
         n_fixed_point_iterations=settings.n_fixed_point_iterations,
     )
     prompts = {
-        "left out": [delete_words(prompt, [word]) for word in words],
+        "removed": [delete_words(prompt, [word]) for word in words],
         "swapped": [replace_word(prompt, word, to) for word, (_, to) in others.items()],
     }
     along, latents = attended_redraw(model, inversion, words, [text for change in CHANGES for text in prompts[change]])
@@ -178,22 +181,22 @@ def measure(model: Diffuser, number: int, scene: Scene, settings: Settings) -> t
         ALONG_SAMPLER: along,
         AT_FLAT: attention_at(model, x, prompt, words, Sampler(n_points=n), seed, settings.batch_size),
     }
-    plain = {name: told.double().numpy() for name, told in maps.items()}
+    plain = {name: map_.double().numpy() for name, map_ in maps.items()}
     length = float(x.norm())
     found = [
         Changed(
             number,
             kind,
-            {name: told[i] for name, told in plain.items()},
+            {name: by_word[i] for name, by_word in plain.items()},
             {change: by_word[i] for change, by_word in changes.items()},
         )
         for i, (kind, _) in enumerate(others.values())
     ]
-    return found, Returned(float((latents[0] - x[0]).norm()) / length, length)
+    return found, Regenerated(float((latents[0] - x[0]).norm()) / length, length)
 
 
 def others_of(caption: Caption, rng: np.random.Generator) -> dict[str, tuple[str, str]]:
-    """Of each word that a slot of the caption chose: its kind, and another word that could stand there."""
+    """For each word that fills a slot of the caption: its kind, and another word that could fill the slot."""
     story = caption.story
     found = {
         word: ("object", any_of(rng, [noun.name for noun in NOUNS if noun.name not in story.nouns]))
@@ -211,74 +214,82 @@ def others_of(caption: Caption, rng: np.random.Generator) -> dict[str, tuple[str
     return found
 
 
-def foretold(words: Sequence[Changed], predictor: str) -> list[Floats]:
-    """[h, w] what was foretold of each word; by the control, of the next picture's word of its kind."""
-    if predictor != OF_ANOTHER:
-        return [word.foretold[predictor] for word in words]
+def predicted(words: Sequence[Changed], predictor: str) -> list[Floats]:
+    """[h, w] map of each word; for the control, the CMI of the next image's word of its kind."""
+    if predictor != CONTROL:
+        return [word.predicted[predictor] for word in words]
     found = []
     for word in words:
         alike = [other for other in words if other.kind == word.kind and other.image != word.image]
         later = [other for other in alike if other.image > word.image]
-        found.append((later or alike)[0].foretold[CMI] if alike else np.zeros_like(word.foretold[CMI]))
+        found.append((later or alike)[0].predicted[CMI] if alike else np.zeros_like(word.predicted[CMI]))
     return found
 
 
-def _table(bench: Bench, name: str, title: str, level: str, published: str) -> Table:
+def _table(bench: CounterfactualBench, name: str, title: str, level: str) -> Table:
     rows: list[dict[str, Cell]] = []
     for change in CHANGES:
         for kind in (*KINDS, ALL):
             words = bench.words(kind)
             if not words:
                 continue
-            told = {by: getattr(bench, level)(kind, change, by) for by in PREDICTORS}
-            row: dict[str, Cell] = {"word": kind, "is": change, "words": float(len(words))}
-            row |= {by: _cell(figure.estimate, ".2f") for by, figure in told.items()}
-            row["CMI less attention along the sampler"] = _cell(told[CMI].less(told[ALONG_SAMPLER]), "+.2f")
+            correlations = {by: getattr(bench, level)(kind, change, by) for by in PREDICTORS}
+            row: dict[str, Cell] = {"word": kind, "change": change, "words": float(len(words))}
+            row |= {by: _cell(figure.estimate, ".2f") for by, figure in correlations.items()}
+            difference = correlations[CMI].minus(correlations[ALONG_SAMPLER])
+            row["CMI minus attention along the sampler"] = _cell(difference, "+.2f")
             rows.append(row)
-    return Table(name, title, rows, (published, bench.note))
+    return Table(name, title, rows, (bench.note,))
 
 
-def images(bench: Bench) -> Table:
-    """How much of the picture will change."""
-    published = "Published, on photographs: CMI .34, attention along the sampler .24 (Kong et al. 2024)."
-    title = "How much a changed word changes a picture, foretold: correlation over pictures"
-    return _table(bench, "images", title, "images", published)
+def images(bench: CounterfactualBench) -> Table:
+    """How much of the image changes."""
+    return _table(bench, "images", "How much the image changes: correlation over images", "images")
 
 
-def pixels(bench: Bench) -> Table:
-    """Where it will change."""
-    published = "Published, on photographs: CMI .27, attention along the sampler .21 (Kong et al. 2024)."
-    title = "Where a changed word changes a picture, foretold: correlation inside the map, mean over words"
-    return _table(bench, "pixels", title, "pixels", published)
+def pixels(bench: CounterfactualBench) -> Table:
+    """Where the image changes."""
+    title = "Where the image changes: correlation within the map, mean over words"
+    return _table(bench, "pixels", title, "pixels")
 
 
-def returned(bench: Bench) -> Table:
-    """What the way back and forth loses, beside what changed words change."""
-    back = bench.measured[1]
+def distances(bench: CounterfactualBench) -> Table:
+    """The error of inversion and regeneration, next to the change by changed words."""
+    regenerated = bench.measured[1]
     rows: list[dict[str, Cell]] = [
         {
-            "under": "the same prompt: the way's own error",
-            "distance": _distance(np.array([r.error for r in back]), bench),
+            "prompt": "unchanged (error of inversion and regeneration)",
+            "distance": _distance(np.array([one.error for one in regenerated]), bench),
         }
     ]
     for change in CHANGES:
         for kind in KINDS:
             if not (words := bench.words(kind)):
                 continue
-            apart = [np.sqrt(word.change[change].sum()) / back[word.image].length for word in words]
-            rows.append({"under": f"{kind} {change}", "distance": _distance(np.array(apart), bench)})
-    note = "Distance: of latents, over the length of the picture's own. The error: from the picture's own latents."
-    return Table("returned", "How far the picture moves", rows, (note, bench.note))
+            apart = [np.sqrt(word.change[change].sum()) / regenerated[word.image].length for word in words]
+            rows.append({"prompt": f"{kind} {change}", "distance": _distance(np.array(apart), bench)})
+    note = (
+        "Distance: between regenerated latents, over the length of the original ones; for the unchanged prompt, from "
+        "the original latents."
+    )
+    return Table("distances", "How far the image moves", rows, (note, bench.note))
 
 
 def _cell(figure: Estimate, form: str) -> str | None:
-    """Nothing where too few words have a correlation."""
+    """None where too few words have a correlation."""
     return with_interval(figure, form) if np.isfinite(figure.value) else None
 
 
-def _distance(values: Floats, bench: Bench) -> str:
+def _distance(values: Floats, bench: CounterfactualBench) -> str:
     return with_interval(resampled(values[:, None], bench.settings.n_bootstrap).estimate, ".3f")
 
 
-PARTS = (images, pixels, returned)
-"""In this order."""
+EVALUATION = Evaluation(
+    name="counterfactual",
+    title="Counterfactual word removal",
+    description=__doc__,
+    settings=CounterfactualSettings(),
+    quick=QUICK,
+    bench=lambda subject, settings: CounterfactualBench(subject.model, settings),
+    parts=(images, pixels, distances),
+)

@@ -1,7 +1,8 @@
-"""How well the model expects true scenes: its own bits a dimension, with a scene's caption, without, with another's.
+"""The model's likelihood of painted scenes, in bits per dimension: with the scene's caption, without a caption, and
+with another scene's caption.
 
-Beside two densities that know less: the standard normal that the model's are counted from, and a normal with the mean
-and the spread of each channel of the latents.
+Baselines: the standard normal distribution, and a normal distribution with the mean and the standard deviation of each
+channel of the latents. Lower is better.
 """
 
 import logging
@@ -19,57 +20,60 @@ from core.arrays import Floats
 from core.diffusion.diffuser import Diffuser
 from core.information.likelihood import WIDE, Likelihood
 from training.common.report import Cell, Table
+from training.evaluate.common.evaluation import Evaluation
 from training.evaluate.common.masks import Resampled, resampled
 from training.evaluate.common.proportions import with_interval
-from training.evaluate.picturebook import NO_TARGET
+from training.evaluate.common.scenes import NO_TARGET
 from training.picturebook.world.scenes import caption_of, make_scene, paint
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class LikelihoodSettings:
     """How much is measured."""
 
     n_scenes: int = 32
-    """Held-out true scenes."""
+    """Held-out painted scenes."""
     n_fit: int = 200
-    """Training scenes from which the channels' mean and spread are taken."""
+    """Training scenes on which the channels' mean and standard deviation are fitted."""
     n_bootstrap: int = 2000
-    """Resamples of the scenes for each interval."""
+    """Bootstrap resamples of the scenes for each interval."""
 
 
-QUICK = Settings(n_scenes=4, n_fit=20)
-"""Shows that it works; its figures mean little."""
+QUICK = LikelihoodSettings(n_scenes=4, n_fit=20)
+"""A smoke test; its figures mean little."""
 
 
 class Found(NamedTuple):
-    """Bits a dimension, a row a scene."""
+    """Bits per dimension, one row per scene."""
 
     captioned: Floats
+    """[N] with the scene's caption."""
     uncaptioned: Floats
+    """[N] without a caption."""
     miscaptioned: Floats
-    """With the next scene's caption."""
+    """[N] with the next scene's caption."""
     channels: Floats
-    """By the normal of the channels."""
+    """[N] under the normal distribution per channel."""
     standard: Floats
-    """By the standard normal."""
+    """[N] under the standard normal distribution."""
     gains: Floats
-    """[N, 2] bits that the scene's own caption saves in the whole picture, and the next scene's."""
+    """[N, 2] bits saved in the whole image by the scene's caption, and by the next scene's."""
     errors: Floats
-    """[N, 2, S] the curves of squared errors a dimension, without and with the caption."""
+    """[N, 2, S] squared errors per dimension along log-SNR, without and with the caption."""
 
 
-class Bench:
-    """The scenes: measured once, when first asked for."""
+class LikelihoodBench:
+    """The likelihoods of the scenes; measured once, on first use."""
 
-    def __init__(self, model: Diffuser, settings: Settings) -> None:
+    def __init__(self, model: Diffuser, settings: LikelihoodSettings) -> None:
         self._model, self.settings = model, settings
         self.last: Likelihood | None = None
 
     @cached_property
     def found(self) -> Found:
-        """What was measured."""
+        """The measurements."""
         x = torch.cat([self._latents(seed, "train") for seed in range(self.settings.n_fit)]).double()
         mean, spread = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
         rows = [self._measure(seed, mean, spread) for seed in range(self.settings.n_scenes)]
@@ -98,29 +102,31 @@ class Bench:
         )
 
     def mean(self, values: Floats) -> Resampled:
-        """The mean of one figure a scene."""
+        """The mean of one figure per scene."""
         return resampled(values[:, None], self.settings.n_bootstrap)
 
 
-def bits(bench: Bench) -> Table:
-    """Bits a dimension, and what a caption saves."""
+def bits(bench: LikelihoodBench) -> Table:
+    """Bits per dimension, and the bits a caption saves."""
     found = bench.found
     named = {
         "the model, with the caption": (found.captioned, found.gains[:, 0]),
-        "the model, without": (found.uncaptioned, None),
+        "the model, without a caption": (found.uncaptioned, None),
         "the model, with another scene's caption": (found.miscaptioned, found.gains[:, 1]),
-        "a normal with each channel's mean and spread": (found.channels, None),
-        "the standard normal": (found.standard, None),
+        "normal distribution per channel": (found.channels, None),
+        "standard normal distribution": (found.standard, None),
     }
     rows: list[dict[str, Cell]] = []
     for name, (figures, gain) in named.items():
-        apart = bench.mean(figures).less(bench.mean(found.uncaptioned))
+        apart = bench.mean(figures).minus(bench.mean(found.uncaptioned))
         rows.append(
             {
                 "density": name,
-                "bits a dimension": with_interval(bench.mean(figures).estimate, ".3f"),
-                "less the model's without": None if figures is found.uncaptioned else with_interval(apart, "+.3f"),
-                "saved in the picture, bits": None if gain is None else with_interval(bench.mean(gain).estimate, ".1f"),
+                "bits per dimension": with_interval(bench.mean(figures).estimate, ".3f"),
+                "minus the model's without a caption": None
+                if figures is found.uncaptioned
+                else with_interval(apart, "+.3f"),
+                "bits saved in the image": None if gain is None else with_interval(bench.mean(gain).estimate, ".1f"),
             }
         )
     if (last := bench.last) is None:
@@ -128,18 +134,18 @@ def bits(bench: Bench) -> Table:
     low, high = last.log_snr_range
     notes = (
         f"-log2 p of the latents of {bench.settings.n_scenes} held-out painted scenes over their {last.n_dims} "
-        f"dimensions, integrated over log-SNR {low:.2f} to {high:.2f}, all that the model was trained on; outside, the "
-        "model is taken to know no more than the standard normal, so that the true figure is lower by what it knows of "
-        f"details finer than that. {last.n_replicates} replicates of {WIDE.n_points} noises. The caption's bits are "
-        "the direct information of the whole caption. In brackets: 95 % intervals over scenes.",
+        f"dimensions, integrated over log-SNR {low:.2f} to {high:.2f}, the range the model was trained on. Outside it "
+        "the model is assumed to be as good as the standard normal, so that the true figure is lower by what it knows "
+        f"about finer details. {last.n_replicates} replicates of {WIDE.n_points} noise samples. The bits saved are the "
+        "direct information of the whole caption. 95 % intervals over scenes in brackets.",
     )
     edges = last.edges
     details = {"edges": edges.tolist(), "errors": found.errors.mean(0).tolist(), "normal": last.normal_errors.tolist()}
-    return Table("bits", "The model's own bits a dimension", rows, notes, details)
+    return Table("bits", "Bits per dimension", rows, notes, details)
 
 
-def curves(bench: Bench) -> Table:
-    """The squared errors that the bits come from, in six stretches of log-SNR."""
+def curves(bench: LikelihoodBench) -> Table:
+    """The squared errors that are integrated, in six ranges of log-SNR."""
     found = bench.found
     if (last := bench.last) is None:
         raise AssertionError("the scenes were measured")
@@ -149,18 +155,25 @@ def curves(bench: Bench) -> Table:
         if not (span := widths[part].sum()):
             continue
         shown: dict[str, Cell] = {"log-SNR": f"{last.edges[part[0]]:.1f} to {last.edges[part[-1] + 1]:.1f}"}
-        for side, name in enumerate(("without the caption", "with it")):
+        for side, name in enumerate(("without the caption", "with the caption")):
             values = (found.errors[:, side, part] * widths[part]).sum(1) / span
             shown[name] = with_interval(bench.mean(values).estimate, ".4f")
         apart = ((found.errors[:, 0, part] - found.errors[:, 1, part]) * widths[part]).sum(1) * last.n_dims
-        shown["bits the caption tells there"] = with_interval(bench.mean(apart / (2 * math.log(2))).estimate, ".2f")
-        shown["a standard normal's"] = round(float((last.normal_errors[part] * widths[part]).sum() / span), 4)
+        shown["bits of the caption"] = with_interval(bench.mean(apart / (2 * math.log(2))).estimate, ".2f")
+        shown["standard normal"] = round(float((last.normal_errors[part] * widths[part]).sum() / span), 4)
         rows.append(shown)
     note = (
-        "Mean squared error of the guessed noise, a dimension; half the area between the curves is the caption's bits."
+        "Mean squared error of the predicted noise per dimension; half the area between the two is the caption's bits."
     )
-    return Table("curves", "Squared errors of the guessed noise", rows, (note,))
+    return Table("curves", "Squared error of the predicted noise", rows, (note,))
 
 
-PARTS = (bits, curves)
-"""In this order."""
+EVALUATION = Evaluation(
+    name="likelihood",
+    title="Likelihood",
+    description=__doc__,
+    settings=LikelihoodSettings(),
+    quick=QUICK,
+    bench=lambda subject, settings: LikelihoodBench(subject.model, settings),
+    parts=(bits, curves),
+)

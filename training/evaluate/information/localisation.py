@@ -1,9 +1,10 @@
-"""How well maps of words find what the words name: mean IoU with the true masks of held-out painted scenes, and with a
-segmenter's masks of generated pictures.
+"""How well the maps of words localise what the words name: mean IoU with the true masks of held-out painted scenes, and
+with a segmenter's masks of generated images.
 
-The whole image, cross-attention along the sampler and under the information noise schedule, conditional mutual
-information as published and as `core.attribute` samples it, and attention and information together (after Kong et al.
-2024, arXiv 2310.07972, table 2, whose threshold was chosen on the pictures that it was scored on; not so here).
+Compared are conditional mutual information (CMI) as `core.attribute` estimates it and as Kong et al. 2024 (arXiv
+2310.07972) do, cross-attention along the sampler and on fresh noise under several noise schedules, CMI and attention
+combined, and the whole image as a baseline. After Kong et al., table 2; but each map's threshold is chosen here on
+other images than those it is scored on.
 """
 
 import logging
@@ -23,14 +24,15 @@ from core.information.measuring import sampler_for
 from core.information.quadrature import Sampler
 from core.segmentation.semantic import Segmenter, load_segmenter
 from training.common.report import Cell, Table
+from training.evaluate.common.evaluation import Evaluation
 from training.evaluate.common.judges import MIN_AREA
 from training.evaluate.common.maps import (
     attended_drawing,
     attention_along_sampler,
     attention_at,
     enlarged,
-    in_its_range,
     information,
+    normalised,
 )
 from training.evaluate.common.masks import Resampled, resampled_words
 from training.picturebook.world.captions import Caption
@@ -38,52 +40,52 @@ from training.picturebook.world.scenes import Scene, caption_of, make_scene, pai
 from training.picturebook.world.world import LABELS, NOUN_INDEX, NOUNS, OBJECT_INDEX
 
 THRESHOLDS = np.linspace(0.05, 0.95, 19)
-"""Tried, in shares of a map's range."""
+"""Thresholds tried, as fractions of a map's range."""
 
 WHOLE = "whole image"
 ALONG_SAMPLER = "cross-attention along the sampler"
-AT_LOGISTIC = "cross-attention, published noise schedule"
+AT_LOGISTIC = "cross-attention, logistic noise schedule"
 AT_FLAT = "cross-attention, flat noise schedule"
 AT_OURS = "cross-attention, our noise schedule"
-CMI_KONG = "CMI as published"
+CMI_KONG = "CMI, Kong et al. 2024"
 CMI = "CMI"
 BOTH = "CMI and attention"
 METHODS = (WHOLE, ALONG_SAMPLER, AT_LOGISTIC, AT_FLAT, AT_OURS, CMI_KONG, CMI, BOTH)
 
 Source = Literal["painted", "drawn"]
-"""Of pictures: held-out painted scenes with their true masks, or what the model draws of the same captions."""
-SOURCES: Mapping[Source, str] = {"painted": "true scenes", "drawn": "generated pictures"}
-"""What tables call them."""
+"""Held-out painted scenes with their true masks, or images the model generates of the same captions."""
+SOURCES: Mapping[Source, str] = {"painted": "painted scenes", "drawn": "generated images"}
+"""Their names in tables."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class LocalisationSettings:
     """How much is measured."""
 
     n_scenes: int = 64
-    """Held-out pictures on which the maps are scored, painted and drawn each."""
+    """Held-out captions on whose painted and generated images the maps are scored."""
     n_fit: int = 32
-    """Other held-out pictures, on which thresholds are chosen."""
+    """Other held-out captions, on whose images thresholds are chosen."""
     n_points: int = 8
     """Noise samples in a replicate."""
     n_replicates: int = 4
-    """Replicates a picture, and as many noise samples in all for attention."""
+    """Replicates per image; attention uses as many noise samples in all."""
     num_inference_steps: int | None = None
-    """Steps of the sampler along which attention is read; None: the model's own."""
+    """Steps of the sampler along which attention is read; None for the model's default."""
     batch_size: int = 32
     """Most latents in a U-Net call."""
     n_bootstrap: int = 2000
-    """Resamples of the pictures for each interval."""
+    """Bootstrap resamples of the images for each interval."""
 
 
-QUICK = Settings(n_scenes=3, n_fit=2, n_points=4, num_inference_steps=10)
-"""Shows that it works; its figures mean little."""
+QUICK = LocalisationSettings(n_scenes=3, n_fit=2, n_points=4, num_inference_steps=10)
+"""A smoke test; its figures mean little."""
 
 
 class Subject(NamedTuple):
-    """A picture whose words are looked for."""
+    """An image whose words are localised."""
 
     caption: Caption
     x: Tensor
@@ -93,36 +95,37 @@ class Subject(NamedTuple):
     along: Tensor
     """[W, h, w] attention to the words along the sampler."""
     seed: int
+    """Seed of the noise samples."""
 
 
 class Scored(NamedTuple):
-    """A picture's words with their maps by every method."""
+    """An image's words with their maps by every method."""
 
     kinds: tuple[str, ...]
-    """[W] what each word names: a thing or the place."""
+    """[W] what each word names: `object` or `background`."""
     truth: Tensor
-    """[W, H, W'] bool: the pixels that show it."""
+    """[W, H, W'] bool: its pixels."""
     maps: Mapping[str, Tensor]
     """By method: [W, h, w]."""
     evals: Mapping[str, int]
-    """By method: U-Net evaluations for all words."""
+    """By method: U-Net evaluations for all words together."""
 
 
-class Bench:
-    """The pictures and their maps: made once, when first asked for."""
+class LocalisationBench:
+    """The images and the maps of their words; made once, on first use."""
 
-    def __init__(self, model: Diffuser, settings: Settings) -> None:
+    def __init__(self, model: Diffuser, settings: LocalisationSettings) -> None:
         self._model, self.settings = model, settings
         self._scored: dict[Source, tuple[list[Scored], list[Scored]]] = {}
 
     def scored(self, source: Source) -> tuple[list[Scored], list[Scored]]:
-        """The pictures that are scored, and those on which thresholds are chosen."""
+        """The images that are scored, and those on which thresholds are chosen."""
         if source not in self._scored:
             n, n_all = self.settings.n_scenes, self.settings.n_scenes + self.settings.n_fit
             found = []
             for seed in range(n_all):
                 if seed % 8 == 0:
-                    log.info("localisation: %s picture %d of %d", source, seed, n_all)
+                    log.info("localisation: %s image %d of %d", source, seed, n_all)
                 scene = make_scene(seed, "test")
                 subject = self._paint(scene) if source == "painted" else self._draw(scene)
                 found.append(measure(self._model, subject, self.settings))
@@ -130,14 +133,14 @@ class Bench:
         return self._scored[source]
 
     def _paint(self, scene: Scene) -> Subject:
-        """The scene's own painting, with its true masks."""
+        """The painted scene with its true masks."""
         caption, painting, words = caption_of(scene), paint(scene), list(targets_of(caption_of(scene)))
         x = self._model.encode(Image.fromarray(painting.image))
         along = attention_along_sampler(self._model, x, caption.text, words, _n_steps(self._model, self.settings))
         return Subject(caption, x, torch.from_numpy(painting.labels).long(), along, scene.seed[-1])
 
     def _draw(self, scene: Scene) -> Subject:
-        """What the model draws of the scene's caption, with the segmenter's masks."""
+        """An image generated from the scene's caption, with the segmenter's masks."""
         caption, seed, n_steps = caption_of(scene), scene.seed[-1], _n_steps(self._model, self.settings)
         drawn, along = attended_drawing(self._model, caption.text, list(targets_of(caption)), seed, n_steps)
         labels = self._segmenter.segment([drawn.image]).label_map()[0]
@@ -148,14 +151,14 @@ class Bench:
         return load_segmenter(device="cpu")
 
     def ious(self, source: Source, method: str, kind: str) -> Resampled:
-        """Mean IoU of a method over the words of a kind, at the threshold that suits the other pictures."""
+        """Mean IoU of a method over the words of a kind, at the threshold that is best on the other images."""
         scored, fit = self.scored(source)
         threshold = best_threshold(fit, method, kind)
         ious = [word_ious(image, method, kind, threshold).tolist() for image in scored]
         return resampled_words(ious, self.settings.n_bootstrap)
 
     def evals(self, source: Source, method: str) -> float:
-        """Mean U-Net evaluations a picture."""
+        """Mean U-Net evaluations per image."""
         return float(np.mean([image.evals[method] for image in self.scored(source)[0]]))
 
     @property
@@ -164,17 +167,17 @@ class Bench:
         settings = self.settings
         return (
             f"{settings.n_scenes} held-out captions; thresholds chosen on {settings.n_fit} others, by method and kind. "
-            "A map is enlarged to the picture, bilinearly, and cut at a share of its range; IoU in pixels, a word at a "
-            "time, mean over words that are there. In brackets: 95 % intervals over pictures."
+            "Maps are enlarged to the image bilinearly and cut at a fraction of their range; IoU in pixels, mean over "
+            "the words whose objects are present. 95 % intervals over images in brackets."
         )
 
 
-def _n_steps(model: Diffuser, settings: Settings) -> int:
+def _n_steps(model: Diffuser, settings: LocalisationSettings) -> int:
     return settings.num_inference_steps or model.spec.num_inference_steps
 
 
-def measure(model: Diffuser, subject: Subject, settings: Settings) -> Scored:
-    """One picture's maps."""
+def measure(model: Diffuser, subject: Subject, settings: LocalisationSettings) -> Scored:
+    """The maps of one image's words."""
     caption, x, seed = subject.caption, subject.x, subject.seed
     targets = targets_of(caption)
     words = list(targets)
@@ -193,20 +196,20 @@ def measure(model: Diffuser, subject: Subject, settings: Settings) -> Scored:
     for name, density in ((AT_LOGISTIC, Sampler.kong2024()), (AT_FLAT, Sampler()), (AT_OURS, ours)):
         sampler = replace(density, n_points=n, stratified=True, antithetic=True)
         maps[name] = attention_at(model, x, caption.text, words, sampler, seed, settings.batch_size)
-    maps[BOTH] = (in_its_range(maps[CMI]) * in_its_range(maps[AT_FLAT])).sqrt()
+    maps[BOTH] = (normalised(maps[CMI]) * normalised(maps[AT_FLAT])).sqrt()
     evals[BOTH] = evals[CMI] + evals[AT_FLAT]
     kinds = tuple("object" if word in caption.words else "background" for word in words)
     return Scored(kinds, masks_of(subject.labels, list(targets.values())), maps, evals)
 
 
 def masks_of(labels: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
-    """[W, H, W'] where each word's classes are; nowhere where fewer pixels show them than any drawing covers."""
+    """[W, H, W'] [W, H, W'] masks of each word's classes; empty if they cover less than `MIN_AREA` pixels."""
     masks = torch.stack([torch.isin(labels, torch.tensor(classes)) for classes in targets])
     return masks & (masks.sum((1, 2), keepdim=True) >= MIN_AREA)
 
 
 def targets_of(caption: Caption) -> dict[str, list[int]]:
-    """The classes that each word for a thing or the place can name."""
+    """The classes each word for an object or the background can name."""
     objects = zip(caption.words, caption.story.nouns, strict=True)
     targets = {word: [OBJECT_INDEX[name] for name in NOUNS[NOUN_INDEX[noun]].objects] for word, noun in objects}
     return (
@@ -217,9 +220,9 @@ def targets_of(caption: Caption) -> dict[str, list[int]]:
 
 
 def as_kong(n_evals: int, n_words: int) -> Sampler:
-    """The published way of sampling with about as many evaluations, three a word and noise.
+    """The sampling of Kong et al. 2024 with about `n_evals` evaluations, three per word and noise sample.
 
-    The third, of the empty text, enters no map: it is counted, not computed.
+    The third, of the empty prompt, enters no map: it is counted, not computed.
     """
     n_noises = max(4, round(n_evals / (3 * n_words) / 4) * 4)
     return replace(Sampler.kong2024(prompts_per_word=2), n_points=n_noises // 2, min_replicates=2)
@@ -235,51 +238,58 @@ def best_threshold(images: Sequence[Scored], method: str, kind: str) -> float:
 
 
 def word_ious(image: Scored, method: str, kind: str, threshold: float) -> Floats:
-    """IoU of each word of a kind that the picture shows, a word's map cut at a share of its range."""
+    """IoU of each word of a kind that the image shows, its map cut at a fraction of its range."""
     rows = [i for i, of in enumerate(image.kinds) if of == kind and image.truth[i].any()]
     if not rows:
         return np.zeros(0)
     truth = image.truth[rows]
-    masks = in_its_range(enlarged(image.maps[method][rows], truth.shape[1:])) >= threshold
+    masks = normalised(enlarged(image.maps[method][rows], truth.shape[1:])) >= threshold
     both, either = (masks & truth).sum((1, 2)), (masks | truth).sum((1, 2))
     ious: Floats = (both.double() / either).numpy()
     return ious
 
 
-def iou(bench: Bench) -> Table:
+def iou(bench: LocalisationBench) -> Table:
     """Mean IoU by method."""
     rows: list[dict[str, Cell]] = []
     for method in METHODS:
         row: dict[str, Cell] = {"map": method, "U-Net evaluations": bench.evals("painted", method)}
-        for source, told in SOURCES.items():
+        for source, title in SOURCES.items():
             for kind in ("object", "background"):
-                row[f"{kind}s, {told}"] = str(bench.ious(source, method, kind).estimate)
+                row[f"{kind}s, {title}"] = str(bench.ious(source, method, kind).estimate)
         rows.append(row)
     notes = (
-        "True scenes have true masks; generated pictures, of the same captions, those of the embedded segmenter. U-Net "
-        "evaluations: a picture, for all its words together. Cross-attention: mean over all blocks; along the sampler: "
-        "of true scenes, inversion by DDIM, and the attention of the way back; of generated pictures, that of the "
-        "prompted half while they were drawn; by noise schedules: fresh noise on the picture, nothing inverted. CMI as "
-        "published: independent draws, three texts a word, at as many evaluations as ours. CMI and attention: the root "
-        "of the product of the maps of CMI and of attention under the flat schedule, each in its range.",
+        "Masks: the true ones of painted scenes, and the embedded segmenter's of generated images. U-Net evaluations: "
+        "per image, for all its words together. Cross-attention: mean over all blocks. Along the sampler: of painted "
+        "scenes, while they are regenerated from their inverted noise; of generated images, in the conditional branch "
+        "while they were sampled. Noise schedules: on fresh noise, without inversion. Kong et al. 2024: independent "
+        "draws, three prompts per word, about as many evaluations. CMI and attention: geometric mean of the maps of "
+        "CMI and of attention under the flat schedule, each scaled to its range.",
         bench.note,
     )
-    return Table("iou", "Words found in pictures: mean IoU", rows, notes)
+    return Table("iou", "Localisation of words: mean IoU", rows, notes)
 
 
-def beside(bench: Bench) -> Table:
-    """The combination and CMI beside the others, paired."""
+def differences(bench: LocalisationBench) -> Table:
+    """Paired differences between methods."""
     pairs = [(BOTH, CMI), (BOTH, AT_FLAT), (CMI, CMI_KONG), (CMI, AT_FLAT), (AT_FLAT, ALONG_SAMPLER)]
     rows: list[dict[str, Cell]] = []
     for method, other in pairs:
-        row: dict[str, Cell] = {"map": method, "less": other}
-        for source, told in SOURCES.items():
+        row: dict[str, Cell] = {"map": method, "minus": other}
+        for source, title in SOURCES.items():
             for kind in ("object", "background"):
-                apart = bench.ious(source, method, kind).less(bench.ious(source, other, kind))
-                row[f"{kind}s, {told}"] = str(apart)
+                apart = bench.ious(source, method, kind).minus(bench.ious(source, other, kind))
+                row[f"{kind}s, {title}"] = str(apart)
         rows.append(row)
-    return Table("beside", "Differences of mean IoU over the same words", rows, (bench.note,))
+    return Table("differences", "Differences of mean IoU over the same words", rows, (bench.note,))
 
 
-PARTS = (iou, beside)
-"""In this order."""
+EVALUATION = Evaluation(
+    name="localisation",
+    title="Localisation of words",
+    description=__doc__,
+    settings=LocalisationSettings(),
+    quick=QUICK,
+    bench=lambda subject, settings: LocalisationBench(subject.model, settings),
+    parts=(iou, differences),
+)

@@ -1,7 +1,8 @@
-"""Whether redundancy and synergy are found where the grammar puts them: in synonyms, in what is drawn together more
-often than chance, in homonyms that the place resolves; and not in things that have nothing to do with each other.
+"""Partial information decomposition (PID) of pairs of words, on painted scenes: whether redundancy and synergy appear
+where the grammar puts them (claims of Dewan et al. 2024, arXiv 2406.05191).
 
-On painted scenes, whose every word and mask is known (the claims: Dewan et al. 2024, arXiv 2406.05191).
+Expected: high redundancy for synonyms and for two objects that the grammar puts together more often than chance (the
+planted pair), low redundancy for unrelated objects, and synergy where a background resolves a homonym.
 """
 
 import logging
@@ -19,8 +20,10 @@ from core.diffusion.diffuser import Diffuser
 from core.information.measuring import sampler_for
 from core.information.results import Given
 from training.common.report import Cell, Table
+from training.evaluate.common.evaluation import Evaluation
 from training.evaluate.common.masks import Resampled, resampled
 from training.evaluate.common.proportions import with_interval
+from training.evaluate.common.scenes import NO_TARGET
 from training.evaluate.information.pid_pairs import (
     HOMONYM,
     KINDS,
@@ -30,7 +33,6 @@ from training.evaluate.information.pid_pairs import (
     log2_together,
     scenes_with,
 )
-from training.evaluate.picturebook import NO_TARGET
 from training.picturebook.world.captions import Caption
 from training.picturebook.world.scenes import CELL, Scene, caption_of, paint
 from training.picturebook.world.world import NOUN_INDEX, NOUNS, OBJECT_INDEX
@@ -39,47 +41,47 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class PidSettings:
     """How much is measured."""
 
     n_scenes: int = 32
-    """Held-out true scenes for each kind of pair."""
+    """Held-out painted scenes for each kind of pair."""
     n_points: int = 8
     """Noise samples in a replicate."""
     n_replicates: int = 8
-    """Replicates a scene."""
+    """Replicates per scene."""
     n_bootstrap: int = 2000
-    """Resamples of the scenes for each interval."""
+    """Bootstrap resamples of the scenes for each interval."""
 
 
-QUICK = Settings(n_scenes=3, n_points=4)
-"""Shows that it works; its figures mean little."""
+QUICK = PidSettings(n_scenes=3, n_points=4)
+"""A smoke test; its figures mean little."""
 
 
 class Found(NamedTuple):
-    """What was measured of one kind of pair, a row a scene."""
+    """Measurements of one kind of pair, one row per scene."""
 
     parts: Floats
-    """[N, 4] bits of redundancy, of what is unique to the first and to the second word, and of synergy."""
+    """[N, 4] bits: redundancy, unique to the first word, unique to the second word, synergy."""
     alone: Floats
-    """[N] bits that the two words tell by themselves, added."""
+    """[N] bits of the two words alone, added."""
     there: Floats
-    """[N, 2] synergy, and what both words tell together, in the cells where the first word's thing is."""
+    """[N, 2] bits of synergy and of both words together, in the cells of the first word's object."""
     coinformation: Floats
-    """[N] redundancy less synergy, direct."""
+    """[N] bits: redundancy minus synergy, direct estimate."""
     grammar: Floats
-    """[N] the same by the grammar, given the rest of the caption; not a number for synonyms, which share no caption."""
+    """[N] the same under the grammar, given the rest of the caption; NaN for synonyms, which never share a caption."""
 
 
-class Bench:
-    """The scenes and what their pairs of words tell: measured once, when first asked for."""
+class PidBench:
+    """The decompositions of the scenes' pairs of words; measured once, on first use."""
 
-    def __init__(self, model: Diffuser, settings: Settings) -> None:
+    def __init__(self, model: Diffuser, settings: PidSettings) -> None:
         self._model, self.settings = model, settings
         self._found: dict[tuple[Kind, Given], Found] = {}
 
     def found(self, kind: Kind, given: Given) -> Found:
-        """The scenes of a kind, measured."""
+        """The measurements of a kind of pair."""
         if (kind, given) not in self._found:
             log.info("%s, given %s", kind.name, given)
             scenes = list(islice(scenes_with(kind), self.settings.n_scenes))
@@ -92,7 +94,7 @@ class Bench:
         first, second = pair = kind.of(caption)
         prompt = f"{first} {second}" if kind is SYNONYMS else caption.text
         settings = self.settings
-        told = core.decompose(
+        pair_bits = core.decompose(
             self._model,
             Image.fromarray(painting.image),
             prompt,
@@ -107,29 +109,29 @@ class Bench:
         ).pairs[0]
         cells = _share_of_cells(painting.labels, caption, first)
         return (
-            np.array([part.bits for part in told.parts]),
-            sum(part.bits for part in told.alone),
-            np.array([float((cells * part.map).sum()) for part in (told.synergy, told.together)]),
-            told.coinformation.bits,
+            np.array([part.bits for part in pair_bits.parts]),
+            sum(part.bits for part in pair_bits.alone),
+            np.array([float((cells * part.map).sum()) for part in (pair_bits.synergy, pair_bits.together)]),
+            pair_bits.coinformation.bits,
             math.nan if kind is SYNONYMS else log2_together(caption, *pair),
         )
 
     def mean(self, values: Floats) -> Resampled:
-        """The mean of one figure a scene."""
+        """The mean of one figure per scene."""
         return resampled(values[:, None], self.settings.n_bootstrap)
 
     @property
     def note(self) -> str:
         """How it was measured."""
         return (
-            f"{self.settings.n_scenes} held-out painted scenes of each kind, all with a told place; "
-            f"{self.settings.n_replicates} replicates of {self.settings.n_points} noises each. In brackets: 95 % "
-            "intervals over scenes."
+            f"{self.settings.n_scenes} held-out painted scenes of each kind, whose captions mention the background; "
+            f"{self.settings.n_replicates} replicates of {self.settings.n_points} noise samples each. 95 % intervals "
+            "over scenes in brackets."
         )
 
 
-def shares(bench: Bench) -> Table:
-    """What two words tell alone, in its parts."""
+def shares(bench: PidBench) -> Table:
+    """The information of two words, decomposed."""
     rows: list[dict[str, Cell]] = []
     for kind in KINDS:
         found = bench.found(kind, "nothing")
@@ -137,20 +139,20 @@ def shares(bench: Bench) -> Table:
         columns = ("redundancy", "unique, first", "unique, second", "synergy")
         row: dict[str, Cell] = {"pair": kind.name}
         row |= {name: with_interval(bench.mean(found.parts[:, i]).estimate) for i, name in enumerate(columns)}
-        row["shared"] = str(redundancy.share_of(bench.mean(found.alone / 2)))
+        row["redundancy share"] = str(redundancy.over(bench.mean(found.alone / 2)))
         rows.append(row)
     notes = (
-        "Bits that the two words tell given nothing (texts of one and of two words). Shared: redundancy over the mean "
-        "of what the two tell alone, 1 where either says all that the other does.",
-        "Synonyms: the caption's word and the one that it might as well have used. No caption has both, so that the "
-        "text of the two is none that the model was trained on; synergy depends on it, the other parts do not.",
+        "Bits given nothing (prompts of one and of two words). Redundancy share: redundancy over the mean of the two "
+        "words' bits alone; 1 if each carries all the information of the other.",
+        "Synonyms: the caption's word and the one it might as well have used. No caption has both, so the model was "
+        "never trained on a prompt of the two; synergy depends on that prompt, the other parts do not.",
         bench.note,
     )
-    return Table("shares", "What two words tell, by kind of pair", rows, notes)
+    return Table("shares", "Redundancy and synergy by kind of pair", rows, notes)
 
 
-def planted(bench: Bench) -> Table:
-    """Redundancy less synergy beside the information that two words of the grammar have about each other."""
+def planted(bench: PidBench) -> Table:
+    """Redundancy minus synergy, next to the information two words carry about each other in the grammar."""
     rows: list[dict[str, Cell]] = []
     for kind in KINDS:
         if kind is SYNONYMS:
@@ -162,20 +164,20 @@ def planted(bench: Bench) -> Table:
                 "pair": kind.name,
                 "measured": with_interval(measured.estimate),
                 "grammar": with_interval(true.estimate),
-                "measured less grammar": with_interval(measured.less(true)),
+                "measured minus grammar": with_interval(measured.minus(true)),
             }
         )
     notes = (
-        "Bits. Measured: redundancy less synergy given the rest of the caption, by the direct estimate. Grammar: log2 "
-        "p(both | rest) / p(one | rest) p(other | rest), which it equals for a perfect model where the picture shows "
-        "what both words say.",
+        "Bits. Measured: redundancy minus synergy given the rest of the caption, direct estimate. Grammar: log2 "
+        "p(both | rest) / (p(one | rest) p(other | rest)), which a perfect model would give where the image shows what "
+        "both words say.",
         bench.note,
     )
-    return Table("planted", "What words of the grammar tell about each other, found in pictures", rows, notes)
+    return Table("planted", "Redundancy minus synergy, measured and under the grammar", rows, notes)
 
 
-def homonyms(bench: Bench) -> Table:
-    """Synergy of a thing's word with the place's, where the thing is."""
+def homonyms(bench: PidBench) -> Table:
+    """Synergy of an object's word with the background's, where the object is."""
     rows: list[dict[str, Cell]] = []
     for given in ("nothing", "rest"):
         for kind in (HOMONYM, OBJECT_AND_BACKGROUND):
@@ -185,26 +187,22 @@ def homonyms(bench: Bench) -> Table:
                 {
                     "pair": kind.name,
                     "given": given,
-                    "synergy there": with_interval(synergy.estimate),
-                    "told together there": with_interval(together.estimate),
-                    "share of synergy": str(synergy.share_of(together)),
+                    "synergy": with_interval(synergy.estimate),
+                    "both words": with_interval(together.estimate),
+                    "synergy share": str(synergy.over(together)),
                 }
             )
     notes = (
-        "Bits in the cells where the thing is, each cell by the share of its pixels that the thing has. A homonym is "
-        "one of two things, which the place mostly tells apart: if that shows, more of what both words tell there is "
-        "synergy than for things of one sense.",
+        "Bits in the object's cells, each weighted by the object's share of its pixels. A homonym names one of two "
+        "objects, which the background mostly tells apart: if that shows, synergy is a larger share of both words' "
+        "information than for objects of one sense.",
         bench.note,
     )
-    return Table("homonyms", "Synergy of thing and place, where the thing is", rows, notes)
-
-
-PARTS = (shares, planted, homonyms)
-"""In this order."""
+    return Table("homonyms", "Synergy of object and background, where the object is", rows, notes)
 
 
 def _share_of_cells(labels: object, caption: Caption, word: str) -> Floats:
-    """[h, w] share of each latent cell's pixels that show a word's thing; all of them where the word names a place."""
+    """[h, w] share of each latent cell's pixels that show a word's object; 1 if the word names the background."""
     pixels = np.asarray(labels)
     rows, columns = (n // CELL for n in pixels.shape)
     if word not in caption.words:
@@ -213,3 +211,14 @@ def _share_of_cells(labels: object, caption: Caption, word: str) -> Floats:
     shown = np.isin(pixels, [OBJECT_INDEX[name] for name in noun.objects])
     shares_: Floats = shown.reshape(rows, CELL, columns, CELL).mean((1, 3))
     return shares_
+
+
+EVALUATION = Evaluation(
+    name="pid",
+    title="Partial information decomposition",
+    description=__doc__,
+    settings=PidSettings(),
+    quick=QUICK,
+    bench=lambda subject, settings: PidBench(subject.model, settings),
+    parts=(shares, planted, homonyms),
+)

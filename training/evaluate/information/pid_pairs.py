@@ -1,4 +1,5 @@
-"""Pairs of words of a caption, by what the grammar made of them, and how much two words tell of each other there."""
+"""Pairs of words of a caption by their relation in the grammar, and the information they carry about each other
+there."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,18 +18,19 @@ class Kind(NamedTuple):
     """A kind of pairs of words."""
 
     name: str
+    """Name in tables."""
     pick: Callable[[Caption], Pair | None]
-    """The pair in a caption whose place is told, if it has one of this kind. Of things and places, the thing first."""
+    """The pair in a caption that mentions the background, or None if it has no such pair. An object comes first."""
 
     def of(self, caption: Caption) -> Pair:
-        """The pair in a caption that has one.
+        """The pair in a caption.
 
         Raises:
-            ValueError: It has none.
+            ValueError: It has no such pair.
         """
         pair = self.pick(caption)
         if pair is None:
-            raise ValueError(f"{caption.text!r} has no {self.name}.")
+            raise ValueError(f"{caption.text!r} has no pair of the kind {self.name!r}.")
         return pair
 
 
@@ -69,15 +71,15 @@ def _n_senses(noun: str) -> int:
 
 
 SYNONYMS = Kind("synonyms", _synonyms)
-PLANTED = Kind("planted pair", _planted)
-OBJECTS = Kind("two other things", _two_objects)
-HOMONYM = Kind("homonym and place", _with_background(2))
-OBJECT_AND_BACKGROUND = Kind("other thing and place", _with_background(1))
+PLANTED = Kind("planted pair of objects", _planted)
+OBJECTS = Kind("two other objects", _two_objects)
+HOMONYM = Kind("homonym and background", _with_background(2))
+OBJECT_AND_BACKGROUND = Kind("other object and background", _with_background(1))
 KINDS = (SYNONYMS, PLANTED, OBJECTS, HOMONYM, OBJECT_AND_BACKGROUND)
 
 
 def scenes_with(kind: Kind) -> Iterator[Scene]:
-    """Held-out scenes whose captions tell the place and have such a pair."""
+    """Held-out scenes whose captions mention the background and have a pair of the kind."""
     for seed in count():
         scene = make_scene(seed, "test")
         caption = caption_of(scene)
@@ -86,9 +88,9 @@ def scenes_with(kind: Kind) -> Iterator[Scene]:
 
 
 def log2_together(caption: Caption, first: str, second: str) -> float:
-    """log2 p(both | rest) / p(first | rest) p(second | rest) for the words of two of a caption's slots.
+    """log2 p(both | rest) / (p(first | rest) p(second | rest)) for the words of two of a caption's slots.
 
-    The rest is the caption without the two, its place told; the slots are of things or the place's.
+    The rest is the caption without the two; each slot is an object's or the background's.
     """
     joint = joint_of(caption, first, second)
     total = sum(joint.values())
@@ -98,7 +100,7 @@ def log2_together(caption: Caption, first: str, second: str) -> float:
 
 
 def joint_of(caption: Caption, first: str, second: str) -> dict[Pair, float]:
-    """Probability of every filling of two slots, with the rest of the caption as it is."""
+    """Probability of every pair of words in two slots, with the rest of the caption unchanged."""
     slots = [caption.words.index(word) if word in caption.words else None for word in (first, second)]
     joint: dict[Pair, float] = {}
     for one, changed in _fillings(caption, slots[0]):
@@ -108,7 +110,7 @@ def joint_of(caption: Caption, first: str, second: str) -> dict[Pair, float]:
 
 
 def _fillings(caption: Caption, slot: int | None) -> Iterator[tuple[str, Caption]]:
-    """Every word that a thing's slot, or the place's (None), could have, with the caption that has it."""
+    """Every word that could fill an object's slot, or the background's (None), with the resulting caption."""
     story = caption.story
     if slot is None:
         for background in BACKGROUNDS:

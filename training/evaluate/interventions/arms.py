@@ -1,8 +1,8 @@
-"""What is asked of pictures, and the ways of getting it: by edits, by the prompt, by the published formula.
+"""Requested changes to images, and the arms that are compared: edits, prompts, and the formula of Tinaz et al. 2025.
 
-The published formula is that of Tinaz et al. 2025 (arXiv 2504.15473, section 5): on the text half of the middle block
-beta_ij times the concepts' decoder rows are added, in a region or everywhere; outside the region the concepts' values
-are taken away. There are no SAEs of single times for each stage here: the one for all times stands for them.
+Tinaz et al. (arXiv 2504.15473, section 5) add beta_ij times the concepts' decoder rows to the conditional branch of the
+middle block, in a region or everywhere, and subtract the concepts' own contribution outside the region. They use one
+SAE per stage; here the SAE for all times is used instead.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,31 +32,32 @@ from training.picturebook.world.world import (
 )
 
 Kind = Literal["moving", "styling", "removing"]
-Method = Literal["no edit", "prompt", "prompt from there on", "published formula", "edit"]
+Method = Literal["no edit", "prompt-only baseline", "prompt switched", "Tinaz et al. 2025", "edit"]
 
 QUARTERS: tuple[RegionName, ...] = ("top-left", "top-right", "bottom-left", "bottom-right")
 OBJECT_NAMES = tuple(noun.name for noun in NOUNS if len(noun.objects) == 1)
-"""Nouns that mean one thing."""
+"""Nouns that name one object."""
 
 
 class Request(NamedTuple):
-    """One change that is asked of one picture."""
+    """One change requested of one image."""
 
     kind: Kind
     object_name: str
-    """The only thing in the picture."""
+    """The only object in the image."""
     target: str
-    """The quarter where it should be, or the style that the picture should have; empty where it should go."""
+    """The quarter it should be in, or the style the image should have; empty if the object should be removed."""
     seed: int
+    """Seed of the image."""
 
     @property
     def prompt(self) -> str:
-        """The picture's caption, which says nothing of the wish."""
+        """The image's caption, without the target."""
         return f"a {self.object_name} {_where(self.object_name)}"
 
     @property
     def prompt_with_target(self) -> str:
-        """The caption with the wish written into it. The grammar has no words for quarters, only for sides."""
+        """The caption with the target written into it. The grammar has no words for quarters, only for sides."""
         if self.kind == "styling":
             return f"a {self.target} picture of {self.prompt}"
         if self.kind == "removing":
@@ -69,20 +70,20 @@ _VERTICAL = {"top": "above", "bottom": "below"}
 
 
 class Arm(NamedTuple):
-    """A way of getting what is asked."""
+    """A method with its steps and strength."""
 
     method: Method
     steps: tuple[int, int] | None = None
-    """First and last step; None where there are none to choose."""
+    """First and last step; None if it has none to choose."""
     strength: float | None = None
-    """Of an edit, or the beta of the published formula."""
+    """Strength of an edit, or beta of the formula of Tinaz et al."""
     stage: str = ""
-    """The stage that the steps are."""
+    """Name of the stage that the steps form, if any."""
 
     def edit(self, request: Request) -> ConceptEdit:
-        """The edit of a request."""
+        """The edit that realises a request."""
         if self.strength is None or self.steps is None:
-            raise ValueError(f"{self.method!r} is no edit.")
+            raise ValueError(f"{self.method!r} is not an edit.")
         if request.kind == "moving":
             return SpatialEdit(
                 label=request.object_name, region=request.target, strength=self.strength, steps=self.steps
@@ -92,8 +93,8 @@ class Arm(NamedTuple):
         return GlobalEdit(label=request.target, strength=self.strength, steps=self.steps)
 
 
-def requests(kind: Kind, objects: Sequence[str], seeds: range, n_targets: int | None = None) -> list[Request]:
-    """For each thing all its wishes, for each wish all its seeds, of which each thing has others."""
+def make_requests(kind: Kind, objects: Sequence[str], seeds: range, n_targets: int | None = None) -> list[Request]:
+    """All targets and seeds of each object, in this order; every object has seeds of its own."""
     targets = {"moving": QUARTERS, "styling": STYLES[1:], "removing": ("",)}[kind][:n_targets]
     return [
         Request(kind, object_name, target, 1000 * OBJECT_NAMES.index(object_name) + seed)
@@ -104,22 +105,19 @@ def requests(kind: Kind, objects: Sequence[str], seeds: range, n_targets: int | 
 
 
 class Unedited:
-    """The sampler's runs without any edit: where an edit begins late, its picture goes on from there."""
+    """Sampler runs without any edit, from which an arm that starts late continues."""
 
     def __init__(self, model: Diffuser, n_steps: int, batch_size: int) -> None:
         self.n_steps, self.batch_size = n_steps, batch_size
         self._model = model
         self._step_contexts: list[StepContext] = []
         self._latents: dict[tuple[str, int], Tensor] = {}
-        """[n_steps, C, h, w] by thing and seed: a thing has one prompt, whatever is wished."""
+        """[n_steps, C, h, w] by object and seed: an object's prompt does not depend on the target."""
 
-    def know(self, asked: Sequence[Request]) -> None:
-        """Draw those that were not drawn yet."""
-        new = list(
-            {
-                (one.object_name, one.seed): one for one in asked if (one.object_name, one.seed) not in self._latents
-            }.values()
-        )
+    def add(self, requests: Sequence[Request]) -> None:
+        """Sample those that were not sampled yet."""
+        by_image = {(one.object_name, one.seed): one for one in requests}
+        new = [one for key, one in by_image.items() if key not in self._latents]
         for start in range(0, len(new), self.batch_size):
             part = new[start : start + self.batch_size]
             prompts, seeds = [one.prompt for one in part], [one.seed for one in part]
@@ -128,22 +126,22 @@ class Unedited:
             latents = torch.stack([state.x for state in states], dim=1)
             self._latents |= {(one.object_name, one.seed): latents[i] for i, one in enumerate(part)}
 
-    def after(self, asked: Sequence[Request], step: int) -> SamplerState:
-        """The batch of these requests after a step."""
-        self.know(asked)
-        x = torch.stack([self._latents[one.object_name, one.seed][step] for one in asked])
+    def after(self, requests: Sequence[Request], step: int) -> SamplerState:
+        """The state of these requests' images after a step."""
+        self.add(requests)
+        x = torch.stack([self._latents[one.object_name, one.seed][step] for one in requests])
         return SamplerState(self._step_contexts[step], x, x)
 
 
-def draw_arm(editor: Editor, arm: Arm, asked: Sequence[Request], unedited: Unedited) -> Iterator[Image.Image]:
-    """The picture of each request."""
+def draw_arm(editor: Editor, arm: Arm, requests: Sequence[Request], unedited: Unedited) -> Iterator[Image.Image]:
+    """The image of each request."""
     model, n_steps = editor.model, unedited.n_steps
-    for start in range(0, len(asked), unedited.batch_size):
-        part = asked[start : start + unedited.batch_size]
+    for start in range(0, len(requests), unedited.batch_size):
+        part = requests[start : start + unedited.batch_size]
         if arm.method == "no edit":
             yield from model.decode(unedited.after(part, n_steps - 1).x)
             continue
-        prompts = [one.prompt_with_target if arm.method == "prompt" else one.prompt for one in part]
+        prompts = [one.prompt_with_target if arm.method == "prompt-only baseline" else one.prompt for one in part]
         contexts = [] if arm.steps is None else [context(editor, arm, part, n_steps)]
         after = unedited.after(part, arm.steps[0] - 1) if arm.steps is not None and arm.steps[0] else None
         seeds = [one.seed for one in part]
@@ -151,32 +149,33 @@ def draw_arm(editor: Editor, arm: Arm, asked: Sequence[Request], unedited: Unedi
         yield from model.decode(last.x)
 
 
-def context(editor: Editor, arm: Arm, asked: Sequence[Request], n_steps: int) -> AbstractContextManager[Any]:
-    """What the sampler has to enter for an arm."""
+def context(editor: Editor, arm: Arm, requests: Sequence[Request], n_steps: int) -> AbstractContextManager[Any]:
+    """The context the sampler enters for an arm."""
     if arm.method == "edit":
-        return editor.editing_each([[arm.edit(one)] for one in asked], n_steps)
-    if arm.method == "published formula":
-        return published(editor, arm, asked)
-    if arm.method == "prompt from there on" and arm.steps is not None:
-        return switched(editor.model, [one.prompt_with_target for one in asked], arm.steps[0])
+        return editor.editing_each([[arm.edit(one)] for one in requests], n_steps)
+    if arm.method == "Tinaz et al. 2025":
+        return tinaz(editor, arm, requests)
+    if arm.method == "prompt switched" and arm.steps is not None:
+        return switched(editor.model, [one.prompt_with_target for one in requests], arm.steps[0])
     raise ValueError(f"{arm.method!r} needs no context.")
 
 
-def published(editor: Editor, arm: Arm, asked: Sequence[Request]) -> AbstractContextManager[Any]:
-    """The published formula, with beta the arm's strength."""
+def tinaz(editor: Editor, arm: Arm, requests: Sequence[Request]) -> AbstractContextManager[Any]:
+    """The edit of Tinaz et al. 2025, with beta the arm's strength."""
     model = editor.model
     if arm.strength is None or arm.steps is None:
-        raise ValueError("The published formula needs a strength and steps.")
+        raise ValueError("Tinaz et al. 2025 needs a strength and steps.")
     beta, site = arm.strength, SaeSite(model.spec.default_hookpoint, "cond")
     sae = editor.saes[site]
     table = editor.table(site)
     chosen = [
-        torch.tensor(latents_labelled(table, one.target if one.kind == "styling" else one.object_name)) for one in asked
+        torch.tensor(latents_labelled(table, one.target if one.kind == "styling" else one.object_name))
+        for one in requests
     ]
 
     def change(_: ActivationKey, update: Tensor) -> Tensor:
         new = update.clone()
-        for row, (one, numbers) in enumerate(zip(asked, chosen, strict=True)):
+        for row, (one, numbers) in enumerate(zip(requests, chosen, strict=True)):
             height, width = update.shape[2:]
             code = sae.encode(update[row].flatten(1).T)
             norm = code.values.norm(dim=1, keepdim=True)
@@ -196,13 +195,13 @@ def published(editor: Editor, arm: Arm, asked: Sequence[Request]) -> AbstractCon
 
 @contextmanager
 def switched(model: Diffuser, prompts: Sequence[str], first: int) -> Iterator[None]:
-    """Other prompts for a batch of the same size, from a step on."""
+    """Replace the prompts of a batch of the same size from step `first` on."""
     embeddings = model.text_embeddings(prompts)
 
     def change(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if model.step_context is not None and model.step_context.step >= first:
             texts = kwargs["encoder_hidden_states"].clone()
-            texts[-len(embeddings) :] = embeddings  # the half with the prompts comes last
+            texts[-len(embeddings) :] = embeddings  # the conditional branch comes last
             kwargs = kwargs | {"encoder_hidden_states": texts}
         return args, kwargs
 
@@ -214,15 +213,15 @@ def switched(model: Diffuser, prompts: Sequence[str], first: int) -> Iterator[No
 
 
 def labelled_objects(editor: Editor, n: int) -> tuple[str, ...]:
-    """So many of the things that the middle block's text half has concepts for, spread over all of them."""
+    """`n` of the objects for which the middle block's conditional branch has concepts, evenly spaced among them."""
     site = SaeSite(editor.model.spec.default_hookpoint, "cond")
     found = [object_name for object_name in OBJECT_NAMES if latents_labelled(editor.table(site), object_name)]
     if n > len(found):
-        raise ValueError(f"Concepts carry the labels of {len(found)} things; {n} were asked for.")
+        raise ValueError(f"There are concepts of {len(found)} objects; {n} were asked for.")
     return tuple(found[i * len(found) // n] for i in range(n))
 
 
 def _where(noun: str) -> str:
-    object_name = OBJECTS[OBJECT_INDEX[NOUNS[NOUN_INDEX[noun]].objects[0]]]
-    site = BACKGROUNDS[BACKGROUND_INDEX[object_name.homes[0]]]
-    return f"{site.preposition} the {site.name}"
+    known = OBJECTS[OBJECT_INDEX[NOUNS[NOUN_INDEX[noun]].objects[0]]]
+    background = BACKGROUNDS[BACKGROUND_INDEX[known.homes[0]]]
+    return f"{background.preposition} the {background.name}"

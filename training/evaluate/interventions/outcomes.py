@@ -1,6 +1,7 @@
-"""What an edited picture is beside the unedited one: is the wish fulfilled, what else changed, is it still a picture.
+"""Outcomes of edits: whether the request succeeded, what else changed, and whether the image is still in distribution.
 
-Everything is judged by the second segmenter and the style classifier; the concepts' labels came from the first one.
+Everything is judged by the second segmenter and the style classifier; the concepts were labelled with the first
+segmenter.
 """
 
 from collections.abc import Sequence
@@ -21,83 +22,84 @@ from training.picturebook.models.autoencoder import to_pixels
 from training.picturebook.world.world import NOUN_INDEX, NOUNS, OBJECT_INDEX, OBJECTS, STYLES
 
 N_NEIGHBOURS = 3
+"""Nearest unedited images over which the distance is averaged."""
 QUANTILE = 0.99
-"""Share of unedited pictures that are no artifacts."""
+"""Share of unedited images that count as in distribution."""
 
 
 class EditOutcome(NamedTuple):
-    """One picture, as it was judged."""
+    """Judgement of one image."""
 
-    fulfilled: bool
-    """The wish: the thing's centre is in its quarter, an absent thing being a failure; or the style is the wished one;
-    or the thing is gone."""
-    there: bool
-    """Whether the thing is in the picture."""
+    success: bool
+    """The object's centre is in its quarter (an absent object is a failure), or the style is the target, or the object
+    is gone."""
+    present: bool
+    """Whether the object is in the image."""
     low: float
-    """Root mean square change, in shares of the range of grey, of what else there is: of the means over cells."""
+    """Root mean square change elsewhere, as a share of the value range: of means over cells."""
     high: float
-    """The same of all that is finer."""
+    """The same of everything finer."""
     layout: float
-    """Mean over classes of the intersection over union with the unedited picture, of what else there is; not a number
-    where that has no class."""
+    """Mean IoU over classes with the unedited image, elsewhere; NaN where that has no class."""
     cleared: float
-    """Share of where the thing was that shows a place now, rather than a thing."""
-    odd: bool
-    """Whether it is further from unedited pictures than 99 % of them."""
+    """Share of the object's former area that now shows a background rather than an object."""
+    out_of_distribution: bool
+    """Whether it is further from unedited images than 99 % of them are from each other."""
 
 
 class JudgeOutputs(NamedTuple):
-    """What the judges make of pictures."""
+    """Outputs of the judges for N images."""
 
     labels: Tensor
-    """[N, H, W] by the second segmenter."""
+    """[N, H, W] classes by the second segmenter."""
     styles: tuple[str, ...]
+    """Style of each image."""
     pixels: Tensor
     """[N, 3, H, W] from 0 to 1."""
     features: Tensor
-    """[N, F] of the encoder of the first segmenter."""
+    """[N, F] features of the first segmenter's encoder."""
 
     def rows(self, rows: Sequence[int]) -> "JudgeOutputs":
-        """Of some of the pictures."""
+        """The outputs for some of the images."""
         picked = list(rows)
         return JudgeOutputs(
             self.labels[picked], tuple(self.styles[i] for i in picked), self.pixels[picked], self.features[picked]
         )
 
     @classmethod
-    def joined(cls, looks: Sequence["JudgeOutputs"]) -> "JudgeOutputs":
-        """Of the pictures of all."""
+    def joined(cls, parts: Sequence["JudgeOutputs"]) -> "JudgeOutputs":
+        """The outputs for the images of all."""
         return cls(
-            torch.cat([look.labels for look in looks]),
-            tuple(style for look in looks for style in look.styles),
-            torch.cat([look.pixels for look in looks]),
-            torch.cat([look.features for look in looks]),
+            torch.cat([part.labels for part in parts]),
+            tuple(style for part in parts for style in part.styles),
+            torch.cat([part.pixels for part in parts]),
+            torch.cat([part.features for part in parts]),
         )
 
 
 class Judge:
-    """The judges, and how far unedited pictures are from each other."""
+    """Judges edited images against unedited ones."""
 
     def __init__(self, judges: Judges, package: Path) -> None:
         self._segmenter = list(judges.segmenters.values())[1]
         self._styles = judges.style_classifier
         first = AutoModelForSemanticSegmentation.from_pretrained(package / "segmenter")
         self._encoder = first.base_model.eval().requires_grad_(False)
-        self._known = self._centre = self._scale = torch.empty(0)
+        self._reference = self._centre = self._scale = torch.empty(0)
         self._limit = 0.0
 
-    def know(self, unedited: Sequence[Image.Image]) -> None:
-        """Learn what unedited pictures are like: those of all sorts of captions."""
+    def fit(self, unedited: Sequence[Image.Image]) -> None:
+        """Set the limit of the distribution from unedited images of many captions."""
         features = self.look(unedited).features
         self._centre, self._scale = features.mean(0), features.std(0).clamp_min(1e-6)
-        self._known = self._scaled(features)
-        distances = torch.cdist(self._known, self._known)
+        self._reference = self._scaled(features)
+        distances = torch.cdist(self._reference, self._reference)
         distances.fill_diagonal_(torch.inf)
         self._limit = float(self._nearest(distances).quantile(QUANTILE))
 
     @torch.no_grad()
     def look(self, images: Sequence[Image.Image]) -> JudgeOutputs:
-        """What the judges make of pictures."""
+        """Outputs of the judges for some images."""
         return JudgeOutputs.joined(
             [self._look(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
         )
@@ -110,36 +112,36 @@ class Judge:
         features = torch.cat([hidden.mean(2), hidden.std(2)], dim=1)
         return JudgeOutputs(labels, tuple(STYLES[i] for i in styles), (pixels + 1) / 2, features)
 
-    def judge(self, asked: Sequence[Request], new: JudgeOutputs, old: JudgeOutputs) -> list[EditOutcome]:
-        """Pictures beside the unedited ones of the same captions and seeds."""
-        odd = self._odd(new.features)
+    def judge(self, requests: Sequence[Request], new: JudgeOutputs, old: JudgeOutputs) -> list[EditOutcome]:
+        """Outcomes of edited images `new`, given the unedited images `old` of the same captions and seeds."""
+        outside = self._out_of_distribution(new.features)
         return [
             EditOutcome(
-                fulfilled=fulfilled(one, new.labels[i], new.styles[i]),
-                there=_centre(one.object_name, new.labels[i]) is not None,
+                success=succeeded(one, new.labels[i], new.styles[i]),
+                present=_centre(one.object_name, new.labels[i]) is not None,
                 **_changes(new, old, i, elsewhere(one, old.labels[i])),
                 cleared=cleared(one, new.labels[i], old.labels[i]),
-                odd=odd[i],
+                out_of_distribution=outside[i],
             )
-            for i, one in enumerate(asked)
+            for i, one in enumerate(requests)
         ]
 
-    def _odd(self, features: Tensor) -> list[bool]:
-        distances = torch.cdist(self._scaled(features), self._known)
-        odd: list[bool] = (self._nearest(distances) > self._limit).tolist()
-        return odd
+    def _out_of_distribution(self, features: Tensor) -> list[bool]:
+        distances = torch.cdist(self._scaled(features), self._reference)
+        outside: list[bool] = (self._nearest(distances) > self._limit).tolist()
+        return outside
 
     @staticmethod
     def _nearest(distances: Tensor) -> Tensor:
-        """Mean distance to the nearest neighbours, a picture itself left out by an infinite distance."""
+        """Mean distance to the nearest neighbours; an image itself is left out by an infinite distance."""
         return distances.topk(N_NEIGHBOURS, largest=False).values.mean(1)
 
     def _scaled(self, features: Tensor) -> Tensor:
         return (features - self._centre) / self._scale
 
 
-def fulfilled(one: Request, labels: Tensor, style: str) -> bool:
-    """Whether a picture is as wished."""
+def succeeded(one: Request, labels: Tensor, style: str) -> bool:
+    """Whether an image shows what was requested."""
     if one.kind == "styling":
         return style == one.target
     centre = _centre(one.object_name, labels)
@@ -153,7 +155,7 @@ def fulfilled(one: Request, labels: Tensor, style: str) -> bool:
 
 
 def elsewhere(one: Request, labels: Tensor) -> Tensor:
-    """[H, W] what should stay: all of it for a style; for a thing, neither where it was nor where it should be."""
+    """[H, W] what should not change: everything for a style; else neither where the object was nor its target."""
     if one.kind == "styling":
         return torch.ones_like(labels, dtype=torch.bool)
     if one.kind == "removing":
@@ -164,7 +166,7 @@ def elsewhere(one: Request, labels: Tensor) -> Tensor:
 
 
 def cleared(one: Request, new: Tensor, old: Tensor) -> float:
-    """How much of where the thing was shows a place; not a number where it was not."""
+    """Share of the object's former area that shows a background; NaN if it was absent."""
     return float((new[old == _object(one.object_name)] >= len(OBJECTS)).float().mean())
 
 

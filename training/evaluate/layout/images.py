@@ -1,4 +1,4 @@
-"""Pictures of captions, with what was seen on the way to them: all that the methods of `layout_methods` may look at."""
+"""Images of captions with what was recorded while they were sampled: all that the layout methods may read."""
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -17,27 +17,27 @@ from training.picturebook.world.captions import N_OBJECTS_P, Caption
 from training.picturebook.world.world import LABELS, NOUN_INDEX, NOUNS, OBJECT_INDEX
 
 M = len(N_OBJECTS_P)
-"""Most things in a caption."""
+"""Most objects in a caption."""
 
 
 class LayoutImages(NamedTuple):
-    """N generated pictures, and what was seen on the way. h and w are a hookpoint's."""
+    """N generated images, and what was recorded on the way; [h, w] is a hookpoint's grid."""
 
     captions: tuple[Caption, ...]
     targets: Tensor
-    """[N, M] class of each of the captions' things in the final picture; -1 where it is not there."""
+    """[N, M] class of each of the captions' objects in the final image; -1 where it is absent."""
     truth: Mapping[str, Truth]
-    """By hookpoint: where the captions' things are in the final pictures."""
+    """By hookpoint: where the captions' objects are in the final images."""
     labels: Mapping[str, Tensor]
-    """By hookpoint: [N, h, w] majority label of the final pictures."""
+    """By hookpoint: [N, h, w] majority class of each cell of the final images."""
     second: Mapping[str, Tensor]
-    """The same as another segmenter sees it."""
+    """The same by another segmenter."""
     previews: Mapping[tuple[str, int], Tensor]
-    """The same of the predicted clean picture, by hookpoint and step."""
+    """The same of the predicted clean image, by hookpoint and step."""
     updates: Mapping[ActivationKey, Tensor]
     """[N, C, h, w] residual updates."""
     attention: Mapping[tuple[str, int], Tensor]
-    """By hookpoint and step: [N, M, h, w] attention to the words of the things, in shares of its maximum."""
+    """By hookpoint and step: [N, M, h, w] attention to the words of the objects, over its maximum."""
 
 
 def watch(
@@ -49,23 +49,23 @@ def watch(
     batch_size: int,
     num_inference_steps: int | None = None,
 ) -> Iterator[LayoutImages]:
-    """Draw the captions batch by batch. The first segmenter tells the truth, the second stands beside."""
+    """Sample the captions batch by batch. The first segmenter gives the ground truth, the second a reference."""
     for start in range(0, len(captions), batch_size):
         part = tuple(captions[start : start + batch_size])
         seeds = [first_seed + start + i for i in range(len(part))]
         run = model.sample([c.text for c in part], seeds=seeds, num_inference_steps=num_inference_steps)
-        expected = {}
+        clean = {}
         with record(model, steps=steps) as updates, record_attention(model, branches=["cond"], steps=steps) as maps:
             for state in run:
                 if state.step_context.step in steps:
-                    expected[state.step_context.step] = state.x0
+                    clean[state.step_context.step] = state.x0
         images = model.decode(state.x)
         true, second = (segmenter.segment(images).label_map().cpu() for segmenter in segmenters)
         grids = {key.hookpoint: tuple(update.shape[2:]) for key, update in updates.items()}
         counts = {name: cell_counts(true, len(LABELS), *grid) for name, grid in grids.items()}
         targets = objects_in(part, true)
         previews = {}
-        for step, x0 in expected.items():
+        for step, x0 in clean.items():
             seen = segmenters[0].segment(model.decode(x0)).label_map().cpu()
             for name, grid in grids.items():
                 previews[name, step] = majority(cell_counts(seen, len(LABELS), *grid))
@@ -80,13 +80,13 @@ def watch(
             attention={
                 (name, step): _attention_to_objects(model, part, maps[ActivationKey(name, "cond", step)].cpu())
                 for name in grids
-                for step in expected
+                for step in clean
             },
         )
 
 
 def joined(parts: Sequence[LayoutImages]) -> LayoutImages:
-    """All pictures together."""
+    """All batches as one."""
     first = parts[0]
 
     def cat(name: str) -> dict[Hashable, Tensor]:
@@ -106,9 +106,9 @@ def joined(parts: Sequence[LayoutImages]) -> LayoutImages:
 
 
 def objects_in(captions: Sequence[Caption], labels: Tensor) -> Tensor:
-    """[N, M] the class that each noun of the captions has in label maps [N, H, W]; -1 where it is not there.
+    """[N, M] the class of each noun of the captions in label maps [N, H, W]; -1 where it is absent.
 
-    A homonym is what there is more of. What covers less than half of the smallest drawing is not there.
+    A homonym counts as whichever of its objects covers more. What covers less than `MIN_AREA` is absent.
     """
     targets = torch.full((len(captions), M), -1)
     for i, caption in enumerate(captions):
@@ -126,7 +126,7 @@ def senses_of(caption: Caption) -> list[list[int]]:
 
 
 def _attention_to_objects(model: Diffuser, captions: Sequence[Caption], maps: Tensor) -> Tensor:
-    """[N, M, h, w] attention to the words of things, each over its maximum, from maps of tokens [N, tokens, h, w]."""
+    """[N, M, h, w] attention to the words of objects, each over its maximum, from maps of tokens [N, tokens, h, w]."""
     objects = torch.full((len(captions), M, *maps.shape[2:]), -torch.inf)
     for i, caption in enumerate(captions):
         words, of_words = word_maps(model, caption.text, maps[i])

@@ -1,20 +1,24 @@
-"""What can say where a caption's things will be, all from the same runs of the sampler: concepts, and what stands
-beside them. Whatever has to be fitted is fitted on other pictures than it is scored on.
+"""Methods that predict where a caption's objects will be, from the same runs of the sampler: concepts and baselines.
+
+Whatever has to be fitted is fitted on other images than it is scored on.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import core
 from core.activations.hooks import ActivationKey
 from core.concepts.layout import PRIOR_WEIGHT, Concepts, Method, Reader, make_reader
 from core.diffusion.sampling import Branch
 from core.sae.autoencoder import SparseAutoencoder
 from core.segmentation.grids import class_masks, majority
+from training.evaluate.common.evaluation import shared_saes
 from training.evaluate.common.masks import best_threshold, score_masks
 from training.evaluate.layout.images import LayoutImages, M, senses_of
 from training.evaluate.layout.probe import fit_probe
@@ -22,38 +26,38 @@ from training.picturebook.world.captions import Caption
 from training.picturebook.world.world import LABELS, OBJECTS
 
 PRIOR_STRENGTH = 2.0
-"""Pictures' worth of the mean mask of all things in that of each."""
+"""Weight of the mean mask of all objects in the prior of each, in images."""
 
 Slot = tuple[str, Branch]
 """A hookpoint and a branch."""
 Read = Mapping[Slot, tuple[SparseAutoencoder, Concepts]]
-"""Time-shared SAEs with their concept tables."""
+"""SAEs for all times with their concept tables."""
 
 
 class Baseline(NamedTuple):
-    """A way of saying where things will be."""
+    """A method of layout prediction."""
 
     name: str
-    told: bool
-    """Whether it is told the nouns of the prompt."""
+    uses_prompt_classes: bool
+    """Whether it chooses among the objects that the prompt names."""
     hookpoint: str
-    """On whose grid."""
+    """The hookpoint on whose grid it predicts."""
     branch: Branch | None
-    """None where no branch is read."""
+    """The branch it reads; None if it reads none."""
     masks: Callable[[LayoutImages, int], Tensor]
-    """[N, M, h, w] bool: the cells of each of the captions' things, foretold at a step."""
+    """[N, M, h, w] bool: the cells predicted at a step for each of the captions' objects."""
 
 
 Labels = Callable[[LayoutImages, int], Tensor]
 """[N, h, w] class of each cell at a step, -1 for none."""
 Scores = Callable[[LayoutImages, int], Tensor]
-"""[N, K + 1, h, w] score of each class of `LABELS` at a step, the last of no class."""
+"""[N, K + 1, h, w] score of each class of `LABELS` at a step; the last is that of no class."""
 ObjectScores = Callable[[LayoutImages, int], Tensor]
-"""[N, M, h, w] score of each thing of the captions at a step; minus infinity where a caption has fewer."""
+"""[N, M, h, w] score of each of the captions' objects at a step; minus infinity where a caption has fewer."""
 
 
 def baselines(fit: LayoutImages, read: Read, steps: Sequence[int]) -> Iterator[Baseline]:
-    """All of them; what has to be fitted is fitted to `fit`, at each of the steps."""
+    """All methods; what has to be fitted is fitted on `fit`, separately for each step."""
     for hookpoint in fit.truth:
         yield from _without_updates(fit, hookpoint, steps)
     for hookpoint, branch in {(key.hookpoint, key.branch): None for key in fit.updates}:
@@ -61,13 +65,13 @@ def baselines(fit: LayoutImages, read: Read, steps: Sequence[int]) -> Iterator[B
 
 
 def _without_updates(fit: LayoutImages, hookpoint: str, steps: Sequence[int]) -> Iterator[Baseline]:
-    def baseline(name: str, told: bool, masks: Labels, branch: Branch | None = None) -> Baseline:
-        return Baseline(name, told, hookpoint, branch, masks)
+    def baseline(name: str, uses_prompt_classes: bool, masks: Labels, branch: Branch | None = None) -> Baseline:
+        return Baseline(name, uses_prompt_classes, hookpoint, branch, masks)
 
-    yield baseline("true masks through the grid", True, _of_labels(lambda of, _: of.labels[hookpoint]))
+    yield baseline("true masks on the grid", True, _of_labels(lambda of, _: of.labels[hookpoint]))
     yield baseline("second segmenter", False, _of_labels(lambda of, _: of.second[hookpoint]))
-    yield baseline("preview, segmented", False, _of_labels(lambda of, step: of.previews[hookpoint, step]))
-    for name, group in (("prior of each thing", _noun), ("prior of each role", _role)):
+    yield baseline("segmented preview", False, _of_labels(lambda of, step: of.previews[hookpoint, step]))
+    for name, group in (("prior of each object", _noun), ("prior of each role", _role)):
         scores = prior(fit, hookpoint, group)
         yield baseline(name, True, _above_threshold(fit, hookpoint, scores, steps))
     attention = _above_threshold(fit, hookpoint, lambda of, step: of.attention[hookpoint, step], steps)
@@ -84,15 +88,15 @@ def _from_updates(
             scored[f"concepts, {method}"] = _read(hookpoint, branch, sae, make_reader(concepts, method))
     for name, scores in scored.items():
         yield Baseline(name, False, hookpoint, branch, _of_labels(_best(scores)))
-        if name == "concepts, dictionary":  # as in the paper: a mask a noun, by a threshold on its cosine
-            told = _above_threshold(fit, hookpoint, _of_objects(scores), steps)
+        if name == "concepts, dictionary":  # as in the paper: one mask per noun, by a threshold on its cosine
+            named = _above_threshold(fit, hookpoint, _of_objects(scores), steps)
         else:
-            told = _of_labels(_best(_told(scores)))
-        yield Baseline(name, True, hookpoint, branch, told)
+            named = _of_labels(_best(_among_named(scores)))
+        yield Baseline(name, True, hookpoint, branch, named)
 
 
 def _of_labels(labels: Labels) -> Labels:
-    """Masks of the things that label maps show."""
+    """Masks of the captions' objects in label maps."""
     return lambda images, step: class_masks(labels(images, step), images.targets)
 
 
@@ -100,8 +104,8 @@ def _best(scores: Scores) -> Labels:
     return lambda images, step: majority(scores(images, step))
 
 
-def _told(scores: Scores) -> Scores:
-    """Scores of the classes that a caption names and of all places; minus infinity elsewhere."""
+def _among_named(scores: Scores) -> Scores:
+    """Scores of the objects that a caption names and of all backgrounds; minus infinity for the rest."""
 
     def of_named(images: LayoutImages, step: int) -> Tensor:
         allowed = torch.zeros(len(images.captions), len(LABELS) + 1, dtype=torch.bool)
@@ -114,7 +118,7 @@ def _told(scores: Scores) -> Scores:
 
 
 def _of_objects(scores: Scores) -> ObjectScores:
-    """Scores of the captions' things; a homonym's is its better sense's."""
+    """Scores of the captions' objects; a homonym has the score of its better sense."""
 
     def of_objects(images: LayoutImages, step: int) -> Tensor:
         by_class = scores(images, step)
@@ -128,7 +132,7 @@ def _of_objects(scores: Scores) -> ObjectScores:
 
 
 def _above_threshold(fit: LayoutImages, hookpoint: str, scores: ObjectScores, steps: Sequence[int]) -> Labels:
-    """Masks by the threshold, one for each step, that suits the pictures of `fit` best."""
+    """Masks by the threshold, one per step, that is best on the images of `fit`."""
     at = {step: best_threshold(scores(fit, step), fit.truth[hookpoint]) for step in steps}
     return lambda images, step: score_masks(scores(images, step), at[step])
 
@@ -138,12 +142,12 @@ def _noun(caption: Caption, j: int) -> Hashable:
 
 
 def _role(caption: Caption, j: int) -> Hashable:
-    """How a thing stands to the others: `left of` tells more of its place than what it is."""
+    """An object's relation to the others, which predicts its position better than its class does."""
     return caption.story.relation, j if caption.story.relation else len(caption.story.nouns)
 
 
 def prior(fit: LayoutImages, hookpoint: str, group: Callable[[Caption, int], Hashable]) -> ObjectScores:
-    """The mean mask of the things of a group that are there, in other pictures whose captions name them."""
+    """The mean mask of a group's objects in other images whose captions name them and that show them."""
     truth = fit.truth[hookpoint]
     overall = truth.masks[truth.there].float().mean(0)
     members: dict[Hashable, list[Tensor]] = defaultdict(list)
@@ -165,7 +169,7 @@ def prior(fit: LayoutImages, hookpoint: str, group: Callable[[Caption, int], Has
 
 
 def _probed(fit: LayoutImages, hookpoint: str, branch: Branch, steps: Sequence[int]) -> Scores:
-    """Logits of a linear probe for each step, the classes' shares weighing as little as in a readout."""
+    """Logits of a linear probe per step, with class frequencies weighted as in the concepts' readout."""
     labels = fit.labels[hookpoint].flatten(1)
     shares = torch.bincount(labels[labels >= 0], minlength=len(LABELS)) + 1.0
     balance = (PRIOR_WEIGHT - 1) * (shares / shares.sum()).log()
@@ -183,7 +187,7 @@ def _probed(fit: LayoutImages, hookpoint: str, branch: Branch, steps: Sequence[i
 
 
 def _read(hookpoint: str, branch: Branch, sae: SparseAutoencoder, reader: Reader) -> Scores:
-    """A reader's scores, in the order of `LABELS`; a class that its table does not have is never there."""
+    """A reader's scores in the order of `LABELS`; a class missing from its table is never predicted."""
     n = len(reader.classes)
     order = [reader.classes.index(label) if label in reader.classes else n + 1 for label in LABELS]
 
@@ -193,3 +197,11 @@ def _read(hookpoint: str, branch: Branch, sae: SparseAutoencoder, reader: Reader
         return of_table[:, [*order, n]].view(*update.shape[:3], -1).movedim(3, 1)
 
     return scores
+
+
+def read_collection(root: Path) -> Read:
+    """The SAEs for all times in a collection, with their concept tables."""
+    return {
+        (sae_id.hookpoint, sae_id.branch): (core.load_sae(root, *sae_id), core.load_concepts(root, *sae_id))
+        for sae_id in shared_saes(root)
+    }

@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MOST_POSITIONS = 32_000
-"""Positions that a probe is fitted on; of more, so many are drawn."""
+"""Most positions a probe is fitted on; of more, this many are drawn at random."""
 N_ITERATIONS = 40
-"""Of L-BFGS, for each penalty."""
+"""Iterations of L-BFGS for each penalty."""
 PENALTIES = (1e-1, 1e-2, 1e-3)
-"""Weights, of which the best is taken, of the squared weights on whitened inputs against the mean cross-entropy."""
+"""Candidate L2 penalties on the weights for whitened inputs, relative to the mean cross-entropy."""
 HELD_OUT = 4
-"""One picture in so many is kept apart to choose the penalty."""
+"""One image in this many is held out to choose the penalty."""
 
 
 class Probe(NamedTuple):
@@ -30,10 +30,10 @@ class Probe(NamedTuple):
 
 
 def fit_probe(x: Tensor, labels: Tensor, n_classes: int) -> Probe:
-    """The probe of pictures' positions x [pictures, positions, d_in] and their classes [pictures, positions].
+    """Fit a probe from x [images, positions, d_in] to classes [images, positions].
 
-    Positions of no class (-1) are left out. The penalty is the one that foretells other pictures best, and then all
-    pictures are fitted with it.
+    Positions of no class (-1) are left out. The penalty with the lowest loss on held-out images is chosen, and the
+    probe is then fitted on all images.
     """
     whiten = _Whitening.of(x.flatten(0, 1))
     apart = torch.arange(len(x)) % HELD_OUT == HELD_OUT - 1
@@ -53,7 +53,7 @@ def fit_probe(x: Tensor, labels: Tensor, n_classes: int) -> Probe:
 
 
 class _Whitening(NamedTuple):
-    """Directions of all scales are learnt alike, and L-BFGS is done soon."""
+    """Whitening of the inputs: directions of all scales are learnt alike, and L-BFGS converges quickly."""
 
     mean: Tensor
     matrix: Tensor
@@ -69,14 +69,14 @@ class _Whitening(NamedTuple):
 
 
 def _known(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Some of the positions that have a class, [n, d_in] and [n]."""
+    """Positions that have a class, at most `MOST_POSITIONS`: [n, d_in] and [n]."""
     x, labels = x[labels >= 0], labels[labels >= 0]
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:MOST_POSITIONS]
     return x[chosen], labels[chosen]
 
 
 def _descend(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Weight and bias of least loss, from a start."""
+    """Weight and bias that minimise the loss, starting from the given ones."""
     weight, bias = (part.clone().requires_grad_() for part in (weight, bias))
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=N_ITERATIONS, line_search_fn="strong_wolfe")
 

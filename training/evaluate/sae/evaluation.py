@@ -1,179 +1,88 @@
-"""How good sparse autoencoders are on held-out pictures: the paper's Table 1 (Tinaz et al. 2025, arXiv 2504.15473), by
-step, with intervals over pictures, beside PCA with as many components as a code has entries.
+"""How well sparse autoencoders (SAEs) reconstruct the residual updates of held-out images: Table 1 of Tinaz et al. 2025
+(arXiv 2504.15473) by sampler step, next to PCA with as many components as a code has active latents.
 
-Explained variance is one pass in float64: squared error over squared distance from the mean, both over all positions
-of all pictures.
+Explained variance is 1 minus squared error over squared distance from the mean, both summed in float64 over all
+positions of all images. *k of d_in*: active latents of a code, and channels of the block.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import bootstrap  # type: ignore[import-untyped]
 from torch import Tensor
 
+import core
 from core.activations.hooks import BRANCHES, ActivationKey, UpdateEdit, edit, record
-from core.arrays import Floats, Ints
+from core.arrays import Floats
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import Branch
 from core.sae.autoencoder import SaeId, SparseAutoencoder
+from core.sae.collection import list_saes
 from training.common.report import Cell, Table
+from training.evaluate.common.evaluation import Evaluation, Subject
+from training.evaluate.common.proportions import Z
+from training.evaluate.sae.by_k import by_k
+from training.evaluate.sae.sums import Basis, ReconstructionMoments, ReconstructionSums, tally
 from training.labels.sampling import steps_of
 
 DENSE = 0.1
-"""A latent that fires on a larger share of the positions is dense: it says little about any of them."""
+"""A latent that fires at a larger share of positions counts as dense: it says little about any of them."""
 
 _OTHER_NOISE = 10**6
-"""Added to a picture's seed for another of the same prompt."""
+"""Added to an image's seed for another image of the same prompt."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class SaeSettings:
     """How much is measured."""
 
     n_images: int = 256
     """Held-out prompts."""
     n_fit: int = 128
-    """Other held-out prompts, on which PCA and the means are fitted."""
+    """Other held-out prompts, on which PCA is fitted."""
     n_steps_each: int = 5
-    """Steps, evenly spread, at which an SAE for all times is measured."""
+    """Evenly spaced steps at which an SAE for all times is measured."""
     n_replaced: int = 48
-    """Pictures drawn with the update replaced by its reconstruction."""
+    """Images sampled with the update replaced by its reconstruction."""
     batch_size: int = 16
-    """Pictures drawn together."""
+    """Images sampled together."""
     n_bootstrap: int = 1000
-    """Resamples of the pictures for each interval."""
+    """Bootstrap resamples of the images for each interval."""
 
 
-QUICK = Settings(n_images=16, n_fit=16, n_steps_each=2, n_replaced=4)
-"""Shows that it works; its figures mean little."""
+QUICK = SaeSettings(n_images=16, n_fit=16, n_steps_each=2, n_replaced=4)
+"""A smoke test; its figures mean little."""
 
 
 class Slot(NamedTuple):
-    """What is measured together: one hookpoint and branch at one step."""
+    """One hookpoint and branch at one sampler step."""
 
     hookpoint: str
     branch: str
     step: int
 
 
-@dataclass
-class ReconstructionMoments:
-    """Sums over positions, for means, variances and PCA."""
-
-    n: int = 0
-    total: Floats = field(default_factory=lambda: np.zeros(0))
-    """[d_in] sum of x."""
-    outer: Floats = field(default_factory=lambda: np.zeros((0, 0)))
-    """[d_in, d_in] sum of x x^T."""
-
-    def add(self, x: Floats) -> None:
-        """Take in positions [n, d_in]."""
-        if not self.n:
-            self.total, self.outer = np.zeros(x.shape[1]), np.zeros((x.shape[1], x.shape[1]))
-        self.n += len(x)
-        self.total += x.sum(0)
-        self.outer += x.T @ x
-
-    def __add__(self, other: "ReconstructionMoments") -> "ReconstructionMoments":
-        return (
-            ReconstructionMoments(self.n + other.n, self.total + other.total, self.outer + other.outer)
-            if self.n
-            else other
-        )
-
-    def components(self, k: int) -> tuple[Floats, Floats]:
-        """The mean [d_in], and the k directions of most variance [k, d_in]."""
-        mean = self.total / self.n
-        covariance = self.outer / self.n - np.outer(mean, mean)
-        _, vectors = np.linalg.eigh(covariance)
-        return mean, vectors[:, ::-1][:, :k].T
-
-
-@dataclass
-class ReconstructionSums:
-    """What one SAE does at one slot, picture by picture, in the order of the pictures."""
-
-    errors: list[float] = field(default_factory=list)
-    """Squared error of each picture's positions."""
-    pca_errors: list[float] = field(default_factory=list)
-    """The same of PCA with k components."""
-    sums: list[Floats] = field(default_factory=list)
-    """[d_in] sum of each picture's positions."""
-    squares: list[float] = field(default_factory=list)
-    """Sum of squares of each picture's positions."""
-    cosines: list[float] = field(default_factory=list)
-    """Mean cosine of position and reconstruction."""
-    n_positions: int = 0
-    """Of all pictures."""
-    n_active: int = 0
-    """Entries of all codes that are not 0."""
-    fired: Floats = field(default_factory=lambda: np.zeros(0))
-    """[d_sae] positions at which each latent was active."""
-    pooled_pca_errors: list[float] = field(default_factory=list)
-    """Squared error of each picture's positions by PCA over all steps together."""
-
-    @classmethod
-    def pooled(cls, tallies: "Sequence[ReconstructionSums]") -> "ReconstructionSums":
-        """All steps of the same pictures together."""
-
-        def add(parts: Iterable[Sequence[Any]]) -> list[Any]:
-            return [sum(values[1:], start=values[0]) for values in zip(*parts, strict=True)]
-
-        return cls(
-            errors=add(t.errors for t in tallies),
-            pca_errors=add(t.pooled_pca_errors for t in tallies),
-            sums=add(t.sums for t in tallies),
-            squares=add(t.squares for t in tallies),
-            cosines=[total / len(tallies) for total in add(t.cosines for t in tallies)],
-            n_positions=sum(t.n_positions for t in tallies),
-            n_active=sum(t.n_active for t in tallies),
-            fired=np.sum([t.fired for t in tallies], axis=0),
-        )
-
-    def explained(self, rows: Ints | None = None, pca: bool = False) -> float:
-        """Explained variance over some pictures (all by default), between minus infinity and 1."""
-        chosen = np.arange(len(self.errors)) if rows is None else rows
-        errors = np.array(self.pca_errors if pca else self.errors)[chosen].sum()
-        n = self.n_positions / len(self.errors) * len(chosen)
-        total = np.array(self.sums)[chosen].sum(0)
-        variance = np.array(self.squares)[chosen].sum() - float(total @ total) / n
-        return float(1 - errors / variance)
-
-
-Basis = tuple[Floats, Floats]
-"""A mean [d_in] and directions [k, d_in]."""
-
-
-@torch.no_grad()
-def tally(tally_: ReconstructionSums, sae: SparseAutoencoder, x: Tensor, basis: Basis, pooled: Basis) -> None:
-    """Take in one picture's positions x [n, d_in]; `basis` is PCA's at this step, `pooled` that over all steps."""
-    code = sae.encode(x)
-    rebuilt = sae.decode(code).double().numpy()
-    flat = x.double().numpy()
-    tally_.errors.append(float(((flat - rebuilt) ** 2).sum()))
-    for errors, (mean, components) in ((tally_.pca_errors, basis), (tally_.pooled_pca_errors, pooled)):
-        centred = flat - mean
-        errors.append(float(((centred - centred @ components.T @ components) ** 2).sum()))
-    tally_.sums.append(flat.sum(0))
-    tally_.squares.append(float((flat**2).sum()))
-    norms = np.linalg.norm(flat, axis=1) * np.linalg.norm(rebuilt, axis=1)
-    tally_.cosines.append(float(((flat * rebuilt).sum(1) / np.maximum(norms, 1e-12)).mean()))
-    active = (code.values > 0).flatten()
-    if not len(tally_.fired):
-        tally_.fired = np.zeros(sae.cfg.d_sae)
-    tally_.fired += np.bincount(code.indices.flatten()[active].numpy(), minlength=sae.cfg.d_sae)
-    tally_.n_positions += len(x)
-    tally_.n_active += int(active.sum())
-
-
 Saes = dict[SaeId, SparseAutoencoder]
 
 
-def reconstruction(model: Diffuser, saes: Saes, prompts: Sequence[str], settings: Settings) -> Table:
-    """Explained variance, L0, dead and dense share, and cosine. The first `n_fit` prompts are for the means and PCA."""
+@dataclass(frozen=True)
+class SaeBench:
+    """The SAEs of a collection and the prompts of the images they are measured on."""
+
+    model: Diffuser
+    saes: Saes
+    prompts: Sequence[str]
+    """Held-out prompts; the first `n_fit` are for PCA and the means."""
+    settings: SaeSettings
+
+
+def reconstruction(bench: SaeBench) -> Table:
+    """Explained variance, cosine, L0 and the shares of dead and dense latents."""
+    model, saes, settings, prompts = bench.model, bench.saes, bench.settings, bench.prompts
     n_steps = model.spec.num_inference_steps
     wanted = {sae_id: steps_of(sae_id, n_steps, settings.n_steps_each) for sae_id in saes}
     slots = sorted({Slot(i.hookpoint, i.branch, step) for i, steps in wanted.items() for step in steps})
@@ -202,28 +111,29 @@ def reconstruction(model: Diffuser, saes: Saes, prompts: Sequence[str], settings
     together = {sae_id: ReconstructionSums.pooled(list(by_step.values())) for sae_id, by_step in tallies.items()}
     rows, figures = [], {}
     for sae_id, by_step in tallies.items():
-        told = {f"{step + 1} of {n_steps}": result for step, result in by_step.items()}
+        by_name = {f"{step + 1} of {n_steps}": result for step, result in by_step.items()}
         if len(by_step) > 1:
-            told["together"] = together[sae_id]
-        rows += [_row(sae_id, saes[sae_id], step, result, settings.n_bootstrap) for step, result in told.items()]
+            by_name["together"] = together[sae_id]
+        rows += [_row(sae_id, saes[sae_id], step, result, settings.n_bootstrap) for step, result in by_name.items()]
         figures[sae_id.path] = summary(saes[sae_id], together[sae_id], settings.n_bootstrap)
     dead = [f"{path} {100 * of['dead_share']:.1f} % of {of['d_sae']}" for path, of in figures.items()]
     notes = (
-        f"{len(measured)} held-out pictures; in brackets 95 % intervals over pictures. PCA: as many components as a "
-        f"code has entries, fitted at the same step on {len(fit)} other held-out pictures. Dense: latents that fire on "
-        f"over {100 * DENSE:.0f} % of the positions.",
-        "Dead, that is silent at all the positions measured: "
+        f"{len(measured)} held-out images; 95 % intervals over images in brackets. PCA: as many components as a code "
+        f"has active latents, fitted at the same step on {len(fit)} other held-out images. Dense: latents that fire at "
+        f"more than {100 * DENSE:.0f} % of the positions.",
+        "Dead latents, which fire at none of the positions measured: "
         + "; ".join(f"{text} over {of['n_positions']:,}" for text, of in zip(dead, figures.values(), strict=True))
         + ".",
     )
-    return Table("reconstruction", "Sparse autoencoders on held-out pictures", rows, notes, {"figures": figures})
+    return Table("reconstruction", "Reconstruction of held-out images", rows, notes, {"figures": figures})
 
 
-def replacement(model: Diffuser, saes: Saes, prompts: Sequence[str], settings: Settings) -> Table:
-    """What it costs the picture when an update is replaced by its reconstruction at every step, on both branches.
+def replacement(bench: SaeBench) -> Table:
+    """How far the image moves when an update is replaced by its reconstruction, or removed, at every step.
 
-    Beside it the update's absence, and the distance of two pictures of one prompt from different noise.
+    Distances are relative to that of two images of one prompt from different noise.
     """
+    model, saes, settings, prompts = bench.model, bench.saes, bench.settings, bench.prompts
     chosen = list(prompts[settings.n_fit :][: settings.n_replaced])
     seeds = list(range(settings.n_fit, settings.n_fit + len(chosen)))
     plain = _draw(model, chosen, seeds, settings.batch_size)
@@ -232,22 +142,18 @@ def replacement(model: Diffuser, saes: Saes, prompts: Sequence[str], settings: S
     for hookpoint in model.hookpoints:
         shared = {i.branch: sae for i, sae in saes.items() if i.hookpoint == hookpoint and i.t == "all"}
         row: dict[str, Cell] = {"hookpoint": hookpoint}
-        for name, change in (("its reconstruction", _rebuild(shared)), ("nothing", _silence)):
+        for name, change in (("replaced by its reconstruction", _rebuild(shared)), ("removed", _remove)):
             with edit(model, change, [hookpoint], branches=tuple(shared) or BRANCHES):
                 distances = _distances(plain, _draw(model, chosen, seeds, settings.batch_size))
-            error = 1.96 * distances.std(ddof=1) / math.sqrt(len(distances))
-            row[f"replaced by {name}"] = f"{distances.mean() / apart:.3f} ± {error / apart:.3f}"
+            error = Z * distances.std(ddof=1) / math.sqrt(len(distances))
+            row[name] = f"{distances.mean() / apart:.3f} ± {error / apart:.3f}"
         rows.append(row)
     notes = (
-        f"Root mean square distance of the final latents from the untouched picture's, over {len(chosen)} held-out "
-        "prompts, as a share of the distance of two pictures of one prompt from different noise. With the SAEs for "
-        "all times; where a hookpoint has none, nothing is replaced.",
+        f"Root mean square distance of the final latents from those of the unchanged image, mean over {len(chosen)} "
+        "held-out prompts, as a share of the distance of two images of one prompt from different noise. Only SAEs for "
+        "all times are used; a branch without one is left as it is.",
     )
-    return Table("replacement", "What the reconstruction costs the picture", rows, notes)
-
-
-PARTS = (reconstruction, replacement)
-"""In this order."""
+    return Table("replacement", "Effect of replacing updates by their reconstruction", rows, notes)
 
 
 def _rebuild(saes: dict[Branch, SparseAutoencoder]) -> UpdateEdit:
@@ -262,7 +168,7 @@ def _rebuild(saes: dict[Branch, SparseAutoencoder]) -> UpdateEdit:
     return change
 
 
-def _silence(_: ActivationKey, update: Tensor) -> Tensor:
+def _remove(_: ActivationKey, update: Tensor) -> Tensor:
     return torch.zeros_like(update)
 
 
@@ -274,7 +180,7 @@ def _visit(
     batch_size: int,
     see: Callable[[Slot, Tensor], None],
 ) -> None:
-    """Draw the prompts and show `see` the updates [B, positions, d_in] at each slot."""
+    """Sample the prompts and pass the updates [B, positions, d_in] at each slot to `see`."""
     hookpoints = list(dict.fromkeys(slot.hookpoint for slot in slots))
     steps = {slot.step for slot in slots}
     wanted = set(slots)
@@ -293,7 +199,7 @@ def _visit(
 
 
 def _draw(model: Diffuser, prompts: list[str], seeds: list[int], batch_size: int) -> Tensor:
-    """Final latents [N, C, h, w]."""
+    """Final latents [N, C, h, w] of the prompts."""
     parts = []
     for start in range(0, len(prompts), batch_size):
         rows = slice(start, start + batch_size)
@@ -308,14 +214,19 @@ def _distances(a: Tensor, b: Tensor) -> Floats:
 
 
 def summary(sae: SparseAutoencoder, result: ReconstructionSums, n_bootstrap: int) -> dict[str, float]:
-    """An SAE's figures over all that was measured of it."""
-    n = len(result.errors)
-    draws = np.random.default_rng(0).integers(n, size=(n_bootstrap, n))
-    low, high = np.quantile([result.explained(draw) for draw in draws], (0.025, 0.975))
+    """An SAE's figures over all steps together."""
+    interval = bootstrap(
+        (np.arange(len(result.errors)),),
+        result.explained,
+        n_resamples=n_bootstrap,
+        vectorized=False,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
     return {
         "explained_variance": result.explained(),
-        "explained_variance_low": float(low),
-        "explained_variance_high": float(high),
+        "explained_variance_low": float(interval.low),
+        "explained_variance_high": float(interval.high),
         "explained_variance_of_pca": result.explained(pca=True),
         "cosine": float(np.mean(result.cosines)),
         "l0": result.n_active / result.n_positions,
@@ -338,8 +249,29 @@ def _row(
         "k of d_in": f"{sae.cfg.k} of {sae.cfg.d_in}",
         "step": step,
         "explained variance": f"{of['explained_variance']:.3f} ({low:.3f} to {high:.3f})",
-        "of PCA": round(of["explained_variance_of_pca"], 3),
+        "PCA": round(of["explained_variance_of_pca"], 3),
         "cosine": round(of["cosine"], 3),
         "L0": round(of["l0"], 2),
         "dense": f"{100 * of['dense_share']:.1f} %",
     }
+
+
+def _bench(subject: Subject, settings: SaeSettings) -> SaeBench:
+    saes = {sae_id: core.load_sae(subject.saes, *sae_id) for sae_id in list_saes(subject.saes)}
+    if not saes:
+        raise SystemExit(f"There is no SAE in {subject.saes}. Train some with `python -m training sae`.")
+    return SaeBench(subject.model, saes, subject.prompts, settings)
+
+
+EVALUATION = Evaluation(
+    name="sae",
+    title="Sparse autoencoders",
+    description=__doc__,
+    settings=SaeSettings(),
+    quick=QUICK,
+    bench=_bench,
+    parts=(reconstruction, replacement),
+    per_collection=True,
+    n_prompts=lambda settings: settings.n_fit + settings.n_images,
+    compare=by_k,
+)
