@@ -20,6 +20,7 @@ from core.files import write_text
 from core.folders import cache_folder
 from core.information.surprisal import TABLE
 from core.sae.io import WEIGHTS
+from core.sae.trained import files_digest
 from core.segmentation.semantic import load_segmenter
 from core.spec import BUILT_IN, ModelSpec
 from training.common.allocator import keep_freed_memory
