@@ -16,7 +16,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--saes",
         default=None,
-        help="autoencoders with concept tables: a folder or owner/name; by default the model's own",
+        help="autoencoders with concept tables: a folder or owner/name; by default the model's own, or such as were "
+        "trained on this computer",
     )
     parser.add_argument("--device", default=None, help="cpu, cuda or mps; by default the best there is")
     parser.add_argument(

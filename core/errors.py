@@ -7,6 +7,20 @@ class ModelError(ValueError):
     """A model that cannot be found or used; the message says what to do."""
 
 
+class OutOfMemory(ModelError):
+    """A device has too little memory for the least that can be computed at once; the message says what to do."""
+
+    n_rows: int
+    """Size of the batch: how many latents, images or prompts."""
+
+    def __init__(self, device: str, what: str, n_rows: int, available: int | None, why: str, remedy: str) -> None:
+        self.n_rows = n_rows
+        left = "" if available is None else f" ({available / 2**30:.1f} GiB are left for it)"
+        super().__init__(
+            f"{device} has too little memory for {what} with a batch of {n_rows}{left}: {why} {remedy}".rstrip()
+        )
+
+
 class ArtifactError(ValueError):
     """A trained artifact, such as an SAE, that cannot be found or read; the message says what to do."""
 

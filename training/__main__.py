@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import logging
+import os
 import sys
 
 COMMANDS = {
@@ -15,6 +16,9 @@ COMMANDS = {
     "benchmark": ("training.benchmark.run", "measure speed, each figure beside a peer or a floor"),
 }
 """Name, module with `add_arguments` and `main`, and help of each command."""
+
+SHARES_WORK = "sae"
+"""The command that joins the processes that torchrun or `accelerate launch` starts."""
 
 
 def main() -> None:
@@ -29,6 +33,12 @@ def main() -> None:
         if name in sys.argv[1:2]:
             importlib.import_module(module).add_arguments(command)
     arguments = parser.parse_args()
+    n_processes = int(os.environ.get("WORLD_SIZE", 1))
+    if n_processes > 1 and arguments.command != SHARES_WORK and getattr(arguments, "world", 1) == 1:
+        parser.error(
+            f"{n_processes} processes were started, each of which would do all of {arguments.command!r} by itself. "
+            f"Start one; only {SHARES_WORK!r} shares its work out that way."
+        )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     importlib.import_module(COMMANDS[arguments.command][0]).main(arguments)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from core.diffusion.graphs import CallGraphs
 from core.diffusion.hookpoints import check_hookpoints, nearest_hookpoints
 from core.diffusion.images import prepare_image
+from core.diffusion.memory import DEFAULT_LIMIT, BatchSizer, DeviceMemory, Load, has_hooks
 from core.diffusion.sampling import Branch, Generation, Preview, SamplerState, StepContext, ddim_step
 from core.diffusion.schedule import NoiseSchedule, stage_at, step_times
 from core.diffusion.vocabulary import Vocabulary
@@ -27,6 +29,18 @@ if TYPE_CHECKING:
     from core.edits import ConceptEdit
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_MAPS_A_LATENT = 26
+"""What a latent takes in the U-Net, in feature maps of its first level, where attention never holds its scores: counted
+over all that a call of Stable Diffusion v1.4 allocates (64 MiB in float16; 32 latents on an H200 took that)."""
+_MAPS_AN_IMAGE = 6
+"""The same of the decoder, in maps of its last level: 384 MiB in float16, plus the workspace of its convolutions."""
+_REMEDY = (
+    "Close what else uses this memory, or load the model in half precision (dtype='float16'), with offload=True or on "
+    "another device."
+)
 
 _TEXTS_KEPT = 1024
 """Text embeddings kept: 236 kB each on SD v1.4 in float32, a quarter of a gigabyte in all."""
@@ -53,9 +67,21 @@ class Diffuser:
     """Latents that went through the U-Net so far: the sum of the calls' batch sizes."""
     step_context: StepContext | None
     """Set while the sampler calls the U-Net; None for any other call."""
+    graphs: CallGraphs
+    """Replays small calls of the U-Net on a GPU; with `model.graphs.enabled = False` every call is made anew."""
 
-    def __init__(self, pipeline: Any, spec: ModelSpec, *, device: torch.device | None = None) -> None:
-        """`device` is where the parts compute that wait in main memory until then; None: all compute where they are."""
+    def __init__(
+        self,
+        pipeline: Any,
+        spec: ModelSpec,
+        *,
+        device: torch.device | None = None,
+        memory_limit: int = DEFAULT_LIMIT,
+    ) -> None:
+        """`device` is where the parts compute that wait in main memory until then; None: all compute where they are.
+
+        `memory_limit` is as for `DeviceMemory`, in bytes.
+        """
         self._unet, self._vae = pipeline.unet.eval(), pipeline.vae.eval()
         self._text_encoder = pipeline.text_encoder.eval()
         for module in (self._unet, self._vae, self._text_encoder):
@@ -79,6 +105,9 @@ class Diffuser:
             module.to(memory_format=self._memory_format)
         self.n_unet_calls = self.n_unet_rows = 0
         self.step_context = None
+        self._sizer = BatchSizer(DeviceMemory(self.device, memory_limit))
+        self._unet_modules = tuple(self._unet.modules())
+        self.graphs = CallGraphs(self._unet, enabled=self.device.type == "cuda" and device is None)
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
         # Not an RLock: each next() of a job may run in another thread, and any of them has to be able to free it.
         self._lock = threading.Lock()
@@ -109,11 +138,15 @@ class Diffuser:
     def in_float32(self) -> Iterator[None]:
         """The U-Net in float32, for whoever holds the model; afterwards its weights are what they were, to the bit."""
         narrow, self.dtype = self.dtype, torch.float32
+        self.graphs.clear()  # of weights that are about to move; their memory is needed
         try:
-            torch.nn.Module.to(self._unet, torch.float32)  # diffusers' own `to` warns, as in loading
+            # diffusers' own `to` warns, as in loading
+            load = Load("the U-Net in float32", torch.float32)
+            self._sizer.run(load, 1, 1, lambda _: torch.nn.Module.to(self._unet, torch.float32), remedy=_REMEDY)
             yield
         finally:
             self.dtype = narrow
+            self.graphs.clear()
             torch.nn.Module.to(self._unet, narrow)
 
     def unknown_words(self, prompt: str) -> dict[str, list[str]]:
@@ -130,12 +163,22 @@ class Diffuser:
         pixels = np.asarray(prepare_image(image, self.image_size), dtype=np.float32) / 127.5 - 1
         x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         x = x.to(self.device, self.dtype, memory_format=self._memory_format)
-        mean: Tensor = self._vae.encode(x).latent_dist.mean
+        load = Load("the encoder", self.dtype)
+        mean: Tensor = self._sizer.run(load, 1, 1, lambda _: self._vae.encode(x).latent_dist.mean, remedy=_REMEDY)[0]
         return mean.float() * float(self._vae.config.scaling_factor)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
-        """Pictures of latents [N, C, h, w]."""
+        """Pictures of latents [N, C, h, w], as many at once as fit."""
+        load = Load("the decoder", self.dtype)
+        width = int(self._vae.config.block_out_channels[0])
+        estimate = _MAPS_AN_IMAGE * width * self.image_size**2 * self.dtype.itemsize
+        n = len(latents)
+        rows = self._sizer.fits(load, n, estimate, lambda n: self._decode(latents[:n]))
+        parts = self._sizer.run(load, n, rows, lambda part: self._decode(latents[part]), remedy=_REMEDY)
+        return [image for part in parts for image in part]
+
+    def _decode(self, latents: Tensor) -> list[Image.Image]:
         x = latents.to(self.device, self.dtype, memory_format=self._memory_format) / self._vae.config.scaling_factor
         pixels = self._vae.decode(x, return_dict=False)[0].float().clamp(-1, 1)
         values = ((pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -171,25 +214,106 @@ class Diffuser:
         """
         a = log_snr.double().cpu()
         timesteps = torch.from_numpy(np.atleast_1d(self.schedule.timestep_at(a.numpy())))
-        return self._predict(x, timesteps, torch.sigmoid(a), embeddings)
+        return self._predict_in_parts(x, timesteps, torch.sigmoid(a), embeddings)
+
+    def latents_at_once(self, n: int, n_tokens: int | None = None) -> int:
+        """How many of n latents fit into one call of the U-Net, for texts that take so many rows of the embeddings.
+
+        `predict_noise` parts a larger batch by itself. All n while something is hooked into the U-Net: what it keeps or
+        changes is a whole batch, so nothing is parted then.
+        """
+        if n == 1 or has_hooks(self._unet_modules):
+            return n
+        length = self.vocabulary.window + 2 if n_tokens is None else n_tokens
+        width, side = int(self._unet.config.block_out_channels[0]), self.latent_shape[-1]
+        estimate = _MAPS_A_LATENT * width * side**2 * self.dtype.itemsize
+        return self._sizer.fits(self._load(length), n, estimate, lambda n: self._probe(n, length))
+
+    def in_parts(
+        self,
+        n: int,
+        compute: Callable[[slice], Result],
+        *,
+        most: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> list[Result]:
+        """Results of `compute`, which runs the sampler with some of n prompts, for as many prompts at once as fit.
+
+        For runs that something is hooked into, which cannot be parted within. Where memory runs out, `compute` is
+        called again with half as many.
+
+        Args:
+            n: Prompts.
+            compute: Is given which; enters its recordings anew each time it is called.
+            most: Prompts at once, however many fit.
+            guidance_scale: Of the runs; the model's own by default. With guidance a prompt takes two latents.
+
+        Raises:
+            OutOfMemory: Not even one prompt fits.
+        """
+        scale = self.spec.guidance_scale if guidance_scale is None else guidance_scale
+        n_branches = 1 if scale == 1 else 2
+        rows = n if most is None else min(n, most)
+        rows = max(1, self.latents_at_once(n_branches * rows) // n_branches)
+        load = self._load(self.vocabulary.window + 2)._replace(what="the sampler")
+        return self._sizer.run(load, n, self._sizer.learned(load, rows), compute, remedy=_REMEDY)
+
+    def _load(self, n_tokens: int) -> Load:
+        return Load("the U-Net", self.dtype, n_tokens)
+
+    def _probe(self, n: int, n_tokens: int) -> None:
+        """A call of the U-Net for its memory's sake, which counts for nothing."""
+        calls, rows = self.n_unet_calls, self.n_unet_rows
+        x = torch.zeros(n, *self.latent_shape, device=self.device)
+        text = torch.ones(n, n_tokens, int(self._unet.config.cross_attention_dim), device=self.device)
+        text[:, self.vocabulary.window + 2 :] = 0  # as of a shorter text: with a mask
+        replays, self.graphs.enabled = self.graphs.enabled, False  # a graph's memory is not that of a call
+        try:
+            self._predict(x, torch.zeros(n), torch.full((n,), 0.5), text)
+        finally:
+            self.graphs.enabled = replays
+            self.n_unet_calls, self.n_unet_rows = calls, rows
+
+    def _predict_in_parts(self, x: Tensor, timesteps: Tensor, abar: Tensor, embeddings: Tensor) -> Tensor:
+        """`_predict` of as many rows at once as fit."""
+        n, length = len(x), embeddings.shape[1]
+        # Hooks are given whole batches: of one in parts a recording would keep the last, and an edit miss its rows.
+        whole = n > 1 and has_hooks(self._unet_modules)
+        rows = n if whole else self.latents_at_once(n, length)
+
+        def compute(part: slice) -> Tensor:
+            counted = self.n_unet_calls, self.n_unet_rows
+            try:
+                return self._predict(x[part], timesteps[part], abar[part], embeddings[part])
+            except RuntimeError:
+                self.n_unet_calls, self.n_unet_rows = counted
+                self.graphs.clear()  # memory may have run out, and theirs is better spent on the call
+                raise
+
+        parts = self._sizer.run(self._load(length), n, rows, compute, whole=whole, remedy=_REMEDY)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.no_grad()
     def _predict(self, x: Tensor, timesteps: Tensor, abar: Tensor, embeddings: Tensor) -> Tensor:
         """epsilon from the U-Net's output, whatever it was trained to predict; timesteps [B] may lie between two."""
         self.n_unet_calls += 1
         self.n_unet_rows += len(x)
-        with _full_convolutions():
+        with _full_convolutions(), self.graphs.replaying(len(x)):
             out: Tensor = self._unet(
                 x.to(self.device, self.dtype, memory_format=self._memory_format),
-                timesteps.to(self.device, torch.float32),
+                self._on_device(timesteps),
                 encoder_hidden_states=embeddings.to(self.device, self.dtype),
                 encoder_attention_mask=self._shorter(embeddings),
                 return_dict=False,
             )[0].float()
         if self._prediction_type == "epsilon":
             return out
-        scale = abar.to(self.device, torch.float32)[:, None, None, None]
+        scale = self._on_device(abar)[:, None, None, None]
         return scale.sqrt() * out + (1 - scale).sqrt() * x.to(self.device, torch.float32)
+
+    def _on_device(self, values: Tensor) -> Tensor:
+        """In float32 where the model computes. A GPU is not waited for: it may still have the last call to work off."""
+        return values.float().to(self.device, non_blocking=self.device.type == "cuda")
 
     def _shorter(self, embeddings: Tensor) -> Tensor | None:
         """[B, L] which rows of embeddings are of the text; None where all are."""
@@ -371,7 +495,8 @@ class Diffuser:
     def _guided(self, x: Tensor, timestep: int, abar: float, embeddings: Tensor, scale: float) -> Tensor:
         n = len(embeddings)
         rows = x.repeat(n // len(x), 1, 1, 1)
-        eps = self._predict(rows, torch.full((n,), timestep), torch.full((n,), abar), embeddings)
+        times, abars = (torch.full((n,), value, dtype=torch.float32, device=self.device) for value in (timestep, abar))
+        eps = self._predict_in_parts(rows, times, abars, embeddings)
         if n == len(x):
             return eps
         uncond, cond = eps.chunk(2)

@@ -13,14 +13,15 @@ import torch
 
 from core.artifacts import WEIGHTS, find_model, is_local
 from core.diffusion.diffuser import Diffuser
+from core.diffusion.memory import DEFAULT_LIMIT, GIB
 from core.errors import ModelError
 from core.spec import BUILT_IN, ModelSpec
 
 log = logging.getLogger(__name__)
 
-WORKING_BYTES = 3 * 2**30
+WORKING_BYTES = 3 * GIB
 """GPU memory that must be free beside the weights for them to stay there: for activations, and in a measurement for
-what a U-Net in float32 takes more."""
+what a U-Net in float32 takes more (1.6 GiB on SD v1.4, whose activations are then a latent's at a time if need be)."""
 
 DTYPES = ("float32", "bfloat16", "float16")
 """What a model can compute in, by name."""
@@ -38,6 +39,7 @@ def load_model(
     hookpoints: Sequence[str] | None = None,
     offload: bool | None = None,
     text_device: str | torch.device | None = None,
+    memory_gib: float = DEFAULT_LIMIT / GIB,
 ) -> Diffuser:
     """Load a built-in model, a StableDiffusionPipeline folder, `owner/name@revision` from the Hub, or what a spec says.
 
@@ -51,6 +53,8 @@ def load_model(
         offload: Whether each part of the model waits in main memory until it computes (needs accelerate); by default
             where a GPU has too little memory free for all of them.
         text_device: Where the text encoder is, in float32; by default with the rest.
+        memory_gib: Most memory of a GPU, in GiB, that its weights and work take: how many latents go through the U-Net
+            at once follows from it, from what is free, and from what one is measured to take.
 
     Raises:
         ModelError: There is no such model, it cannot be loaded, or it has not these hookpoints.
@@ -60,17 +64,20 @@ def load_model(
         spec = replace(spec, hookpoints=tuple(hookpoints))
     place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     wanted = _dtype(dtype) or (torch.float16 if place.type == "cuda" and spec.half else torch.float32)
+    if not memory_gib > 0:
+        raise ModelError(f"A model needs some memory: memory_gib has to be positive, not {memory_gib}.")
+    limit = int(memory_gib * GIB)
     pipeline = read_pipeline(spec, wanted)
     modules = [getattr(pipeline, component) for component in WEIGHTS]
     if needs_offload(modules, place) if offload is None else offload:
         _offload(pipeline, spec, place)
-        return Diffuser(pipeline, spec, device=place)
+        return Diffuser(pipeline, spec, device=place, memory_limit=limit)
     for module in modules:
         if text_device is not None and module is pipeline.text_encoder:
             torch.nn.Module.to(module, torch.device(text_device), torch.float32)
         else:
             torch.nn.Module.to(module, place)
-    return Diffuser(pipeline, spec)
+    return Diffuser(pipeline, spec, memory_limit=limit)
 
 
 def needs_offload(modules: Sequence[torch.nn.Module], device: torch.device) -> bool:

@@ -236,7 +236,7 @@ def _invert(
     n_fixed_point_iterations: int,
     told: Callable[[], Told],
 ) -> Generator[Told, None, Inversion]:
-    """From latents [C, h, w] back to their noise, statement after every U-Net call."""
+    """From latents [C, h, w] back to their noise, yielding after every U-Net call."""
     embedding = model.encode_text([prompt])
     log_snrs = torch.from_numpy(model.schedule.sampler_log_snrs(n_steps))
     alphas, alphas_after = model.schedule.sampler_alphas(n_steps)
@@ -254,7 +254,7 @@ def _invert(
 def _redraw(
     model: NoisePredictor, inversion: Inversion, prompts: Sequence[str], told: Callable[[], Told]
 ) -> Generator[Told, None, Tensor]:
-    """From noise to the pictures' latents [N, C, h, w], statement after every U-Net call."""
+    """From noise to the pictures' latents [N, C, h, w], yielding after every U-Net call."""
     n_steps = inversion.num_inference_steps
     embeddings = model.encode_text(prompts)
     log_snrs = torch.from_numpy(model.schedule.sampler_log_snrs(n_steps))

@@ -180,10 +180,11 @@ class Estimator:
         sample = torch.arange(m).repeat_interleave(n_texts)
         text = torch.arange(n_texts).repeat(m)
         parts: list[Tensor] = []
-        for at in range(0, m * n_texts, self._batch_size):
+        at_once = latents_at_once(self._model, min(self._batch_size, m * n_texts), embeddings)
+        for at in range(0, m * n_texts, at_once):
             if parts:
                 yield  # between the calls of one batch; after the last, the caller pauses
-            rows = slice(at, at + self._batch_size)
+            rows = slice(at, at + at_once)
             which = sample[rows]
             conditions = embeddings[text[rows].to(embeddings.device)]
             parts.append(self._model.predict_noise(x_a[which], batch.log_snr[which], conditions))
@@ -204,6 +205,15 @@ class Estimator:
         np.add.at(self._timeline, (*where, bins[:, None]), weight[:, None] * orthogonal.sum((2, 3)))
         which = owner[:, None, None], np.array(group.columns)[:, None], np.arange(2), bins[:, None, None]
         np.add.at(self._errors, which, weight[:, None, None] * errors)
+
+
+def latents_at_once(model: NoisePredictor, n: int, embeddings: Tensor) -> int:
+    """How many of n latents fit into one call of a model with such embeddings [T, L, D]; all if it cannot tell.
+
+    A `Diffuser` would part a larger batch by itself, but nobody could pause between the parts.
+    """
+    fit = getattr(model, "latents_at_once", None)
+    return n if fit is None else int(fit(n, embeddings.shape[1]))
 
 
 def noisy(x: Tensor, log_snr: Tensor, noise: Tensor) -> Tensor:

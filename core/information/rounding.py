@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.information.estimator import Comparison, NoisePredictor, contributions, noisy
+from core.information.estimator import Comparison, NoisePredictor, contributions, latents_at_once, noisy
 from core.information.quadrature import Sampler, draw
 
 MOST = 0.05
@@ -68,8 +68,9 @@ class Rounding:
         x, a = noisy(self._x, log_snr, noise).repeat_interleave(n, 0), log_snr.repeat_interleave(n)
         embeddings = torch.cat([self._model.encode_text(texts)] * m)
         parts: list[Tensor] = []
-        for at in range(0, m * n, self._batch_size):
-            rows = slice(at, at + self._batch_size)
+        at_once = latents_at_once(self._model, min(self._batch_size, m * n), embeddings)
+        for at in range(0, m * n, at_once):
+            rows = slice(at, at + at_once)
             parts.append(self._model.predict_noise(x[rows], a[rows], embeddings[rows]))
             self.n_evals += len(parts[-1])
             yield

@@ -2,8 +2,8 @@
 
     z = TopK(ReLU(W_enc (x - b) + b_enc)),  x_hat = W_dec z + b
 
-(Gao et al. 2024, arXiv 2406.04093; BatchTopK: Bussmann et al. 2024, arXiv 2412.06410.) Training keeps to what the
-active latents touch: `core.sae.sparse_ops`.
+(Gao et al. 2024, arXiv 2406.04093; BatchTopK: Bussmann et al. 2024, arXiv 2412.06410.) How training computes with
+sparse codes is told in `core.sae.sparse_ops`.
 """
 
 import copy
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.diffusion.sampling import Branch
-from core.sae.sparse_ops import batch_top_k, encoder_values, squared_error, top_k
+from core.sae.sparse_ops import batch_top_k, encoder_values, squared_error, top_k, weighted_rows
 
 _HOOKPOINT = re.compile(r"\w+(\.\w+)*")
 _BRANCHES: dict[str, Branch] = {branch: branch for branch in get_args(Branch)}
@@ -156,13 +156,22 @@ class SparseAutoencoder(nn.Module):
         values = code.values.masked_fill(code.indices < 0, 0).to(self.W_dec.dtype)
         if not values.numel():
             return self.b_dec.expand(len(values), -1)
-        product = F.embedding_bag(code.indices.clamp_min(0), self.W_dec, mode="sum", per_sample_weights=values)
-        return product + self.b_dec
+        return weighted_rows(code.indices.clamp_min(0), values, self.W_dec) + self.b_dec
 
     def forward(
         self, x: Tensor, total_variance: Tensor | float, dead: Tensor | None = None, aux_weight: float = 1 / 32
     ) -> SaeLoss:
         """The training loss of x [N, d_in].
+
+        In plain torch, with every tensor dense (BatchTopK takes the `len(x) * k` largest of the batch as a whole):
+
+            pre = sae.encoder(x - sae.b_dec)
+            z = torch.zeros_like(pre).scatter(1, pre.topk(sae.cfg.k).indices, 1) * pre.relu()
+            residual = x - (z @ sae.W_dec + sae.b_dec)
+            fvu = residual.square().sum() / (len(x) * total_variance)
+            from_dead = pre.relu()[:, dead] @ sae.W_dec[dead]
+            auxk = (residual.detach() - from_dead).square().sum() / (len(x) * total_variance)
+            loss = fvu + aux_weight * auxk
 
         Args:
             x: Positions.

@@ -25,6 +25,10 @@ INDEX = "config.json"
 """A collection's list of its SAEs."""
 TABLES = "tables"
 """Key in the index of the dataset repository, `owner/name@revision`, with the concept tables."""
+MADE_FOR = "weights"
+"""Key in the index of what the model's weights were: `core.sae.trained.weights_digest`."""
+LABELLED = "labelled"
+"""Key in the index; true once `python -m training labels` has written all that belongs to the concepts."""
 EMBEDDED = {"picturebook": Path(__file__).parents[1] / "picturebook" / "saes"}
 """Collections inside this package, by the name of their model."""
 
@@ -153,8 +157,18 @@ def usual_hookpoint(ids: Sequence[SaeId]) -> str:
 def write_index(root: Path, ids: Sequence[SaeId], **others: Any) -> None:
     """Write a collection's index, `others` (JSON) beside the list, in one go."""
     root.mkdir(parents=True, exist_ok=True)
+    _replace_index(root, {**others, "saes": [sae_id.path for sae_id in ids]})
+
+
+def mark_labelled(root: Path, whole: bool) -> None:
+    """Note in a collection's index, if it has one, whether its concept tables and examples are whole."""
+    if (root / INDEX).is_file():
+        _replace_index(root, {**read_json(root / INDEX), LABELLED: whole})
+
+
+def _replace_index(root: Path, index: dict[str, Any]) -> None:
     part = root / f"{INDEX}.part"
-    part.write_text(json.dumps({**others, "saes": [sae_id.path for sae_id in ids]}, indent=2) + "\n")
+    part.write_text(json.dumps(index, indent=2) + "\n")
     os.replace(part, root / INDEX)
 
 

@@ -1,8 +1,14 @@
-"""Products of sparse codes with weights: time and memory go with the active latents, never with all of them.
+"""Products of sparse codes with weights, and their gradients.
 
-A batch of codes is a sparse matrix Z [N, d_sae]. Z W and its transpose's product Z^T X are both sums of weighted rows,
-which `embedding_bag` computes on every device and in every precision without a tensor of [active, d_in]. (A product
-of transposed CSR does the same, but its kernels are missing on some platforms.)
+A batch of codes is a sparse matrix Z [N, d_sae] of which only the active entries are kept. Three operations make and
+train its decoder: Z W, Z^T X, and the products of rows of X with rows of W at the active places. There are two paths:
+
+- On a CPU each is a sum over the active entries alone, which `embedding_bag` computes without a tensor of
+  [active, d_in]. (A product of transposed CSR does the same, but its kernels are missing on some platforms.)
+- On an accelerator Z is scattered into a dense matrix, which lives for the length of one product. That takes as many
+  operations as the encoder does, but of the kind that it is built for, and takes equally long whatever the code: sums
+  by latent wait for the one that is active everywhere. And it is made of products, a scatter and a gather, which every
+  device has in every precision; `embedding_bag` has no backward pass in bfloat16 on CUDA, for one.
 """
 
 from functools import cached_property
@@ -12,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
+
+from core.sae.selection import largest
 
 
 class _ByLatent(NamedTuple):
@@ -38,6 +46,11 @@ class Pattern:
         return torch.searchsorted(self.rows, torch.arange(self.n_rows, device=self.rows.device))
 
     @cached_property
+    def places(self) -> Tensor:
+        """[n] place of each entry in the flattened dense matrix."""
+        return self.rows * self.d_sae + self.latents
+
+    @cached_property
     def by_latent(self) -> _ByLatent:
         """Column by column; the encoder's gradient and the decoder's share it."""
         latents, order = self.latents.sort(stable=True)
@@ -47,10 +60,10 @@ class Pattern:
 
 def top_k(pre: Tensor, k: int) -> tuple[Tensor, Pattern]:
     """The k largest of every row of pre [N, d_sae], negative ones as zero: values [N * k] and where they are."""
-    values, latents = pre.topk(k)
+    values, latents = largest(pre, k)
     n_rows, d_sae = pre.shape
     rows = torch.arange(n_rows, device=pre.device).repeat_interleave(k)
-    return values.relu().flatten(), Pattern(rows, latents.flatten(), n_rows, d_sae)
+    return values.flatten(), Pattern(rows, latents.flatten(), n_rows, d_sae)
 
 
 def batch_top_k(pre: Tensor, k: int) -> tuple[Tensor, Pattern]:
@@ -63,12 +76,53 @@ def batch_top_k(pre: Tensor, k: int) -> tuple[Tensor, Pattern]:
 
 
 def decode(values: Tensor, pattern: Pattern, weight: Tensor) -> Tensor:
-    """Z W, [N, d_in], of the sparse matrix with these values [n] and weight [d_sae, d_in], in the values' precision.
+    """Z W, [N, d_in], of values [n] and weight [d_sae, d_in] in one precision. No gradient."""
+    values, weight = values.detach(), weight.detach()
+    if _by_entry(values):
+        return F.embedding_bag(pattern.latents, weight, pattern.starts, mode="sum", per_sample_weights=values)
+    return _scattered(values, pattern) @ weight
 
-    Gathering rows is a matter of bytes: under autocast the rows are gathered in its precision. No gradient.
-    """
-    rows = weight.detach().to(values.dtype)
-    return F.embedding_bag(pattern.latents, rows, pattern.starts, mode="sum", per_sample_weights=values.detach())
+
+def transposed_product(values: Tensor, pattern: Pattern, dense: Tensor) -> Tensor:
+    """Z^T X, [d_sae, d], of values [n] and dense [N, d] in one precision. No gradient."""
+    values, dense = values.detach(), dense.detach()
+    if _by_entry(values):
+        order, rows, starts = pattern.by_latent
+        return F.embedding_bag(rows, dense, starts, mode="sum", per_sample_weights=values[order])
+    return _scattered(values, pattern).T @ dense
+
+
+def row_products(dense: Tensor, weight: Tensor, pattern: Pattern) -> Tensor:
+    """[n] products of row i of dense [N, d] with row j of weight [d_sae, d] for each entry (i, j). No gradient."""
+    dense, weight = dense.detach(), weight.detach()
+    if _by_entry(dense):
+        places = pattern.latents, pattern.starts, pattern.rows
+        products: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(dense, weight, *places, 0)
+        return products
+    return (dense @ weight.T).flatten()[pattern.places]
+
+
+def weighted_rows(indices: Tensor, values: Tensor, weight: Tensor) -> Tensor:
+    """[N, d] sums over k of values [N, k] times the rows of weight [d_sae, d] at indices [N, k], which may repeat."""
+    if _has_embedding_bag(values):
+        return F.embedding_bag(indices, weight, mode="sum", per_sample_weights=values)
+    return values.new_zeros(len(values), len(weight)).scatter_add(1, indices, values) @ weight
+
+
+def _has_embedding_bag(tensor: Tensor) -> bool:
+    """Whether the forward pass of `embedding_bag` is known to have a kernel in every precision where this tensor is."""
+    return tensor.device.type in ("cpu", "cuda")
+
+
+def _by_entry(tensor: Tensor) -> bool:
+    """Whether sums over the active entries are the faster way where this tensor is."""
+    return tensor.device.type == "cpu"
+
+
+def _scattered(values: Tensor, pattern: Pattern) -> Tensor:
+    """Z [N, d_sae], dense."""
+    dense = values.new_zeros(pattern.n_rows * pattern.d_sae)
+    return dense.scatter_(0, pattern.places, values).view(pattern.n_rows, pattern.d_sae)
 
 
 def encoder_values(
@@ -91,12 +145,6 @@ def squared_error(
     arguments = values, pattern, centred, weight, centre
     error, residual = _SquaredError.apply(*arguments)  # type: ignore[no-untyped-call]
     return error, residual
-
-
-def _transposed_product(values: Tensor, pattern: Pattern, dense: Tensor) -> Tensor:
-    """Z^T X, [d_sae, d], of values [n] and dense [N, d] in one precision."""
-    order, rows, starts = pattern.by_latent
-    return F.embedding_bag(rows, dense, starts, mode="sum", per_sample_weights=values[order])
 
 
 class _EncoderValues(Function):
@@ -129,8 +177,8 @@ class _EncoderValues(Function):
             return (
                 None,
                 None,
-                decode(through, pattern, weight).to(weight.dtype) if of_x else None,
-                _transposed_product(through, pattern, centred).to(weight.dtype) if of_weight else None,
+                decode(through, pattern, weight.to(through.dtype)).to(weight.dtype) if of_x else None,
+                transposed_product(through, pattern, centred).to(weight.dtype) if of_weight else None,
                 sums if of_bias else None,
                 -(sums @ weight) if of_centre else None,
             )
@@ -141,13 +189,16 @@ class _SquaredError(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, pattern: Pattern, centred: Tensor, weight: Tensor, centre: Tensor
+        ctx: Any,
+        values: Tensor,
+        pattern: Pattern,
+        centred: Tensor,
+        weight: Tensor,
+        centre: Tensor,  # noqa: ARG004
     ) -> tuple[Tensor, Tensor]:
         rows = weight.to(values.dtype)
-        residual = centred - F.embedding_bag(
-            pattern.latents, rows, pattern.starts, mode="sum", per_sample_weights=values
-        )
-        ctx.pattern, ctx.dtypes = pattern, (weight.dtype, centre.dtype)
+        residual = centred - decode(values, pattern, rows)
+        ctx.pattern, ctx.weight_dtype = pattern, weight.dtype
         ctx.save_for_backward(values, rows, residual)
         ctx.mark_non_differentiable(residual)
         ctx.set_materialize_grads(False)
@@ -157,16 +208,14 @@ class _SquaredError(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         pattern, (values, rows, residual) = ctx.pattern, ctx.saved_tensors
         _, _, of_x, of_weight, of_centre = ctx.needs_input_grad
-        factor = -2 * gradients[0]
         with torch.autocast(residual.device.type, enabled=False):
-            low = residual.to(values.dtype)
-            of_values = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-                low, rows, pattern.latents, pattern.starts, pattern.rows, 0
-            )
+            # Scaled before it is rounded: then a loss scale keeps float16 from overflow and underflow here too.
+            of_rebuilt = residual * (-2 * gradients[0])
+            low = of_rebuilt.to(values.dtype)
             return (
-                of_values * factor.to(values.dtype),
+                row_products(low, rows, pattern),
                 None,
-                residual * -factor if of_x else None,
-                _transposed_product(values, pattern, low).to(ctx.dtypes[0]).mul_(factor) if of_weight else None,
-                residual.sum(0) * factor if of_centre else None,
+                -of_rebuilt if of_x else None,
+                transposed_product(values, pattern, low).to(ctx.weight_dtype) if of_weight else None,
+                of_rebuilt.sum(0) if of_centre else None,
             )

@@ -12,6 +12,7 @@ from core.ui.attribution.tab import measure_updates, panel_html
 from core.ui.concepts.tab import concepts_html, found_html, opened_html
 from core.ui.examples import keep_example
 from core.ui.inputs import draw_problems, own_problems, verdicts
+from core.ui.interventions.tab import why_empty_html
 from core.ui.jobs import Drawing, JobError, Waiting, bring, draw, trace
 from core.ui.layout.tab import layout_html
 from core.ui.link import Link, read_link
@@ -93,7 +94,8 @@ def wire(runtime: Runtime, page: "Page") -> tuple[list[Any], Any]:
         )
 
     page.cancel.click(events.cancel, None, page.status, queue=False, **QUIET)
-    page.clock.tick(events.tick, [bar.prompt], [page.badge, page.clock, bar.hints], **QUIET)
+    panels = [page.concepts.panel, page.layout.panel, page.interventions.panel]
+    page.clock.tick(events.tick, [bar.prompt], [page.badge, page.clock, bar.hints, *panels], **QUIET)
     bar.prompt.change(
         lambda prompt: hints(runtime.unknown_words(prompt or ""), runtime.spec.name),
         bar.prompt,
@@ -262,12 +264,16 @@ class _Events:
         """A closed page wants nothing any more."""
         self.runtime.tickets.cancel(_session(request))
 
-    def tick(self, prompt: str) -> tuple[Any, Any, Any]:
-        """Follow the model's loading until it is over."""
-        if not self.runtime.ready.is_set():
-            return badge_html(*self.runtime.badge()), gr.skip(), gr.skip()
-        unknown = hints(self.runtime.unknown_words(prompt or ""), self.runtime.spec.name)
-        return badge_html(*self.runtime.badge()), gr.Timer(active=False), unknown
+    def tick(self, prompt: str) -> list[Any]:
+        """Follow the model's loading until it is over: (badge, clock, hints, concepts, layout, what edits did)."""
+        runtime = self.runtime
+        badge, panels = badge_html(*runtime.badge()), [gr.skip()] * 3
+        if not runtime.ready.is_set():
+            return [badge, gr.skip(), gr.skip(), *panels]
+        if runtime.dictionary is None:  # said now, before anybody waits for a picture to be read
+            panels = [concepts_html(runtime, None, None), layout_html(runtime, None, None), why_empty_html(runtime)]
+        unknown = hints(runtime.unknown_words(prompt or ""), runtime.spec.name)
+        return [badge, gr.Timer(active=False), unknown, *panels]
 
     def _stage(self, scene: Scene | None) -> str:
         return stage_html(scene, self.runtime.spec.stages, self.runtime.spec.num_inference_steps)

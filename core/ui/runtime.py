@@ -97,7 +97,8 @@ class Runtime:
     hookpoints: Sequence[str] = ()
     """Blocks to look into; none named: the model's own."""
     saes: str | None = None
-    """Sparse autoencoders with their concept tables: a built-in name, a folder or a Hub id; None: the model's own."""
+    """Sparse autoencoders with their concept tables: a built-in name, a folder or a Hub id; None: the model's own,
+    or such as were trained on this computer."""
     tickets: Tickets = field(default_factory=Tickets)
     """Jobs that are wanted."""
     ready: threading.Event = field(default_factory=threading.Event)
@@ -194,7 +195,7 @@ class Runtime:
             if self._gpu_runner:  # concepts are searched by the text encoder, between requests
                 options |= {"text_device": "cpu", "offload": False}
             model = engine.load_model(self.name, **options)
-            self._dictionary = load_dictionary(self.saes or self.name, model)
+            self._dictionary = load_dictionary(self.name, self.saes, model)
             self._model, self.engine = model, LentEngine(engine, self, self._gpu_runner) if self._gpu_runner else engine
             log.info("%s is ready after %.1f s", self.name, time.monotonic() - self._started)
         except Exception as error:  # whatever it is, the page has to say it

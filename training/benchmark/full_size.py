@@ -85,13 +85,23 @@ def components(size: Size = FULL) -> dict[str, torch.nn.Module]:
     return {"text_encoder": text_encoder, "vae": vae, "unet": unet}
 
 
-def save_pipeline(folder: Path, dtype: torch.dtype, size: Size = FULL, seed: int = 0) -> None:
-    """Write the pipeline with weights of `seed`, as `core.load_model` reads it: 2.1 GB in half precision."""
-    with torch.random.fork_rng(devices=[]):  # the libraries draw their weights from the global generator
+def make_pipeline(
+    size: Size = FULL,
+    *,
+    dtype: torch.dtype,
+    device: str | torch.device = "cpu",
+    tokenizer: CLIPTokenizer | None = None,
+    seed: int = 0,
+) -> StableDiffusionPipeline:
+    """The pipeline with weights of `seed`, drawn in float32 on the device; by default it spells words byte by byte."""
+    site = torch.device(device)
+    # The libraries draw from the global generators.
+    with torch.random.fork_rng(devices=[site] if site.type == "cuda" else []):
         torch.manual_seed(seed)
-        modules: Mapping[str, Any] = {
-            name: torch.nn.Module.to(module, dtype=dtype) for name, module in components(size).items()
-        }
+        with site:
+            modules: Mapping[str, Any] = {
+                name: torch.nn.Module.to(module, dtype=dtype) for name, module in components(size).items()
+            }
     scheduler = PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -101,14 +111,19 @@ def save_pipeline(folder: Path, dtype: torch.dtype, size: Size = FULL, seed: int
         skip_prk_steps=True,
         steps_offset=1,
     )
-    StableDiffusionPipeline(
+    return StableDiffusionPipeline(
         **modules,
-        tokenizer=byte_tokenizer(),
+        tokenizer=tokenizer or byte_tokenizer(),
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(folder, safe_serialization=True)
+    )
+
+
+def save_pipeline(folder: Path, dtype: torch.dtype, size: Size = FULL, seed: int = 0) -> None:
+    """Write the pipeline as `core.load_model` reads it: 2.1 GB in half precision."""
+    make_pipeline(size, dtype=dtype, seed=seed).save_pretrained(folder, safe_serialization=True)
 
 
 def byte_tokenizer() -> CLIPTokenizer:

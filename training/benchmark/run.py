@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.folders import cache_folder
 from training.common import report
-from training.common.folders import cache_folder
 from training.common.report import Table
 
 if TYPE_CHECKING:
@@ -84,6 +84,12 @@ class Run:
 
         return fed.part(fed.QUICK if self.quick else fed.Settings(), self.site)
 
+    def latency(self) -> Table:
+        """Small calls of a full-size U-Net."""
+        from training.benchmark import latency
+
+        return latency.part(self.site, quick=self.quick)
+
     @cached_property
     def site(self) -> str:
         """The device that was asked for, or the best there is."""
@@ -107,11 +113,12 @@ PARTS: dict[str, Callable[[Run], Table | list[Table]]] = {
     "sae": Run.sae,
     "fed": Run.fed,
     "conformance": Run.conformance,
+    "latency": Run.latency,
 }
 """In this order, whatever the order asked for."""
 NEED_ACCELERATOR = ("fed",)
 """Parts that are hours long on a CPU: left out there unless they are named."""
-OF_ANOTHER_MODEL = ("conformance",)
+OF_ANOTHER_MODEL = ("conformance", "latency")
 """Parts that measure another model than the one that is asked for: left out unless they are named."""
 
 

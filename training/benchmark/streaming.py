@@ -9,14 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from core.diffusion.diffuser import Diffuser
 from core.spec import BUILT_IN, ModelSpec
+from training.benchmark.full_size import FULL, SMALL, Size, make_pipeline
 from training.common.recipe import read_recipe
 from training.common.report import Cell, Table
 from training.picturebook.world.tokens import build_tokenizer
@@ -24,18 +22,6 @@ from training.prompts.sources import GrammarPrompts
 from training.sae.command import RECIPE, SaeRecipe
 from training.sae.stream import ActivationStream, StreamBatch, StreamConfig
 from training.sae.trainer import SaeRun, make_accelerator, train_saes
-
-_UNET: dict[str, Any] = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
-    "layers_per_block": 2,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-}
-"""Stable Diffusion v1.4's."""
-_TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 
 
 @dataclass(frozen=True)
@@ -46,10 +32,8 @@ class Settings:
     """Its SAEs, stream and training; fewer steps of it."""
     spec: ModelSpec = BUILT_IN["sd-v1-4"]
     """Hookpoints, steps and guidance."""
-    unet: dict[str, Any] = field(default_factory=lambda: dict(_UNET))
-    """Shape of the U-Net."""
-    text: dict[str, Any] = field(default_factory=lambda: dict(_TEXT))
-    """Shape of the text encoder."""
+    size: Size = FULL
+    """Of the model."""
     images: int = 64
     """Pictures of a round of the stream, which gives one batch."""
     n_rounds: int = 3
@@ -58,17 +42,7 @@ class Settings:
 
 QUICK = Settings(
     spec=ModelSpec("small", "", num_inference_steps=3, guidance_scale=7.5),
-    unet={
-        "sample_size": 16,
-        "block_out_channels": (16, 32),
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "layers_per_block": 1,
-        "cross_attention_dim": 32,
-        "attention_head_dim": 4,
-        "norm_num_groups": 8,
-    },
-    text={"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    size=SMALL,
     images=4,
     n_rounds=2,
 )
@@ -76,34 +50,11 @@ QUICK = Settings(
 
 
 def make_diffuser(settings: Settings, device: str) -> Diffuser:
-    """The model with random weights. Its autoencoder is small: nothing is decoded here."""
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer()
-    with torch.device(device):
-        unet = UNet2DConditionModel(**settings.unet)
-        n_tokens = len(tokenizer.get_vocab())
-        text = CLIPTextModel(CLIPTextConfig(vocab_size=n_tokens, max_position_embeddings=77, **settings.text))
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(8, 8, 8, 8),
-            latent_channels=4,
-            norm_num_groups=8,
-        )
+    """The model with random weights, in the precision in which `core.load_model` would have it on this device."""
+    tokenizer = build_tokenizer()  # whole words: byte by byte, the grammar's prompts would be too long
     tokenizer.model_max_length = 77
-    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    scheduler = DDIMScheduler(**betas, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    return Diffuser(pipeline, settings.spec)
+    dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    return Diffuser(make_pipeline(settings.size, dtype=dtype, device=device, tokenizer=tokenizer), settings.spec)
 
 
 class _Timed:
@@ -141,7 +92,7 @@ def part(settings: Settings, device: str) -> Table:
     recipe = settings.recipe
     ids = recipe.sae_ids(model)
     # As many samples of a picture as the smallest block has positions.
-    each = (settings.unet["sample_size"] >> (len(settings.unet["block_out_channels"]) - 1)) ** 2
+    each = settings.size.updates[1][1] ** 2
     shape = StreamConfig(each * settings.images, settings.images, 1, min(16, settings.images))
     stream = _Timed(ActivationStream(model, GrammarPrompts(model.check_prompt), ids, shape), model.device)
     n_steps = settings.n_rounds + 2  # the first warms up, and of the last nothing tells when it ended

@@ -95,6 +95,19 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def scaler_tensors(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
+    """A loss scale, and the steps since it last changed: without them a resumed run would skip steps anew."""
+    state = scaler.state_dict()
+    names = ("scale", "_growth_tracker")
+    return {name: torch.tensor(state[name], dtype=torch.float64) for name in names}
+
+
+def load_scaler(scaler: torch.amp.GradScaler, tensors: Mapping[str, Tensor]) -> None:
+    """Give a loss scaler the state that `scaler_tensors` named; how it grows stays as it is."""
+    scale, steps = tensors["scale"].item(), int(tensors["_growth_tracker"].item())
+    scaler.load_state_dict({**scaler.state_dict(), "scale": scale, "_growth_tracker": steps})
+
+
 def _differences(then: Any, now: Any, name: str = "") -> Iterator[str]:
     """What two recipes say differently."""
     if isinstance(then, dict) and isinstance(now, dict):

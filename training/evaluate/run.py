@@ -18,10 +18,10 @@ import core.activations.attention
 import core.concepts.layout
 from core.diffusion.diffuser import Diffuser
 from core.edits import load_editor
+from core.folders import cache_folder
 from core.sae.collection import EMBEDDED, list_saes
 from core.segmentation.semantic import load_segmenter
 from training.common import report
-from training.common.folders import cache_folder
 from training.common.report import Table
 from training.evaluate import picturebook
 from training.evaluate.common.judges import load_judges

@@ -3,6 +3,9 @@
 One pass over the pictures counts which latents are active where which class is (`training.labels.tally`); then every latent
 gets its name or none (`training.labels.naming`), and some of the pictures are drawn again to show them (`training.labels.examples`).
 
+With `--recipe` the model, the collection and the prompts are those of `python -m training sae`, and the pictures are of
+prompts that the SAEs were not trained with.
+
 Several processes share the pictures with `--rank R --world W` and one `--run-dir`; the last to end adds up what all
 have counted and writes the tables.
 """
@@ -15,15 +18,30 @@ from pathlib import Path
 from typing import Any
 
 import core
-from core.artifacts import file_sha256
+from core.artifacts import file_sha256, find_model
 from core.diffusion.diffuser import Diffuser
+from core.folders import cache_folder
 from core.segmentation.open_vocabulary import BACKGROUND_TAGS, OPEN_KINDS, TAGS, classes_of, load_open_segmenter
 from core.segmentation.semantic import Segmenter, load_segmenter
-from training.common.folders import cache_folder
+from training.common.recipe import read_recipe
+from training.common.run_lock import locked
 from training.labels.labeller import LabelConfig, Labeller, LabelRun, State
-from training.prompts.sources import Prompts, add_prompt_arguments, open_prompts
+from training.prompts.sources import GRAMMAR, Prompts, add_prompt_arguments, open_prompts
+from training.sae.command import SaeRecipe, collection_folder, run_folder
 
 PACKAGE = Path(core.__file__).parent / "picturebook"
+STYLES = ("photo", "painting", "drawing", "cartoon")
+"""Words for the styles of real pictures, as captions have them."""
+DEFAULTS: Mapping[str, Any] = {
+    "model": "picturebook",
+    "saes": PACKAGE / "saes",
+    "prompts": GRAMMAR,
+    "column": "caption",
+    "where": [],
+    "first_prompt": 0,
+    "run_dir": cache_folder("labels"),
+}
+"""What holds without a recipe."""
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +49,34 @@ log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     config = LabelConfig()
-    parser.add_argument("--model", default="picturebook", help="built-in name, folder, or owner/name@revision")
+    parser.add_argument(
+        "--recipe", type=Path, default=argparse.SUPPRESS, help="that the SAEs were trained with: says what is not given"
+    )
+    parser.add_argument(
+        "--model",
+        default=argparse.SUPPRESS,
+        help="built-in name, folder, or owner/name@revision; else the recipe's, or picturebook",
+    )
     parser.add_argument("--device", default=None, help="torch device; by default the best there is")
-    parser.add_argument("--saes", type=Path, default=PACKAGE / "saes", help="collection of SAEs; tables go into it")
-    add_prompt_arguments(parser)
-    parser.add_argument("--first-prompt", type=int, default=0, help="number of the first; those before are left out")
+    parser.add_argument(
+        "--saes",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="collection of SAEs; tables go into it; else the recipe's, or the package's",
+    )
+    add_prompt_arguments(parser, "; else the recipe's, or grammar", defaults=False)
+    parser.add_argument(
+        "--first-prompt",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="number of the first; those before are left out; else the first that the recipe's training left, or 0",
+    )
     parser.add_argument(
         "--segmenter",
-        default="picturebook",
+        default=argparse.SUPPRESS,
         help="picturebook, the folder of a semantic segmentation model of transformers, or for real pictures and any "
-        f"words {' or '.join(OPEN_KINDS)}: Grounding DINO with SAM, or the lighter CLIPSeg",
+        f"words {' or '.join(OPEN_KINDS)}: Grounding DINO with SAM, or the lighter CLIPSeg; by default picturebook for "
+        "that model and clipseg for others",
     )
     parser.add_argument(
         "--tags", nargs="*", default=TAGS, help=f"what {' and '.join(OPEN_KINDS)} look for in any picture"
@@ -65,9 +101,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backgrounds", nargs="*", default=(*config.backgrounds, *BACKGROUND_TAGS), help="classes that are backgrounds"
     )
-    parser.add_argument("--styles", nargs="*", default=config.styles, help="words that tell a picture's style")
     parser.add_argument(
-        "--run-dir", type=Path, default=cache_folder("labels"), help="folder of the checkpoints; resumed"
+        "--styles",
+        nargs="*",
+        default=argparse.SUPPRESS,
+        help=f"words that tell a picture's style; by default {' '.join(config.styles)} for picturebook and "
+        f"{' '.join(STYLES)} for others",
+    )
+    parser.add_argument(
+        "--run-dir",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help=f"folder of the checkpoints; resumed; else {cache_folder('labels')}, or one in it for the recipe",
     )
     parser.add_argument("--checkpoint-every", type=float, default=120, help="least seconds between checkpoints")
     parser.add_argument("--rank", type=int, default=0, help="which of the processes this is, from 0")
@@ -76,6 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Label the collection."""
+    arguments = with_defaults(arguments)
     config = LabelConfig(
         images=arguments.images,
         batch=arguments.batch,
@@ -107,6 +153,24 @@ def main(arguments: argparse.Namespace) -> None:
     }
     run = LabelRun(arguments.run_dir, arguments.checkpoint_every, arguments.rank, arguments.world)
     label_collection(config, arguments.saes, model, segmenter, prompts, run, depends)
+
+
+def with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
+    """The options, with what was not given as the recipe or the model has it."""
+    given, others = vars(arguments), argparse.Namespace(**DEFAULTS)
+    if "recipe" in given:
+        recipe = read_recipe(SaeRecipe, arguments.recipe)
+        others.model = given.get("model", recipe.model)
+        spec = find_model(others.model)
+        others.saes = collection_folder(spec, arguments.recipe)
+        others.run_dir = run_folder("labels", spec, arguments.recipe)
+        if "prompts" not in given:
+            others.prompts, others.column, others.where = recipe.prompts, recipe.caption_column, list(recipe.where)
+            others.first_prompt = recipe.n_images
+    ours = given.get("model", others.model) == "picturebook"
+    others.segmenter = "picturebook" if ours else "clipseg"
+    others.styles = LabelConfig().styles if ours else STYLES
+    return argparse.Namespace(**{**vars(others), **given})
 
 
 def choose_segmenter(arguments: argparse.Namespace, prompts: Prompts) -> Segmenter:
@@ -156,7 +220,8 @@ def label_collection(
     """
     labeller = Labeller(config, root, model, segmenter, prompts)
     recipe = labeller.recipe(depends or {})
-    labeller.count(run, recipe)
+    with locked(run.folder_of(run.rank)):
+        labeller.count(run, recipe)
     counted = [labeller.counted(run, rank, recipe) for rank in range(run.world)]
     whole = [state for state in counted if state is not None]
     if len(whole) < run.world:

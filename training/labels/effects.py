@@ -61,6 +61,24 @@ def word_effects(
         pairs: Prompts with the word and without.
         seeds: Seed of each one's noise.
     """
+
+    def changes(some: slice) -> tuple[float, dict[SaeId, "_Means"]]:
+        return len(pairs[some]) / len(pairs), _changes(model, saes, steps, pairs[some], seeds[some])
+
+    total = {sae_id: _Means.none(sae) for sae_id, sae in saes.items()}
+    for share, means in model.in_parts(len(pairs), changes):
+        total = {sae_id: before.plus(means[sae_id].times(share)) for sae_id, before in total.items()}
+    return {sae_id: total[sae_id].scaled(sae) / len(steps[sae_id]) for sae_id, sae in saes.items()}
+
+
+def _changes(
+    model: Diffuser,
+    saes: Mapping[SaeId, SparseAutoencoder],
+    steps: Mapping[SaeId, Sequence[int]],
+    pairs: Sequence[Pair],
+    seeds: Sequence[int],
+) -> dict[SaeId, "_Means"]:
+    """What the word changes, mean over positions and pictures, summed over an SAE's steps."""
     wanted = sorted({step for own in steps.values() for step in own})
     plain = [pair.without for pair in pairs]
     states = list(model.sample(plain, seeds=seeds, last_step=wanted[-1]))
@@ -74,7 +92,7 @@ def word_effects(
         )
         for sae_id in reading:
             changes[sae_id] = changes[sae_id].plus(with_word[sae_id].less(without[sae_id]))
-    return {sae_id: changes[sae_id].scaled(sae) / len(steps[sae_id]) for sae_id, sae in saes.items()}
+    return changes
 
 
 class _Means(NamedTuple):
@@ -94,6 +112,9 @@ class _Means(NamedTuple):
 
     def less(self, other: "_Means") -> "_Means":
         return _Means(self.values - other.values, self.update - other.update)
+
+    def times(self, factor: float) -> "_Means":
+        return _Means(factor * self.values, factor * self.update)
 
     def scaled(self, sae: SparseAutoencoder) -> Tensor:
         """The values, by the factor of least squares; none if they point away from the update."""

@@ -33,7 +33,7 @@ from core.concepts.io import (
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.text import distinct_words
 from core.sae.autoencoder import SaeId
-from core.sae.collection import list_saes, load_sae
+from core.sae.collection import list_saes, load_sae, mark_labelled
 from core.segmentation.grids import cell_counts, majority
 from core.segmentation.semantic import Segmenter
 from training.common.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -236,6 +236,7 @@ class Labeller:
         words = {label: other for label, other in config.words.items() if label in (*self._classes, *config.styles)}
         effects = self._effects()
         (self._root / MANIFEST).unlink(missing_ok=True)  # it tells of the tables before
+        mark_labelled(self._root, False)
         for sae_id, tally in state.tallies.items():
             folder = self._root / sae_id.path
             rows = name_latents(tally, facts, names)
@@ -249,6 +250,7 @@ class Labeller:
             kinds = Counter(row.kind for row in rows)
             log.info("%s: %s", sae_id.path, ", ".join(f"{kinds[kind]} {kind}" for kind in KINDS))
         self._write_examples(state)
+        mark_labelled(self._root, True)
 
     def _effects(self) -> dict[str, dict[SaeId, Tensor]]:
         """By style word, what it does to each SAE of the half with the prompt; without words that no prompt has."""

@@ -1,6 +1,7 @@
 """Pictures drawn in batches, with what SAEs make of them on the way and which classes are where at the end."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,8 @@ def draw(
 ) -> Batch:
     """Draw pictures and encode their updates as they come; SAEs are on the model's device, the codes on the CPU.
 
+    As many pictures at once as the model's memory has room for: what comes of them differs by rounding alone.
+
     Args:
         model: The model; its own number of steps and guidance.
         saes: The SAEs.
@@ -45,6 +48,17 @@ def draw(
         prompts: A prompt a picture.
         seeds: Seed of each picture's noise.
     """
+    parts = model.in_parts(len(prompts), lambda some: _draw(model, saes, steps, list(prompts[some]), list(seeds[some])))
+    return parts[0] if len(parts) == 1 else _together(parts)
+
+
+def _draw(
+    model: Diffuser,
+    saes: Mapping[SaeId, SparseAutoencoder],
+    steps: Mapping[SaeId, Sequence[int]],
+    prompts: list[str],
+    seeds: list[int],
+) -> Batch:
     times = step_times(model.spec.num_inference_steps)
     codes_by_step: dict[SaeId, list[StepCodes]] = {sae_id: [] for sae_id in saes}
     sizes: dict[str, Size] = {}
@@ -64,8 +78,32 @@ def draw(
         steps={step for own in steps.values() for step in own},
         sink=encode,
     ):
-        *_, last = model.sample(list(prompts), seeds=list(seeds))
+        *_, last = model.sample(prompts, seeds=seeds)
     return Batch(model.decode(last.x), codes_by_step, sizes)
+
+
+def _together(parts: Sequence[Batch]) -> Batch:
+    """One batch of several whose pictures follow each other."""
+    starts = [0, *accumulate(len(part.images) for part in parts)]
+    return Batch(
+        [image for part in parts for image in part.images],
+        {
+            sae_id: [
+                _moment(of_step, starts)
+                for of_step in zip(*(part.codes_by_step[sae_id] for part in parts), strict=True)
+            ]
+            for sae_id in parts[0].codes_by_step
+        },
+        parts[0].sizes,
+    )
+
+
+def _moment(parts: Sequence[StepCodes], starts: Sequence[int]) -> StepCodes:
+    """One moment of the same moment of several batches, the first picture of each being that of its start."""
+    entries = [
+        part.entries._replace(images=part.entries.images + start) for part, start in zip(parts, starts, strict=False)
+    ]
+    return parts[0]._replace(entries=Entries(*(torch.cat(column) for column in zip(*entries, strict=True))))
 
 
 def active_entries(sae: SparseAutoencoder, x: Tensor) -> Entries:

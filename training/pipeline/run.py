@@ -16,13 +16,15 @@ from transformers import PreTrainedModel
 
 import core
 from core.diffusion.diffuser import Diffuser
+from core.folders import cache_folder
 from core.information.surprisal import TABLE
 from core.sae.io import WEIGHTS
+from core.sae.trained import files_digest
 from core.segmentation.semantic import load_segmenter
 from core.spec import BUILT_IN, ModelSpec
 from training.common.allocator import keep_freed_memory
-from training.common.folders import cache_folder
 from training.common.recipe import read_recipe
+from training.common.run_lock import locked
 from training.labels.command import label_collection
 from training.labels.labeller import LabelConfig, LabelRun
 from training.picturebook.models.autoencoder import AutoencoderConfig, AutoencoderTask, build_autoencoder
@@ -43,7 +45,7 @@ from training.pipeline.export import (
 )
 from training.prompts.sources import GRAMMAR, open_prompts
 from training.sae.command import RECIPE as SAE_RECIPE
-from training.sae.command import SaeRecipe, digest, train_collection
+from training.sae.command import SaeRecipe, train_collection
 from training.sae.trainer import SaeRun
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "picturebook.json"
@@ -235,7 +237,7 @@ class Run:
         """Hash of the weights in these folders of the package."""
         found = [path for name in names for path in (self.package / name).rglob("*.safetensors")]
         # Beside an SAE's weights lies what was counted of it.
-        return str(digest(path for path in found if "saes" not in path.parts or path.name == WEIGHTS))
+        return str(files_digest(path for path in found if "saes" not in path.parts or path.name == WEIGHTS))
 
     @property
     def _spec(self) -> ModelSpec:
@@ -314,8 +316,9 @@ def main(arguments: argparse.Namespace) -> None:
         every=arguments.checkpoint_every,
         warm_start=arguments.warm_start,
     )
-    for name, stage in STAGES.items():
-        if name in arguments.stages:
-            logger.info("stage %s", name)
-            stage(run)
+    with locked(arguments.run_dir):
+        for name, stage in STAGES.items():
+            if name in arguments.stages:
+                logger.info("stage %s", name)
+                stage(run)
     PartialState().destroy_process_group()

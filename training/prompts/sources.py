@@ -8,7 +8,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -65,13 +65,19 @@ def open_prompts(
     raise ValueError(f"{source!r} names no prompts: give {GRAMMAR!r}, a text file, or a Hub dataset as owner/name.")
 
 
-def add_prompt_arguments(parser: argparse.ArgumentParser, more: str = "") -> None:
-    """The options that say where a command's prompts come from."""
+def add_prompt_arguments(parser: argparse.ArgumentParser, more: str = "", *, defaults: bool = True) -> None:
+    """The options that say where a command's prompts come from; without defaults what is not given is left out."""
+
+    def usual(value: Any) -> Any:
+        return value if defaults else argparse.SUPPRESS
+
     parser.add_argument(
-        "--prompts", default=GRAMMAR, help=f"grammar, a .txt, .jsonl or .parquet file, or a Hub dataset{more}"
+        "--prompts", default=usual(GRAMMAR), help=f"grammar, a .txt, .jsonl or .parquet file, or a Hub dataset{more}"
     )
-    parser.add_argument("--column", default="caption", help="of a dataset: where its captions are")
-    parser.add_argument("--where", nargs="*", default=[], help="of a dataset: what a row fulfils: 'aesthetic >= 5.5'")
+    parser.add_argument("--column", default=usual("caption"), help="of a dataset: where its captions are")
+    parser.add_argument(
+        "--where", nargs="*", default=usual([]), help="of a dataset: what a row fulfils: 'aesthetic >= 5.5'"
+    )
 
 
 class GrammarPrompts:

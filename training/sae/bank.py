@@ -48,7 +48,8 @@ class TrainerConfig:
     """Steps between the points where the device is waited for: processes put their counters together, the dead
     latents are chosen, NaN is looked for, a line is logged, and a checkpoint may be written."""
     precision: str = "bf16"
-    """`bf16`: the encoder's product in bfloat16, weights and sums in float32; `no`: everything in float32."""
+    """`bf16`: products in bfloat16, weights and their moments in float32; `fp16`: the same in float16, with a loss
+    scale, for GPUs older than bfloat16; `no`: everything in float32."""
     seed: int = 0
     """Seed of the initial weights."""
 
@@ -58,6 +59,8 @@ class TrainerConfig:
         }
         if wrong := [name for name, size in sizes.items() if size < 1]:
             raise ValueError(f"{' and '.join(wrong)} must be at least 1.")
+        if self.precision not in ("bf16", "fp16", "no"):
+            raise ValueError(f"There is no precision {self.precision!r}: bf16, fp16 and no are.")
         if not 1 <= self.n_calibration_batches <= self.n_steps * self.gradient_accumulation_steps:
             raise ValueError(
                 f"n_calibration_batches is {self.n_calibration_batches}: at least 1, and no more batches than are trained on."
@@ -112,7 +115,7 @@ class SaeTrainState(nn.Module):
         self.n_dead = 0
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("total_variance", torch.ones(()))
-        self.register_buffer("silent", torch.zeros(cfg.d_sae, dtype=torch.int64))
+        self.register_buffer("steps_since_fired", torch.zeros(cfg.d_sae, dtype=torch.int64))
         self.register_buffer("sums", torch.zeros(4), persistent=False)
 
     @torch.no_grad()
@@ -128,9 +131,10 @@ class SaeTrainState(nn.Module):
         if not variance > 1e-12 * square:
             raise ValueError(f"The activations of {name} do not vary: there is nothing to learn from them.")
         scale = (self.sae.cfg.d_in / square).sqrt()
-        self.scale.copy_(scale)
-        self.total_variance.copy_(variance * scale.square())
-        self.sae.b_dec.copy_(mean * scale)
+        # In float32 before they leave the CPU: not every device has float64.
+        self.scale.copy_(scale.float())
+        self.total_variance.copy_((variance * scale.square()).float())
+        self.sae.b_dec.copy_((mean * scale).float())
 
     def forward(self, x: Tensor) -> Tensor:
         """The loss of x [n, d_in], unscaled."""

@@ -4,29 +4,32 @@ Several GPUs: `accelerate launch -m training sae`; several CPU processes: `torch
 """
 
 import argparse
-import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from accelerate import Accelerator
 
 import core
 from core.artifacts import MANIFEST, find_model
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import Branch
+from core.folders import cache_folder, collections_folder, model_key
 from core.sae.autoencoder import AllTimes, SaeId, SparseAutoencoder
-from core.sae.collection import write_index
+from core.sae.collection import EMBEDDED, MADE_FOR, mark_labelled, write_index
 from core.sae.io import save_sae
+from core.sae.trained import files_digest, weights_digest
 from core.spec import ModelSpec
 from training.common.allocator import keep_freed_memory
-from training.common.folders import cache_folder
 from training.common.recipe import read_recipe
 from training.common.report import commit_now
+from training.common.run_lock import locked
 from training.prompts.sources import GRAMMAR, open_prompts
 from training.sae.bank import TrainerConfig
 from training.sae.stream import ActivationStream, StreamConfig
@@ -62,6 +65,12 @@ class SaeRecipe:
     half: bool = True
     """Whether the weights on disk are fp16."""
 
+    @property
+    def n_images(self) -> int:
+        """Pictures that are made for the training: whole rounds, the first prompts."""
+        n_batches = self.training.n_steps * self.training.gradient_accumulation_steps
+        return -(-n_batches // self.stream.batches_per_buffer) * self.stream.images_per_buffer
+
     def sae_ids(self, model: Diffuser) -> tuple[SaeId, ...]:
         """The SAEs of the collection."""
         every = product(self.hookpoints or model.hookpoints, self.branches, self.times)
@@ -71,9 +80,19 @@ class SaeRecipe:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="JSON with the model, the SAEs and the training")
-    parser.add_argument("--run-dir", type=Path, default=cache_folder("saes"), help="folder of the checkpoint; resumed")
+    parser.add_argument("--model", default=argparse.SUPPRESS, help="built-in name, folder or Hub id; else the recipe's")
     parser.add_argument(
-        "--out", type=Path, default=Path(core.__file__).parent / "picturebook" / "saes", help="folder of the collection"
+        "--run-dir",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help=f"folder of the checkpoint; resumed; else one under {cache_folder('saes')} for the model and recipe",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help=f"folder of the collection; else one under {cache_folder('collections')}, where the app looks, or of the "
+        "default recipe the package's",
     )
     parser.add_argument("--checkpoint-every", type=float, default=300, help="least seconds between checkpoints")
     parser.add_argument("--trackers", nargs="*", default=[], help="tensorboard, trackio, wandb...: accelerate's own")
@@ -82,22 +101,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Train the recipe's SAEs and write them to the folder."""
     keep_freed_memory()
-    recipe = read_recipe(SaeRecipe, arguments.recipe)
-    run = SaeRun(arguments.run_dir, every=arguments.checkpoint_every, trackers=tuple(arguments.trackers))
-    train_collection(recipe, find_model(recipe.model), run, arguments.out)
+    recipe, given = read_recipe(SaeRecipe, arguments.recipe), vars(arguments)
+    recipe = replace(recipe, model=given.get("model", recipe.model))
+    spec = find_model(recipe.model)
+    folder = given.get("run_dir", run_folder("saes", spec, arguments.recipe))
+    run = SaeRun(folder, every=arguments.checkpoint_every, trackers=tuple(arguments.trackers))
+    train_collection(recipe, spec, run, given.get("out", collection_folder(spec, arguments.recipe)))
+
+
+def run_folder(command: str, spec: ModelSpec, recipe: Path) -> Path:
+    """Where a command keeps its checkpoints of a recipe and model unless told otherwise."""
+    return cache_folder(command) / model_key(spec) / recipe.stem
+
+
+def collection_folder(spec: ModelSpec, recipe: Path) -> Path:
+    """Where the SAEs of a recipe and model go unless told otherwise: those of the package into the package."""
+    ours = spec.name in EMBEDDED and recipe.resolve() == RECIPE.resolve()
+    return EMBEDDED[spec.name] if ours else collections_folder(spec) / recipe.stem
 
 
 def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: SaeRun, out: Path) -> None:
-    """Train the recipe's SAEs on the model of a spec, and write them to the folder `out`."""
+    """Train the recipe's SAEs on the model of a spec, and write them to the folder `out`.
+
+    Raises:
+        FolderInUseError: Another run is at work in the run's folder.
+    """
     told = json.loads(json.dumps(asdict(recipe)))
     depends = {
         **{name: value for name, value in told.items() if name not in ("training", "half")},
         # A model that was trained anew, or prompts that were edited, under the same name are others.
-        "weights": digest(Path(spec.source).rglob("*.safetensors")) or spec.revision,
-        "prompts_digest": digest([Path(recipe.prompts)]),
+        MADE_FOR: weights_digest(spec),
+        "prompts_digest": files_digest([Path(recipe.prompts)]),
     }
     run = replace(run, recipe=depends)
     accelerator = make_accelerator(recipe.training, run)
+    # Of processes that train together one writes the folder; the others are with it, perhaps on another machine.
+    with locked(run.folder) if accelerator.is_main_process else nullcontext():
+        saes = _train(recipe, spec, run, accelerator)
+        if accelerator.is_main_process:
+            dtype = torch.float16 if recipe.half else torch.float32
+            write_collection(saes, out, told, run.folder, dtype, depends[MADE_FOR])
+        accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+def _train(recipe: SaeRecipe, spec: ModelSpec, run: SaeRun, accelerator: Accelerator) -> dict[SaeId, SparseAutoencoder]:
+    """Feed the SAEs with the model's updates until they are trained."""
     model = core.load_model(spec, device=accelerator.device)
     ids = recipe.sae_ids(model)
     prompts = open_prompts(
@@ -109,26 +158,21 @@ def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: SaeRun, out: Path)
     )
     rank, world = accelerator.process_index, accelerator.num_processes
     stream = ActivationStream(model, prompts, ids, recipe.stream, rank=rank, world=world)
-    saes = train_saes(stream, ids, recipe.training, run, accelerator)
-    if accelerator.is_main_process:
-        write_collection(saes, out, told, run.folder, torch.float16 if recipe.half else torch.float32)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-
-
-def digest(paths: Iterable[Path]) -> str | None:
-    """Hash of the contents of those that are files; None without any."""
-    whole, files = hashlib.sha256(), sorted(path for path in paths if path.is_file())
-    for path in files:
-        with path.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()[:16] if files else None
+    return train_saes(stream, ids, recipe.training, run, accelerator)
 
 
 def write_collection(
-    saes: Mapping[SaeId, SparseAutoencoder], out: Path, recipe: Mapping[str, Any], run: Path, dtype: torch.dtype
+    saes: Mapping[SaeId, SparseAutoencoder],
+    out: Path,
+    recipe: Mapping[str, Any],
+    run: Path,
+    dtype: torch.dtype,
+    made_for: str | None,
 ) -> None:
-    """Save trained SAEs with their last training figures, and the index that lists them."""
+    """Save trained SAEs with their last training figures, and the index that lists them.
+
+    `made_for` tells the model's weights from others: `core.sae.trained.weights_digest`.
+    """
     figures = json.loads((run / LOG).read_text().splitlines()[-1])["saes"]
     n_samples = (
         recipe["training"]["n_steps"]
@@ -136,6 +180,7 @@ def write_collection(
         * recipe["stream"]["batch_size"]
     )
     (out / MANIFEST).unlink(missing_ok=True)  # it tells of what was there before
+    mark_labelled(out, False)
     for sae_id, sae in saes.items():
         metadata = {
             "model": recipe["model"],
@@ -146,5 +191,5 @@ def write_collection(
             "training_figures": figures[sae_id.path],
         }
         save_sae(sae, out / sae_id.path, metadata, dtype)
-    write_index(out, tuple(saes), model=recipe["model"], recipe=dict(recipe))
+    write_index(out, tuple(saes), **{"model": recipe["model"], MADE_FOR: made_for, "recipe": dict(recipe)})
     logger.info("%d SAEs are in %s", len(saes), out)

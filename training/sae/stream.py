@@ -41,7 +41,7 @@ class StreamConfig:
     batches_per_buffer: int = 4
     """Batches made of one round: each picture gives each SAE this times batch_size / pictures samples."""
     sampler_batch_size: int = 8
-    """Pictures that a process denoises together."""
+    """Pictures that a process denoises together at most; fewer where the model's memory has no room for them."""
     num_inference_steps: int | None = None
     """Steps of the sampler; None: the model's own."""
     guidance_scale: float | None = None
@@ -169,9 +169,14 @@ class ActivationStream:
             )
             for sae_id in self.sae_ids
         }
-        for first in range(0, len(images_per_buffer), config.sampler_batch_size):
-            some = slice(first, first + config.sampler_batch_size)
+
+        def denoise(some: slice) -> None:
+            # A run that ends for want of memory is made again from its start, over the cells that it has written.
             self._denoise(images_per_buffer[some], prompts[some], {i: cells[:, some] for i, cells in pool.items()})
+
+        self._model.in_parts(
+            len(images_per_buffer), denoise, most=config.sampler_batch_size, guidance_scale=self._guidance_scale
+        )
         log.debug("round %d: %d pictures", number, len(images_per_buffer))
         return pool, prompts
 

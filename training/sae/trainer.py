@@ -23,9 +23,12 @@ from training.common.checkpoint import (
     Checkpoint,
     load_checkpoint,
     load_optimizer,
+    load_scaler,
     optimizer_tensors,
     save_checkpoint,
+    scaler_tensors,
 )
+from training.common.processes import joined_accelerator
 from training.sae.bank import Figures, Moments, SaeBank, TrainerConfig
 from training.sae.finite import FinitenessCheck
 from training.sae.stream import StreamBatch
@@ -107,6 +110,8 @@ def train_saes(
             _log(accelerator, run.folder, step, figures, config, pace)
             if accelerator.is_main_process and (time.monotonic() - since >= run.every or step == config.n_steps):
                 tensors = {"model": bank.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+                if accelerator.scaler is not None:
+                    tensors["scaler"] = scaler_tensors(accelerator.scaler)
                 save_checkpoint(run.folder, Checkpoint(step, recipe, tensors))
                 since = time.monotonic()
     accelerator.wait_for_everyone()
@@ -120,9 +125,10 @@ def make_accelerator(config: TrainerConfig, run: SaeRun) -> Accelerator:
     """Accelerate's view of the processes and devices, with the trackers that were asked for.
 
     Raises:
-        ValueError: A tracker is not known or not installed.
+        ValueError: A tracker is not known or not installed, processes cannot be joined, or the device lacks the
+            precision.
     """
-    accelerator = Accelerator(
+    accelerator = joined_accelerator(
         mixed_precision=config.precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=list(run.trackers) or None,
@@ -164,6 +170,8 @@ def _start(
         return chain(first, batches), 0
     bank.load_state_dict(found.tensors["model"])
     load_optimizer(optimizer, found.tensors["optimizer"])
+    if accelerator.scaler is not None:
+        load_scaler(accelerator.scaler, found.tensors["scaler"])
     for _, state in bank.items():
         state.update_dead_latents()
     logger.info("resumed at step %d of %d", found.step, config.n_steps)

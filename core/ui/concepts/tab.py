@@ -1,13 +1,12 @@
 """The Concepts tab: what the model was thinking of, where and when."""
 
-import re
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from core.ui.concepts.dictionary import block_words, no_concepts
+from core.ui.concepts.dictionary import block_words, no_concepts, no_concepts_html
 from core.ui.inputs import concept_number, html
 from core.ui.look.scene import Scene
 from core.ui.runtime import Runtime
@@ -63,7 +62,7 @@ def build_concepts_tab(runtime: Runtime) -> ConceptsTab:
 def concepts_html(runtime: Runtime, scene: Scene | None, trace: "CodeTrace | None") -> str:
     """The panel of a picture and its codes; without them, the room that it will take, or why it stays empty."""
     if scene is None or trace is None or runtime.dictionary is None or not trace.n_steps:
-        return f'<div class="id-thoughts empty"><p class="id-empty">{_why_empty(runtime)}</p></div>'
+        return f'<div class="id-thoughts empty">{_why_empty(runtime)}</div>'
     from core.ui.concepts.card import BRANCH_WORDS  # which imports torch
     from core.ui.concepts.results import pack, usual_first
 
@@ -96,10 +95,16 @@ def _group(name: str, legend: str, options: dict[str, str], start: str) -> str:
 
 def _why_empty(runtime: Runtime) -> str:
     if not runtime.ready.is_set() or runtime.dictionary is not None:
-        return "The concepts of your picture will appear here."
+        return '<p class="id-empty">The concepts of your picture will appear here.</p>'
     if runtime.error:
-        return "The model could not be loaded, so there is nothing to read."
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(no_concepts(runtime.name)))
+        return '<p class="id-empty">The model could not be loaded, so there is nothing to read.</p>'
+    return no_concepts_html(runtime.name)
+
+
+def _not_there(runtime: Runtime) -> str:
+    if runtime.ready.is_set():
+        return no_concepts(runtime.name)
+    return "The concepts are still being loaded; try again in a moment."
 
 
 def opened_html(runtime: Runtime, way: str, number: Any, trace: "CodeTrace | None") -> str:
@@ -108,7 +113,7 @@ def opened_html(runtime: Runtime, way: str, number: Any, trace: "CodeTrace | Non
     from core.ui.concepts.results import find_site
 
     if runtime.dictionary is None:
-        return problem_html("The concepts are still being loaded; try again in a moment.")
+        return problem_html(_not_there(runtime))
     site = find_site(runtime.dictionary, way)
     if site is None:
         return problem_html(f"No concepts are read at “{way[:80]}”.")
@@ -123,7 +128,7 @@ def found_html(runtime: Runtime, query: str | None, kind: str | None = None) -> 
     from core.ui.concepts.card import family_html, problem_html, search_html
 
     if runtime.dictionary is None:
-        return problem_html("The concepts are still being loaded; try again in a moment.")
+        return problem_html(_not_there(runtime))
     if kind:
         return f'<div class="id-found-list">{family_html(runtime.dictionary, kind)}</div>'
     return f'<div class="id-found-list">{search_html(runtime.dictionary, query or "", runtime.model)}</div>'

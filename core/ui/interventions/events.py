@@ -34,7 +34,7 @@ from core.ui.interventions.request import (
     requests_of,
     stage_problem,
 )
-from core.ui.interventions.tab import empty_html, why_empty
+from core.ui.interventions.tab import empty_html, why_empty_html
 from core.ui.jobs import JobError, Redrawing, Waiting, intervene
 from core.ui.link import read_link
 from core.ui.look.picture import seconds_left, status_html
@@ -261,7 +261,7 @@ class _Events:
 
     def _panel(self, outcome: "Outcome | None") -> str:
         if outcome is None:
-            return empty_html(why_empty(self.runtime))
+            return why_empty_html(self.runtime)
         from core.ui.interventions.panel import outcome_html
 
         return outcome_html(self.runtime, outcome)

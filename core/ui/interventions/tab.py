@@ -1,13 +1,12 @@
 """The Interventions tab: move a thing, change the style, take something away, and see what else changes."""
 
-import re
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import gradio as gr
 
-from core.ui.concepts.dictionary import no_concepts
+from core.ui.concepts.dictionary import no_concepts_html
 from core.ui.inputs import Number, html
 from core.ui.interventions.form import CANVAS, chips_html
 from core.ui.interventions.request import (
@@ -147,7 +146,7 @@ def build_interventions_tab(runtime: Runtime) -> InterventionsTab:
             slider_position=12,  # a thing that goes from right to left would be seen on neither side of the middle
             elem_id="id-iv-slider",
         )
-        panel = html(empty_html(why_empty(runtime)), elem_id="id-iv-panel", js_on_load=_CHOOSE)
+        panel = html(why_empty_html(runtime), elem_id="id-iv-panel", js_on_load=_CHOOSE)
     nothing: tuple[EditRequest, ...] = ()
     return InterventionsTab(
         kind=kind,
@@ -207,16 +206,15 @@ def _brush() -> tuple[Any, Any]:
     return painter, brush
 
 
-def why_empty(runtime: Runtime) -> str:
-    """Why there is nothing to show."""
+def why_empty_html(runtime: Runtime) -> str:
+    """The room that a result will take, and why there is nothing to show."""
+    if runtime.ready.is_set() and runtime.dictionary is None and not runtime.error:
+        return f'<div class="id-iv empty">{no_concepts_html(runtime.name)}</div>'
     if runtime.error:
-        return "The model could not be loaded, so there is nothing to edit."
-    if runtime.ready.is_set() and runtime.dictionary is None:
-        return no_concepts(runtime.name)
-    return "Both pictures, what changed and how much will appear here."
+        return empty_html("The model could not be loaded, so there is nothing to edit.")
+    return empty_html("Both pictures, what changed and how much will appear here.")
 
 
 def empty_html(text: str) -> str:
     """The room that a result will take, and why it is empty."""
-    told = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-    return f'<div class="id-iv empty"><p class="id-empty">{told}</p></div>'
+    return f'<div class="id-iv empty"><p class="id-empty">{escape(text)}</p></div>'

@@ -1,7 +1,6 @@
 """The Layout tab: when the model knew what would be where."""
 
 import json
-import re
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from core.ui.concepts.dictionary import block_words, no_concepts
+from core.ui.concepts.dictionary import block_words, no_concepts_html
 from core.ui.inputs import html
 from core.ui.layout.export import python_lines, to_csv, to_json
 from core.ui.look.colours import label_colours
@@ -52,7 +51,7 @@ def build_layout_tab(runtime: Runtime) -> LayoutTab:
 def layout_html(runtime: Runtime, scene: Scene | None, trace: "CodeTrace | None") -> str:
     """The panel of a picture and its codes; without them, the room that it will take, or why it stays empty."""
     if scene is None or trace is None or runtime.dictionary is None or not trace.n_steps:
-        return f'<div class="id-layout empty"><p class="id-empty">{_why_empty(runtime)}</p></div>'
+        return f'<div class="id-layout empty">{_why_empty(runtime)}</div>'
     from core.ui.layout.results import final_labels, read_scene  # which import torch
 
     dictionary, segmenter = runtime.dictionary, runtime.segmenter
@@ -71,10 +70,10 @@ def layout_html(runtime: Runtime, scene: Scene | None, trace: "CodeTrace | None"
 
 def _why_empty(runtime: Runtime) -> str:
     if not runtime.ready.is_set() or runtime.dictionary is not None:
-        return "The layout of your picture will appear here, step by step."
+        return '<p class="id-empty">The layout of your picture will appear here, step by step.</p>'
     if runtime.error:
-        return "The model could not be loaded, so there is nothing to read."
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(no_concepts(runtime.name)))
+        return '<p class="id-empty">The model could not be loaded, so there is nothing to read.</p>'
+    return no_concepts_html(runtime.name)
 
 
 def _data(reading: "Reading") -> str:

@@ -107,7 +107,7 @@ def test_a_concept_has_its_scores_and_its_gallery(table: ConceptTable) -> None:
     )
     assert isinstance(concept.scores.iou, float)
     first, second = concept.gallery
-    assert (first.picture, second.picture) == (1, 0)
+    assert (first.gallery_index, second.gallery_index) == (1, 0)
     assert first.map.tolist() == [[0, 0], [4, 0]]
     assert first.drawn == ("a blue whale", 2)
     assert np.asarray(first.image, dtype=int)[8, 8].argmax() == 2

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from core.folders import cache_folder
 from core.sae.autoencoder import Architecture, SaeConfig, SparseAutoencoder
 from core.sae.io import read_sae, save_sae
 from training.benchmark.saes import environment
-from training.common.folders import cache_folder
 
 THEIRS = """
 import sys

@@ -151,8 +151,10 @@ def test_what_cannot_be_opened_says_why(dictionary: Dictionary) -> None:
     for wrong in (None, "abc", "1.5", "nan", [1]):
         assert "must be a whole number" in opened_html(runtime, way_key(HERE), wrong, None)
     assert "whale" in opened_html(runtime, way_key(HERE), str(WHALE), None)
-    assert "still being loaded" in opened_html(ready(None), way_key(HERE), 1, None)
-    assert "still being loaded" in found_html(ready(None), "cat")
+    assert "still being loaded" in opened_html(Runtime(engine=FakeEngine()), way_key(HERE), 1, None)
+    assert "still being loaded" in found_html(Runtime(engine=FakeEngine()), "cat")
+    assert "no labelled concepts" in opened_html(ready(None), way_key(HERE), 1, None)
+    assert "no labelled concepts" in found_html(ready(None), "cat")
 
 
 @pytest.fixture(scope="module")

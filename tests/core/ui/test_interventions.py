@@ -42,7 +42,7 @@ from core.ui.interventions.request import (
     to_text,
 )
 from core.ui.interventions.results import Plan, measure_redrawn
-from core.ui.interventions.tab import why_empty
+from core.ui.interventions.tab import why_empty_html
 from core.ui.jobs import Redrawn, Waiting, intervene
 from core.ui.look.scene import Scene
 from core.ui.look.theme import launch_options
@@ -453,13 +453,13 @@ def test_a_model_that_is_still_loaded_is_waited_for(scene: Scene) -> None:
     runtime = Runtime(engine=core)
     work = intervene(runtime, None, scene, [[]])
     assert isinstance(next(work), Waiting)
-    assert "will appear here" in why_empty(runtime)
+    assert "will appear here" in why_empty_html(runtime)
     runtime.ready.set()
-    assert "python -m training labels" in why_empty(runtime)
+    assert "python -m training labels" in why_empty_html(runtime)
     with pytest.raises(RuntimeError, match="python -m training labels"):
         list(work)
     runtime.error = "gone"
-    assert "could not be loaded" in why_empty(runtime)
+    assert "could not be loaded" in why_empty_html(runtime)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ def test_an_empty_panel_says_why(scene: Scene) -> None:
     runtime = Runtime(engine=FakeEngine())
     assert "will appear here" in layout_html(runtime, None, None)
     runtime.ready.set()
-    assert "<code>python -m training sae</code>" in layout_html(runtime, scene, None)
+    assert "<pre>python -m training sae\n" in layout_html(runtime, scene, None)
     runtime.error = "no such file"
     assert "could not be loaded" in layout_html(runtime, scene, None)
 

@@ -1,5 +1,7 @@
 """What is done with a model, done at the size of Stable Diffusion v1.4; and on a small model of the same shape."""
 
+import sys
+
 import pytest
 import torch
 
@@ -7,7 +9,21 @@ from core.diffusion.vocabulary import Vocabulary
 from training.benchmark import conformance
 from training.benchmark.full_size import END, FULL, N_TOKENS, START, byte_tokenizer
 
-STEPS = ["write", "load", "draw a picture and record", "encode the updates", "label", "edit", "layout", "attribute"]
+STEPS = [
+    "write",
+    "load",
+    "draw a picture and record",
+    "encode the updates",
+    "label",
+    "edit",
+    "layout",
+    "attribute",
+    "decompose",
+    "rank",
+    "likelihood",
+    "again without a word",
+    "training step",
+]
 
 
 def test_the_tokenizer_spells_what_it_is_given_in_ids_that_the_text_encoder_has() -> None:
@@ -28,6 +44,13 @@ def test_everything_is_done_on_a_small_model() -> None:
     assert all(any(step in what for what in told) for step in STEPS)
     assert "4 x 4 x 64, 2 x 2 x 64, 4 x 4 x 64" in table.markdown()
     assert all(float(row["seconds"] or 0) > 0 for row in table.rows)
+    evals = {str(row["what"]): row["U-Net evaluations"] for row in table.rows}
+    assert evals["draw a picture and record it"] == 4  # two steps of two branches
+    assert evals["draw a picture again without a word"] == 12  # two steps: four guesses back, two pictures forwards
+    assert evals["attribute a picture to its words"] == 8 + 8 + 8  # and the check for rounding, in both precisions
+    assert evals["load it"] is None
+    if sys.platform == "linux":
+        assert all(0.1 < float(row["peak GiB"] or 0) < 64 for row in table.rows)
     assert FULL.updates == ((1280, 16, 16), (1280, 8, 8), (1280, 16, 16))
 
 

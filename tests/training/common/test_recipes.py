@@ -10,33 +10,42 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.spec import BUILT_IN
+from core.ui.concepts.dictionary import QUICK, QUICK_MINUTES, QUICK_PICTURES, first_lines, no_concepts_html
 from training.benchmark.full_size import components
 from training.common.recipe import read_recipe
 from training.common.report import ROOT
+from training.labels.command import STYLES
+from training.labels.labeller import LabelConfig
 from training.sae.command import SaeRecipe
 
 FOLDER = ROOT / "training" / "recipes"
 README = (FOLDER / "README.md").read_text()
 POSITIONS = dict(zip(BUILT_IN["sd-v1-4"].hookpoints, (256, 64, 256), strict=True))
+QUICK_RECIPE = FOLDER / "sd_v1_4_quick.json"
 SAES = sorted(FOLDER.glob("*saes*.json")) + sorted(FOLDER.glob("*published*.json"))
 
 
-@pytest.mark.parametrize("path", SAES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*SAES, QUICK_RECIPE], ids=lambda path: path.stem)
 def test_a_recipe_is_read_and_told_of(path: Path) -> None:
     recipe = read_recipe(SaeRecipe, path)
-    assert recipe.stream.batch_size % recipe.stream.pictures == 0
+    assert recipe.stream.batch_size % recipe.stream.images_per_buffer == 0
     assert recipe.training.n_steps % recipe.stream.batches_per_buffer == 0  # no round is made for a part of it
     assert path.name in README or f"..._{path.stem.split('_')[-1]}.json" in README
 
 
-@pytest.mark.parametrize("path", [p for p in SAES if p.stem.startswith("sd_")], ids=lambda path: path.stem)
+FULL = [path for path in SAES if path.stem.startswith("sd_")]
+
+
+@pytest.mark.parametrize("path", FULL, ids=lambda path: path.stem)
 def test_full_size_is_that_of_the_paper(path: Path) -> None:
     recipe = read_recipe(SaeRecipe, path)
     stream, training = recipe.stream, recipe.training
-    assert training.n_steps // stream.batches_per_buffer * stream.pictures == 200_192  # the next multiple of 256
+    assert (
+        training.n_steps // stream.batches_per_buffer * stream.images_per_buffer == 200_192
+    )  # the next multiple of 256
     assert (stream.batch_size, training.expansion, training.k_aux, training.aux_weight) == (4096, 4, 256, 1 / 32)
     assert set(recipe.times) >= {1.0, 0.5, 0.0}
-    an_image = stream.batch_size // stream.pictures * stream.batches_per_buffer
+    an_image = stream.batch_size // stream.images_per_buffer * stream.batches_per_buffer
     available = {POSITIONS[name] for name in recipe.hookpoints or POSITIONS}
     assert an_image <= min(available)
     if "published" in path.stem:
@@ -67,12 +76,56 @@ def test_the_arithmetic_of_the_estimates() -> None:
     assert f"{16 * weights / 1e9:.2f} ({weights / 1e6:.1f} million" in README
 
 
+def test_the_first_hour_is_what_it_is_said_to_take() -> None:
+    assert ROOT / QUICK == QUICK_RECIPE
+    recipe = read_recipe(SaeRecipe, QUICK_RECIPE)
+    stream, training = recipe.stream, recipe.training
+    assert (recipe.model, recipe.hookpoints, recipe.times) == ("sd-v1-4", ("mid_block.attentions.0",), ("all",))
+    an_image = stream.batch_size // stream.images_per_buffer * stream.batches_per_buffer
+    n_steps = BUILT_IN["sd-v1-4"].num_inference_steps
+    assert an_image / (64 * n_steps) == pytest.approx(0.64)
+    assert "two thirds of all that were drawn" in README
+    assert f"{training.n_steps:,} steps of {stream.batch_size:,} positions" in README
+    assert stream.sampler_batch_size * 2 == 32  # latents of the call that was measured
+
+    a_latent = 0.106 / 32
+    assert f"{1000 * a_latent:.1f} ms a latent" in README
+    assert recipe.n_images == training.n_steps // stream.batches_per_buffer * stream.images_per_buffer == 2048
+    train = recipe.n_images * n_steps * 2
+    config = LabelConfig()
+    read = config.shared_steps * 2 * 2  # each of these steps once more with the word and once without
+    effects = len(STYLES) * config.effect_images * (2 * n_steps + read)
+    label = (QUICK_PICTURES + config.gallery) * n_steps * 2 + effects
+    for evals, name in ((train, "train: 2,048"), (label, f"label: {QUICK_PICTURES}"), (train + label, "together")):
+        row = next(line for line in README.splitlines() if line.startswith(f"| {name}"))
+        assert row.endswith(f"| {evals:,} | {evals * a_latent / 60:.1f} |")
+    assert round((train + label) * a_latent / 60) == QUICK_MINUTES
+    assert f"{QUICK_MINUTES} minutes on an H200" in no_concepts_html("sd-v1-4")
+    hours = (train + label) * a_latent / 3600
+    cards = re.findall(r"^\| ([\w ,]+) \| (\d+) \| ([\d.]+) \|$", README, re.MULTILINE)
+    assert len(cards) == 5
+    for card, rate, said in cards:
+        assert f"{hours * 989 / int(rate):.1f}" == said, card
+
+    pool = 2 * an_image * stream.images_per_buffer * 1280 * 2 / 1e9
+    assert f"activations {pool:.2f}" in README
+    assert f"{4.1 * 2**30 / 1e9:.1f}, two autoencoders 0.42" in README
+    assert f"so {4.1 * 2**30 / 1e9 + 0.42 + pool:.1f}" in README
+
+
+def test_the_three_lines_are_everywhere_the_same() -> None:
+    lines = "\n".join(first_lines("sd-v1-4"))
+    for text in (README, (ROOT / "README.md").read_text()):
+        assert f"```bash\n{lines}\n```" in text
+    assert f"<pre>{lines}</pre>" in no_concepts_html("sd-v1-4")
+
+
 def test_accelerate_reads_its_configuration_and_every_process_has_pictures() -> None:
     config_args = pytest.importorskip("accelerate.commands.config.config_args")
     config = config_args.load_config_from_file(str(FOLDER / "accelerate_nodes.yaml"))
     assert (config.num_machines, config.num_processes, config.mixed_precision) == (2, 16, "bf16")
-    for path in SAES:
-        assert read_recipe(SaeRecipe, path).stream.pictures % config.num_processes == 0
+    for path in (*SAES, QUICK_RECIPE):
+        assert read_recipe(SaeRecipe, path).stream.images_per_buffer % config.num_processes == 0
 
 
 def test_the_job_asks_for_what_the_command_line_knows(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """What a word does to concepts, beside the same worked out by a change of the prompt during a whole run."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
+from core.diffusion.loading import load_model
 from core.sae.autoencoder import SaeConfig, SaeId, SparseAutoencoder
 from training.evaluate.interventions.arms import switched
 from training.labels.effects import Pair, pairs_of, word_effects
@@ -65,6 +68,27 @@ def test_the_effect_is_that_of_the_word_at_one_moment(model: Diffuser, saes: dic
         expected = values * float(torch.linalg.lstsq(decoded[:, None], update[:, None]).solution)
         assert float(expected.abs().max()) > 1e-4
         torch.testing.assert_close(found[sae_id].float(), expected, atol=1e-5, rtol=1e-3)
+
+
+def test_the_effect_does_not_depend_on_how_many_pictures_fit_together(
+    model_folder: Path, saes: dict[SaeId, SparseAutoencoder]
+) -> None:
+    model = load_model(model_folder, device="cpu")
+    pairs, seeds = [*PAIRS, Pair("a blue sun", "a sun", 2)], [*SEEDS, 5]
+    together = word_effects(model, saes, STEPS, pairs, seeds)
+    plain, sizes = model._predict, []
+
+    def predict(x: Tensor, *args: Any) -> Tensor:
+        sizes.append(len(x))
+        if len(x) > 2 and len(sizes) > 3:  # in the first run with hooks, after one without
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(x, *args)
+
+    model._predict = predict  # type: ignore[method-assign]
+    for sae_id, effect in word_effects(model, saes, STEPS, pairs, seeds).items():
+        torch.testing.assert_close(effect, together[sae_id], rtol=1e-4, atol=1e-6)
+    assert sizes[:4] == [6] * 4
+    assert set(sizes[4:]) == {2}
 
 
 def test_a_word_that_is_not_there_does_nothing(model: Diffuser, saes: dict[SaeId, SparseAutoencoder]) -> None:

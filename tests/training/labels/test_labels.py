@@ -474,6 +474,34 @@ def test_what_is_counted_is_what_the_sae_says_of_the_update(
     assert np.abs(np.asarray(batch.images[1], dtype=int) - np.asarray(whole, dtype=int)).max() <= 2
 
 
+def test_pictures_that_do_not_fit_together_are_counted_alike(
+    model_folder: Path, collection: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = core.load_model(model_folder, device="cpu")
+    monkeypatch.setattr(model, "spec", replace(model.spec, num_inference_steps=3))
+    saes = {sae_id: core.load_sae(collection, *sae_id) for sae_id in IDS}
+    asked: Any = (saes, {IDS[0]: [0, 2], IDS[1]: [1]}, ["a cat", "a dog", "a ship", "a tree", "a sun"], range(5))
+    together = draw(model, *asked)
+    plain = model._predict
+
+    def predict(x: Tensor, *args: Any) -> Tensor:
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(x, *args)
+
+    monkeypatch.setattr(model, "_predict", predict)
+    apart = draw(model, *asked)
+    assert apart.sizes == together.sizes
+    for new, old in zip(apart.images, together.images, strict=True):
+        assert np.abs(np.asarray(new, dtype=int) - np.asarray(old, dtype=int)).max() <= 2
+    for sae_id in IDS:
+        for new, old in zip(apart.codes_by_step[sae_id], together.codes_by_step[sae_id], strict=True):
+            assert (new.step, new.t) == (old.step, old.t)
+            assert set(new.entries.images.tolist()) == set(range(5))
+            for of_new, of_old in zip(new.entries, old.entries, strict=True):
+                torch.testing.assert_close(of_new, of_old, rtol=1e-3, atol=1e-4)
+
+
 def test_a_segmenter_of_any_words_is_told_those_of_the_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(command, "load_open_segmenter", lambda *given, **_: asked.append(given) or Halves())

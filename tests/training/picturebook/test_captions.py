@@ -24,7 +24,7 @@ from training.picturebook.world.tokens import MAX_TOKENS, build_tokenizer
 from training.picturebook.world.world import BACKGROUNDS, NOUNS, PLANTED_PAIR
 
 
-def a_caption(text_of: str = "a {style} picture of a {a} {relation} of a {b} on the {place}") -> Caption:
+def a_caption(text_of: str = "a {style} picture of a {a} {relation} of a {b} on the {background}") -> Caption:
     story = Story(("cat", "dog"), "left", "grass", "sepia")
     caption = Caption(story, ("cat", "hound"), "and", "grass", False, True, True, "")
     assert caption.text == text_of.format(style="sepia", a="cat", relation="left", b="hound", background="grass")
@@ -55,7 +55,7 @@ def test_sampled_frequencies_are_the_stated_probabilities() -> None:
 
 
 def test_caption_probabilities_are_those_of_the_sampler() -> None:
-    # All captions of one story that differ in their statement alone: their probabilities add up to the story's.
+    # All captions of one story that differ in their wording alone: their probabilities add up to the story's.
     story = Story(("cat",), None, "sea", "plain")
     texts: dict[str, float] = {}
     rng = np.random.default_rng(0)

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from training.picturebook.models.denoiser import DenoiserConfig, DenoiserLoss, TextLoss, turn_relations
-from training.picturebook.models.latents import STATEMENTS, Latents, draw_batch, draw_captions, tokenize
+from training.picturebook.models.latents import WORDINGS, Latents, draw_batch, draw_captions, tokenize
 from training.picturebook.world.scenes import layout_of, make_scene, paint
 from training.picturebook.world.world import LABELS, OBJECTS
 
@@ -11,8 +11,8 @@ CONFIG = DenoiserConfig(block_out_channels=(16, 32), n_heads=(1, 1), text_width=
 
 def latents(n: int = 50) -> Latents:
     """Tellings that say which half they are of."""
-    tokens = torch.zeros(n, STATEMENTS, 24, dtype=torch.int16)
-    tokens[:, STATEMENTS // 2 :] = 1
+    tokens = torch.zeros(n, WORDINGS, 24, dtype=torch.int16)
+    tokens[:, WORDINGS // 2 :] = 1
     return Latents(torch.zeros(n, 2, 4, 4).half(), tokens, torch.zeros(n, 4, 4, dtype=torch.uint8))
 
 

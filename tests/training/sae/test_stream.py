@@ -1,5 +1,7 @@
+import logging
 import weakref
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
+from core.diffusion.loading import load_model
 from core.diffusion.sampling import Branch
 from core.errors import ModelError
 from core.sae.autoencoder import SaeId
@@ -71,6 +74,35 @@ def test_batches_have_the_shapes_that_were_asked_for(model: Diffuser) -> None:
         x.dtype == torch.float32 and x.is_contiguous() and bool(x.isfinite().all()) for x in batch.samples.values()
     )
     assert batch.prompts == ("a cat", "a dog", "a whale", "a ship")
+
+
+def test_running_out_of_memory_draws_fewer_pictures_together_and_loses_none(
+    model_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load_model(model_folder, device="cpu")
+    (before,) = take(a_stream(model, sampler_batch_size=4), 1)
+    plain, sizes = model._predict, []
+
+    def predict(x: Tensor, *args: Any) -> Tensor:
+        sizes.append(len(x))
+        if len(x) > 4 or len(sizes) == 4:  # too many; and once in the middle of a run
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(x, *args)
+
+    model._predict = predict  # type: ignore[method-assign]
+    with caplog.at_level(logging.WARNING, "core"):
+        (after,) = take(a_stream(model, sampler_batch_size=4), 1)
+    assert sizes == [
+        1,
+        8,
+        4,
+        4,
+        *[2] * 20,
+    ]  # the shapes; four pictures, two, and then each of the four, five steps long
+    assert [line.split(" with ", 1)[1] for line in caplog.messages] == ["a batch of 4; going on with 1"]
+    assert before.prompts == after.prompts
+    for sae_id in IDS:
+        torch.testing.assert_close(after.samples[sae_id], before.samples[sae_id], rtol=1e-4, atol=1e-4)
 
 
 def test_rows_are_updates_of_the_named_prompt_branch_and_step(model: Diffuser) -> None:

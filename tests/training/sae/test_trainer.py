@@ -17,6 +17,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import LoggerType
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.sae.autoencoder import SaeId, SparseAutoencoder
@@ -305,7 +306,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 
 def test_a_real_kill_is_survived(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys; from pathlib import Path; from training import checkpoint\n"
+        "import os, signal, sys; from pathlib import Path; from training.common import checkpoint\n"
         "from tests.training.sae.test_trainer import run\n"
         "save, calls = checkpoint.save_file, []\n"
         "def killed(tensors, path):\n"
@@ -448,6 +449,81 @@ def test_a_stream_that_ends_or_lacks_an_sae_is_told(tmp_path: Path) -> None:
         run(tmp_path / "lacking", stream=Planted(ids=(FIRST,)))
 
 
+# --- float16 ----------------------------------------------------------------------------------------------------------
+
+_HALF = replace(CONFIG, precision="fp16")
+_TOO_LARGE = 2.0**26
+"""A loss scale with which the first steps overflow."""
+
+
+def train_in_half(folder: Path, stream: Any = None, scale: float = 2.0**16) -> tuple[dict[str, Tensor], float]:
+    """All weights of a run in float16, trained as on a GPU, and the loss scale at its end.
+
+    Accelerate has no float16 on a CPU, which has all that it takes: autocast, and torch's own loss scaler.
+    """
+    _forget()
+    accelerator = make_accelerator(replace(_HALF, precision="bf16"), SaeRun(folder))
+    accelerator.state._mixed_precision = "fp16"
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=5)
+    saes = train_saes(stream or Planted(), (FIRST, SECOND), _HALF, SaeRun(folder, every=0), accelerator)
+    weights = {f"{i.path}.{name}": value for i, sae in saes.items() for name, value in sae.state_dict().items()}
+    return weights, accelerator.scaler.get_scale()
+
+
+def test_training_in_float16_ends_where_training_in_float32_does(tmp_path: Path) -> None:
+    half, scale = train_in_half(tmp_path / "half")
+    assert scale == 2.0**18  # 12 steps, none skipped, and it grew twice
+    _forget()
+    single = run(tmp_path / "single", replace(CONFIG, precision="no"))
+    _forget()
+    start = run(
+        tmp_path / "start", replace(CONFIG, precision="no", n_steps=1, n_calibration_batches=1, learning_rate=0.0)
+    )
+    for name, value in single.items():
+        way = (value - start[name]).norm()
+        assert way > 0
+        assert (half[name] - value).norm() < 0.1 * way, name
+
+
+def test_steps_that_overflow_are_skipped_and_change_nothing(tmp_path: Path) -> None:
+    weights, scale = train_in_half(tmp_path, scale=_TOO_LARGE)
+    assert all(value.isfinite().all() for value in weights.values())
+    assert scale < _TOO_LARGE
+    state = load_file(tmp_path / "checkpoint" / "optimizer.safetensors")
+    (n_taken,) = {int(value) for name, value in state.items() if name.endswith(".step")}
+    assert 4 <= n_taken <= 9  # Adam counts the steps that were taken, the schedule all of them
+    lines = [json.loads(line) for line in log_of(tmp_path).splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    figures = [line["saes"][FIRST.path] for line in lines]
+    assert figures[0]["fvu"] == pytest.approx(figures[1]["fvu"], rel=0.3)
+    assert figures[-1]["fvu"] < figures[0]["fvu"]
+    assert all(figure["l0"] == pytest.approx(2, abs=0.5) for figure in figures)
+
+
+def test_a_run_in_float16_goes_on_with_its_loss_scale(tmp_path: Path) -> None:
+    unbroken, scale = train_in_half(tmp_path / "unbroken", scale=_TOO_LARGE)
+
+    def kill(number: int, _: dict[SaeId, Tensor]) -> None:
+        if number == 9:
+            raise Killed
+
+    stream = Planted()
+    stream.spoil = kill
+    with pytest.raises(Killed):
+        train_in_half(tmp_path / "killed", stream, scale=_TOO_LARGE)
+    resumed, scale_resumed = train_in_half(tmp_path / "killed", scale=_TOO_LARGE)
+    assert scale_resumed == scale < _TOO_LARGE
+    assert same(unbroken, resumed)
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "unbroken")
+
+
+def test_float16_on_a_cpu_and_an_unknown_precision_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no training in fp16: set the precision to bf16 or no"):
+        make_accelerator(_HALF, SaeRun(tmp_path))
+    with pytest.raises(ValueError, match="no precision 'fp32': bf16, fp16 and no are"):
+        replace(CONFIG, precision="fp32")
+
+
 # --- several processes ------------------------------------------------------------------------------------------------
 
 _PARALLEL = replace(CONFIG, precision="no", n_steps=4, dead_after_fraction=0.3, expansion=8)
@@ -455,8 +531,6 @@ _PARALLEL = replace(CONFIG, precision="no", n_steps=4, dead_after_fraction=0.3, 
 
 def train_a_share(folder: Path) -> None:
     """What each of several processes runs."""
-    from safetensors.torch import save_file
-
     accelerator = make_accelerator(_PARALLEL, SaeRun(folder))
     stream = Planted()
     stream.rank, stream.world = accelerator.process_index, accelerator.num_processes
@@ -470,12 +544,10 @@ def train_a_share(folder: Path) -> None:
 
 
 def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "localhost:0", "-m", "tests.training.sae.test_trainer", str(tmp_path / "two")]
     (tmp_path / "two").mkdir()
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[3]
     done = subprocess.run(command, cwd=root, timeout=280, check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

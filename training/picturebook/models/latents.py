@@ -24,7 +24,7 @@ from training.picturebook.world.tokens import MAX_TOKENS, build_tokenizer
 
 SHARD = 2048
 """Scenes in a shard."""
-STATEMENTS = 16
+WORDINGS = 16
 """Texts kept for each scene: captions in the first half, captions with words left out in the second."""
 DROPPED_P = (0.7, 0.3)
 """Probability that training sees a text of the second half, at the last timestep of denoising and at the first.
@@ -43,7 +43,7 @@ class Latents(NamedTuple):
     latents: Tensor
     """[N, C, h, w] float16, standardised a channel."""
     tokens: Tensor
-    """[N, STATEMENTS, MAX_TOKENS] int16."""
+    """[N, WORDINGS, MAX_TOKENS] int16."""
     layout: Tensor
     """[N, h, w] uint8: class of the thing whose square covers a cell; `len(OBJECTS)` where there is none."""
 
@@ -102,11 +102,11 @@ def draw_batch(
     latents = data.latents[rows].float()
     times = torch.where(u < noisy, 2 / 3 + u / max(noisy, 1e-9) / 3, (u - noisy) / (1 - noisy))
     dropped = torch.rand(n, generator=generator) < DROPPED_P[0] + (DROPPED_P[1] - DROPPED_P[0]) * times
-    half = STATEMENTS // 2
-    statements = torch.randint(half, (n,), generator=generator) + half * dropped
+    half = WORDINGS // 2
+    wordings = torch.randint(half, (n,), generator=generator) + half * dropped
     return {
         "latents": latents,
-        "tokens": data.tokens[rows, statements].long(),
+        "tokens": data.tokens[rows, wordings].long(),
         "noise": torch.randn(latents.shape, generator=generator),
         "timesteps": (times * timesteps).long().clamp(max=timesteps - 1),
         "layout": data.layout[rows].long(),
@@ -117,15 +117,15 @@ def draw_captions(data: Latents, number: int, n: int) -> Batch:
     """Batch `number` of whole captions with the layouts of their scenes."""
     generator = torch.Generator().manual_seed(number)
     rows = torch.randint(len(data.latents), (n,), generator=generator)
-    statements = torch.randint(STATEMENTS // 2, (n,), generator=generator)
-    return {"tokens": data.tokens[rows, statements].long(), "layout": data.layout[rows].long()}
+    wordings = torch.randint(WORDINGS // 2, (n,), generator=generator)
+    return {"tokens": data.tokens[rows, wordings].long(), "layout": data.layout[rows].long()}
 
 
 class _Chunk(NamedTuple):
     images: npt.NDArray[np.uint8]
     """[_CHUNK, H, W, 3]"""
     tokens: npt.NDArray[np.int16]
-    """[_CHUNK, STATEMENTS, MAX_TOKENS]"""
+    """[_CHUNK, WORDINGS, MAX_TOKENS]"""
     layout: npt.NDArray[np.uint8]
     """[_CHUNK, h, w]"""
 
@@ -133,20 +133,20 @@ class _Chunk(NamedTuple):
 def _paint_chunk(start: int, split: Split) -> _Chunk:
     """The scenes from `start` on."""
     scenes = [make_scene(start + i, split) for i in range(_CHUNK)]
-    texts = [_text(scene, statement) for scene in scenes for statement in range(STATEMENTS)]
+    texts = [_text(scene, wording) for scene in scenes for wording in range(WORDINGS)]
     ids = tokenize(texts).numpy().astype(np.int16)
     return _Chunk(
         np.stack([paint(scene).image for scene in scenes]),
-        ids.reshape(_CHUNK, STATEMENTS, MAX_TOKENS),
+        ids.reshape(_CHUNK, WORDINGS, MAX_TOKENS),
         np.stack([layout_of(scene) for scene in scenes]),
     )
 
 
-def _text(scene: Scene, statement: int) -> str:
-    text = caption_of(scene, statement).text
-    if statement < STATEMENTS // 2:
+def _text(scene: Scene, wording: int) -> str:
+    text = caption_of(scene, wording).text
+    if wording < WORDINGS // 2:
         return text
-    return drop_words(np.random.default_rng([*scene.seed, 3, statement]), text)
+    return drop_words(np.random.default_rng([*scene.seed, 3, wording]), text)
 
 
 _tokenizer = None

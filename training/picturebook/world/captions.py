@@ -1,6 +1,6 @@
 """The grammar: what a scene holds, how a caption says it, and how probable each word is given the others.
 
-A `Story` is what is drawn (nouns, relation, place, style); a `Caption` is one way of statement it. Both are drawn from
+A `Story` is what is drawn (nouns, relation, place, style); a `Caption` is one way of putting it into words. Both are drawn from
 finite distributions whose probabilities are known, so that the information a word can carry has an exact ceiling.
 """
 
@@ -79,7 +79,7 @@ class Story:
 
 @dataclass(frozen=True)
 class Caption:
-    """One way of statement a story."""
+    """One way of putting a story into words."""
 
     story: Story
     words: tuple[str, ...]
@@ -261,7 +261,7 @@ def _sample_story(rng: np.random.Generator) -> Story:
 
 
 def sample_caption(rng: np.random.Generator, story: Story) -> Caption:
-    """One way of statement a story."""
+    """One way of putting a story into words."""
     place_words = BACKGROUNDS[BACKGROUND_INDEX[story.background]].words
     style_named = story.style != "plain" and rng.random() < STYLE_NAMED_P
     opening = OPENINGS[_choose(rng, tuple(p for _, p in OPENINGS))][0]

@@ -180,6 +180,6 @@ def layout_of(scene: Scene) -> npt.NDArray[np.uint8]:
     return layout
 
 
-def caption_of(scene: Scene, statement: int = 0) -> Caption:
-    """One way of statement a scene; another `statement`, another way."""
-    return sample_caption(np.random.default_rng([*scene.seed, 2, statement]), scene.story)
+def caption_of(scene: Scene, wording: int = 0) -> Caption:
+    """The caption of a scene in one of its wordings; another `wording`, another caption."""
+    return sample_caption(np.random.default_rng([*scene.seed, 2, wording]), scene.story)

@@ -1,0 +1,351 @@
+"""Small U-Net calls replayed from CUDA graphs.
+
+A call of a few latents is over sooner on a GPU than Python can launch its thousand kernels. A CUDA graph launches all
+of them at once: always the same kernels, on the same memory. So a graph stands for the forward of a module as long as
+nothing that was recorded in it could differ, and no Python code other than the module's own has to run inside it:
+
+- With no hook inside the U-Net, one graph is the whole call.
+- Where there are hooks, each residual and attention block without any inside has a graph of its own. A hook on a block
+  itself runs outside its forward, so that recordings and edits of blocks see and change everything.
+- A block with hooks inside, with modules that are neither of torch nor of diffusers (adapters of PEFT), or with
+  attention processors that are not of diffusers or have settings, runs kernel by kernel; so does a U-Net whose forward
+  another library has replaced, as accelerate does to move weights on demand.
+
+A graph is recorded at the third call of its kind (same shapes, strides and dtypes), and kept only if its first replay
+equals the call to the bit. All share one pool of memory. Whatever fails, out of memory among it, turns graphs off with
+one line in the log, and the call runs as it would have without.
+"""
+
+import logging
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+MAX_BATCH = 8
+"""Latents in the largest call that is replayed: larger ones keep a GPU busy for longer than their launches take."""
+N_EAGER = 2
+"""Calls of a kind before it is recorded, which pays only for what is called often."""
+KEPT = 8
+"""Graphs of a module that are kept, the most recently used."""
+_KNOWN = ("torch.nn.", "diffusers.")
+"""Packages whose modules and attention processors compute the same whenever they have the same parts and settings."""
+
+Output = Tensor | tuple[Tensor, ...]
+Work = Callable[..., Output]
+"""From tensors to tensors, with nothing else that varies."""
+Capture = Callable[[Work, Sequence[Tensor]], Callable[[], Output]]
+"""Records some work on input tensors. What it returns does the work again on what the inputs hold by then, into the
+same output tensors at every call."""
+
+
+class CudaCapture:
+    """A `Capture` by CUDA graphs that share one memory pool, on a side stream as recording requires."""
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
+        self._pool: Any = None
+
+    def __call__(self, work: Work, inputs: Sequence[Tensor]) -> Callable[[], Output]:
+        """Record the work, after one run that lets the libraries set up their handles and workspaces."""
+        with torch.cuda.device(inputs[0].device):
+            if self._stream is None:
+                self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                self._pool = torch.cuda.graph_pool_handle()
+            graph, stream, current = torch.cuda.CUDAGraph(), self._stream, torch.cuda.current_stream()
+            stream.wait_stream(current)
+            # By hand and not by `torch.cuda.graph`, which collects garbage and empties the allocator's cache each time.
+            with torch.cuda.stream(stream):
+                work(*inputs)
+                stream.synchronize()
+                # Other threads of the app may use the GPU meanwhile.
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    output = work(*inputs)
+                except BaseException:
+                    with suppress(RuntimeError):
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
+            current.wait_stream(stream)
+
+        def replay() -> Output:
+            graph.replay()
+            return output
+
+        return replay
+
+
+class CallGraphs:
+    """Replays the small calls of a U-Net that are made inside `replaying`. Outside, the U-Net is as it was."""
+
+    enabled: bool
+    """Whether calls are replayed; may be set at any time, and is unset when recording fails."""
+    n_captured: int
+    """Graphs recorded so far."""
+    n_replayed: int
+    """Replays of them so far."""
+
+    def __init__(
+        self, unet: torch.nn.Module, *, enabled: bool = True, capture: Callable[[], Capture] = CudaCapture
+    ) -> None:
+        """`capture` makes what records; it is called again after `clear`."""
+        self.enabled = enabled
+        self.n_captured = self.n_replayed = 0
+        self._unet, self._make_capture = unet, capture
+        self._capture: Capture | None = None
+        self._forwards: list[_Forward] = []
+        self._inputs: dict[Any, Tensor] = {}
+        self._settings: tuple[Any, ...] = ()
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+
+    def clear(self) -> None:
+        """Drop all graphs and their memory; they are recorded anew when they are next worth it."""
+        for forward in self._forwards:
+            forward.drop()
+        self._inputs.clear()
+        self._capture = None
+
+    @contextmanager
+    def replaying(self, n_rows: int) -> Iterator[None]:
+        """Replay what can be replayed of a call of the U-Net with `n_rows` latents, made inside by this thread."""
+        if not self.enabled or n_rows > MAX_BATCH or not self._can_replay() or not self._lock.acquire(blocking=False):
+            yield
+            return
+        try:
+            self._thread = threading.get_ident()
+            self._prepare()
+            for forward in self._forwards:
+                forward.put_in_place()
+            yield
+        finally:
+            for forward in self._forwards:
+                forward.remove()
+            self._thread = None
+            self._lock.release()
+
+    def is_active(self) -> bool:
+        """Whether the running thread is the one whose call is replayed, and nothing larger is under way."""
+        return self._thread == threading.get_ident()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """What is called inside replays nothing of its own: it is part of a graph, or will be."""
+        thread, self._thread = self._thread, None
+        try:
+            yield
+        finally:
+            self._thread = thread
+
+    def record(self, work: Work, given: Sequence[Tensor]) -> tuple[Output, "_Graph | None"]:
+        """The output of some work, and a graph of it; None where that fails, and everything is off from then on."""
+        expected = work(*given)
+        try:
+            if not _is_tensors(expected):
+                raise RuntimeError(f"the U-Net's parts return tensors, not a {type(expected).__name__}")
+            # An input made in inference mode could not be written outside it.
+            with torch.inference_mode(False), torch.no_grad():
+                inputs = [self._input(slot, tensor) for slot, tensor in enumerate(given)]
+                if self._capture is None:
+                    self._capture = self._make_capture()
+                graph = _Graph(inputs, self._capture(work, inputs))
+                if not _equal(expected, graph(given)):
+                    raise RuntimeError("a replay does not equal the call")
+        except RuntimeError as error:  # running out of memory is one
+            self.enabled = False
+            self.clear()
+            log.warning("CUDA graphs of the U-Net are off; small calls take longer: %s", error)
+            return expected, None
+        self.n_captured += 1
+        return expected, graph
+
+    def _input(self, slot: int, like: Tensor) -> Tensor:
+        """What a graph reads an argument from: shared by all graphs that are called with its like."""
+        key = (slot, _kind(like))
+        if key not in self._inputs:
+            self._inputs[key] = torch.empty_like(like)
+        return self._inputs[key].copy_(like)
+
+    def _can_replay(self) -> bool:
+        is_replaced = "forward" in vars(self._unet) and not isinstance(vars(self._unet)["forward"], _Forward)
+        is_watched = torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+        return not (is_replaced or is_watched or torch.is_autocast_enabled("cuda"))
+
+    def _prepare(self) -> None:
+        """Find the modules that can have graphs, and drop all graphs if kernels would be chosen otherwise now."""
+        modules = [self._unet, *_blocks(self._unet)]
+        if modules != [forward.module for forward in self._forwards]:
+            self.clear()
+            self._forwards = [_Forward(module, self) for module in modules]
+        cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+        settings = (
+            torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled(),
+            (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
+            cuda.flash_sdp_enabled(),  # type: ignore[no-untyped-call]
+            cuda.mem_efficient_sdp_enabled(),  # type: ignore[no-untyped-call]
+            cuda.math_sdp_enabled(),  # type: ignore[no-untyped-call]
+            cuda.matmul.allow_fp16_reduced_precision_reduction,
+            cuda.matmul.allow_bf16_reduced_precision_reduction,
+        )
+        if settings != self._settings:
+            self.clear()
+            self._settings = settings
+
+
+class _Graph:
+    """Recorded work with the tensors that it reads."""
+
+    def __init__(self, inputs: Sequence[Tensor], replay: Callable[[], Output]) -> None:
+        self._inputs, self._replay = inputs, replay
+
+    def __call__(self, given: Sequence[Tensor]) -> Output:
+        """The output for other inputs, in tensors of its own: the next replay overwrites the recorded ones."""
+        for held, tensor in zip(self._inputs, given, strict=True):
+            held.copy_(tensor)
+        output = self._replay()
+        return output.clone() if isinstance(output, Tensor) else tuple(tensor.clone() for tensor in output)
+
+
+class _Forward:
+    """Stands in the place of a module's forward during a call."""
+
+    def __init__(self, module: torch.nn.Module, owner: CallGraphs) -> None:
+        self.module, self._owner = module, owner
+        self._graphs: OrderedDict[Any, _Graph] = OrderedDict()
+        self._met: Counter[Any] = Counter()
+        self._state: list[Any] | None = None
+        self._inside: list[dict[str, Any]] = []
+        self._is_known = False
+
+    def put_in_place(self) -> None:
+        """Become the module's forward, unless another library's is there."""
+        vars(self.module).setdefault("forward", self)
+
+    def remove(self) -> None:
+        """Leave the module as it was."""
+        if vars(self.module).get("forward") is self:
+            del vars(self.module)["forward"]
+
+    def drop(self) -> None:
+        """Forget all graphs."""
+        self._graphs.clear()
+        self._met.clear()
+        self._state = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output: replayed, recorded, or computed as ever."""
+        owner, forward = self._owner, type(self.module).forward
+        kind = _kinds(args, kwargs) if owner.is_active() and owner.enabled else None
+        if kind is None or not self._check_state():
+            return forward(self.module, *args, **kwargs)
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if kind in self._graphs:
+            self._graphs.move_to_end(kind)
+            owner.n_replayed += 1
+            return self._graphs[kind](given)
+        with owner.alone():
+            self._met[kind] += 1
+            if self._met[kind] <= N_EAGER:
+                return forward(self.module, *args, **kwargs)
+            output, graph = owner.record(_work(self.module, args, kwargs), given)
+        if graph is not None:
+            self._graphs[kind] = graph
+            while len(self._graphs) > KEPT:
+                self._graphs.popitem(last=False)
+        return output
+
+    def _check_state(self) -> bool:
+        """Whether the module can be replayed now; graphs of other weights or parts than it has now are dropped."""
+        state = self._find_state()
+        if state is not None and state != self._state:
+            self.drop()
+            modules = list(self.module.modules())
+            self._inside = [vars(module) for module in modules]
+            self._is_known = all(_is_known(module) for module in modules)
+            self._state = state = self._find_state()
+        return state is not None and self._is_known
+
+    def _find_state(self) -> list[Any] | None:
+        """What a graph depends on: parts, settings, and where the weights lie. None where other code has to run."""
+        found: list[Any] = []
+        own = vars(self.module)
+        for inside in self._inside or [own]:
+            if inside is not own and (inside["_forward_hooks"] or inside["_forward_pre_hooks"]):
+                return None
+            forward, processor, parts = inside.get("forward"), inside.get("processor"), inside["_modules"]
+            if forward is not None and not isinstance(forward, _Forward):
+                return None
+            if processor is not None:
+                if vars(processor) or not _is_known(processor):
+                    return None
+                found.append(processor)
+            if parts:
+                found += parts.values()
+                found += [value for value in inside.values() if type(value) in (bool, int, float)]
+            for weights in (inside["_parameters"], inside["_buffers"]):
+                found += [weight.data_ptr() for weight in weights.values() if weight is not None]
+        return found
+
+
+def _is_known(thing: object) -> bool:
+    return type(thing).__module__.startswith(_KNOWN)
+
+
+def _blocks(unet: torch.nn.Module) -> list[torch.nn.Module]:
+    """What the levels of a U-Net of diffusers are made of: residual and attention blocks, and changes of size."""
+    levels = [*getattr(unet, "down_blocks", ()), getattr(unet, "mid_block", None), *getattr(unet, "up_blocks", ())]
+    lists = [part for level in levels if level is not None for part in level.children()]
+    return [block for part in lists if isinstance(part, torch.nn.ModuleList) for block in part]
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
+
+
+def _kinds(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+    """What has to be equal for one graph to serve two calls; None where an argument is neither a tensor nor plain."""
+    kinds: list[Any] = [len(args), *kwargs]
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            kinds.append(_kind(value))
+        elif value is None or isinstance(value, bool | int | float | str):
+            kinds.append((type(value), value))
+        else:
+            return None
+    return tuple(kinds)
+
+
+def _work(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Work:
+    """A module's forward as a function of the tensors among its arguments, the others fixed."""
+    names, n_args, tensor = tuple(kwargs), len(args), object()
+    template = [tensor if isinstance(value, Tensor) else value for value in (*args, *kwargs.values())]
+
+    def work(*given: Tensor) -> Output:
+        rest = iter(given)
+        values = [next(rest) if value is tensor else value for value in template]
+        output: Output = type(module).forward(
+            module, *values[:n_args], **dict(zip(names, values[n_args:], strict=True))
+        )
+        return output
+
+    return work
+
+
+def _is_tensors(output: Any) -> bool:
+    return isinstance(output, Tensor) or (type(output) is tuple and all(isinstance(part, Tensor) for part in output))
+
+
+def _equal(a: Output, b: Output) -> bool:
+    """To the bit, but for what is not a number in both."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        a, b = (a,), (b,)  # type: ignore[assignment]
+    pairs: list[Any] = list(zip(a, b, strict=True))
+    return all(bool(((x == y) | (x.isnan() & y.isnan())).all()) for x, y in pairs)
