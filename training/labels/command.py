@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gallery", type=int, default=config.gallery, help="pictures in the shared pool of examples")
     parser.add_argument(
-        "--effect-pictures",
+        "--effect-images",
         type=int,
         default=config.effect_images,
         help="pictures that show what a style word does",
