@@ -1,39 +1,56 @@
+"""The Python in the documents runs as it stands, and the README's test line is what CI runs."""
+
 import contextlib
 import io
 import re
 import subprocess
 from pathlib import Path
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-def test_the_python_in_the_readme_runs_as_it_stands() -> None:
+def run_python(document: str) -> str:
+    """What the Python in a document prints, its blocks run one after another."""
+    source = "\n".join(blocks((ROOT / document).read_text(encoding="utf-8"), "python"))
+    assert source
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile("\n".join(blocks("python")), "README.md", "exec"), {})
-    lines = dict(line.split(maxsplit=1) for line in printed.getvalue().splitlines())
+        exec(compile(source, document, "exec"), {})
+    return printed.getvalue()
+
+
+def test_the_readmes_python_runs_as_it_stands() -> None:
+    lines = dict(line.split(maxsplit=1) for line in run_python("README.md").splitlines())
     assert set(lines) == {"a", "cat", "on", "the", "grass"}
     assert all("±" in line for line in lines.values())
+
+
+@pytest.mark.parametrize("document", ["core/README.md", "core/information/README.md"])
+def test_the_python_of_other_documents_runs_as_it_stands(document: str) -> None:
+    run_python(document)
 
 
 def test_ci_runs_the_readmes_test_line_and_no_other() -> None:
     # The way `.ci/run` finds it, which would silently run nothing if the README changed its shape.
     script = "sed -n '/<!-- test line -->/,/^```$/p' README.md | grep 'pytest'"
-    assert script in (Path(__file__).parent.parent / ".ci" / "run").read_text()
-    found = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
-    )
+    assert script in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    found = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     lines = found.stdout.splitlines()
     assert len(lines) == 1
-    assert f"{lines[0]}\n" in blocks("bash")
+    assert f"{lines[0]}\n" in blocks(README, "bash")
     for part in ("pip install", "ruff check .", "ruff format --check .", "mypy", "pytest"):
         assert part in lines[0]
 
 
-def test_what_the_readme_shows_exists() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (Path(__file__).parent.parent / target).exists(), target
+def test_the_headline_results_have_a_place() -> None:
+    # `python -m training report` writes between the marks.
+    start, end = README.index("<!-- headline: start -->"), README.index("<!-- headline: end -->")
+    rows = [line for line in README[start:end].splitlines() if line.startswith("| ")]
+    assert len(rows) == 7
