@@ -42,9 +42,9 @@ def main() -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
     # Imported here, so that `--help` answers at once and Gradio sees the line above.
+    from core.ui.backend.runtime import Runtime
     from core.ui.look.theme import launch_options
     from core.ui.page import build_demo
-    from core.ui.runtime import Runtime
 
     runtime = Runtime(args.model, device=args.device, dtype=args.dtype, hookpoints=args.hookpoints, saes=args.saes)
     runtime.enable_zero_gpu()  # on a Space that lends one; nothing elsewhere

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 def open_concepts(page: Page) -> None:
     page.wait_for_selector(".id-badge.ready")
     page.get_by_role("tab", name="Concepts").click()
-    page.wait_for_selector(".id-thought")
+    page.wait_for_selector(".id-active-item")
 
 
 def test_a_step_and_a_point_are_asked_without_the_server(open_page: Open) -> None:
@@ -27,7 +27,7 @@ def test_a_step_and_a_point_are_asked_without_the_server(open_page: Open) -> Non
     open_concepts(page)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if "queue" in request.url else None)
-    at, thoughts = page.locator(".id-thoughts-at"), page.locator(".id-thoughts-list")
+    at, thoughts = page.locator(".id-active-at"), page.locator(".id-active-list")
     expect(at).to_contain_text("step 25 of 25 (late), in the whole picture")
     last = thoughts.inner_text()
     page.locator("button.id-frame").nth(0).click()
@@ -42,10 +42,10 @@ def test_a_step_and_a_point_are_asked_without_the_server(open_page: Open) -> Non
     assert thoughts.inner_text() == whole
     page.evaluate("window.idPage.clicks.Concepts(1.2, 0.5); window.idPage.clicks.Concepts(0.5, -0.1)")
     assert "in the whole picture" in at.inner_text()  # a click outside the map asks nothing
-    page.locator(".id-thoughts-named input").uncheck()
-    assert page.locator(".id-thought").count() > 0
+    page.locator(".id-active-named input").uncheck()
+    assert page.locator(".id-active-item").count() > 0
     before = page.locator(".id-overlay").get_attribute("src")
-    page.locator(".id-thought").nth(2).hover()
+    page.locator(".id-active-item").nth(2).hover()
     expect(page.locator(".id-overlay")).not_to_have_attribute("src", before or "")
     assert asked == []
 
@@ -53,7 +53,7 @@ def test_a_step_and_a_point_are_asked_without_the_server(open_page: Open) -> Non
 def test_a_concept_has_a_page_that_a_link_opens(open_page: Open) -> None:
     page = open_page()
     open_concepts(page)
-    page.locator(".id-thought").first.focus()
+    page.locator(".id-active-item").first.focus()
     page.keyboard.press("Enter")
     card = page.locator(".id-concept-card")
     expect(card).to_contain_text("SAE feature")
@@ -76,12 +76,12 @@ def test_a_concept_has_a_page_that_a_link_opens(open_page: Open) -> None:
 def test_a_card_follows_the_picture_and_can_be_opened_again(open_page: Open) -> None:
     page = open_page()
     open_concepts(page)
-    page.locator(".id-thought").first.click()
+    page.locator(".id-active-item").first.click()
     card, curve = page.locator(".id-concept-card"), page.locator("#id-concept .id-line")
     before = curve.get_attribute("d") or ""
     card.locator(".id-concept-card-close").click()
     expect(card).to_be_hidden()
-    page.locator(".id-thought").first.click()
+    page.locator(".id-active-item").first.click()
     expect(card).to_be_visible()
     page.locator(".id-example").nth(1).click()
     expect(page.locator(f'#id-concept .id-line[d="{before}"]')).to_have_count(0)
@@ -112,6 +112,6 @@ def test_everything_can_be_searched_and_browsed(open_page: Open) -> None:
 def test_nothing_is_wider_than_the_page(open_page: Open, width: int) -> None:
     page = open_page(width)
     open_concepts(page)
-    page.locator(".id-thought").first.click()
+    page.locator(".id-active-item").first.click()
     page.wait_for_selector(".id-concept-card")
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -28,7 +28,7 @@ def test_two_words_are_taken_apart_and_restored_by_the_link(open_page: Open, tmp
     open_example(page)
     page.locator(".id-chip[data-word='penguin']").click()
     page.locator(".id-chip[data-word='snow']").press("Shift+Enter")
-    expect(page.locator(".id-asking").first).to_contain_text(re.compile("Waiting|Measuring"))
+    expect(page.locator(".id-question-progress").first).to_contain_text(re.compile("Waiting|Measuring"))
     page.wait_for_selector(done("pair"))
     expect(page.locator(".id-pair .id-lead")).to_contain_text("“penguin” and “snow” together told the picture")
     expect(page.locator(".id-chip.second")).to_have_attribute("data-word", "snow")
@@ -44,7 +44,7 @@ def test_two_words_are_taken_apart_and_restored_by_the_link(open_page: Open, tmp
 
     for name in ("CSV", "JSON", "PNG"):
         with page.expect_download() as download:
-            page.locator(".id-pair .id-keep").get_by_text(name, exact=True).click()
+            page.locator(".id-pair .id-downloads").get_by_text(name, exact=True).click()
         download.value.save_as(tmp_path / name)
     assert json.loads((tmp_path / "JSON").read_text())["words"] == ["penguin", "snow"]
     with Image.open(tmp_path / "PNG") as image:
@@ -60,7 +60,7 @@ def test_a_question_is_stopped(open_page: Open) -> None:
     open_example(page)
     page.locator(".id-pair-go").click()
     page.locator(".id-stop").first.click()
-    expect(page.locator(".id-asking").first).to_contain_text("Stopped.")
+    expect(page.locator(".id-question-progress").first).to_contain_text("Stopped.")
     expect(page.locator(".id-stop")).to_have_count(0)
 
 
@@ -70,18 +70,18 @@ def test_a_word_is_left_out(open_page: Open) -> None:
     page.locator(".id-chip[data-word='penguin']").click()
     other = page.get_by_label("Or put another word in its place")
     other.fill("pengiun")
-    expect(page.locator(".id-absence-go")).to_have_text(re.compile("with “pengiun” for\\s+“penguin”"))
-    page.locator(".id-absence-go").click()
+    expect(page.locator(".id-counterfactual-go")).to_have_text(re.compile("with “pengiun” for\\s+“penguin”"))
+    page.locator(".id-counterfactual-go").click()
     expect(page.locator("#id-other-word")).to_contain_text("This model does not know 'pengiun'")
     other.fill("")
-    page.locator(".id-absence-go").click()
+    page.locator(".id-counterfactual-go").click()
     page.wait_for_selector(done("absence"))
-    error = re.search(r"but for ([\d.]+)%", page.locator(".id-absence").inner_text())
-    change = re.search(r"changes by ([\d.]+)%", page.locator(".id-absence .id-lead").inner_text())
+    error = re.search(r"but for ([\d.]+)%", page.locator(".id-counterfactual").inner_text())
+    change = re.search(r"changes by ([\d.]+)%", page.locator(".id-counterfactual .id-lead").inner_text())
     assert error
     assert change
     assert float(error[1]) < 3 < float(change[1])
-    expect(page.locator(".id-absence")).to_contain_text("correlation of")
+    expect(page.locator(".id-counterfactual")).to_contain_text("correlation of")
     assert "without=penguin" in page.url
 
 

@@ -43,7 +43,7 @@ def test_a_link_shows_what_would_have_been(open_page: Open, tmp_path: Path) -> N
     page = open_page(query=link(PENGUIN))
     wait_until_done(page)
     expect(page.locator(".id-iv-lead")).to_contain_text("penguin → top left · early · strength 4")
-    said = page.locator(".id-iv-said")
+    said = page.locator(".id-iv-findings")
     expect(said).to_contain_text(re.compile("penguin.*(region|segmenter)"))
     expect(said).to_contain_text("beyond what data have")
     assert page.locator("#id-iv-slider img").count() == 2
@@ -51,7 +51,7 @@ def test_a_link_shows_what_would_have_been(open_page: Open, tmp_path: Path) -> N
     expect(page.locator(".id-tag")).to_have_text("what the edit changed")
     assert json.loads(parse_qs(urlsplit(page.url).query)["edits"][0]) == [PENGUIN]
 
-    kept = page.locator(".id-iv .id-keep")
+    kept = page.locator(".id-iv .id-downloads")
     for name in ("PNG unedited", "PNG edited", "JSON"):
         with page.expect_download() as download:
             kept.get_by_text(name, exact=True).click()
@@ -136,7 +136,7 @@ def test_edits_are_painted_listed_and_cancelled(open_page: Open) -> None:
         page.mouse.down()
         page.mouse.move(x + 30, y + 30, steps=4)
         page.mouse.up()
-    page.locator("#id-iv-keep").click()
+    page.locator("#id-iv-add").click()
     expect(page.locator(".id-iv-chips")).to_contain_text("penguin → painted region · early")
     page.locator("#id-iv-show").click()
     expect(page.locator(".id-status")).to_contain_text(re.compile("Drawing again|Waiting"))

@@ -50,18 +50,18 @@ def test_another_block_is_read_without_the_server(open_page: Open) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if "queue" in request.url else None)
     before = page.evaluate(PAINTED)
-    page.locator(".id-layout-ways summary").click()
+    page.locator(".id-layout-options summary").click()
     page.get_by_label("on the way up up_blocks.0.attentions.0").check()
     page.get_by_label("anything it knows").check()
     assert page.evaluate(PAINTED) != before
-    assert page.locator(".id-layout-said:visible").count() == 1
+    assert page.locator(".id-layout-summary:visible").count() == 1
     assert page.locator(".id-layout .id-line:visible").count() == 1
     assert asked == []
     assert "told=any" in page.url
 
     again = open_page(query="?" + page.url.split("?")[1])
     again.wait_for_selector(".id-layout:not(.empty)")
-    expect(again.locator(".id-layout-way")).to_have_text("on the way up, with the prompt, anything it knows")
+    expect(again.locator(".id-layout-option")).to_have_text("on the way up, with the prompt, anything it knows")
 
 
 def test_the_steps_play_like_a_film(open_page: Open) -> None:
@@ -96,7 +96,7 @@ def test_another_picture_brings_another_layout(open_page: Open) -> None:
 def test_the_result_can_be_taken_away(open_page: Open, tmp_path: Path) -> None:
     page = open_page()
     open_layout(page)
-    kept = page.locator(".id-layout .id-keep")
+    kept = page.locator(".id-layout .id-downloads")
     for name in ("CSV", "JSON"):
         with page.expect_download() as download:
             kept.get_by_text(name, exact=True).click()

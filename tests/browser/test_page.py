@@ -74,7 +74,7 @@ def test_a_prompt_becomes_a_picture_and_its_words_get_bits(open_page: Open) -> N
 
     again = open_page(query="?" + page.url.partition("?")[2])
     wait_until_measured(again, "grass")
-    assert again.locator(".id-picture").get_attribute("src") == page.locator(".id-picture").get_attribute("src")
+    assert again.locator(".id-image").get_attribute("src") == page.locator(".id-image").get_attribute("src")
     expect(again.locator(".id-chip[data-word='on']").first).to_have_attribute("aria-pressed", "true")
 
 

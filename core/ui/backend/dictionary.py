@@ -1,4 +1,4 @@
-"""The concepts that the page shows: a model's sparse autoencoders for all times with their tables."""
+"""The concepts that the page shows: a model's time-independent sparse autoencoders and their concept tables."""
 
 import logging
 from collections.abc import Mapping
@@ -17,40 +17,39 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Dictionary:
-    """What a model's blocks can be read with."""
+class ConceptDictionary:
+    """The sparse autoencoders of a model's blocks, with the tables that name their latents."""
 
     source: str
-    """Where it is from, as `core.load_sae` takes it."""
+    """Its source, as `core.load_sae` takes it."""
     saes: "Mapping[SaeSite, SparseAutoencoder]"
     """By block and branch, first block first."""
     tables: "Mapping[SaeSite, ConceptTable]"
     """The concepts of each."""
     readers: "Mapping[SaeSite, Reader]"
-    """How each foretells a layout."""
+    """What predicts a layout from the codes of each."""
 
 
 def block_words(hookpoint: str) -> str:
-    """Where in the model a block is; of several that follow each other at one level, which of them."""
-    way = next((words for name, words in _WAYS.items() if hookpoint.startswith(name)), "at")
+    """Where in the U-Net a block is, in words, with its number within its level."""
+    part = next((words for name, words in _PARTS.items() if hookpoint.startswith(name)), "block")
     number = hookpoint.rsplit(".", 1)[-1]
-    return way + (_WHICH[int(number)] if number.isdecimal() and int(number) < len(_WHICH) else "")
+    return f"{part} {int(number) + 1}" if part != "middle" and number.isdecimal() else part
 
 
-_WAYS = {"down": "on the way down", "mid": "in the middle", "up": "on the way up"}
-_WHICH = ("", ", second", ", third")
+_PARTS = {"down": "encoder", "mid": "middle", "up": "decoder"}
 
 
 def no_concepts(name: str) -> str:
-    """Why a model has none to show, and what to do."""
+    """Why a model has no concepts to show, and what to do."""
     return (
         f"There are no labelled concepts for {name}. Make them with `python -m training sae` and then "
-        "`python -m training labels`, or name a collection that has them with `--saes`."
+        "`python -m training labels`, or choose a collection that has them with `--saes`."
     )
 
 
-def load_dictionary(source: str, model: Any) -> Dictionary | None:
-    """The concepts of a model; None, and a line in the log, where there are none that can be read."""
+def load_dictionary(source: str, model: Any) -> ConceptDictionary | None:
+    """The concepts of a model; None, and a line in the log, if none can be read."""
     from core.concepts.layout import make_reader
     from core.concepts.table import load_concepts
     from core.concepts.trace import load_saes
@@ -64,5 +63,5 @@ def load_dictionary(source: str, model: Any) -> Dictionary | None:
         log.info("Concepts and layout are not shown: %s", error)
         return None
     for table in tables.values():
-        table.search("a", model)  # what all labels mean is worked out now, not in somebody's first search
-    return Dictionary(source, saes, tables, {site: make_reader(table) for site, table in tables.items()})
+        table.search("a", model)  # embeds all labels now rather than in the first search
+    return ConceptDictionary(source, saes, tables, {site: make_reader(table) for site, table in tables.items()})
