@@ -32,6 +32,10 @@ class NumberField(gr.Number, metaclass=_PlainMeta):
     Gradio's own fails on a word before any of our code runs, with a message that helps nobody.
     """
 
+    def get_block_name(self) -> str:
+        """The browser shows it as an ordinary number field; by default it would look for one of the class's name."""
+        return "number"
+
     def preprocess(self, payload: Any) -> Any:
         """The number, or the payload unchanged if it is not a number."""
         try:

@@ -240,9 +240,9 @@ def _describe_concepts(editor: "Editor", request: EditRequest) -> str:
         (site, numbers), *_ = found.items()
         labels = editor.table(site).frame["label"]
         named = ", ".join(f"{n} ({escape(str(labels.iat[n])) or 'unnamed'})" for n in numbers)
-        return f"Concepts (SAE features) {site_words(site)}: {named}."
+        return f"Concepts (SAE features; {site_words(site)}): {named}."
     n = sum(len(numbers) for numbers in found.values())
-    parts = "; ".join(f"{len(numbers)} {site_words(site)}" for site, numbers in found.items())
+    parts = "; ".join(f"{len(numbers)} ({site_words(site)})" for site, numbers in found.items())
     return f"{n} concept{'s' * (n > 1)} (SAE features) of “{escape(request.label)}”: {parts}."
 
 

@@ -254,7 +254,9 @@ def test_the_public_endpoints(app: App) -> None:
         (("a cat", "", "rest", 0.2, "x"), "seed must be a whole number"),
     ],
 )
-def test_a_client_gets_the_reason_of_a_refusal(app: App, image_file: Path, arguments: tuple[Any, ...], says: str) -> None:
+def test_a_client_gets_the_reason_of_a_refusal(
+    app: App, image_file: Path, arguments: tuple[Any, ...], says: str
+) -> None:
     client = Client(app.url, verbose=False)
     with pytest.raises(AppError, match=says):
         client.predict(handle_file(str(image_file)), *arguments, api_name="/attribute")

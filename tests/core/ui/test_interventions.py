@@ -279,7 +279,7 @@ def test_a_link_fills_the_form_and_runs_once_its_picture_is_there(runtime: Runti
 
 def test_a_hint_names_the_selected_concepts(runtime: Runtime) -> None:
     editor = runtime.editor
-    assert "3 concepts (SAE features) of “cat”: 3 middle, with the prompt" in hint_html(editor, "move", "cat", "")
+    assert "3 concepts (SAE features) of “cat”: 3 (middle, with the prompt)" in hint_html(editor, "move", "cat", "")
     assert "3 (cat), 4 (unnamed)" in hint_html(editor, "move", "3, 4", f"{MIDDLE}|cond")
     wrong = hint_html(editor, "move", "c<t", "")
     assert "c&lt;t" in wrong
