@@ -1,4 +1,4 @@
-"""The page's events, apart from what the browser does by itself."""
+"""The page's events that need the server; the scripts in `assets` handle the rest."""
 
 import time
 from collections.abc import Iterator

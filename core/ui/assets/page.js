@@ -134,8 +134,8 @@
     }
     const tag = one(".id-tag", viewer);
     const again = page.clicks[openTab()] ? about : "click again for the picture";
-    const said = chosen ? [`step ${state.step + 1}`, chosen.dataset.stage, again].filter(Boolean).join(" · ") : about;
-    if (tag) set(tag, "textContent", said);
+    const label = chosen ? [`step ${state.step + 1}`, chosen.dataset.stage, again].filter(Boolean).join(" · ") : about;
+    if (tag) set(tag, "textContent", label);
   }
 
   /** @param {number} step */

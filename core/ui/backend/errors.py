@@ -1,4 +1,4 @@
-"""Errors whose message a visitor can act on, and how Gradio is told about them."""
+"""Errors whose message a user can act on, and their form in the API."""
 
 from collections.abc import Callable, Iterator
 from functools import wraps

@@ -36,7 +36,7 @@ def table_rows(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> list[dict[
         row: dict[str, Any] = {"word": word}
         row.update({name: round(float(v), 4) for name, v in zip(COLUMNS[1:], values, strict=True)})
         row.update({s.name: round(float(v), 4) for s, v in zip(stages, shares[i], strict=True)})
-        row["contradicts_picture"] = bool(contradicts(a)[i])
+        row["contradicts_image"] = bool(contradicts(a)[i])
         rows.append(row)
     return rows
 

@@ -72,7 +72,7 @@ def _chip(text: str, i: int, a: Attribution, top: float) -> str:
 
 
 def cards(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> str:
-    """What is said about each word, one card a word; the page shows the chosen one's."""
+    """One card per word; the page's script shows the chosen one's."""
     shares = stage_shares(a, stages)
     half = a.timeline.stderr * t95(a.n_replicates)
     top = common_top(a.timeline.edges, a.timeline.bits, half, stages)
@@ -101,8 +101,8 @@ def _curves(a: Attribution, i: int, stages: tuple[Stage, ...]) -> str:
     word, factor, edges = escape(a.words[i]), t95(a.n_replicates), a.timeline.edges
     errors = np.stack([a.curves.without[i], a.curves.with_word[i]])
     half = factor * np.stack([a.curves.without_stderr[i], a.curves.with_word_stderr[i]])
-    apart = a.curves.difference_stderr
-    known = None if apart is None else factor * apart[i] / _TWO_LN2
+    difference_stderr = a.curves.difference_stderr
+    known = None if difference_stderr is None else factor * difference_stderr[i] / _TWO_LN2
     curve_error = float(np.linalg.norm(half[1] * np.diff(edges))) / _TWO_LN2
     alone = f"{float(f'{curve_error:.2g}'):,g}"
     without, with_word = (

@@ -18,7 +18,7 @@ from core.ui.questions.jobs import Counterfactual
 _LITTLE = 2.0
 """A change below this many times the reconstruction error is called negligible."""
 _STRONG, _WEAK = 0.5, 0.15
-"""Correlations from which two maps are said to agree, and up to which they are said not to."""
+"""Correlations above which the maps are called in agreement, and below which they are not."""
 
 
 def counterfactual_html(runtime: Runtime, scene: Scene, counterfactual: Counterfactual, running: bool = False) -> str:
