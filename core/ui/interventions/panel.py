@@ -122,8 +122,8 @@ def _object_line(request: EditRequest, change: ObjectChange | None, comparison: 
         share += f", {_percent(change.inside[0])} before"
     done = "Done" if change.centre_inside[1] else "Not done"
     where = "in" if change.centre_inside[1] else "outside"
-    added = "" if before else " is new;"
-    return f"{done}: <b>{name}</b>:{added} its centre is {where} the region ({share})."
+    added = "" if before else ", which was not there before,"
+    return f"{done}: the centre of <b>{name}</b>{added} is {where} the region ({share})."
 
 
 def _others(result: EditResult, comparison: EditComparison) -> list[str]:

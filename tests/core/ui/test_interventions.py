@@ -338,7 +338,7 @@ def test_a_move_is_measured_by_hand(runtime: Runtime, scene: Scene) -> None:
     assert result.low**2 + result.high**2 == pytest.approx(changed / (3 * elsewhere))
     assert result.high == pytest.approx(0, abs=1e-6)
     panel = comparison_html(runtime, comparison)
-    assert "Done: <b>cat</b>: its centre is in the region (75 % of it lies there now, 0 % before)" in panel
+    assert "Done: the centre of <b>cat</b> is in the region (75 % of it lies there now, 0 % before)" in panel
     assert "<b>50 %</b> of the edited concepts’ values are outside the normal range" in panel
     assert "Rest of the layout: <b>60%</b> unchanged (IoU 0.60)" in panel
 
