@@ -75,7 +75,7 @@ def test_a_word_is_removed(open_page: Open) -> None:
     expect(page.locator("#id-other-word")).to_contain_text("This model does not know 'pengiun'")
     other.fill("")
     page.locator(".id-counterfactual-go").click()
-    page.wait_for_selector(done("absence"))
+    page.wait_for_selector(done("counterfactual"))
     error = re.search(r"reproduces the picture to ([\d.]+)%", page.locator(".id-counterfactual").inner_text())
     change = re.search(r"([\d.]+)% of the picture changes", page.locator(".id-counterfactual .id-lead").inner_text())
     assert error
@@ -112,10 +112,10 @@ def test_captions_are_ranked(open_page: Open) -> None:
     field.wait_for()
     page.wait_for_timeout(500)  # while the page still sets up what was unfolded
     field.fill("a penguin on the snow")
-    page.get_by_role("button", name="Compare").click()
+    page.locator("#id-compare").click()
     expect(page.locator("#id-captions")).to_contain_text("Write two captions or more")
     field.fill("a whale in the sea\na penguin and a tree on the snow")
-    page.get_by_role("button", name="Compare").click()
+    page.locator("#id-compare").click()
     page.wait_for_selector(done("ranking"))
     expect(page.locator(".id-ranking .id-lead")).to_contain_text("“a penguin and a tree on the snow” fits better")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
