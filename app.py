@@ -1,15 +1,38 @@
 """Serve the page: `python app.py`, then open the address it prints."""
 
 import argparse
+import errno
 import logging
 import os
+import re
+import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
+
+from core.artifacts import find_model, find_source, neither
+from core.spec import BUILT_IN
+
+DTYPES = ("float32", "bfloat16", "float16")
+LIBRARY_NOTES = {
+    "transformers.utils.import_utils": "requires torchvision (not installed)",
+    "diffusers.models.modeling_utils": "Cannot initialize model with low cpu memory usage",
+    "diffusers.pipelines.pipeline_utils": "Cannot initialize model with low cpu memory usage",
+}
+"""By logger, notes of libraries about optional packages that the app does not need; everything else is logged."""
 
 
-def parse_args() -> argparse.Namespace:
-    """The command line; options in a file `app.args` beside this one come before it, which is how a Space has some."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, without the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, checked; options in a file `app.args` next to this one come first, as on a Space."""
+    parser = _Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
         "--model", default="picturebook", help="picturebook, sd-v1-4, a StableDiffusionPipeline folder, or owner/name"
     )
@@ -19,9 +42,9 @@ def parse_args() -> argparse.Namespace:
         help="autoencoders with concept tables: a folder or owner/name; by default the model's own, or such as were "
         "trained on this computer",
     )
-    parser.add_argument("--device", default=None, help="cpu, cuda or mps; by default the best there is")
+    parser.add_argument("--device", default=None, help="cpu, cuda or mps; by default the best available")
     parser.add_argument(
-        "--dtype", default=None, help="float32, bfloat16 or float16; by default float16 for large models on a GPU"
+        "--dtype", default=None, choices=DTYPES, help="compute dtype; by default float16 for large models on a GPU"
     )
     parser.add_argument(
         "--hookpoints", nargs="+", default=(), help="blocks to look into; by default the model's own, or found"
@@ -30,25 +53,73 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=None, help="port; by default the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="also make a public link through Gradio's relay")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
-    own = Path(__file__).with_suffix(".args")
-    return parser.parse_args([*(own.read_text(encoding="utf-8").split() if own.exists() else ()), *sys.argv[1:]])
+    space = Path(__file__).with_suffix(".args")
+    given = sys.argv[1:] if arguments is None else arguments
+    args = parser.parse_args([*(space.read_text(encoding="utf-8").split() if space.exists() else ()), *given])
+    for problem in (_model_problem(args.model), _saes_problem(args.saes), _device_problem(args.device)):
+        if problem:
+            parser.error(problem)
+    if problem := _address_problem(args.host, args.port):
+        parser.error(problem)
+    return args
+
+
+def _model_problem(name: str) -> str | None:
+    try:
+        find_model(name)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _saes_problem(name: str | None) -> str | None:
+    if name is None or name in BUILT_IN or find_source(name):
+        return None
+    return neither("There are no autoencoders", name, BUILT_IN)
+
+
+def _device_problem(device: str | None) -> str | None:
+    if device is None or re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+        return None
+    return f"There is no device {device!r}: use cpu, cuda, cuda:1 or mps, or leave --device out for the best available."
+
+
+def _address_problem(host: str, port: int | None) -> str | None:
+    if port is not None and not 1 <= port <= 65535:
+        return f"There is no port {port}: use one from 1 to 65535, or leave --port out for the first free one."
+    try:
+        with socket.create_server((host, port or 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return f"Port {port} is in use: choose another, or leave --port out for the first free one."
+        if error.errno == errno.EACCES:
+            return f"Port {port} is not open to you: choose one above 1023."
+        return f"This machine cannot listen on {host!r}: use 127.0.0.1, 0.0.0.0, or an address of its own."
+
+
+def set_up_logging() -> None:
+    """Our own lines and the libraries' warnings, without `LIBRARY_NOTES`."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("httpx", "httpcore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for name, note in LIBRARY_NOTES.items():
+        logging.getLogger(name).addFilter(lambda record, note=note: note not in record.getMessage())
 
 
 def main() -> None:
     """Serve the page, then load the model behind it: importing torch takes longer than building the page."""
     args = parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for noisy in ("httpx", "httpcore"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    set_up_logging()
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
     # Imported here, so that `--help` answers at once and Gradio sees the line above.
+    from core.ui.backend.runtime import Runtime
     from core.ui.look.theme import launch_options
     from core.ui.page import build_demo
-    from core.ui.runtime import Runtime
 
     runtime = Runtime(args.model, device=args.device, dtype=args.dtype, hookpoints=args.hookpoints, saes=args.saes)
-    runtime.enable_zero_gpu()  # on a Space that lends one; nothing elsewhere
+    runtime.enable_zero_gpu()  # does nothing outside a ZeroGPU Space
     demo = build_demo(runtime)
     _, url, shared = demo.launch(
         server_name=args.host,

@@ -1,25 +1,23 @@
-"""The page: prompt bar on top, the picture and its film strip on the left, a tab a question on the right."""
+"""Builds the page: prompt bar on top, the image and its film strip on the left, one tab per question on the right."""
 
-from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 import gradio as gr
 
 from core.ui.api import build_api
-from core.ui.attribution.tab import AttributionTab, build_attribution_tab
-from core.ui.concepts.tab import ConceptsTab, build_concepts_tab
+from core.ui.attribution.tab import build_attribution_tab
+from core.ui.backend.fields import IMAGE_OPTIONS, ImageField, NumberField, html
+from core.ui.backend.runtime import Runtime
+from core.ui.components import Page, PromptBar
+from core.ui.concepts.tab import build_concepts_tab
 from core.ui.events import wire
-from core.ui.examples import Example, keep_example, load_examples
-from core.ui.inputs import PICTURE, Number, Picture, html
-from core.ui.interventions.events import wire_interventions
-from core.ui.interventions.tab import InterventionsTab, build_interventions_tab
-from core.ui.layout.tab import LayoutTab, build_layout_tab
-from core.ui.look.picture import stage_html, status_html
+from core.ui.examples import PageExample, cache_example, load_examples
+from core.ui.interventions.tab import build_interventions_tab
+from core.ui.layout.tab import build_layout_tab
+from core.ui.look.viewer import status_html, viewer_html
 from core.ui.look.words import badge_html
 from core.ui.questions.api import build_questions_api
-from core.ui.questions.tab import Questions, build_questions
-from core.ui.runtime import Runtime
+from core.ui.questions.tab import build_questions
 
 _PICK = (
     "element.addEventListener('click', (event) => { const button = event.target.closest('[data-example]');"
@@ -27,52 +25,14 @@ _PICK = (
 )
 
 
-@dataclass(frozen=True)
-class PromptBar:
-    """What can be asked for."""
-
-    prompt: Any
-    generate: Any
-    hints: Any
-    seed: Any
-    steps: Any
-    guidance: Any
-    picture: Any
-    caption: Any
-    read: Any
-    examples: Any
-
-
-@dataclass(frozen=True)
-class Page:
-    """Every component that an event reads or writes."""
-
-    badge: Any
-    clock: Any
-    bar: PromptBar
-    stage: Any
-    status: Any
-    cancel: Any
-    scene: Any
-    ticket: Any
-    autorun: Any
-    tab: AttributionTab
-    questions: Questions
-    concepts: ConceptsTab
-    layout: LayoutTab
-    interventions: InterventionsTab
-    examples: dict[str, Example]
-    load: Any
-    unload: Any
-
-
-def build_demo(runtime: Runtime) -> Any:
-    """The whole page as `gr.Blocks`. Needs no weights: what is stored is shown, the rest waits for the model."""
+def build_demo(runtime: Runtime) -> gr.Blocks:
+    """The whole page. It needs no weights: stored examples are shown at once, the rest waits for the model."""
     examples = load_examples(runtime.examples_dir)
-    # Only the first is read now; the others when they are asked for, so that the page opens sooner.
-    first = (examples[0].scene, keep_example(runtime, examples[0], "rest")) if examples else None
+    # Only the first is read now, the others on demand, so that the page opens sooner.
+    first = (examples[0].scene, cache_example(runtime, examples[0], "rest")) if examples else None
     spec = runtime.spec
-    with gr.Blocks(title="Interpretable Diffusion", analytics_enabled=False, fill_width=True) as demo:
+    demo = gr.Blocks(title="Interpretable Diffusion", analytics_enabled=False, fill_width=True)
+    with demo:
         with gr.Row(elem_id="id-head"):
             html(_title_html())
             badge = html(badge_html(*runtime.badge()), elem_id="id-badge")
@@ -82,10 +42,10 @@ def build_demo(runtime: Runtime) -> Any:
                 with gr.Row(elem_id="id-progress"):
                     status = html(status_html())
                     cancel = gr.Button("Cancel", size="sm", elem_id="id-cancel", min_width=84)
-                stage = html(stage_html(first[0] if first else None, spec.stages, spec.num_inference_steps))
+                viewer = html(viewer_html(first[0] if first else None, spec.stages, spec.num_inference_steps))
             with gr.Column(elem_id="id-right", min_width=300), gr.Tabs():
                 with gr.Tab("Attribution"):
-                    tab = build_attribution_tab(runtime, first)
+                    attribution = build_attribution_tab(runtime, first)
                     questions = build_questions()
                 with gr.Tab("Concepts", render_children=True):
                     concepts = build_concepts_tab(runtime)
@@ -97,14 +57,14 @@ def build_demo(runtime: Runtime) -> Any:
             badge=badge,
             clock=gr.Timer(1.0),
             bar=bar,
-            stage=stage,
+            viewer=viewer,
             status=status,
             cancel=cancel,
             scene=gr.State(first[0] if first else None),
-            # A ticket travels with the request that uses it; a gr.State would be read when the request is served.
+            # A gr.State would be read when the request is served, not when it is made.
             ticket=gr.Number(visible=False, value=0),
             autorun=gr.State(0),
-            tab=tab,
+            attribution=attribution,
             questions=questions,
             concepts=concepts,
             layout=layout,
@@ -113,14 +73,14 @@ def build_demo(runtime: Runtime) -> Any:
             load=demo.load,
             unload=demo.unload,
         )
-        wire_interventions(runtime, page, *wire(runtime, page))
+        wire(runtime, page)
         build_api(runtime)
         build_questions_api(runtime)
     demo.queue(max_size=32, default_concurrency_limit=None)
     return demo
 
 
-def _prompt_bar(runtime: Runtime, examples: list[Example]) -> PromptBar:
+def _prompt_bar(runtime: Runtime, examples: list[PageExample]) -> PromptBar:
     spec = runtime.spec
     start = examples[0] if examples else None
     with gr.Column(elem_id="id-bar"):
@@ -136,28 +96,28 @@ def _prompt_bar(runtime: Runtime, examples: list[Example]) -> PromptBar:
             )
             generate = gr.Button("Generate", variant="primary", scale=0, min_width=130, elem_id="id-generate")
         hints = html('<div class="id-hints"></div>')
-        with gr.Accordion("Seed, steps, guidance, or a picture of your own", open=False, elem_id="id-options"):
+        with gr.Accordion("Seed, steps, guidance, or your own picture", open=False, elem_id="id-options"):
             with gr.Row():
-                seed = Number(value=start.seed if start else 0, label="Seed", info="Another seed, another picture.")
-                steps = Number(
+                seed = NumberField(value=start.seed if start else 0, label="Seed", info="Change for a new variation.")
+                steps = NumberField(
                     value=spec.num_inference_steps, label="Steps", info="Denoising steps; more are slower and finer."
                 )
-                guidance = Number(
+                guidance = NumberField(
                     value=spec.guidance_scale,
                     label="Guidance",
-                    info="How strongly to push towards the words; 1 is no push.",
+                    info="How strongly to follow the prompt; 1 = off.",
                 )
-            with gr.Row(elem_id="id-own-row"):
-                picture = Picture(label="Your own picture", height=180, elem_id="id-own-picture", **PICTURE)
+            with gr.Row(elem_id="id-upload-row"):
+                image = ImageField(label="Your own picture", height=180, elem_id="id-upload-image", **IMAGE_OPTIONS)
                 with gr.Column():
-                    caption = gr.Textbox(label="What it shows", placeholder="a dog on the beach", max_lines=3, lines=1)
-                    read = gr.Button("Read my picture", elem_id="id-read")
+                    caption = gr.Textbox(label="Caption", placeholder="a dog on the beach", max_lines=3, lines=1)
+                    analyse = gr.Button("Analyse my picture", elem_id="id-analyse")
         gallery = html(_examples_html(examples), js_on_load=_PICK, elem_id="id-examples", visible=bool(examples))
-    return PromptBar(prompt, generate, hints, seed, steps, guidance, picture, caption, read, gallery)
+    return PromptBar(prompt, generate, hints, seed, steps, guidance, image, caption, analyse, gallery)
 
 
 _PAPERS = (
-    ("Bits a word: Kong et al. 2024", "2310.07972"),
+    ("Bits per word: Kong et al. 2024", "2310.07972"),
     ("Redundancy and synergy: Dewan et al. 2024", "2406.05191"),
     ("Concepts and stages: Tinaz et al. 2025", "2504.15473"),
 )
@@ -174,10 +134,10 @@ def _title_html() -> str:
     )
 
 
-def _examples_html(examples: list[Example]) -> str:
+def _examples_html(examples: list[PageExample]) -> str:
     buttons = "".join(
         f'<button type="button" class="id-example" data-example="{escape(e.name)}" title="{escape(e.prompt)}">'
         f'<img src="{e.thumbnail}" alt=""><span>{escape(e.prompt)}</span></button>'
         for e in examples
     )
-    return f'<div class="id-examples" role="group" aria-label="Examples, answered at once">{buttons}</div>'
+    return f'<div class="id-examples" role="group" aria-label="Examples with stored results">{buttons}</div>'

@@ -1,4 +1,4 @@
-"""`python app.py` as people start it, and a real browser that looks at it."""
+"""`python app.py` as visitors start it, and a real browser that opens it."""
 
 import os
 import socket
@@ -24,7 +24,13 @@ FLAGS = (  # noqa: SIM905 - as one would type them
 
 
 @pytest.fixture(scope="session")
-def url() -> Iterator[str]:
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the app writes."""
+    return tmp_path_factory.mktemp("app") / "log.txt"
+
+
+@pytest.fixture(scope="session")
+def url(log: Path) -> Iterator[str]:
     """Address of the app with the embedded model, or with the folder that PAGE_TEST_MODEL names."""
     model = os.environ.get("PAGE_TEST_MODEL", "picturebook")
     if model == "picturebook" and not (Path(BUILT_IN["picturebook"].source) / "model_index.json").is_file():
@@ -33,14 +39,16 @@ def url() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "app.py", "--model", model, "--port", str(port), "--device", "cpu"]
-    app = subprocess.Popen(command, cwd=ROOT)
     address = f"http://127.0.0.1:{port}/"
+    with log.open("wb") as output:
+        app = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
     try:
         wait_for(address, app)
         yield address
     finally:
         app.terminate()
         app.wait(20)
+        sys.stderr.write(log.read_text(encoding="utf-8"))
 
 
 def wait_for(address: str, app: "subprocess.Popen[bytes]", seconds: float = 90) -> None:
@@ -62,7 +70,7 @@ def browser() -> Iterator[Browser]:
     if not CHROMIUM.exists():
         pytest.fail(f"There is no browser at {CHROMIUM}. Install Debian's chromium, or set CHROMIUM to one's path.")
     with sync_playwright() as playwright:
-        expect.set_options(timeout=60_000)  # for a machine that has other things to do
+        expect.set_options(timeout=60_000)  # for a busy machine
         chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
         yield chromium
         chromium.close()
@@ -70,24 +78,24 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, url: str) -> Iterator[Any]:
-    """Opens the page at a width, and fails the test for what the page asked of other machines or stumbled over."""
+    """Opens the page at a width, and fails the test if the page requests other hosts or raises errors."""
     pages: list[Page] = []
-    complaints: list[str] = []
+    problems: list[str] = []
 
     def open_at(width: int = 1400, height: int = 900, query: str = "", scheme: Any = "light") -> Page:
         page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
         page.set_default_timeout(90_000)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: complaints.append(request.url) if elsewhere(request.url) else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: problems.append(request.url) if other_host(request.url) else None)
         page.goto(url + query)
         page.wait_for_selector("#id-prompt textarea")
         pages.append(page)
         return page
 
-    def elsewhere(address: str) -> bool:
+    def other_host(address: str) -> bool:
         return not address.startswith((url, "data:", "blob:"))
 
     yield open_at
     for page in pages:
         page.close()
-    assert complaints == []
+    assert problems == []

@@ -1,4 +1,4 @@
-"""Further questions about words, with the real app and the real model: two words, a word left out, captions."""
+"""Further questions, with the real app and the real model: a word pair, a removed word, captions, likelihood."""
 
 import json
 import re
@@ -23,14 +23,14 @@ def open_example(page: Page) -> None:
     page.wait_for_function("() => !document.querySelector('.id-status .id-bar i')")
 
 
-def test_two_words_are_taken_apart_and_restored_by_the_link(open_page: Open, tmp_path: Path) -> None:
+def test_two_words_are_decomposed_and_restored_by_the_link(open_page: Open, tmp_path: Path) -> None:
     page = open_page()
     open_example(page)
     page.locator(".id-chip[data-word='penguin']").click()
     page.locator(".id-chip[data-word='snow']").press("Shift+Enter")
-    expect(page.locator(".id-asking").first).to_contain_text(re.compile("Waiting|Measuring"))
+    expect(page.locator(".id-question-progress").first).to_contain_text(re.compile("Waiting|Measuring"))
     page.wait_for_selector(done("pair"))
-    expect(page.locator(".id-pair .id-lead")).to_contain_text("“penguin” and “snow” together told the picture")
+    expect(page.locator(".id-pair .id-lead")).to_contain_text("“penguin” and “snow” together contributed")
     expect(page.locator(".id-chip.second")).to_have_attribute("data-word", "snow")
 
     overlay = page.locator(".id-overlay")
@@ -44,7 +44,7 @@ def test_two_words_are_taken_apart_and_restored_by_the_link(open_page: Open, tmp
 
     for name in ("CSV", "JSON", "PNG"):
         with page.expect_download() as download:
-            page.locator(".id-pair .id-keep").get_by_text(name, exact=True).click()
+            page.locator(".id-pair .id-downloads").get_by_text(name, exact=True).click()
         download.value.save_as(tmp_path / name)
     assert json.loads((tmp_path / "JSON").read_text())["words"] == ["penguin", "snow"]
     with Image.open(tmp_path / "PNG") as image:
@@ -52,7 +52,7 @@ def test_two_words_are_taken_apart_and_restored_by_the_link(open_page: Open, tmp
 
     again = open_page(query="?" + page.url.partition("?")[2])
     again.wait_for_selector(".id-pair:not(.empty)")
-    expect(again.locator(".id-pair .id-lead")).to_contain_text("“penguin” and “snow” together told the picture")
+    expect(again.locator(".id-pair .id-lead")).to_contain_text("“penguin” and “snow” together contributed")
 
 
 def test_a_question_is_stopped(open_page: Open) -> None:
@@ -60,45 +60,45 @@ def test_a_question_is_stopped(open_page: Open) -> None:
     open_example(page)
     page.locator(".id-pair-go").click()
     page.locator(".id-stop").first.click()
-    expect(page.locator(".id-asking").first).to_contain_text("Stopped.")
+    expect(page.locator(".id-question-progress").first).to_contain_text("Stopped.")
     expect(page.locator(".id-stop")).to_have_count(0)
 
 
-def test_a_word_is_left_out(open_page: Open) -> None:
+def test_a_word_is_removed(open_page: Open) -> None:
     page = open_page()
     open_example(page)
     page.locator(".id-chip[data-word='penguin']").click()
-    other = page.get_by_label("Or put another word in its place")
+    other = page.get_by_label("Or replace it by another word")
     other.fill("pengiun")
-    expect(page.locator(".id-absence-go")).to_have_text(re.compile("with “pengiun” for\\s+“penguin”"))
-    page.locator(".id-absence-go").click()
+    expect(page.locator(".id-counterfactual-go")).to_have_text(re.compile("with “pengiun” for\\s+“penguin”"))
+    page.locator(".id-counterfactual-go").click()
     expect(page.locator("#id-other-word")).to_contain_text("This model does not know 'pengiun'")
     other.fill("")
-    page.locator(".id-absence-go").click()
-    page.wait_for_selector(done("absence"))
-    error = re.search(r"but for ([\d.]+)%", page.locator(".id-absence").inner_text())
-    change = re.search(r"changes by ([\d.]+)%", page.locator(".id-absence .id-lead").inner_text())
+    page.locator(".id-counterfactual-go").click()
+    page.wait_for_selector(done("counterfactual"))
+    error = re.search(r"reproduces the picture to ([\d.]+)%", page.locator(".id-counterfactual").inner_text())
+    change = re.search(r"([\d.]+)% of the picture changes", page.locator(".id-counterfactual .id-lead").inner_text())
     assert error
     assert change
     assert float(error[1]) < 3 < float(change[1])
-    expect(page.locator(".id-absence")).to_contain_text("correlation of")
+    expect(page.locator(".id-counterfactual")).to_contain_text("correlation of")
     assert "without=penguin" in page.url
 
 
-def test_a_picture_is_asked_how_well_it_is_expected(open_page: Open) -> None:
+def test_the_likelihood_is_measured(open_page: Open) -> None:
     page = open_page(width=390, height=844)
     open_example(page)
     page.locator(".id-likelihood-go").click()
     page.wait_for_selector(done("likelihood"))
     lead = page.locator(".id-likelihood .id-lead").inner_text()
-    told = re.search(r"has (.+) ± 0.02 bits a dimension with its prompt, and (.+) ± 0.02 without", lead)
-    assert told
-    with_prompt, without = (float(number.replace("−", "-")) for number in told.groups())
+    found = re.search(r"has (.+) ± 0.02 bits per dimension with its prompt, and (.+) ± 0.02 without", lead)
+    assert found
+    with_prompt, without = (float(number.replace("−", "-")) for number in found.groups())
     assert with_prompt < without < 0
-    assert "expected=1" in page.url
+    assert "likelihood=1" in page.url
     again = open_page(query="?" + page.url.partition("?")[2])
     again.wait_for_selector(".id-likelihood:not(.empty)")
-    expect(again.locator(".id-likelihood .id-lead")).to_contain_text("bits a dimension")
+    expect(again.locator(".id-likelihood .id-lead")).to_contain_text("bits per dimension")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.locator(".id-example").nth(1).click()
     expect(page.locator(".id-likelihood.old .id-old")).to_have_text("previous picture")
@@ -112,10 +112,10 @@ def test_captions_are_ranked(open_page: Open) -> None:
     field.wait_for()
     page.wait_for_timeout(500)  # while the page still sets up what was unfolded
     field.fill("a penguin on the snow")
-    page.get_by_role("button", name="Compare").click()
+    page.locator("#id-compare").click()
     expect(page.locator("#id-captions")).to_contain_text("Write two captions or more")
     field.fill("a whale in the sea\na penguin and a tree on the snow")
-    page.get_by_role("button", name="Compare").click()
+    page.locator("#id-compare").click()
     page.wait_for_selector(done("ranking"))
     expect(page.locator(".id-ranking .id-lead")).to_contain_text("“a penguin and a tree on the snow” fits better")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -16,7 +16,7 @@ from core.sae.collection import EMBEDDED
 Open = Callable[..., Page]
 RESULT = ".id-iv[data-query]:not(.running, .old)"
 PENGUIN = {"kind": "move", "label": "penguin", "region": "top-left", "stage": "early", "strength": 4}
-PICTURE = {"prompt": "a penguin on the snow", "seed": 1, "steps": 6, "guidance": 4, "tab": "interventions"}
+SETTINGS = {"prompt": "a penguin on the snow", "seed": 1, "steps": 6, "guidance": 4, "tab": "interventions"}
 """Few steps: what is looked at is the page."""
 
 pytestmark = pytest.mark.skipif(
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def link(*edits: dict[str, object], **more: object) -> str:
-    return "?" + urlencode({**PICTURE, "edits": json.dumps(edits), **more})
+    return "?" + urlencode({**SETTINGS, "edits": json.dumps(edits), **more})
 
 
 def wait_until_done(page: Page) -> None:
@@ -39,22 +39,22 @@ def open_interventions(page: Page) -> None:
     expect(page.locator("#id-iv-what input").first).not_to_have_value("")
 
 
-def test_a_link_shows_what_would_have_been(open_page: Open, tmp_path: Path) -> None:
+def test_a_link_restores_an_edit(open_page: Open, tmp_path: Path) -> None:
     page = open_page(query=link(PENGUIN))
     wait_until_done(page)
     expect(page.locator(".id-iv-lead")).to_contain_text("penguin → top left · early · strength 4")
-    said = page.locator(".id-iv-said")
-    expect(said).to_contain_text(re.compile("penguin.*(region|segmenter)"))
-    expect(said).to_contain_text("beyond what data have")
+    findings = page.locator(".id-iv-findings")
+    expect(findings).to_contain_text(re.compile("penguin.*(region|segmenter)"))
+    expect(findings).to_contain_text("normal range")
     assert page.locator("#id-iv-slider img").count() == 2
     expect(page.locator(".id-overlay")).to_be_visible()
     expect(page.locator(".id-tag")).to_have_text("what the edit changed")
     assert json.loads(parse_qs(urlsplit(page.url).query)["edits"][0]) == [PENGUIN]
 
-    kept = page.locator(".id-iv .id-keep")
+    downloads = page.locator(".id-iv .id-downloads")
     for name in ("PNG unedited", "PNG edited", "JSON"):
         with page.expect_download() as download:
-            kept.get_by_text(name, exact=True).click()
+            downloads.get_by_text(name, exact=True).click()
         download.value.save_as(tmp_path / name)
     with Image.open(tmp_path / "PNG unedited") as before, Image.open(tmp_path / "PNG edited") as after:
         assert before.size == after.size == (128, 128)
@@ -65,11 +65,11 @@ def test_a_link_shows_what_would_have_been(open_page: Open, tmp_path: Path) -> N
     page.get_by_text("Repeat this in Python").last.click()
     assert 'core.SpatialEdit(label="penguin"' in page.locator(".id-iv .id-code pre").inner_text()
 
-    # The three stages, and one of them under the slider.
+    # The three stages, and one of them in the slider.
     shown = page.locator("#id-iv-slider img").last.get_attribute("src")
-    page.locator("#id-iv-each").click()
+    page.locator("#id-iv-compare").click()
     page.wait_for_selector(".id-iv-choose")
-    expect(page.locator(".id-iv-table")).to_contain_text("as asked?")
+    expect(page.locator(".id-iv-table")).to_contain_text("worked?")
     page.locator(".id-iv-choose").nth(2).click()
     expect(page.locator(".id-iv-choose").nth(2)).to_have_attribute("aria-pressed", "true")
     page.wait_for_function(
@@ -78,17 +78,17 @@ def test_a_link_shows_what_would_have_been(open_page: Open, tmp_path: Path) -> N
     assert "compare=stages" in page.url
 
 
-def test_a_newcomer_finds_an_example_and_wrong_input_is_told(open_page: Open) -> None:
+def test_an_edit_is_suggested_and_invalid_input_reported(open_page: Open) -> None:
     page = open_page()
     open_interventions(page)
     what = page.locator("#id-iv-what input").first
     expect(what).to_have_value("penguin")
-    expect(page.locator("#id-iv-where input:checked")).to_have_value("top-left")  # it stands at the right
+    expect(page.locator("#id-iv-where input:checked")).to_have_value("top-left")  # it is on the right
     expect(page.get_by_label("From step")).to_have_value("1")
     expect(page.get_by_label("to step")).to_have_value("10")
     page.locator("#id-iv-when label", has_text=re.compile(r"^\s*late")).click()
     expect(page.get_by_label("From step")).to_have_value("21")
-    page.locator("#id-iv-kind label", has_text="Take it away").click()
+    page.locator("#id-iv-kind label", has_text="Remove").click()
     expect(page.locator("#id-iv-when input:checked")).to_have_value("early to late")
     expect(page.get_by_label("From step")).to_have_value("1")
     expect(page.get_by_label("to step")).to_have_value("25")
@@ -104,7 +104,7 @@ def test_a_newcomer_finds_an_example_and_wrong_input_is_told(open_page: Open) ->
     expect(what).to_have_value("penguin")
 
     page.get_by_label("to step").fill("99")
-    expect(page.locator("#id-iv-when input:checked")).to_have_value("own")
+    expect(page.locator("#id-iv-when input:checked")).to_have_value("custom")
     page.locator("#id-iv-show").click()
     expect(page.locator("#id-iv-window")).to_contain_text("within this picture's steps, 1 to 25")
     page.locator("#id-iv-when label", has_text=re.compile(r"^\s*early\s*$")).click()
@@ -115,14 +115,14 @@ def test_a_newcomer_finds_an_example_and_wrong_input_is_told(open_page: Open) ->
     page.locator("#id-iv-show").click()
     expect(page.locator("#id-iv-where")).to_contain_text("The region is empty")
 
-    # Concepts by pointing: numbers in place of the label.
+    # A click on the picture selects concepts by number.
     page.locator(".id-canvas").click(position={"x": 150, "y": 150})
     expect(what).to_have_value(re.compile(r"^\d+, \d+"))
-    expect(page.locator(".id-iv-hint")).to_contain_text("in the middle, with the prompt")
+    expect(page.locator(".id-iv-hint")).to_contain_text("middle, with the prompt")
 
 
 def test_edits_are_painted_listed_and_cancelled(open_page: Open) -> None:
-    page = open_page(query="?" + urlencode({**PICTURE, "steps": 20}))
+    page = open_page(query="?" + urlencode({**SETTINGS, "steps": 20}))
     expect(page.get_by_label("to step")).to_have_value("8")  # the form is that of the new picture
     page.locator("#id-iv-where label", has_text="brush").click()
     canvas = page.locator("#id-iv-brush canvas").first
@@ -136,10 +136,10 @@ def test_edits_are_painted_listed_and_cancelled(open_page: Open) -> None:
         page.mouse.down()
         page.mouse.move(x + 30, y + 30, steps=4)
         page.mouse.up()
-    page.locator("#id-iv-keep").click()
+    page.locator("#id-iv-add").click()
     expect(page.locator(".id-iv-chips")).to_contain_text("penguin → painted region · early")
     page.locator("#id-iv-show").click()
-    expect(page.locator(".id-status")).to_contain_text(re.compile("Drawing again|Waiting"))
+    expect(page.locator(".id-status")).to_contain_text(re.compile("Redrawing|Waiting"))
     page.locator("#id-cancel").click()
     expect(page.locator(".id-status")).to_contain_text("Cancelled")
     expect(page.locator("#id-cancel")).to_be_hidden()

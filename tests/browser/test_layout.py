@@ -44,24 +44,24 @@ def test_slider_and_film_strip_walk_together(open_page: Open) -> None:
     assert "step=1" in page.url
 
 
-def test_another_block_is_read_without_the_server(open_page: Open) -> None:
+def test_another_readout_is_shown_without_the_server(open_page: Open) -> None:
     page = open_page()
     open_layout(page)
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url) if "queue" in request.url else None)
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url) if "queue" in request.url else None)
     before = page.evaluate(PAINTED)
-    page.locator(".id-layout-ways summary").click()
-    page.get_by_label("on the way up up_blocks.0.attentions.0").check()
-    page.get_by_label("anything it knows").check()
+    page.locator(".id-layout-options summary").click()
+    page.get_by_label("decoder 1 up_blocks.0.attentions.0").check()
+    page.get_by_label("all classes").check()
     assert page.evaluate(PAINTED) != before
-    assert page.locator(".id-layout-said:visible").count() == 1
+    assert page.locator(".id-layout-summary:visible").count() == 1
     assert page.locator(".id-layout .id-line:visible").count() == 1
-    assert asked == []
-    assert "told=any" in page.url
+    assert requested == []
+    assert "classes=any" in page.url
 
     again = open_page(query="?" + page.url.split("?")[1])
     again.wait_for_selector(".id-layout:not(.empty)")
-    expect(again.locator(".id-layout-way")).to_have_text("on the way up, with the prompt, anything it knows")
+    expect(again.locator(".id-layout-option")).to_have_text("decoder 1, with the prompt (conditional), all classes")
 
 
 def test_the_steps_play_like_a_film(open_page: Open) -> None:
@@ -80,7 +80,7 @@ def test_the_steps_play_like_a_film(open_page: Open) -> None:
     expect(page.locator(".id-layout-at")).to_contain_text("step 4 of")
 
 
-def test_another_picture_brings_another_layout(open_page: Open) -> None:
+def test_another_image_has_another_layout(open_page: Open) -> None:
     page = open_page()
     open_layout(page)
     before = page.locator(".id-layout-data").get_attribute("data-layout")
@@ -93,15 +93,17 @@ def test_another_picture_brings_another_layout(open_page: Open) -> None:
     expect(page.locator(".id-overlay")).to_be_visible()
 
 
-def test_the_result_can_be_taken_away(open_page: Open, tmp_path: Path) -> None:
+def test_the_downloads(open_page: Open, tmp_path: Path) -> None:
     page = open_page()
     open_layout(page)
-    kept = page.locator(".id-layout .id-keep")
+    downloads = page.locator(".id-layout .id-downloads")
     for name in ("CSV", "JSON"):
         with page.expect_download() as download:
-            kept.get_by_text(name, exact=True).click()
+            downloads.get_by_text(name, exact=True).click()
         download.value.save_as(tmp_path / name)
-    assert (tmp_path / "CSV").read_text().startswith("hookpoint,branch,told,step_from_0,t,stage,mean_iou")
+    assert (
+        (tmp_path / "CSV").read_text().startswith("hookpoint,branch,uses_prompt_classes,step_from_0,t,stage,mean_iou")
+    )
     assert json.loads((tmp_path / "JSON").read_text())["settings"]["model"] == "picturebook"
     page.get_by_text("Repeat this in Python").last.click()
     assert "core.predict_layout(" in page.locator(".id-layout .id-code:visible pre").inner_text()

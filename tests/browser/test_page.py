@@ -1,4 +1,4 @@
-"""What a person does, with the real app, the real model and a real browser."""
+"""What a visitor does, with the real app, the real model and a real browser."""
 
 import json
 import re
@@ -12,7 +12,7 @@ Open = Callable[..., Page]
 READY = ".id-badge.ready"
 
 
-def ask(page: Page, prompt: str, steps: int = 6) -> None:
+def generate(page: Page, prompt: str, steps: int = 6) -> None:
     """Type a prompt and press Enter, with few steps."""
     page.wait_for_selector(READY)
     if not page.locator("#id-options input").first.is_visible():
@@ -22,7 +22,7 @@ def ask(page: Page, prompt: str, steps: int = 6) -> None:
     field.fill(str(steps))
     page.get_by_label("20%").check()
     page.locator("#id-prompt textarea").fill(prompt)
-    # No person types within a moment of unfolding a control for the first time, while the page still sets it up.
+    # Nobody types within a moment of unfolding a control for the first time, while the page still sets it up.
     page.wait_for_timeout(500)
     if field.input_value() != str(steps):
         field.fill(str(steps))
@@ -38,9 +38,9 @@ def wait_until_measured(page: Page, word: str) -> None:
     )
 
 
-def test_a_prompt_becomes_a_picture_and_its_words_get_bits(open_page: Open) -> None:
+def test_a_prompt_becomes_an_image_and_its_words_get_bits(open_page: Open) -> None:
     page = open_page()
-    ask(page, "a cat on the grass")
+    generate(page, "a cat on the grass")
     expect(page.locator(".id-status")).to_contain_text(re.compile(r"left|Reading|Waiting"))
     wait_until_measured(page, "grass")
     assert page.locator("button.id-frame").count() == 6
@@ -48,7 +48,7 @@ def test_a_prompt_becomes_a_picture_and_its_words_get_bits(open_page: Open) -> N
     page.locator(".id-chip[data-word='cat']").click()
     expect(page.locator(".id-chip[data-word='cat']")).to_have_attribute("aria-pressed", "true")
     lead = page.locator(".id-card:not([hidden]) .id-lead").inner_text()
-    assert re.fullmatch(r"“cat” told the picture [\d.]+ ± [\d.]+ bits given the rest of the prompt\.", lead)
+    assert re.fullmatch(r"“cat” contributed [\d.]+ ± [\d.]+ bits beyond the other words\.", lead)
     overlay = page.locator(".id-overlay")
     expect(overlay).to_be_visible()
     cat = overlay.get_attribute("src")
@@ -63,28 +63,35 @@ def test_a_prompt_becomes_a_picture_and_its_words_get_bits(open_page: Open) -> N
     page.locator("button.id-frame").nth(2).click()
     expect(overlay).to_be_visible()
 
-    with page.expect_download() as kept:
+    with page.expect_download() as download:
         page.get_by_role("link", name="JSON").click()
-    stored = json.loads(Path(kept.value.path()).read_text())
+    stored = json.loads(Path(download.value.path()).read_text())
     assert stored["settings"]["prompt"] == "a cat on the grass"
-    with page.expect_download() as kept:
+    with page.expect_download() as download:
         page.get_by_role("button", name="PNG").click()
-    with Image.open(kept.value.path()) as image:
+    with Image.open(download.value.path()) as image:
         assert image.size == (1024, 1024)
 
     again = open_page(query="?" + page.url.partition("?")[2])
     wait_until_measured(again, "grass")
-    assert again.locator(".id-picture").get_attribute("src") == page.locator(".id-picture").get_attribute("src")
+    assert again.locator(".id-image").get_attribute("src") == page.locator(".id-image").get_attribute("src")
     expect(again.locator(".id-chip[data-word='on']").first).to_have_attribute("aria-pressed", "true")
 
 
-def test_cancel_stops_and_the_page_goes_on(open_page: Open) -> None:
+def test_a_start_logs_two_lines(open_page: Open, log: Path) -> None:
+    open_page().wait_for_selector(READY)
+    first, second = log.read_text(encoding="utf-8").splitlines()[:2]
+    assert first.startswith("The page is at http://127.0.0.1:")
+    assert re.fullmatch(r"\S+ is ready after [\d.]+ s", second)
+
+
+def test_the_page_goes_on_after_cancel(open_page: Open) -> None:
     page = open_page()
-    ask(page, "a cat", steps=150)
+    generate(page, "a cat", steps=150)
     page.locator("#id-cancel").click()
     expect(page.locator(".id-status")).to_contain_text("Cancelled")
     expect(page.locator("#id-cancel")).to_be_hidden()
-    ask(page, "a dog", steps=4)
+    generate(page, "a dog", steps=4)
     wait_until_measured(page, "dog")
 
 
@@ -116,7 +123,7 @@ def test_the_error_curves_stay_unfolded_from_word_to_word(open_page: Open) -> No
     expect(chart).to_have_attribute("aria-label", re.compile("“penguin”"))
     expect(chart).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.locator(".id-example").nth(1).click()  # another picture, and a panel that is made anew
+    page.locator(".id-example").nth(1).click()  # another image, and a new panel
     page.wait_for_selector(".id-chip[data-word='balloon']")
     expect(chart).to_be_visible()
     page.locator(".id-card:not([hidden]) .id-curves summary").click()

@@ -58,8 +58,9 @@ class FakeModel:
         self.calls.append((job, time.monotonic()))
 
     def generate_iter(
-        self, prompt: str, *, seed: int, num_inference_steps: int, guidance_scale: float
+        self, prompt: str, *, seed: int, num_inference_steps: int, guidance_scale: float, contexts: Sequence[Any] = ()
     ) -> Iterator[Any]:
+        del contexts
         self.check_prompt(prompt)
         return self._generate(prompt, seed, num_inference_steps, guidance_scale)
 
@@ -75,7 +76,7 @@ class FakeModel:
 
 
 class FakeEngine:
-    """In the place of the package `core`."""
+    """Replaces the package `core`."""
 
     def __init__(self, delay: float = 0.0, load_seconds: float = 0.0, fails: str | None = None) -> None:
         self.delay, self.load_seconds, self.fails = delay, load_seconds, fails
@@ -127,7 +128,7 @@ class FakeEngine:
     def rank_captions_iter(
         self, model: FakeModel, _image: Image.Image, captions: Sequence[str], *, certainty: float, seed: int
     ) -> Iterator[Any]:
-        """The longest caption fits best; the published rule likes the shortest."""
+        """The longest caption fits best by direct bits, the shortest by orthogonal bits."""
         texts = check_captions(model, captions)  # type: ignore[arg-type]
         return self._run(model, "rank", lambda n: ranking(texts, certainty, seed, n), certainty)
 
@@ -137,7 +138,7 @@ class FakeEngine:
         """Every letter of the prompt saves a bit."""
         model.check_prompt(prompt)
         return self._run(
-            model, f"expect {prompt}", lambda n: likelihood(prompt, error, seed, num_inference_steps, n), error
+            model, f"likelihood {prompt}", lambda n: likelihood(prompt, error, seed, num_inference_steps, n), error
         )
 
     def change_word_iter(
@@ -181,7 +182,7 @@ class FakeEngine:
 
     def predict_layout(self, model: FakeModel, prompt: str, *, seed: int, **options: Any) -> Any:
         with model.lock:
-            model.call(f"foretell {prompt}")
+            model.call(f"layout {prompt}")
             if options["hookpoint"] not in (None, "mid"):
                 raise ArtifactError(f"There is no SAE at {options['hookpoint']}.")
             scores = np.full((2, 2, 2), seed / 10, dtype=np.float32)
@@ -210,7 +211,7 @@ class FakeEngine:
 
 
 def paint(prompt: str, seed: int) -> Image.Image:
-    """A disc whose colour and place depend on the prompt and the seed."""
+    """A disc whose colour and position depend on the prompt and the seed."""
     words = distinct_words(prompt)
     ground = next((COLOURS[w] for w in words if w in ("sea", "snow")), "#7fb069")
     image = Image.new("RGB", (SIZE, SIZE), ground)
@@ -230,7 +231,7 @@ def attribution(
     n_replicates: int,
     stopped: Any = "cancelled",
 ) -> Attribution:
-    """Numbers that add up: nouns told much, small words little, "blue" contradicts."""
+    """Consistent numbers: long words get many bits, short ones few, and "blue" contradicts the image."""
     schedule = NoiseSchedule.stable_diffusion()
     edges = schedule.bin_edges(n_steps, -5.0, 7.0)
     bits = np.array([0.15 if len(w) < 3 else 0.8 + 1.3 * (len(w) % 5) for w in words])
@@ -242,7 +243,7 @@ def attribution(
     shape = np.exp(-((centre[None] + 2 - np.arange(len(words))[:, None]) ** 2) / 4)
     when = shape / (shape * np.diff(edges)).sum(1, keepdims=True) * bits[:, None]
     direct = np.where(np.array(words) == "blue", -1.0, 0.9) * bits
-    # Two curves whose half areas are the direct bits apart; each by itself is known ten times worse than that.
+    # Two curves whose half areas differ by the direct bits; each alone is ten times less certain than that.
     without = np.broadcast_to(900 / (1 + np.exp(-centre)), when.shape)
     apart = 2 * np.log(2) * when / bits[:, None] * direct[:, None]
     curves = Curves(without, without * 0.1, without - apart, without * 0.1, np.abs(apart) * 0.01)
@@ -273,20 +274,20 @@ def attribution(
 def decomposition(
     words: tuple[str, ...], given: Any, seed: int, n_replicates: int, surprisals: Any = None
 ) -> Decomposition:
-    """The first word tells the left, the second the right, both the middle; together they tell a little less."""
+    """The first word is about the left, the second about the right, both about the middle; the synergy is negative."""
     spread = np.random.default_rng(seed).normal(1, 0.01, (3, n_replicates, 1, 1))
     x = np.broadcast_to(np.arange(16), (16, 16))
     first, second = np.where(x < 10, 0.05, 0.0), np.where(x >= 6, 0.04, 0.0)
     both = np.maximum(first, second) - 0.5 * np.minimum(first, second)
     maps = tuple(s * cells for s, cells in zip(spread, (first, second, both), strict=True))
-    told = split(
+    pair = split(
         (words[0], words[1]),
         Replicates(maps, tuple(cells.sum((1, 2)) for cells in maps)),  # type: ignore[arg-type]
         surprisals,
     )
     return Decomposition(
         words=words,
-        pairs=(told,),
+        pairs=(pair,),
         prompt=f"a {words[0]} and a {words[1]}",
         given=given,
         n_evals=24 * n_replicates,
@@ -299,7 +300,7 @@ def decomposition(
 
 
 def ranking(captions: tuple[str, ...], certainty: float, seed: int, n_replicates: int) -> Ranking:
-    """As many bits as letters, and a small error of what lies between two."""
+    """As many bits as letters, and a small error of the differences."""
     noise = np.random.default_rng(seed).normal(0, 0.5, (n_replicates, len(captions)))
     direct = np.array([len(caption) for caption in captions]) + noise
     ahead, ahead_stderr = differences(direct)
@@ -321,7 +322,7 @@ def ranking(captions: tuple[str, ...], certainty: float, seed: int, n_replicates
 
 
 def likelihood(prompt: str, error: float, seed: int, n_steps: int, n_replicates: int) -> Likelihood:
-    """A letter of the prompt saves a bit; an error a dimension grows as that of standard normal latents."""
+    """A letter of the prompt saves a bit; the errors are those of standard normal latents."""
     edges = NoiseSchedule.stable_diffusion().bin_edges(n_steps, -5.0, 7.0)
     gain, n_dims = float(len(prompt)), 1024
     centre = (edges[1:] + edges[:-1]) / 2

@@ -53,7 +53,7 @@ class FakeSpaces(ModuleType):
         return handler
 
     def _work(self, task: Callable[..., Iterator[Any]], arguments: bytes, pipe: Any, stop: Any) -> None:
-        torch.set_num_threads(1)  # the others did not come along
+        torch.set_num_threads(1)  # other threads do not survive a fork
         try:
             items = task(*pickle.loads(arguments))
             for item in items:

@@ -1,55 +1,62 @@
-// The Concepts tab: lists what is active at a step or a point, and lays a concept's map on the picture.
+// @ts-check
+// The Concepts tab: lists what is active at a step or a point, and shows a concept's map on the image.
 (() => {
   "use strict";
   const page = window.idPage;
+  const { one, all, set, target, query } = page;
   const TAB = "Concepts";
-  const FIRST_NUMBER = 0xa1; // as concept_reading.py writes them
+  const FIRST_NUMBER = 0xa1; // as concepts/results.py writes them
   const FIRST_LEVEL = 0x3f;
   const N_LEVELS = 63;
   const SHOWN = 8;
-  const one = (selector, root = document) => root.querySelector(selector);
-  const all = (selector, root = document) => Array.from(root.querySelectorAll(selector));
-  const set = (element, name, value) => { if (element && element[name] !== value) element[name] = value; };
 
-  const query = page.query;
-  let way = { block: query.get("block"), branch: query.get("branch") };
-  let asked = query.get("concept") || null; // opened once the card's own script is there
+  /** @type {Record<string, string | null>} */
+  const wanted = { block: query.get("block"), branch: query.get("branch") };
+  let linked = query.get("concept") || null; // opened once the card's own script is there
+  /** @type {{ x: number, y: number } | null} */
   let point = null; // x and y from 0 to 1
-  let looked = null; // the concept under the pointer or the focus
+  /** @type {ConceptRef | null} */
+  let hovered = null; // the concept under the pointer or the focus
+  /** @type {string | null} */
   let text = null;
+  /** @type {ConceptData | null} */
   let data = null;
+  /** @type {{ root: HTMLElement, text: string | null, image: string } | null} */
   let last = null;
-  let drawn = "";
-  let again = false; // whether the open card tells of another picture
+  let rendered = "";
+  let outdated = false; // whether the open card is about another image
   let opened = "";
 
-  const panel = () => one(".id-thoughts:not(.empty)");
+  const panel = () => one(".id-active:not(.empty)");
   const card = () => one("#id-concept .id-concept-card:not([hidden])");
 
   function read() {
-    const found = one(".id-thoughts-data")?.dataset.codes ?? null;
+    const found = one(".id-active-data")?.dataset.codes ?? null;
     if (found === text) return;
     text = found;
-    again = Boolean(found && card());
+    outdated = Boolean(found && card());
     data = found && JSON.parse(found);
-    drawn = "";
+    rendered = "";
   }
 
+  /** @param {HTMLElement} root */
   function chosen(root) {
+    /** @type {Record<string, HTMLInputElement>} */
     const found = {};
-    for (const field of all("fieldset[data-way]", root)) {
+    for (const field of all("fieldset[data-option]", root)) {
       const inputs = all("input", field);
-      const input = inputs.find((other) => other.value === way[field.dataset.way]) ?? inputs.find((other) => other.defaultChecked);
+      const input = inputs.find((other) => other.value === wanted[field.dataset.option]) ?? inputs.find((other) => other.defaultChecked);
       set(input, "checked", true);
-      found[field.dataset.way] = input;
+      found[field.dataset.option] = input;
     }
     const key = `${found.block.value}|${found.branch.value}`;
-    return data.ways[key] ? key : Object.keys(data.ways)[0];
+    return data.sites[key] ? key : Object.keys(data.sites)[0];
   }
 
   const step = () => Math.min(page.state.step ?? data.steps - 1, data.steps - 1);
 
   // [positions] a concept's values at a step.
+  /** @param {SiteCodes} codes @param {number} number @param {number} at */
   function values(codes, number, at) {
     const cells = codes.grid[0] * codes.grid[1];
     const found = new Float32Array(cells);
@@ -62,14 +69,17 @@
     return found;
   }
 
+  /** @param {SiteCodes} codes */
   function cellOf(codes) {
     const [height, width] = codes.grid;
     return Math.min(Math.floor(point.y * height), height - 1) * width + Math.min(Math.floor(point.x * width), width - 1);
   }
 
   // [[number, share]], strongest first.
+  /** @param {SiteCodes} codes @param {number} at @returns {[number, number][]} */
   function strongest(codes, at) {
     const cells = codes.grid[0] * codes.grid[1];
+    /** @type {Map<number, number>} */
     const sums = new Map();
     let whole = 0;
     const [from, to] = point ? [cellOf(codes), cellOf(codes) + 1] : [0, cells];
@@ -81,10 +91,11 @@
       sums.set(number, (sums.get(number) ?? 0) + value);
       whole += value;
     }
-    return Array.from(sums, ([number, sum]) => [number, sum / whole]).sort((a, b) => b[1] - a[1]);
+    return Array.from(sums, ([number, sum]) => /** @type {[number, number]} */ ([number, sum / whole])).sort((a, b) => b[1] - a[1]);
   }
 
-  function paint(canvas, codes, number, at, see = false) {
+  /** @param {HTMLCanvasElement} canvas @param {SiteCodes} codes @param {number} number @param {number} at */
+  function paint(canvas, codes, number, at, translucent = false) {
     const [height, width] = codes.grid;
     const found = values(codes, number, at);
     const top = Math.max(...found, 1e-9);
@@ -93,113 +104,119 @@
     const context = canvas.getContext("2d");
     found.forEach((value, cell) => {
       const share = value / top;
-      context.globalAlpha = see ? 0.62 + 0.38 * share : 1;
+      context.globalAlpha = translucent ? 0.62 + 0.38 * share : 1;
       context.fillStyle = data.colours[Math.round(share * (data.colours.length - 1))];
       context.fillRect(cell % width, Math.floor(cell / width), 1, 1);
     });
     return canvas;
   }
 
-  const KINDS = { object: "a thing", place: "a place", style: "a style", "context-free": "a part of the frame", unlabelled: "no name" };
-  const name = (codes, number) => codes.names[number]?.[0] || KINDS[codes.names[number]?.[1]] || "no name";
+  /** @type {Record<string, string>} */
+  const KINDS = { object: "object", background: "background", style: "style", "context-free": "fixed position", unlabelled: "unnamed" };
+  /** @param {SiteCodes} codes @param {number} number */
+  const name = (codes, number) => codes.names[number]?.[0] || KINDS[codes.names[number]?.[1]] || "unnamed";
 
+  /** @param {string} key @param {SiteCodes} codes @param {number} number @param {number} share @param {number} at @param {number} top */
   function item(key, codes, number, share, at, top) {
     const row = document.createElement("li");
     const button = document.createElement("button");
     button.type = "button";
-    button.className = "id-concept-button id-thought";
-    button.dataset.way = key;
-    button.dataset.number = number;
+    button.className = "id-concept-button id-active-item";
+    button.dataset.site = key;
+    button.dataset.number = String(number);
     const bar = document.createElement("i");
-    bar.style.setProperty("--share", share / top);
+    bar.style.setProperty("--share", String(share / top));
     const label = document.createElement("b");
     label.textContent = name(codes, number);
     const note = document.createElement("small");
     note.textContent = `feature ${number} · ${KINDS[codes.names[number][1]]}`;
     const figure = document.createElement("span");
-    figure.className = "id-thought-share";
+    figure.className = "id-active-item-share";
     figure.textContent = `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
     const words = document.createElement("span");
-    words.className = "id-thought-words";
+    words.className = "id-active-item-words";
     words.append(label, note, bar);
     button.append(paint(document.createElement("canvas"), codes, number, at), words, figure);
     row.append(button);
     return row;
   }
 
+  /** @param {HTMLElement} root */
   function show(root) {
     const key = chosen(root);
-    const codes = data.ways[key];
+    const codes = data.sites[key];
     const at = step();
-    const named = one(".id-thoughts-named input", root).checked;
+    const named = one(".id-active-named input", root).checked;
     const where = point ? `at row ${Math.floor(cellOf(codes) / codes.grid[1]) + 1}, column ${(cellOf(codes) % codes.grid[1]) + 1}` : "in the whole picture";
     const state = `${key} ${at} ${named} ${point ? cellOf(codes) : ""}`;
     const stage = one(`button.id-frame[data-step="${at}"]`)?.dataset.stage;
-    set(one(".id-thoughts-at", root), "textContent",
+    set(one(".id-active-at", root), "textContent",
       `Strongest at step ${at + 1} of ${data.steps}${stage ? ` (${stage})` : ""}, ${where}${point ? " · click there again for the whole picture" : ""}`);
-    set(one(".id-thoughts-way", root), "textContent",
+    set(one(".id-active-site", root), "textContent",
       all("input[type=radio]:checked", root).map((input) => one("span", input.parentElement).textContent).join(", "));
     for (const bin of all("#id-concept .id-bin")) bin.classList.toggle("now", Number(bin.dataset.step) === at);
-    if (state === drawn) return;
-    drawn = state;
+    if (state === rendered) return;
+    rendered = state;
     const found = strongest(codes, at).filter(([number]) => !named || codes.names[number][0]).slice(0, SHOWN);
-    const focused = document.activeElement?.closest?.(".id-thought")?.dataset.number;
-    const list = one(".id-thoughts-list", root);
+    const focused = /** @type {Found | null} */ (document.activeElement)?.closest?.(".id-active-item")?.dataset.number;
+    const list = one(".id-active-list", root);
     if (found.length) list.replaceChildren(...found.map(([number, share]) => item(key, codes, number, share, at, found[0][1])));
-    else list.replaceChildren(Object.assign(document.createElement("li"), { className: "id-empty", textContent: "Nothing with a name is active here." }));
-    if (focused) one(`.id-thought[data-number="${focused}"]`, list)?.focus({ preventScroll: true });
+    else list.replaceChildren(Object.assign(document.createElement("li"), { className: "id-empty", textContent: "Nothing named is active here." }));
+    if (focused) one(`.id-active-item[data-number="${focused}"]`, list)?.focus({ preventScroll: true });
   }
 
+  /** @param {HTMLElement} root */
   function old(root) {
-    const picture = one(".id-picture")?.src;
-    if (last?.root !== root || last.text !== text) last = { root, text, picture };
-    return last.picture !== picture;
+    const image = one(".id-image")?.src;
+    if (last?.root !== root || last.text !== text) last = { root, text, image };
+    return last.image !== image;
   }
 
   page.watchers.push((tab) => {
     const root = panel();
     read();
-    const key = way.block ? `${way.block}|${way.branch ?? "cond"}` : data && Object.keys(data.ways)[0];
-    if (asked !== null && key && page.openConcept && one(".id-badge.ready")) {
-      page.openConcept(key, asked);
-      asked = null;
-    } else if (again && card() && page.openConcept) {
-      page.openConcept(card().dataset.way, card().dataset.number);
-      again = false;
+    const key = wanted.block ? `${wanted.block}|${wanted.branch ?? "cond"}` : data && Object.keys(data.sites)[0];
+    if (linked !== null && key && page.openConcept && one(".id-badge.ready")) {
+      page.openConcept(key, linked);
+      linked = null;
+    } else if (outdated && card() && page.openConcept) {
+      page.openConcept(card().dataset.site, card().dataset.number);
+      outdated = false;
     }
     if (!root || !data || tab !== TAB) return;
     root.classList.toggle("old", old(root));
     show(root);
   });
 
-  // What lies on the picture: the concept that is looked at, else the one whose card is open, else the strongest.
-  function onPicture() {
+  // The concept shown on the image: the hovered one, else the one whose card is open, else the strongest.
+  /** @returns {ConceptRef | null} */
+  function onImage() {
     const shown = card();
     const key = chosen(panel());
-    if (looked && data.ways[looked.way]) return looked;
-    if (shown && data.ways[shown.dataset.way]) return { way: shown.dataset.way, number: Number(shown.dataset.number) };
-    const first = one(".id-thought");
-    return first ? { way: key, number: Number(first.dataset.number) } : null;
+    if (hovered && data.sites[hovered.site]) return hovered;
+    if (shown && data.sites[shown.dataset.site]) return { site: shown.dataset.site, number: Number(shown.dataset.number) };
+    const first = one(".id-active-item");
+    return first ? { site: key, number: Number(first.dataset.number) } : null;
   }
 
   page.overlays[TAB] = () => {
     const root = panel();
     if (!root || !data || root.classList.contains("old")) return null;
-    const what = onPicture();
-    if (!what) return null;
-    const codes = data.ways[what.way];
-    const small = paint(document.createElement("canvas"), codes, what.number, step(), true);
+    const shown = onImage();
+    if (!shown) return null;
+    const codes = data.sites[shown.site];
+    const small = paint(document.createElement("canvas"), codes, shown.number, step(), true);
     const large = Object.assign(document.createElement("canvas"), { width: 256, height: 256 });
     const context = large.getContext("2d");
     context.imageSmoothingQuality = "high";
     context.drawImage(small, 0, 0, 256, 256);
-    return { src: large.toDataURL(), tag: `${name(codes, what.number)} · feature ${what.number}` };
+    return { src: large.toDataURL(), tag: `${name(codes, shown.number)} · feature ${shown.number}` };
   };
 
   page.clicks[TAB] = (x, y) => {
     const root = panel();
     if (!root || !data || x < 0 || y < 0 || x > 1 || y > 1) return;
-    const codes = data.ways[chosen(root)];
+    const codes = data.sites[chosen(root)];
     const before = point && cellOf(codes);
     point = { x, y };
     if (cellOf(codes) === before) point = null;
@@ -210,33 +227,34 @@
     const root = panel();
     const shown = card();
     if (!root || !data) return {};
-    const [block, branch] = (shown?.dataset.way ?? chosen(root)).split("|");
+    const [block, branch] = (shown?.dataset.site ?? chosen(root)).split("|");
     return { block, branch, ...(shown ? { concept: shown.dataset.number } : {}) };
   };
 
-  const look = (event) => {
-    const button = event.target.closest?.(".id-concept-button");
-    const next = button ? { way: button.dataset.way, number: Number(button.dataset.number) } : null;
-    if (next?.number === looked?.number && next?.way === looked?.way) return;
-    looked = next;
+  /** @param {Event} event */
+  const hover = (event) => {
+    const button = target(event).closest?.(".id-concept-button");
+    const next = button ? { site: button.dataset.site, number: Number(button.dataset.number) } : null;
+    if (next?.number === hovered?.number && next?.site === hovered?.site) return;
+    hovered = next;
     page.apply();
   };
-  document.addEventListener("pointerover", look);
-  document.addEventListener("focusin", look);
+  document.addEventListener("pointerover", hover);
+  document.addEventListener("focusin", hover);
 
   document.addEventListener("click", (event) => {
-    const button = event.target.closest?.(".id-concept-button");
+    const button = target(event).closest?.(".id-concept-button");
     const closed = one("#id-concept .id-concept-card[hidden]");
-    if (event.target.closest?.(".id-concept-card-close")) {
-      // Hidden, not removed: of a concept that is opened again the same HTML comes, and would not be shown anew.
+    if (target(event).closest?.(".id-concept-card-close")) {
+      // Hidden, not removed: opening the same concept again yields the same HTML, which Gradio would not render anew.
       set(card(), "hidden", true);
       opened = "";
       page.apply();
       page.remember();
-    } else if (button && closed?.dataset.way === button.dataset.way && closed.dataset.number === button.dataset.number) {
+    } else if (button && closed?.dataset.site === button.dataset.site && closed.dataset.number === button.dataset.number) {
       closed.hidden = false;
       delete closed.dataset.seen;
-      came();
+      cardChanged();
     }
   });
 
@@ -248,24 +266,24 @@
   });
 
   document.addEventListener("input", (event) => {
-    const field = event.target.closest?.(".id-thoughts fieldset[data-way]");
-    if (field) way[field.dataset.way] = event.target.value;
-    else if (!event.target.closest?.(".id-thoughts-named")) return;
+    const field = target(event).closest?.(".id-active fieldset[data-option]");
+    if (field) wanted[field.dataset.option] = target(event).value;
+    else if (!target(event).closest?.(".id-active-named")) return;
     page.apply();
     page.remember();
   });
 
-  // A card that came is shown and remembered.
-  function came() {
+  // A new card is scrolled into view, and the address remembers it.
+  function cardChanged() {
     const shown = card();
     if (shown && !shown.dataset.seen) {
       shown.dataset.seen = "yes";
       page.apply();
       page.remember();
-      const name = `${shown.dataset.way} ${shown.dataset.number}`;
+      const name = `${shown.dataset.site} ${shown.dataset.number}`;
       if (name !== opened) shown.scrollIntoView({ block: "nearest", behavior: "smooth" });
       opened = name;
     }
   }
-  new MutationObserver(came).observe(document, { childList: true, subtree: true });
+  new MutationObserver(cardChanged).observe(document, { childList: true, subtree: true });
 })();

@@ -1,21 +1,23 @@
-// The Interventions tab: points at the picture, lays the map of the change on it, marks what is old.
+// @ts-check
+// The Interventions tab: selects concepts by a click on the image, shows the map of the change on it, marks old results.
 (() => {
   "use strict";
   const page = window.idPage;
+  const { one, all, target } = page;
   const TAB = "Interventions";
-  const one = (selector, root = document) => root.querySelector(selector);
-  const all = (selector, root = document) => Array.from(root.querySelectorAll(selector));
 
-  let last = null; // the panel and the picture that it was made for
+  /** @type {{ query: string, image: string } | null} */
+  let last = null; // the query of the panel and the image that it was made for
   let remembered = "";
 
   const panel = () => one(".id-iv:not(.empty, .running)");
 
-  // A panel belongs to the picture that was there when it came.
+  // A panel belongs to the image that was there when it came.
+  /** @param {HTMLElement} root */
   function old(root) {
-    const picture = one(".id-picture")?.src;
-    if (last?.query !== root.dataset.query) last = { query: root.dataset.query, picture };
-    return last.picture !== picture;
+    const image = one(".id-image")?.src;
+    if (last?.query !== root.dataset.query) last = { query: root.dataset.query, image };
+    return last.image !== image;
   }
 
   page.watchers.push((tab) => {
@@ -50,7 +52,7 @@
   };
 
   document.addEventListener("click", (event) => {
-    const button = event.target.closest?.(".id-iv-choose");
+    const button = target(event).closest?.(".id-iv-choose");
     if (!button) return;
     for (const other of all(".id-iv-choose")) other.setAttribute("aria-pressed", String(other === button));
     page.apply();

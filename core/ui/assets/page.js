@@ -1,22 +1,34 @@
-// What the browser does without asking the server: the chosen word, the chosen step, the overlay, what is kept.
+// @ts-check
+// What the browser does without asking the server: the chosen word and step, the overlay, the address, downloads.
 // The server renders plain HTML; this script finds its parts by class and keeps the choices over every re-rendering.
 (() => {
   "use strict";
   const query = new URLSearchParams(location.search);
+  /** @type {IdState} */
   const state = { word: query.get("word"), step: null, opacity: 72, common: false, curves: false, focus: null };
-  // What the tabs' own scripts hang their parts into, by the tab's name: what lies on the picture ({ src, tag } or null),
-  // what a click on the picture means (x and y from 0 to 1), what the address remembers (parameters beside those of the
-  // words, or all of them), and what follows every change.
-  const page = (window.idPage = { state, query, overlays: {}, clicks: {}, parameters: {}, addresses: {}, watchers: [] });
-  let wantedTab = query.get("tab");
-  const all = (selector, root = document) => Array.from(root.querySelectorAll(selector));
+  /** @type {IdPage["one"]} */
   const one = (selector, root = document) => root.querySelector(selector);
-  const set = (element, name, value) => { if (element[name] !== value) element[name] = value; };
+  /** @type {IdPage["all"]} */
+  const all = (selector, root = document) => Array.from(root.querySelectorAll(selector));
+  /** @type {IdPage["set"]} */
+  const set = (element, name, value) => { if (element && element[name] !== value) element[name] = value; };
+  /** @type {IdPage["target"]} */
+  const target = (event) => /** @type {any} */ (event.target);
+  // The tabs' own scripts extend this object; see types.d.ts.
+  /** @type {IdPage} */
+  const page = (window.idPage = {
+    state, query, one, all, set, target, apply, remember, chooseStep, chooseWord, chosenWord,
+    overlays: {}, clicks: {}, parameters: {}, addresses: {}, watchers: [],
+  });
+  let wantedTab = query.get("tab");
+  /** @param {Element} element @param {string} name @param {string} value */
   const attribute = (element, name, value) => {
     if (element.getAttribute(name) !== value) element.setAttribute(name, value);
   };
 
+  /** @type {string | null} */
   let layersText = null;
+  /** @type {Record<string, { own: string, same: string, ownTop: string, sameTop: string }>} */
   let layers = {};
   const panel = () => one(".id-panel:not(.empty)");
 
@@ -39,13 +51,13 @@
     tab?.click();
   }
 
-  // The word that told most, unless a word was chosen that this prompt has as well.
+  // The chosen word if it is in this prompt, else the one with the most bits.
+  /** @returns {string | null} */
   function chosenWord() {
     const chips = all(".id-chip");
     if (chips.some((chip) => chip.dataset.word === state.word)) return state.word;
-    const loudest = chips.reduce((best, chip) =>
-      !best || Number(chip.dataset.bits) > Number(best.dataset.bits) ? chip : best, null);
-    return loudest ? loudest.dataset.word : null;
+    const bits = chips.map((chip) => Number(chip.dataset.bits));
+    return chips[bits.indexOf(Math.max(...bits))]?.dataset.word ?? null;
   }
 
   function apply() {
@@ -56,15 +68,15 @@
     // On a part of the page, not on its root: Gradio confines the style sheet to what is inside its container.
     const marks = one("#id-main")?.classList;
     if (!marks) return;
-    marks.toggle("id-stale-picture", stale.includes("picture"));
+    marks.toggle("id-stale-image", stale.includes("image"));
     marks.toggle("id-stale-words", stale.includes("words"));
     marks.toggle("id-busy", Boolean(one(".id-status .id-bar i")));
     marks.toggle("id-common-scale", state.common);
-    // With nothing to report, the line tells what is shown.
+    // With nothing to report, the line says what is shown.
     const line = one(".id-status > span");
     if (line && (!line.textContent || line.classList.contains("about"))) {
       line.classList.add("about");
-      set(line, "textContent", one(".id-stage")?.dataset.about ?? "");
+      set(line, "textContent", one(".id-viewer")?.dataset.about ?? "");
     }
     for (const chip of all(".id-chip")) attribute(chip, "aria-pressed", String(chip.dataset.word === word));
     for (const part of all("[data-for]")) set(part, "hidden", part.dataset.for !== word);
@@ -72,63 +84,67 @@
     for (const row of all("[data-row]")) row.classList.toggle("chosen", row.dataset.row === word);
     attribute(one("#id-main"), "data-tab", openTab().toLowerCase());
     for (const watch of page.watchers) watch(openTab());
-    applyStage(word, stale);
+    applyViewer(word, stale);
     if (state.focus && document.activeElement === document.body) one(state.focus)?.focus({ preventScroll: true });
   }
 
-  function applyStage(word, stale) {
-    const stage = one(".id-stage");
-    if (!stage) return;
-    const growing = stage.classList.contains("growing");
-    const overlay = one(".id-overlay", stage);
+  /** @param {string | null} word @param {string[]} stale */
+  function applyViewer(word, stale) {
+    const viewer = one(".id-viewer");
+    if (!viewer) return;
+    const growing = viewer.classList.contains("growing");
+    const overlay = one(".id-overlay", viewer);
     const words = openTab() === WORDS;
     const layer = growing || !words || stale.includes("words") ? null : layers[word];
     const other = growing ? null : page.overlays[openTab()]?.() ?? null;
     const source = other ? other.src : layer ? layer[state.common ? "same" : "own"] : "";
     if (overlay) {
       if (source && overlay.src !== source) overlay.src = source;
-      // What a word told it told to the whole picture; the other tabs look at one step.
+      // A word's map is about the whole image; the other tabs look at one step.
       set(overlay, "hidden", !source || (words && state.step !== null));
-      overlay.style.opacity = state.opacity / 100;
+      overlay.style.opacity = String(state.opacity / 100);
     }
-    const legend = one(".id-legend", stage);
+    const legend = one(".id-legend", viewer);
     if (legend) {
       const scale = other?.scale;
       const top = scale ? scale.top : layer?.[state.common ? "sameTop" : "ownTop"];
       set(legend.firstElementChild, "textContent", scale ? `−${scale.top}` : "0");
-      set(one(".id-legend-top", legend), "textContent", top ? `${top} bits a cell` : "bits a cell");
+      set(one(".id-legend-top", legend), "textContent", top ? `${top} bits per cell` : "bits per cell");
       one("i", legend).style.background = scale ? "var(--id-signed)" : "var(--id-scale)";
     }
-    const slider = one(".id-opacity", stage);
-    if (slider && document.activeElement !== slider) slider.value = state.opacity;
-    const common = one(".id-common", stage);
+    const slider = one(".id-opacity", viewer);
+    if (slider && document.activeElement !== slider) slider.value = String(state.opacity);
+    const common = one(".id-common", viewer);
     if (common) set(common, "checked", state.common);
-    applyStep(stage, growing, other ? other.tag : layer && state.step === null ? `“${word}”` : "");
+    applyStep(viewer, growing, other ? other.tag : layer && state.step === null ? `“${word}”` : "");
   }
 
-  function applyStep(stage, growing, about) {
-    const frames = all("button.id-frame", stage);
+  /** @param {HTMLElement} viewer @param {boolean} growing @param {string} about */
+  function applyStep(viewer, growing, about) {
+    const frames = all("button.id-frame", viewer);
     if (growing || !frames.length) state.step = null;
     const chosen = frames.find((frame) => Number(frame.dataset.step) === state.step);
     for (const frame of frames) attribute(frame, "aria-pressed", String(frame === chosen));
     for (const bin of all(".id-bin")) bin.classList.toggle("chosen", Number(bin.dataset.step) === state.step);
-    const preview = one(".id-preview", stage);
+    const preview = one(".id-preview", viewer);
     if (preview) {
       const source = chosen ? one("img", chosen).src : "";
       if (source && preview.src !== source) preview.src = source;
       set(preview, "hidden", !source);
     }
-    const tag = one(".id-tag", stage);
+    const tag = one(".id-tag", viewer);
     const again = page.clicks[openTab()] ? about : "click again for the picture";
-    const said = chosen ? [`step ${state.step + 1}`, chosen.dataset.stage, again].filter(Boolean).join(" · ") : about;
-    if (tag) set(tag, "textContent", said);
+    const label = chosen ? [`step ${state.step + 1}`, chosen.dataset.stage, again].filter(Boolean).join(" · ") : about;
+    if (tag) set(tag, "textContent", label);
   }
 
+  /** @param {number} step */
   function chooseStep(step) {
     state.step = state.step === step ? null : step;
     apply();
   }
 
+  /** @param {string} word */
   function chooseWord(word) {
     state.word = word;
     state.step = null;
@@ -137,15 +153,16 @@
   }
 
   // The address always restores what is shown, so that a reload or a copied address loses nothing.
+  /** @returns {string | null} */
   function address() {
     const whole = page.addresses[openTab()]?.();
-    const kept = whole ?? panel()?.dataset.query;
-    if (!kept) return null;
-    const parameters = new URLSearchParams(kept);
+    const shown = whole ?? panel()?.dataset.query;
+    if (!shown) return null;
+    const parameters = new URLSearchParams(shown);
     const word = whole ? null : chosenWord();
     if (word) parameters.set("word", word);
     if (openTab() !== WORDS) parameters.set("tab", openTab().toLowerCase());
-    for (const [name, value] of Object.entries(page.parameters[openTab()]?.() ?? {})) parameters.set(name, value);
+    for (const [name, value] of Object.entries(page.parameters[openTab()]?.() ?? {})) parameters.set(name, String(value));
     for (const [name, value] of new URLSearchParams(location.search)) if (name.startsWith("__")) parameters.set(name, value);
     return `${location.origin}${location.pathname}?${parameters}`;
   }
@@ -155,6 +172,7 @@
     if (url && url !== location.href) history.replaceState(null, "", url);
   }
 
+  /** @param {string} word @param {string} other */
   function replaceWord(word, other) {
     const field = one("#id-prompt textarea, #id-prompt input");
     const escaped = word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
@@ -166,25 +184,26 @@
   }
 
   async function savePng() {
-    const picture = one(".id-picture");
-    if (!picture) return;
+    const image = one(".id-image");
+    if (!image) return;
     const side = 1024;
     const canvas = Object.assign(document.createElement("canvas"), { width: side, height: side });
     const context = canvas.getContext("2d");
     context.imageSmoothingQuality = "high";
     const preview = one(".id-preview:not([hidden])");
-    context.drawImage(preview ?? picture, 0, 0, side, side);
+    context.drawImage(preview ?? image, 0, 0, side, side);
     const overlay = one(".id-overlay:not([hidden])");
     if (overlay) {
       context.globalAlpha = state.opacity / 100;
       context.drawImage(overlay, 0, 0, side, side);
     }
     const link = document.createElement("a");
-    link.download = `${chosenWord() ?? "picture"}.png`;
+    link.download = `${chosenWord() ?? "image"}.png`;
     link.href = canvas.toDataURL("image/png");
     link.click();
   }
 
+  /** @param {string} text @param {HTMLElement} button */
   async function copy(text, button) {
     try {
       await navigator.clipboard.writeText(text);
@@ -201,7 +220,8 @@
   }
 
   document.addEventListener("click", (event) => {
-    const hit = (selector) => event.target.closest?.(selector);
+    /** @param {string} selector */
+    const hit = (selector) => target(event).closest?.(selector);
     const chip = hit(".id-chip");
     const step = hit("button.id-frame, .id-bin");
     const suggestion = hit(".id-suggest");
@@ -211,56 +231,56 @@
     else if (hit(".id-png")) savePng();
     else if (hit(".id-link")) copy(address() ?? location.href, hit(".id-link"));
     else if (hit(".id-copy")) copy(one("pre", hit(".id-code")).textContent, hit(".id-copy"));
-    else if (hit(".id-canvas")) clickPicture(event, hit(".id-canvas"));
+    else if (hit(".id-canvas")) clickImage(event, hit(".id-canvas"));
     else if (hit('#id-right [role="tab"]')) {
-      // A tab that the address opens is no choice of a person's: what the page shows then is not yet what was asked for.
+      // Not when the address opens a tab: what the page shows then is not yet what the address asks for.
       setTimeout(() => { apply(); if (event.isTrusted) remember(); });
     }
   });
 
-  function clickPicture(event, canvas) {
+  /** @param {MouseEvent} event @param {HTMLElement} canvas */
+  function clickImage(event, canvas) {
     const choose = page.clicks[openTab()];
-    if (choose && one(".id-picture", canvas)) {
+    if (choose && one(".id-image", canvas)) {
       const box = canvas.getBoundingClientRect();
       choose((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
     } else if (state.step !== null) chooseStep(state.step);
   }
 
   document.addEventListener("input", (event) => {
-    if (event.target.matches?.(".id-opacity")) state.opacity = Number(event.target.value);
-    else if (event.target.matches?.(".id-common")) state.common = event.target.checked;
+    if (target(event).matches?.(".id-opacity")) state.opacity = Number(target(event).value);
+    else if (target(event).matches?.(".id-common")) state.common = target(event).checked;
     else return;
     apply();
   });
 
-  // Each word has its own curves: they stay unfolded from word to word, and when a card is made anew.
+  // Each word has its own curves: they stay unfolded from word to word, and when a card is rendered anew.
   document.addEventListener("toggle", (event) => {
-    if (event.target.matches?.(".id-curves") && event.target.closest("[data-for]:not([hidden])")) state.curves = event.target.open;
+    if (target(event).matches?.(".id-curves") && target(event).closest("[data-for]:not([hidden])")) state.curves = target(event).open;
   }, true);
 
   // Arrow keys walk along the film strip and along the words.
   document.addEventListener("keydown", (event) => {
-    const way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    const here = event.target.closest?.("button.id-frame, .id-chip");
-    if (!way || !here) return;
+    const by = event.key === "ArrowRight" ? 1 : event.key === "ArrowLeft" ? -1 : 0;
+    const here = target(event).closest?.("button.id-frame, .id-chip");
+    if (!by || !here) return;
     const others = all(here.matches(".id-chip") ? ".id-chip" : "button.id-frame");
-    const next = others[others.indexOf(here) + way];
+    const next = others[others.indexOf(here) + by];
     if (!next) return;
     event.preventDefault();
     next.focus();
     next.click();
   });
 
-  // A re-rendered part takes the focus away from whoever works with the keyboard; it is given back.
+  // Re-rendering takes the keyboard focus away; it is given back.
   document.addEventListener("focusin", (event) => {
-    const kept = event.target.closest?.(".id-chip, button.id-frame");
-    state.focus = !kept ? null
-      : kept.dataset.word ? `.id-chip[data-word="${CSS.escape(kept.dataset.word)}"]`
-      : `button.id-frame[data-step="${kept.dataset.step}"]`;
+    const focused = target(event).closest?.(".id-chip, button.id-frame");
+    state.focus = !focused ? null
+      : focused.dataset.word ? `.id-chip[data-word="${CSS.escape(focused.dataset.word)}"]`
+      : `button.id-frame[data-step="${focused.dataset.step}"]`;
   });
 
-  Object.assign(page, { apply, remember, chooseStep, chooseWord, chosenWord });
-
+  /** @type {string | undefined} */
   let shownQuery;
   let pending = false;
   new MutationObserver(() => {
@@ -271,7 +291,7 @@
       apply();
       const finished = panel()?.matches(".running") ? undefined : panel()?.dataset.query;
       if (finished && finished !== shownQuery) {
-        // Not for what the page opens with: an address that says nothing stays as it is.
+        // Not for what the page opens with: an address without parameters stays as it is.
         if (shownQuery !== undefined) remember();
         shownQuery = finished;
       }

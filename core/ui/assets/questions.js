@@ -1,26 +1,31 @@
-// Further questions about the picture: which two are asked about, what an answer lays on the picture, what the address keeps.
+// @ts-check
+// Further questions: which words they are about, what an answer shows on the image, what the address remembers.
 (() => {
   "use strict";
   const page = window.idPage;
+  const { one, all, set, target, query } = page;
   const TAB = "Attribution";
-  const ANSWERS = ["pair", "absence", "ranking", "likelihood"]; // in the page's order
-  const one = (selector, root = document) => root.querySelector(selector);
-  const all = (selector, root = document) => Array.from(root.querySelectorAll(selector));
-  const set = (element, name, value) => { if (element && element[name] !== value) element[name] = value; };
+  const ANSWERS = ["pair", "counterfactual", "ranking", "likelihood"]; // in the page's order
 
-  const query = page.query;
-  const asked = new URLSearchParams(["pair", "pairgiven", "without", "instead", "captions", "expected"].flatMap((name) =>
+  const asked = new URLSearchParams(["pair", "pair_given", "without", "instead", "captions", "likelihood"].flatMap((name) =>
     query.has(name) ? [[name, query.get(name)]] : []));
-  let part = null; // which of the four maps lies on the picture
+  /** @type {string | null} */
+  let part = null; // which of the four maps is shown on the image
+  /** @type {string | null} */
   let second = null;
-  const pictures = new WeakMap(); // what picture an answer was about, by its element
+  /** @type {WeakMap<HTMLElement, string | undefined>} */
+  const images = new WeakMap(); // the image that each answer was about
 
+  /** @param {string} name */
   const answer = (name) => one(`.id-${name}.id-answer:not(.empty)`);
   const words = () => Array.from(new Set(all(".id-chip").map((chip) => chip.dataset.word)));
-  const busy = (room) => Boolean(room && one(".id-bar i", room));
+  /** @param {HTMLElement} [progress] */
+  const busy = (progress) => Boolean(progress && one(".id-bar i", progress));
 
+  /** @param {string} question @param {Record<string, string>} [data] */
   const ask = (question, data) => page.ask?.(question, data);
 
+  /** @param {string} first @param {string} other @param {string} [given] */
   function askPair(first, other, given) {
     second = other;
     part = null;
@@ -29,17 +34,20 @@
     ask("pair", { first, second: other, given: one(".id-pair-given").value });
   }
 
-  // A result is about the picture that it names. Of two that somebody brought with one caption: that was there when it came.
+  // Whether an answer is about the image that is shown: by its description, and, for uploaded images with the same
+  // caption, by the image that was there when the answer came.
+  /** @param {HTMLElement} root */
   function fresh(root) {
-    const picture = one(".id-picture")?.src;
-    if (!pictures.has(root)) pictures.set(root, picture);
-    return root.dataset.about === one(".id-stage")?.dataset.about && pictures.get(root) === picture;
+    const image = one(".id-image")?.src;
+    if (!images.has(root)) images.set(root, image);
+    return root.dataset.about === one(".id-viewer")?.dataset.about && images.get(root) === image;
   }
 
-  function mark(root, room) {
+  /** @param {HTMLElement | null} root @param {HTMLElement} progress */
+  function mark(root, progress) {
     if (!root) return;
     const isNew = fresh(root);
-    const asking = busy(room) && !root.classList.contains("running");
+    const asking = busy(progress) && !root.classList.contains("running");
     root.classList.toggle("old", !isNew || asking);
     set(one(".id-old", root), "textContent", isNew ? "previous result" : "previous picture");
   }
@@ -58,12 +66,12 @@
     const none = chosen ? "" : "Generate a picture first, or choose an example.";
     set(one("#id-pair-ask .id-question-problem"), "textContent",
       none || (others.length ? "" : "This prompt has only one word; two different ones are needed."));
-    set(one("#id-absence-ask .id-question-problem"), "textContent",
-      none || (others.length ? "" : "It is the whole prompt: without it there is none."));
+    set(one("#id-counterfactual-ask .id-question-problem"), "textContent",
+      none || (others.length ? "" : "It is the whole prompt; without it nothing is left."));
     const other = one("#id-other-word input, #id-other-word textarea")?.value.trim();
     set(one(".id-without"), "textContent", other ? `with “${other}” for` : "without");
     set(one(".id-pair-go"), "disabled", !others.length);
-    set(one(".id-absence-go"), "disabled", !chosen);
+    set(one(".id-counterfactual-go"), "disabled", !chosen);
     set(one("#id-likelihood-ask .id-question-problem"), "textContent", none);
     set(one(".id-likelihood-go"), "disabled", !chosen);
     set(select, "disabled", !others.length);
@@ -75,20 +83,20 @@
     const wanted = new URLSearchParams(asked);
     for (const name of Array.from(asked.keys())) asked.delete(name); // first: what follows comes back here
     const pair = wanted.get("pair")?.split(",");
-    if (pair?.length === 2) askPair(...pair, wanted.get("pairgiven") === "nothing" ? "nothing" : "rest");
-    if (wanted.get("without")) ask("absence", { word: wanted.get("without"), to: wanted.get("instead") ?? "" });
+    if (pair?.length === 2) askPair(pair[0], pair[1], wanted.get("pair_given") === "nothing" ? "nothing" : "rest");
+    if (wanted.get("without")) ask("counterfactual", { word: wanted.get("without"), to: wanted.get("instead") ?? "" });
     if (wanted.get("captions")) ask("captions", { captions: wanted.get("captions") });
-    if (wanted.get("expected")) ask("likelihood");
+    if (wanted.get("likelihood")) ask("likelihood");
   }
 
   page.watchers.push(() => {
     controls();
     restore();
-    const rooms = all(".id-asking");
+    const progress = all(".id-question-progress");
     ANSWERS.forEach((name, i) => {
-      mark(answer(name), rooms[i]);
-      // The room that an answer will take is made when it is asked for, not when it comes.
-      one(`.id-${name}.empty`)?.classList.toggle("asked", busy(rooms[i]));
+      mark(answer(name), progress[i]);
+      // The space for an answer is reserved when it is asked for, not when it comes.
+      one(`.id-${name}.empty`)?.classList.toggle("asked", busy(progress[i]));
     });
     const pair = answer("pair");
     for (const button of all("button.id-part")) {
@@ -105,22 +113,24 @@
   };
 
   page.parameters[TAB] = () => {
+    /** @type {Record<string, string>} */
     const found = {};
-    const [pair, absence, ranking, likelihood] = ANSWERS.map((name) => {
+    const [pair, counterfactual, ranking, likelihood] = ANSWERS.map((name) => {
       const root = answer(name);
       return root && !root.classList.contains("old") ? root.dataset : null;
     });
     if (pair) found.pair = `${pair.first},${pair.second}`;
-    if (pair?.given === "nothing") found.pairgiven = "nothing";
-    if (absence) found.without = absence.word;
-    if (absence?.to) found.instead = absence.to;
+    if (pair?.given === "nothing") found.pair_given = "nothing";
+    if (counterfactual) found.without = counterfactual.word;
+    if (counterfactual?.to) found.instead = counterfactual.to;
     if (ranking) found.captions = ranking.captions;
-    if (likelihood) found.expected = "1";
+    if (likelihood) found.likelihood = "1";
     return found;
   };
 
   document.addEventListener("click", (event) => {
-    const hit = (selector) => event.target.closest?.(selector);
+    /** @param {string} selector */
+    const hit = (selector) => target(event).closest?.(selector);
     const chip = hit(".id-chip");
     const map = hit("button.id-part");
     if (chip && event.shiftKey) {
@@ -133,18 +143,19 @@
       page.state.step = null;
       page.apply();
     } else if (hit(".id-pair-go") && second) askPair(page.chosenWord(), second);
-    else if (hit(".id-absence-go")) ask("absence", { word: page.chosenWord() });
+    else if (hit(".id-counterfactual-go")) ask("counterfactual", { word: page.chosenWord() });
     else if (hit(".id-likelihood-go")) ask("likelihood");
     else if (hit(".id-stop")) ask("stop");
     else if (hit(".id-answer-png")) savePng(hit(".id-answer"));
   }, true);
 
   document.addEventListener("input", (event) => {
-    if (event.target.matches?.(".id-second")) second = event.target.value;
-    else if (event.target.closest?.("#id-other-word")) controls();
+    if (target(event).matches?.(".id-second")) second = target(event).value;
+    else if (target(event).closest?.("#id-other-word")) controls();
   });
 
-  // The figures of an answer side by side, each over its title.
+  // The figures of an answer side by side, each above its title.
+  /** @param {HTMLElement} root */
   async function savePng(root) {
     const figures = all("figure", root).filter((figure) => one("img", figure));
     const side = 384;
@@ -171,7 +182,7 @@
     link.click();
   }
 
-  // An answer that came is remembered by the address.
+  // The address remembers each finished answer.
   let last = "";
   new MutationObserver(() => {
     const now = ANSWERS.map((name) => {

@@ -1,4 +1,4 @@
-"""The Attribution tab: which word told the picture what, where and when."""
+"""The Attribution tab: which word shaped the image, where and when."""
 
 import time
 from collections.abc import Generator
@@ -9,56 +9,57 @@ from typing import Any
 import gradio as gr
 
 from core.information.results import Attribution
-from core.ui.inputs import html
-from core.ui.jobs import JobError, Measuring, Waiting, measure
+from core.ui.backend.errors import JobError
+from core.ui.backend.fields import html
+from core.ui.backend.jobs import MeasurementProgress, Waiting, measure
+from core.ui.backend.runtime import Runtime
 from core.ui.look.export import download_url, link_query, python_lines, steps_csv, table_rows, to_csv, to_json
-from core.ui.look.picture import seconds_left, status_html
 from core.ui.look.scene import Scene
+from core.ui.look.viewer import seconds_left, status_html
 from core.ui.look.words import cards, chips, layers_json, plus_minus
-from core.ui.runtime import Runtime
 
-GIVEN = (("given the rest", "rest"), ("alone", "nothing"))
+GIVEN = (("on top of the others", "rest"), ("on its own", "nothing"))
 REL_ERRORS = (("20%", 0.2), ("10%", 0.1), ("5%", 0.05))
 _STOPPED = {
-    "converged": "the wanted error was reached",
-    "budget": "the budget was spent before the wanted error was reached",
+    "converged": "the requested precision was reached",
+    "budget": "the budget was spent before the requested precision was reached",
     "cancelled": "stopped early",
 }
 _REFRESH_SECONDS = 0.7
-"""The words of an unfinished measurement are shown anew this often, its progress twice as often."""
+"""An unfinished measurement is rendered anew this often, its progress twice as often."""
 
 
 @dataclass(frozen=True)
 class AttributionTab:
     """The tab's components that the page wires up."""
 
-    panel: Any
-    """HTML with the chips, the cards and everything to take away."""
-    given: Any
-    """What the bits are counted against."""
-    rel_error: Any
-    """Relative error to aim for."""
+    panel: gr.HTML
+    """The chips, cards, downloads and tables."""
+    given: gr.Radio
+    """What the bits are measured against."""
+    rel_error: gr.Radio
+    """The relative error to measure to."""
 
 
 def build_attribution_tab(runtime: Runtime, first: tuple[Scene, Attribution] | None) -> AttributionTab:
-    """Put the tab's components where the caller's `with` is; `first` is what they show to begin with."""
+    """Create the tab's components inside the caller's `with` block; `first` is what they show at the start."""
     html(
-        "<h2>Which word told the picture what?</h2>"
-        '<p class="id-intro">How much did each word tell this picture? One <dfn>bit</dfn> is the answer to one '
-        "yes-or-no question about it. Choose a word to see where and when it spoke.</p>"
+        "<h2>Which word shaped the picture, and where?</h2>"
+        '<p class="id-intro">How much did each word contribute? One <dfn>bit</dfn> is the answer to one yes-or-no '
+        "question about the picture. Choose a word to see where and when it mattered.</p>"
     )
     with gr.Row(elem_classes="id-settings"):
         given = gr.Radio(
             GIVEN,
             value="rest",
-            label="Count each word",
-            info="What only this word adds to the others (CMI), or what it tells without them (MI).",
+            label="Measure each word",
+            info="What it adds to the other words (CMI), or what it gives without them (MI).",
         )
         rel_error = gr.Radio(
             REL_ERRORS,
             value=0.1,
-            label="Until its error is",
-            info="Relative standard error. Half of it takes four times as long.",
+            label="Precision",
+            info="Relative standard error; half the error takes four times as long.",
         )
     panel = html(panel_html(runtime, *first) if first else empty_panel_html(), elem_id="id-panel")
     return AttributionTab(panel, given, rel_error)
@@ -67,13 +68,15 @@ def build_attribution_tab(runtime: Runtime, first: tuple[Scene, Attribution] | N
 def measure_updates(
     runtime: Runtime, ticket: int | None, scene: Scene, given: str, rel_error: float
 ) -> Generator[tuple[Any, Any], None, str | None]:
-    """Look up or measure, and yield (panel, status) for the page as it goes; returns None, or what of
-    the page is old if the work was cancelled."""
-    stored = runtime.stored(scene.key, given, rel_error)
-    if stored is not None:
-        yield panel_html(runtime, scene, stored), status_html()
+    """Look up or measure, and yield (panel, status) as it goes.
+
+    Returns None, or if the work was cancelled, what of the page is outdated.
+    """
+    cached = runtime.cached_attribution(scene.key, given, rel_error)
+    if cached is not None:
+        yield panel_html(runtime, scene, cached), status_html()
         return None
-    shown, shown_at, told_at = None, 0.0, 0.0
+    shown, shown_at, reported_at = None, 0.0, 0.0
     work = measure(runtime, ticket, scene, given, rel_error)
     try:
         for item in work:
@@ -81,14 +84,14 @@ def measure_updates(
             if isinstance(item, Waiting):
                 yield gr.skip(), status_html(item.text, stale="words")
             elif isinstance(item, Attribution):
-                runtime.keep(scene.key, item)
+                runtime.cache_attribution(scene.key, item)
                 yield panel_html(runtime, scene, item), status_html()
                 return None
             elif item.partial is not None and item.partial is not shown and now - shown_at > _REFRESH_SECONDS:
-                shown, shown_at, told_at = item.partial, now, now
+                shown, shown_at, reported_at = item.partial, now, now
                 yield panel_html(runtime, scene, shown, running=True), _status(item, rel_error, stale="")
-            elif now - told_at > _REFRESH_SECONDS / 2:
-                told_at = now
+            elif now - reported_at > _REFRESH_SECONDS / 2:
+                reported_at = now
                 yield gr.skip(), _status(item, rel_error, stale="" if shown else "words")
     except (JobError, ValueError) as error:
         yield gr.skip(), status_html(str(error), kind="error", stale="words")
@@ -101,38 +104,38 @@ def measure_updates(
     return ""
 
 
-def _status(item: Measuring, target: float, stale: str) -> str:
-    done = f"error {item.error:.0%}, wanted {target:.0%}" if item.error is not None else f"{item.n_evals} evaluations"
+def _status(item: MeasurementProgress, target: float, stale: str) -> str:
+    done = f"error {item.error:.0%}, target {target:.0%}" if item.error is not None else f"{item.n_evals} evaluations"
     text = f"Reading the words: {done}{seconds_left(item.seconds_left)}"
     return status_html(text, item.share, stale)
 
 
 def empty_panel_html() -> str:
-    """The room that an attribution will take."""
+    """The space reserved for an attribution."""
     return '<div class="id-panel empty"><p class="id-empty">The words and their bits will appear here.</p></div>'
 
 
 def panel_html(runtime: Runtime, scene: Scene, a: Attribution, running: bool = False) -> str:
-    """The whole attribution. Choosing a word happens in the browser, without asking the server."""
+    """The whole attribution. Choosing a word happens in the browser."""
     height, width = a.maps.shape[1:]
     return (
         f'<div class="id-panel{" running" if running else ""}" data-query="{escape(link_query(scene, a))}" '
-        f'data-own="{int(scene.own)}" data-cells="{width} × {height}">'
+        f'data-uploaded="{int(scene.uploaded)}" data-cells="{width} × {height}">'
         f'<div class="id-layers" hidden data-layers="{escape(layers_json(a))}"></div>'
         f"{chips(scene.prompt, a)}"
         f'<div class="id-cards">{cards(a, runtime.spec.stages)}</div>'
-        f"{_keep(runtime, scene, a)}{_details(runtime, scene, a)}{_notes(scene, a, running)}</div>"
+        f"{_downloads(runtime, scene, a)}{_details(runtime, scene, a)}{_notes(scene, a, running)}</div>"
     )
 
 
-def _keep(runtime: Runtime, scene: Scene, a: Attribution) -> str:
+def _downloads(runtime: Runtime, scene: Scene, a: Attribution) -> str:
     stages = runtime.spec.stages
     csv_url = download_url(to_csv(a, stages), "text/csv")
     steps_url = download_url(steps_csv(a, stages), "text/csv")
     json_url = download_url(to_json(scene, a, runtime.name, stages), "application/json")
-    link = "" if scene.own else '<button type="button" class="id-button id-link">Copy link</button>'
+    link = "" if scene.uploaded else '<button type="button" class="id-button id-link">Copy link</button>'
     return (
-        '<div class="id-keep" role="group" aria-label="Keep this result"><span>Keep this:</span>'
+        '<div class="id-downloads" role="group" aria-label="Download this result"><span>Download:</span>'
         '<button type="button" class="id-button id-png">PNG</button>'
         f'<a class="id-button" download="attribution.csv" href="{csv_url}">CSV</a>'
         f'<a class="id-button" download="attribution-steps.csv" href="{steps_url}">CSV by step</a>'
@@ -153,7 +156,7 @@ def _details(runtime: Runtime, scene: Scene, a: Attribution) -> str:
     heads = "".join(f'<th scope="col"><span class="id-key {s.name}"></span>{s.name}</th>' for s in stages)
     return (
         '<details class="id-more"><summary>All numbers</summary><div class="id-scroll"><table><thead><tr>'
-        f'<th scope="col">word</th><th scope="col">bits</th><th scope="col">second count</th>{heads}</tr></thead>'
+        f'<th scope="col">word</th><th scope="col">bits</th><th scope="col">signed check</th>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div></details>"
         '<details class="id-more"><summary>Repeat this in Python</summary><div class="id-code">'
         '<button type="button" class="id-button id-copy">Copy</button>'
@@ -163,14 +166,13 @@ def _details(runtime: Runtime, scene: Scene, a: Attribution) -> str:
 
 def _notes(scene: Scene, a: Attribution, running: bool) -> str:
     guided = (
-        " Guidance makes a picture more typical of its words than the model would draw it otherwise, so a word can get "
-        "more bits than its rarity alone allows."
-        if not scene.own and scene.guidance > 1
+        " Guidance makes a picture more typical of its words, so a word can get more bits than its surprisal allows."
+        if not scene.uploaded and scene.guidance > 1
         else ""
     )
     height, width = a.maps.shape[1:]
     ended = "still measuring" if running else _STOPPED.get(a.stopped, a.stopped)
     return (
         f'<p class="id-hint id-notes">{a.n_evals:,} U-Net evaluations in {a.n_replicates} independent repeats; '
-        f"{ended}. Maps have {width} × {height} cells, dark also where the error is larger than the value.{guided}</p>"
+        f"{ended}. Maps have {width} × {height} cells, also dark where the error exceeds the value.{guided}</p>"
     )

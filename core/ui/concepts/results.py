@@ -1,7 +1,7 @@
-"""What is active where and when in a picture, packed so that the page can walk through it without the server."""
+"""An image's concept activations, packed so that the page can step through them without the server."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,52 +11,53 @@ from core.concepts.table import N_NEAREST, Concept, ConceptTable, Hit
 from core.concepts.trace import CodeTrace, SaeSite
 from core.diffusion.diffuser import Diffuser
 from core.spec import default_hookpoint
-from core.ui.concepts.dictionary import Dictionary
+from core.ui.backend.dictionary import ConceptDictionary
 from core.ui.look.colours import scale_hex
 
 N_LEVELS = 63
-"""Values are sent as so many parts of a concept's 99th percentile."""
+"""Values are quantised to this many levels, in units of a concept's 99th percentile."""
 FIRST_NUMBER, FIRST_LEVEL = 0xA1, 0x3F
-"""Characters of concept 0 and of level 0; those of the others follow them. The script knows both."""
+"""Characters of concept 0 and of level 0; the others follow. concepts.js uses the same."""
 MAX_ENTRIES = 100_000
-"""Most active concepts of a block and branch that are sent: where there are more, the weakest of each position stay."""
+"""Most entries sent for a block and branch; beyond it, the weakest of each position are dropped."""
 _N_COLOURS = 16
 
 
-def way_key(site: SaeSite) -> str:
-    """A block and branch, for the page."""
+def site_key(site: SaeSite) -> str:
+    """The page's key for a block and branch."""
     return f"{site.hookpoint}|{site.branch}"
 
 
-def find_site(dictionary: Dictionary, key: str) -> SaeSite | None:
-    """The place of a key; None where there is none."""
-    return next((site for site in dictionary.tables if way_key(site) == key), None)
+def find_site(dictionary: ConceptDictionary, key: str) -> SaeSite | None:
+    """The site of a key, or None."""
+    return next((site for site in dictionary.tables if site_key(site) == key), None)
 
 
-def pack(dictionary: Dictionary, trace: CodeTrace) -> str:
-    """What the script draws from, as JSON.
+def pack(dictionary: ConceptDictionary, trace: CodeTrace) -> str:
+    """An image's activations as JSON, for the page's script.
 
-    By block and branch: the grid, how many concepts a position has at most, which and how strong, step by step and
-    position by position; and of those that occur the label, kind, mean and 99th percentile. The place that is read
-    where nothing is chosen comes first.
+    For each site (block and branch): the grid; how many concepts a position has at most; the concepts' numbers and
+    levels, step by step and position by position; and the label, kind, mean and 99th percentile of those that occur.
+    The default site comes first.
     """
-    ways = {way_key(p): _pack(dictionary.tables[p], trace, p) for p in usual_first(trace) if p in dictionary.tables}
+    known = [site for site in default_first(trace.sites()) if site in dictionary.tables]
+    sites = {site_key(site): _pack(dictionary.tables[site], trace, site) for site in known}
     colours = [scale_hex(i / (_N_COLOURS - 1)) for i in range(_N_COLOURS)]
-    document = {"steps": trace.n_steps, "colours": colours, "ways": ways}
+    document = {"steps": trace.n_steps, "colours": colours, "sites": sites}
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
-def usual_first(trace: CodeTrace) -> list[SaeSite]:
-    """The places of a trace, that which `core.predict_layout` reads by default first."""
-    hookpoints = list(dict.fromkeys(site.hookpoint for site in trace.sites()))
-    usual = SaeSite(default_hookpoint(hookpoints), BRANCH)
-    return sorted(trace.sites(), key=lambda site: site != usual)
+def default_first(sites: Sequence[SaeSite]) -> list[SaeSite]:
+    """The same sites, the one that `core.predict_layout` reads by default first."""
+    hookpoints = list(dict.fromkeys(site.hookpoint for site in sites))
+    default = SaeSite(default_hookpoint(hookpoints), BRANCH)
+    return sorted(sites, key=lambda site: site != default)
 
 
 def search_all(
     tables: Mapping[SaeSite, ConceptTable], word: str, model: Diffuser | None
 ) -> tuple[list[tuple[SaeSite, Hit]], tuple[str, ...]]:
-    """What a word finds in some tables, best first; where it finds nothing, the labels that come nearest.
+    """Search all tables for a word: the hits, best first; if there are none, the nearest labels.
 
     Raises:
         ValueError: The word is blank.
@@ -69,8 +70,8 @@ def search_all(
 
 
 def title(concept: Concept) -> str:
-    """What a concept is called: its label, or why it has none."""
-    return concept.label or {"context-free": "a place in the frame"}.get(concept.kind, "no name")
+    """A concept's title: its label, or what it is without one."""
+    return concept.label or {"context-free": "fixed position"}.get(concept.kind, "unnamed")
 
 
 def _pack(table: ConceptTable, trace: CodeTrace, site: SaeSite) -> dict[str, Any]:

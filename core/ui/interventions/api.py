@@ -1,4 +1,4 @@
-"""Interventions for programs: from named edits to pictures and figures."""
+"""Interventions for the API: from JSON objects to images and figures."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from core.ui.concepts.dictionary import no_concepts
-from core.ui.inputs import image_problem
+from core.ui.backend.dictionary import no_concepts
+from core.ui.backend.errors import JobError
+from core.ui.backend.inputs import image_problem
+from core.ui.backend.jobs import EditedImages, intervene
+from core.ui.backend.runtime import Runtime
 from core.ui.interventions.export import to_document
 from core.ui.interventions.request import MAX_REQUESTS, PAINTED, edit_of, mask_cells, request_of
-from core.ui.jobs import JobError, Redrawn, intervene
 from core.ui.look.scene import Scene
-from core.ui.runtime import Runtime
 
 
 def intervention(
@@ -22,43 +23,44 @@ def intervention(
     seed: int,
     steps: int,
     guidance: float,
-    named: Sequence[Any],
+    edits: Sequence[Any],
     mask: str | None = None,
 ) -> Iterator[tuple[Image.Image, Image.Image, dict[str, Any]] | None]:
-    """Draw a picture with and without edits; None as it goes, and last both pictures and what was measured.
+    """Generate an image with and without edits; None as it goes, and last both images and what was measured.
 
-    `mask` is a file that came with the request, the region of the first edit. What the edits themselves say may come
-    from anybody, and names no file.
+    `mask` is a file uploaded with the request, the region of the first edit. The edits themselves are untrusted and
+    cannot name a file.
 
     Raises:
-        ValueError: An edit that cannot be.
+        ValueError: An edit that is not valid.
         JobError: A model without concepts.
     """
     runtime.ready.wait()
     if runtime.error or runtime.dictionary is None:
         raise JobError(runtime.error or no_concepts(runtime.name))
-    from core.ui.interventions.results import Plan, measure_redrawn  # which import torch
+    from core.ui.interventions.results import EditPlan, measure_edits  # which import torch
 
+    assert runtime.model is not None  # it was loaded together with its concepts
     size = runtime.model.image_size
-    if len(named) > MAX_REQUESTS:
-        raise ValueError(f"At most {MAX_REQUESTS} edits go together; {len(named)} were asked for.")
-    first, *runner_ups = (_named(one) for one in named)
+    if len(edits) > MAX_REQUESTS:
+        raise ValueError(f"At most {MAX_REQUESTS} edits go together; {len(edits)} were requested.")
+    first, *others = (_without_blanks(one) for one in edits)
     if mask:
-        first |= _masked(mask, size)
-    plan = Plan(tuple(request_of(one, runtime.spec, steps) for one in (first, *runner_ups)))
+        first |= _mask_region(mask, size)
+    plan = EditPlan(tuple(request_of(one, runtime.spec, steps) for one in (first, *others)))
     scene = Scene(Image.fromarray(np.zeros((size, size, 3), np.uint8)), prompt, seed, steps, guidance)
-    with closing(intervene(runtime, None, scene, [[edit_of(one, size) for one in plan.asked]])) as work:
+    with closing(intervene(runtime, None, scene, [[edit_of(one, size) for one in plan.requests]])) as work:
         for item in work:
-            if not isinstance(item, Redrawn):
+            if not isinstance(item, EditedImages):
                 yield None
                 continue
-            outcome = measure_redrawn(scene, plan, item, runtime.dictionary, runtime.segmenter)
-            document = to_document(outcome, runtime.name, runtime.dictionary.source)
-            yield outcome.unedited, outcome.results[0].image, document
+            comparison = measure_edits(scene, plan, item, runtime.dictionary, runtime.segmenter)
+            document = to_document(comparison, runtime.name, runtime.dictionary.source)
+            yield comparison.unedited, comparison.results[0].image, document
 
 
-def _named(edit: Any) -> dict[str, Any]:
-    """An edit without what was left empty."""
+def _without_blanks(edit: Any) -> dict[str, Any]:
+    """An edit without its empty fields."""
     if not isinstance(edit, Mapping):
         raise ValueError('An edit is an object such as {"kind": "move", "label": "cat", "region": "top-left"}.')
     given = {name: value for name, value in edit.items() if value not in (None, "")}
@@ -67,8 +69,8 @@ def _named(edit: Any) -> dict[str, Any]:
     return given
 
 
-def _masked(path: str, size: int) -> dict[str, str]:
-    """The region that a file shows."""
+def _mask_region(path: str, size: int) -> dict[str, str]:
+    """The region marked in an image file."""
     if problem := image_problem(path):
         raise ValueError(problem)
     with Image.open(path) as image:

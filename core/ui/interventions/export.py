@@ -1,4 +1,4 @@
-"""Interventions to take away: pictures, JSON with all settings and figures, Python lines, a link."""
+"""Downloads of interventions: images, JSON with all settings and figures, the Python lines, the link."""
 
 import base64
 import io
@@ -11,62 +11,56 @@ import numpy as np
 from PIL import Image
 
 from core.ui.interventions.request import GRID, PAINTED, EditRequest, edit_class, to_text
+from core.ui.look.export import image_settings
 from core.ui.look.scene import Scene
 
 if TYPE_CHECKING:
-    from core.ui.interventions.results import Moved, Outcome, Result
+    from core.ui.interventions.results import EditComparison, EditResult, ObjectChange
 
 TAB = "interventions"
-"""The tab's name in an address."""
+"""The tab's name in a link."""
 
 
 def png_url(image: Image.Image) -> str:
-    """A picture as a data URL, to be kept as it is."""
+    """An image as a lossless data URL."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def settings(scene: Scene, model_name: str, source: str) -> dict[str, Any]:
-    """Everything but the edits that is needed to make the same pictures again."""
-    return {
-        "model": model_name,
-        "saes": source,
-        "prompt": scene.prompt,
-        "seed": scene.seed,
-        "num_inference_steps": scene.steps,
-        "guidance_scale": scene.guidance,
-    }
+    """Everything but the edits that is needed to reproduce the images."""
+    return {**image_settings(scene, model_name), "saes": source}
 
 
-def figures(result: "Result") -> dict[str, Any]:
-    """All that was measured of one edited picture; null for what could not be."""
+def figures(result: "EditResult") -> dict[str, Any]:
+    """All that was measured for one edited image; null for what could not be measured."""
     return {
         "stage": result.stage or None,
         "edits": [one.to_dict() for one in result.requests],
         "change_elsewhere_low": _number(result.low),
         "change_elsewhere_high": _number(result.high),
         "layout_iou_elsewhere": _number(result.layout),
-        "beyond_data": {"share": _number(result.out_of_range.share), "times_p99": _number(result.out_of_range.times)},
-        "moved": [None if one is None else _moved(one) for one in result.moved],
+        "out_of_range": {"share": _number(result.out_of_range.share), "times_p99": _number(result.out_of_range.times)},
+        "objects": [None if one is None else _object_change(one) for one in result.objects],
     }
 
 
-def to_document(outcome: "Outcome", model_name: str, source: str) -> dict[str, Any]:
+def to_document(comparison: "EditComparison", model_name: str, source: str) -> dict[str, Any]:
     """Settings and figures of a run."""
     return {
-        "settings": settings(outcome.scene, model_name, source),
-        "results": [figures(result) for result in outcome.results],
+        "settings": settings(comparison.scene, model_name, source),
+        "results": [figures(result) for result in comparison.results],
     }
 
 
-def to_json(outcome: "Outcome", model_name: str, source: str) -> str:
-    """The same as text."""
-    return json.dumps(to_document(outcome, model_name, source), ensure_ascii=False)
+def to_json(comparison: "EditComparison", model_name: str, source: str) -> str:
+    """Settings and figures of a run as JSON."""
+    return json.dumps(to_document(comparison, model_name, source), ensure_ascii=False)
 
 
 def link_query(scene: Scene, requests: Sequence[EditRequest], compare: bool) -> str:
-    """Query parameters that restore the picture and its edits."""
+    """Query parameters that restore the image and its edits."""
     query = {
         "prompt": scene.prompt,
         "seed": scene.seed,
@@ -81,7 +75,7 @@ def link_query(scene: Scene, requests: Sequence[EditRequest], compare: bool) -> 
 def python_lines(
     scene: Scene, requests: Sequence[EditRequest], model_name: str, source: str, stages: Sequence[str] = ()
 ) -> str:
-    """Lines that draw the pictures in a notebook, the edited one at each of some stages if there are any."""
+    """Lines that generate the images in a notebook; with `stages`, one edited image per stage."""
     painted = any(one.region == PAINTED for one in requests)
     edits = "".join(f"    {_edit_line(one, bool(stages))},\n" for one in requests)
     if source == model_name:
@@ -98,13 +92,13 @@ def python_lines(
     if stages:
         edits = f"edits = [\n{edits}]\n"
         each = "".join(f"    {line}\n" for line in edits.splitlines())
-        drawn = f"edited = {{}}\nfor stage in {json.dumps(list(stages))}:\n{each}    edited[stage] = {last}"
+        edited = f"edited = {{}}\nfor stage in {json.dumps(list(stages))}:\n{each}    edited[stage] = {last}"
     else:
-        drawn = f"edits = [\n{edits}]\nedited = {last}"
+        edited = f"edits = [\n{edits}]\nedited = {last}"
     return (
         f"import core\n{imports}{_PAINTED_LINES if painted else ''}\n"
         f"model = core.load_model({json.dumps(model_name)})\n{before}"
-        f"unedited = model.generate({run}).image\n{drawn}"
+        f"unedited = model.generate({run}).image\n{edited}"
     )
 
 
@@ -117,7 +111,7 @@ def painted(cells, size):
     return bits[index][:, index]
 
 """
-"""The same as `cells_mask`."""
+"""`painted` does the same as `cells_mask`."""
 
 
 def _edit_line(request: EditRequest, each_stage: bool) -> str:
@@ -131,16 +125,16 @@ def _edit_line(request: EditRequest, each_stage: bool) -> str:
         ]
     if request.region == PAINTED:
         parts.append(f'region=painted("{request.cells}", model.image_size)')
-    elif request.kind != "whole":
+    elif request.kind != "global":
         parts.append(f'region="{request.region}"')
     when = "stage=stage" if each_stage else f"steps={request.steps}" if request.steps else f'stage="{request.stage}"'
     parts += [f"strength={request.strength:g}", when]
     return f"core.{edit_class(request.kind).__name__}({', '.join(parts)})"
 
 
-def _moved(one: "Moved") -> dict[str, Any]:
+def _object_change(one: "ObjectChange") -> dict[str, Any]:
     before_and_after = {
-        "there": one.there,
+        "present": one.present,
         "area": one.area,
         "inside_region": one.inside,
         "centre_in_region": one.centre_inside,

@@ -1,4 +1,4 @@
-"""HTML of what edits did: the wish, the figures in plain words, a map of the change, the three stages side by side."""
+"""HTML of an edit's effect: the request, the figures in words, a map of the change, the three stages side by side."""
 
 import math
 from collections.abc import Sequence
@@ -9,56 +9,56 @@ from PIL import Image
 
 from core.diffusion.schedule import stage_steps
 from core.spec import Stage
+from core.ui.backend.jobs import EditProgress
+from core.ui.backend.runtime import Runtime
 from core.ui.interventions.export import link_query, png_url, python_lines, to_json
 from core.ui.interventions.request import EditRequest
-from core.ui.interventions.results import Moved, Outcome, Result
-from core.ui.jobs import Redrawing
+from core.ui.interventions.results import EditComparison, EditResult, ObjectChange
 from core.ui.look.colours import scale_gradient, scale_rgb
 from core.ui.look.export import download_url
 from core.ui.look.images import data_url, layer
-from core.ui.runtime import Runtime
 
 _SIDE = 512
-"""Pixels to which a small picture is enlarged for the slider."""
-_MUCH = 0.25
-"""Change, in shares of the range of grey, that has the brightest colour on the map: the same for all pictures."""
+"""Side to which a small image is enlarged for the slider."""
+_FULL_SCALE = 0.25
+"""Change (0..1) with the brightest colour on the map: the same for all images."""
 
 
-def outcome_html(runtime: Runtime, outcome: Outcome) -> str:
-    """All that was found, and what can be kept of it."""
+def comparison_html(runtime: Runtime, comparison: EditComparison) -> str:
+    """All that was measured, and its downloads."""
     assert runtime.dictionary is not None
-    results = outcome.results
+    results = comparison.results
     compare = len(results) > 1
-    asked = link_query(outcome.scene, outcome.asked, compare)
-    body = _stages(outcome, runtime.spec.stages) if compare else _one(outcome)
+    query = link_query(comparison.scene, comparison.requests, compare)
+    body = _stages(comparison, runtime.spec.stages) if compare else _one(comparison)
     return (
-        f'<div class="id-iv" data-query="{escape(asked)}" data-change="{_overlay_url(results[0])}">'
-        f'<p class="id-old">previous picture</p>{_requests(outcome)}{body}{_explained(outcome)}'
-        f"{_keep(runtime, outcome)}{_python(runtime, outcome)}</div>"
+        f'<div class="id-iv" data-query="{escape(query)}" data-change="{_overlay_url(results[0])}">'
+        f'<p class="id-old">previous picture</p>{_requests(comparison)}{body}{_explained(comparison)}'
+        f"{_downloads(runtime, comparison)}{_python(runtime, comparison)}</div>"
     )
 
 
-def _requests(outcome: Outcome) -> str:
-    compare = len(outcome.results) > 1
-    told = "; ".join(escape(one.told(outcome.scene.steps, with_time=not compare)) for one in outcome.asked)
-    return f'<p class="id-iv-lead"><b>{told}</b>{", at each of the three stages" if compare else ""}</p>'
+def _requests(comparison: EditComparison) -> str:
+    compare = len(comparison.results) > 1
+    text = "; ".join(escape(one.describe(comparison.scene.steps, with_time=not compare)) for one in comparison.requests)
+    return f'<p class="id-iv-lead"><b>{text}</b>{", at each of the three stages" if compare else ""}</p>'
 
 
-def drawing_html(item: Redrawing, names: Sequence[str]) -> str:
-    """The pictures as they are drawn, each with its name."""
+def edit_progress_html(item: EditProgress, names: Sequence[str]) -> str:
+    """Previews of the images while they are generated, each with its name."""
     figures = "".join(
         f'<figure class="{name}"><img src="{frame}" alt=""><figcaption>{name}</figcaption></figure>'
         for name, frame in zip(names, item.frames, strict=True)
     )
     return (
-        f'<div class="id-iv running"><p class="id-iv-lead">Step {item.done} of {item.n_steps}: what the pictures are '
-        f'going to be.</p><div class="id-iv-row">{figures}</div></div>'
+        f'<div class="id-iv running"><p class="id-iv-lead">Step {item.done} of {item.n_steps}: denoised '
+        f'previews.</p><div class="id-iv-row">{figures}</div></div>'
     )
 
 
-def slider_images(outcome: Outcome, index: int = 0) -> tuple[Image.Image, Image.Image]:
-    """The unedited and an edited picture, large enough to look at."""
-    return _large(outcome.unedited), _large(outcome.results[index].image)
+def slider_images(comparison: EditComparison, index: int = 0) -> tuple[Image.Image, Image.Image]:
+    """The unedited and an edited image, enlarged for the slider."""
+    return _large(comparison.unedited), _large(comparison.results[index].image)
 
 
 def _large(image: Image.Image) -> Image.Image:
@@ -67,23 +67,23 @@ def _large(image: Image.Image) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC) if scale > 1 else image
 
 
-def _map_url(result: Result) -> str:
-    shown = layer(result.change, np.zeros_like(result.change), _MUCH)
+def _map_url(result: EditResult) -> str:
+    shown = layer(result.change, np.zeros_like(result.change), _FULL_SCALE)
     return data_url(shown, quality=80)
 
 
-def _overlay_url(result: Result) -> str:
-    """The same to lie on the unedited picture, which is seen where nothing changed."""
-    share = np.clip(result.change / _MUCH, 0, 1)
+def _overlay_url(result: EditResult) -> str:
+    """The change map as an overlay, transparent where nothing changed."""
+    share = np.clip(result.change / _FULL_SCALE, 0, 1)
     rgba = np.concatenate([scale_rgb(share), np.minimum(2 * share, 1)[..., None]], axis=-1)
     return data_url(Image.fromarray((rgba * 255).round().astype(np.uint8), "RGBA"), quality=80)
 
 
-def _one(outcome: Outcome) -> str:
-    """The figures of a single result beside its map."""
-    result = outcome.results[0]
+def _one(comparison: EditComparison) -> str:
+    """The figures of a single result next to its map."""
+    result = comparison.results[0]
     return (
-        f'<div class="id-iv-one">{_figures(result, outcome)}'
+        f'<div class="id-iv-one">{_figures(result, comparison)}'
         f'<figure><img src="{_map_url(result)}" alt="Map of what changed">'
         f"<figcaption>Where it changed: {_scale()}</figcaption></figure></div>"
     )
@@ -91,67 +91,70 @@ def _one(outcome: Outcome) -> str:
 
 def _scale() -> str:
     return (
-        f'<span class="id-iv-scale">nothing <i style="background:{scale_gradient()}"></i> {_MUCH:.0%} of the range of '
+        f'<span class="id-iv-scale">nothing <i style="background:{scale_gradient()}"></i> {_FULL_SCALE:.0%} of full '
         "brightness or more</span>"
     )
 
 
-def _figures(result: Result, outcome: Outcome) -> str:
-    lines = [_moved_line(one, moved, outcome) for one, moved in zip(result.requests, result.moved, strict=True)]
-    return f'<ul class="id-iv-said">{"".join(f"<li>{line}</li>" for line in (*lines, *_others(result, outcome)))}</ul>'
+def _figures(result: EditResult, comparison: EditComparison) -> str:
+    lines = [_object_line(one, change, comparison) for one, change in zip(result.requests, result.objects, strict=True)]
+    items = "".join(f"<li>{line}</li>" for line in (*lines, *_others(result, comparison)))
+    return f'<ul class="id-iv-findings">{items}</ul>'
 
 
-def _moved_line(request: EditRequest, moved: Moved | None, outcome: Outcome) -> str:
-    """Was it done what was asked? In words."""
+def _object_line(request: EditRequest, change: ObjectChange | None, comparison: EditComparison) -> str:
+    """Whether the edit did what was requested, in words."""
     name = escape(request.label or f"concepts {request.what}")
-    if moved is None:
-        if not outcome.segmented:
-            return f"Did <b>{name}</b> do as asked? No segmenter comes with this model, so nobody but you can tell."
-        return f"Did <b>{name}</b> do as asked? The segmenter finds things and places, not this: look for yourself."
-    before, after = moved.there
+    if change is None:
+        if not comparison.segmented:
+            return f"Without a segmenter we cannot measure whether <b>{name}</b> worked; compare the pictures."
+        return f"We cannot measure automatically whether <b>{name}</b> worked; compare the pictures."
+    before, after = change.present
     if request.kind != "move":
-        areas = f"from {_percent(moved.area[0])} to <b>{_percent(moved.area[1])}</b> of the picture"
+        areas = f"from {_percent(change.area[0])} to <b>{_percent(change.area[1])}</b> of the picture"
         gone = request.kind == "remove" and before and not after
-        return f"{'Taken away: ' if gone else ''}<b>{name}</b> went {areas}, as the segmenter sees it."
+        return f"{'Removed: ' if gone else ''}<b>{name}</b> went {areas}, according to the segmenter."
     if not after:
-        was = "was there and is lost" if before else "is not to be found, before or after"
-        return f"Not done: <b>{name}</b> {was}, as the segmenter sees it."
-    share = f"{_percent(moved.inside[1])} of it lies where you asked"
+        was = "was there before and is gone" if before else "is in neither picture"
+        return f"Not done: <b>{name}</b> {was}, according to the segmenter."
+    share = f"{_percent(change.inside[1])} of it lies there now"
     if before:
-        share += f", {_percent(moved.inside[0])} did before"
-    done = "Done" if moved.centre_inside[1] else "Not done"
-    where = "in" if moved.centre_inside[1] else "outside"
-    drawn = "" if before else " was not there before;"
-    return f"{done}: <b>{name}</b>{drawn} has its centre {where} the region ({share})."
+        share += f", {_percent(change.inside[0])} before"
+    done = "Done" if change.centre_inside[1] else "Not done"
+    where = "in" if change.centre_inside[1] else "outside"
+    added = "" if before else ", which was not there before,"
+    return f"{done}: the centre of <b>{name}</b>{added} is {where} the region ({share})."
 
 
-def _others(result: Result, outcome: Outcome) -> list[str]:
+def _others(result: EditResult, comparison: EditComparison) -> list[str]:
     lines = []
     if math.isfinite(result.low):
         lines.append(
-            f"Elsewhere, broad shapes and colours changed by <b>{_percent(result.low)}</b> of the range of brightness, "
+            f"Elsewhere, broad shapes and colours changed by <b>{_percent(result.low)}</b> of full brightness, "
             f"fine detail by <b>{_percent(result.high)}</b>."
         )
     else:
-        lines.append("The edits reach everything, so there is no elsewhere in which to look for side effects.")
+        lines.append("The edit covers the whole picture, so side effects cannot be separated.")
     if math.isfinite(result.layout):
-        lines.append(f"What is where elsewhere stayed the same to <b>{result.layout:.2f}</b> of 1 (IoU).")
-    elif not outcome.segmented:
-        lines.append("Whether what is where stayed the same, nobody can tell: no segmenter comes with this model.")
+        lines.append(f"Rest of the layout: <b>{result.layout:.0%}</b> unchanged (IoU {result.layout:.2f}).")
+    elif not comparison.segmented:
+        lines.append("Whether the rest of the layout changed cannot be measured: this model comes without a segmenter.")
     out_of_range = result.out_of_range
     if math.isfinite(out_of_range.share):
         lines.append(
-            f"<b>{_percent(out_of_range.share)}</b> of the edited concepts’ values lie beyond what data have, the largest at "
-            f"<b>{out_of_range.times:.1f}</b> times the usual most."
+            f"<b>{_percent(out_of_range.share)}</b> of the edited concepts’ values are outside the normal range (up to "
+            f"<b>{out_of_range.times:.1f}</b> ×)."
         )
     else:
-        lines.append("None of the edited concepts is active where the edit acts: nothing lies beyond what data have.")
+        lines.append(
+            "None of the edited concepts is active where the edit acts, so no value is outside the normal range."
+        )
     return lines
 
 
-def _stages(outcome: Outcome, stages: tuple[Stage, ...]) -> str:
-    """The same edit at three stages: pictures to choose for the slider, and their figures as a table."""
-    spans = {stage.name: stage_steps(stage, outcome.scene.steps, stages) for stage in stages}
+def _stages(comparison: EditComparison, stages: tuple[Stage, ...]) -> str:
+    """The same edit at three stages: images to choose for the slider, and their figures as a table."""
+    spans = {stage.name: stage_steps(stage, comparison.scene.steps, stages) for stage in stages}
     figures = "".join(
         f'<figure class="{result.stage}"><button type="button" class="id-iv-choose" data-index="{i}" '
         f'aria-pressed="{"true" if i == 0 else "false"}" data-change="{_overlay_url(result)}">'
@@ -159,85 +162,88 @@ def _stages(outcome: Outcome, stages: tuple[Stage, ...]) -> str:
         f'<img src="{_map_url(result)}" alt="what changed"></button>'
         f"<figcaption><b>{result.stage}</b> {spans[result.stage][0] + 1}–{spans[result.stage][-1] + 1}</figcaption>"
         "</figure>"
-        for i, result in enumerate(outcome.results)
+        for i, result in enumerate(comparison.results)
     )
     rows = [
-        ("broad change elsewhere", [_maybe(result.low) for result in outcome.results]),
-        ("fine change elsewhere", [_maybe(result.high) for result in outcome.results]),
-        ("same layout elsewhere (IoU)", [_maybe(result.layout, "{:.2f}") for result in outcome.results]),
-        ("values beyond data", [_maybe(result.out_of_range.share) for result in outcome.results]),
+        ("broad change elsewhere", [_maybe(result.low) for result in comparison.results]),
+        ("fine change elsewhere", [_maybe(result.high) for result in comparison.results]),
+        ("same layout elsewhere (IoU)", [_maybe(result.layout, "{:.2f}") for result in comparison.results]),
+        ("values outside the normal range", [_maybe(result.out_of_range.share) for result in comparison.results]),
     ]
-    asked = [
+    outcomes = [
         (
-            f"{escape(request.what)}: as asked?",
-            [_short(request, result.moved[i]) for result in outcome.results],
+            f"{escape(request.what)}: worked?",
+            [_short(request, result.objects[i]) for result in comparison.results],
         )
-        for i, request in enumerate(outcome.asked)
+        for i, request in enumerate(comparison.requests)
     ]
     heads = "".join(
-        f'<th scope="col"><span class="id-key {result.stage}"></span>{result.stage}</th>' for result in outcome.results
+        f'<th scope="col"><span class="id-key {result.stage}"></span>{result.stage}</th>'
+        for result in comparison.results
     )
     cells = "".join(
         f'<tr><th scope="row">{name}</th>{"".join(f"<td>{value}</td>" for value in values)}</tr>'
-        for name, values in (*asked, *rows)
+        for name, values in (*outcomes, *rows)
     )
     return (
-        f'<div class="id-iv-row three">{figures}</div><p class="id-hint">Choose one to see it under the slider. Below '
+        f'<div class="id-iv-row three">{figures}</div><p class="id-hint">Choose one to see it in the slider. Below '
         f"each: where it changed, {_scale()}</p>"
         f'<div class="id-scroll id-more id-iv-table"><table><thead><tr><th></th>{heads}</tr></thead>'
         f"<tbody>{cells}</tbody></table></div>"
     )
 
 
-def _short(request: EditRequest, moved: Moved | None) -> str:
-    if moved is None:
-        return "cannot tell"
+def _short(request: EditRequest, change: ObjectChange | None) -> str:
+    if change is None:
+        return "unknown"
     if request.kind == "move":
-        return "yes" if moved.centre_inside[1] else "no" if moved.there[1] else "lost"
-    return f"{_percent(moved.area[0])} → {_percent(moved.area[1])}"
+        return "yes" if change.centre_inside[1] else "no" if change.present[1] else "gone"
+    return f"{_percent(change.area[0])} → {_percent(change.area[1])}"
 
 
-def _explained(outcome: Outcome) -> str:
-    """What the figures mean, a sentence each."""
+def _explained(comparison: EditComparison) -> str:
+    """What the figures mean, one sentence each."""
     judge = (
-        "Where things are, the model’s <dfn>segmenter</dfn> says: another network, which can err. "
-        if outcome.segmented
+        "Objects are located by the model’s <dfn>segmenter</dfn>, another network, which can err. "
+        if comparison.segmented
         else ""
     )
     return (
         '<details class="id-more id-iv-explained"><summary>What these figures mean</summary>'
-        f'<p class="id-hint">{judge if outcome.segmented else ""}<dfn>Elsewhere</dfn> is neither the region nor where '
-        "the thing was; for a change of the whole picture it is everything. Change is the root mean square difference "
-        "to the unedited picture of the same seed: <dfn>broad</dfn> (low spatial frequency) of the means over 8 × 8 "
-        "pixels, <dfn>fine</dfn> (high) of the rest. <dfn>IoU</dfn> is the overlap of what each class covers before "
-        "and after, as a part of what either covers; the mean over classes.</p>"
-        '<p class="id-hint"><dfn>Beyond data</dfn> (out of distribution): each time an edited concept is active where '
-        "and while the edit acts, its value is read back and compared with the value that only 1 % of its values in "
-        "ordinary pictures exceed. Without an edit, about 1 % would lie beyond; the more do, the less the model has "
-        "been taught what to do with them.</p></details>"
+        f'<p class="id-hint">{judge}<dfn>Elsewhere</dfn> is outside the region and where '
+        "the object was; for a change of the whole picture it is everything. Change is the root mean square difference "
+        "to the unedited picture of the same seed: <dfn>broad</dfn> (low spatial frequency) for means over 8 × 8 "
+        "pixels, <dfn>fine</dfn> (high) for the rest. <dfn>IoU</dfn> (intersection over union) compares the cells of "
+        "each class before and after; the mean is over classes.</p>"
+        '<p class="id-hint"><dfn>Outside the normal range</dfn> (out of distribution): whenever an edited concept is '
+        "active where and while the edit acts, its value is compared with the 99th percentile of its values in "
+        "ordinary pictures. Without an edit, about 1 % exceed it; the more do, the further the model is from what it "
+        "was trained on.</p></details>"
     )
 
 
-def _keep(runtime: Runtime, outcome: Outcome) -> str:
+def _downloads(runtime: Runtime, comparison: EditComparison) -> str:
     assert runtime.dictionary is not None
-    document = download_url(to_json(outcome, runtime.name, runtime.dictionary.source), "application/json")
-    pictures = [("unedited", outcome.unedited)]
-    pictures += [(f"edited{f'-{one.stage}' if len(outcome.results) > 1 else ''}", one.image) for one in outcome.results]
+    document = download_url(to_json(comparison, runtime.name, runtime.dictionary.source), "application/json")
+    images = [("unedited", comparison.unedited)]
+    images += [
+        (f"edited{f'-{one.stage}' if len(comparison.results) > 1 else ''}", one.image) for one in comparison.results
+    ]
     links = "".join(
         f'<a class="id-button" download="{name}.png" href="{png_url(image)}">PNG {name.replace("-", " ")}</a>'
-        for name, image in pictures
+        for name, image in images
     )
     return (
-        '<div class="id-keep" role="group" aria-label="Keep this result"><span>Keep this:</span>'
+        '<div class="id-downloads" role="group" aria-label="Download this result"><span>Download:</span>'
         f'{links}<a class="id-button" download="interventions.json" href="{document}">JSON</a>'
         '<button type="button" class="id-button id-link">Copy link</button></div>'
     )
 
 
-def _python(runtime: Runtime, outcome: Outcome) -> str:
+def _python(runtime: Runtime, comparison: EditComparison) -> str:
     assert runtime.dictionary is not None
-    stages = tuple(one.stage for one in outcome.results if one.stage)
-    lines = python_lines(outcome.scene, outcome.asked, runtime.name, runtime.dictionary.source, stages)
+    stages = tuple(one.stage for one in comparison.results if one.stage)
+    lines = python_lines(comparison.scene, comparison.requests, runtime.name, runtime.dictionary.source, stages)
     return (
         '<details class="id-more"><summary>Repeat this in Python</summary><div class="id-code">'
         f'<button type="button" class="id-button id-copy">Copy</button><pre>{escape(lines)}</pre></div></details>'

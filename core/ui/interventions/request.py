@@ -1,4 +1,4 @@
-"""What somebody wishes to be otherwise in a picture, as plain text: for the form, the address, files and programs."""
+"""Edit requests as plain data: for the form, links, downloads and the API."""
 
 import json
 import math
@@ -13,41 +13,41 @@ from PIL import Image
 from core.arrays import Bools
 from core.diffusion.schedule import named_steps
 from core.spec import ModelSpec
-from core.ui.inputs import concept_number
+from core.ui.backend.inputs import concept_number
 
 if TYPE_CHECKING:
     from core.edits import ConceptEdit, Editor
 
 KINDS: dict[str, str] = {
-    "move": "Move it there, or draw it there",
-    "whole": "Change the whole picture",
-    "remove": "Take it away",
+    "move": "Move or add",
+    "global": "Change the whole picture",
+    "remove": "Remove",
 }
-"""Kinds of edit with what the page calls them."""
+"""Kinds of edit, and what the page calls them."""
 REGIONS: dict[str, str] = {
     "top-left": "↖ top left",
     "top": "↑ top half",
     "top-right": "↗ top right",
     "left": "← left half",
-    "all": "all of it",
+    "all": "everywhere",
     "right": "→ right half",
     "bottom-left": "↙ bottom left",
     "bottom": "↓ bottom half",
     "bottom-right": "↘ bottom right",
 }
-"""Parts of a picture with what the page calls them, row by row."""
+"""Regions of the image, row by row, and what the page calls them."""
 PAINTED = "painted"
-"""The region that somebody painted."""
-OWN_WINDOW = "own"
-"""A window of steps in place of a stage."""
+"""The region that was painted by hand."""
+CUSTOM_STEPS = "custom"
+"""A range of steps in place of a stage."""
 GRID = 32
-"""A painted region is kept as so many cells on a side: finer than any block looks, and short enough for an address."""
-STRENGTHS = {"move": (16.0, 0.5), "whole": (6.0, 0.25), "remove": (4.0, 0.25)}
-"""Largest strength on the page's slider by kind, and its steps."""
+"""Cells on a side of a painted region: finer than any block's grid, and short enough for a link."""
+STRENGTHS = {"move": (16.0, 0.5), "global": (6.0, 0.25), "remove": (4.0, 0.25)}
+"""By kind, the largest strength on the page's slider and its step."""
 STRENGTH_INFO = {
-    "move": "Times the concept’s usual value.",
-    "whole": "Times what a style’s word does, or a concept’s usual value.",
-    "remove": "1 puts in its place what is beside it; more goes past that, for what other blocks still draw.",
+    "move": "× the concept’s typical value.",
+    "global": "× the effect of the style’s word, or × the concept’s typical value.",
+    "remove": "1 replaces it by its surroundings; above 1 overcorrects.",
 }
 MAX_REQUESTS = 8
 """Most edits at once."""
@@ -55,46 +55,46 @@ MAX_REQUESTS = 8
 
 @dataclass(frozen=True)
 class EditRequest:
-    """One edit, as it was asked for."""
+    """One edit as it was requested."""
 
     kind: str = "move"
     """One of `KINDS`."""
     label: str = ""
-    """What it is about; empty where concepts are named one by one."""
+    """Label of the concepts to edit; empty if concepts are listed by number."""
     concepts: tuple[int, ...] = ()
-    """Numbers of concepts in place of a label."""
+    """Concept numbers in place of a label."""
     hookpoint: str = ""
-    """Where those numbers mean something."""
+    """The block those numbers belong to."""
     branch: str = ""
-    """Likewise."""
+    """The branch those numbers belong to."""
     region: str = "all"
     """One of `REGIONS`, or `PAINTED`."""
     cells: str = ""
-    """The painted region: a bit a cell, row by row, as hexadecimal digits."""
+    """The painted region: one bit per cell, row by row, as hexadecimal digits."""
     stage: str = ""
-    """Early, middle, late, or from one to another as `early to late`; empty where steps are named."""
+    """`early`, `middle`, `late`, or a span such as `early to late`; empty if steps are given."""
     steps: tuple[int, int] | None = None
-    """First and last step, from 0."""
+    """First and last step, counted from 0."""
     strength: float = 1.0
-    """As `core.edits` takes it."""
+    """In the unit of its class in `core.edits`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """What is not as usual, for JSON."""
+        """The kind, the strength and every field that differs from its default, for JSON."""
         plain = {name: value for name, value in asdict(self).items() if value != getattr(EditRequest(), name)}
         return {"kind": self.kind, **plain, "strength": self.strength}
 
     @property
     def what(self) -> str:
-        """The label, or the numbers."""
+        """The label, or the concept numbers as text."""
         return self.label or ", ".join(map(str, self.concepts))
 
-    def told(self, n_steps: int, with_time: bool = True) -> str:
-        """The wish in a few words."""
+    def describe(self, n_steps: int, with_time: bool = True) -> str:
+        """The request in a few words."""
         name = self.label or f"concept{'s' * (len(self.concepts) > 1)} {self.what}"
         where = "painted region" if self.region == PAINTED else REGIONS[self.region].lstrip("↖↑↗←→↙↓↘ ")
         act = {
             "move": f"{name} → {where}",
-            "whole": f"more {name} everywhere",
+            "global": f"more {name} everywhere",
             "remove": f"no {name}" + ("" if self.region == "all" else f" in {where}"),
         }[self.kind]
         when = f"steps {self.steps[0] + 1} to {self.steps[1] + 1} of {n_steps}" if self.steps else self.stage
@@ -102,16 +102,16 @@ class EditRequest:
 
 
 def request_of(document: Any, spec: ModelSpec, n_steps: int) -> EditRequest:
-    """A wish from what `Wish.to_dict` gives, as it stands in an address or comes from a program.
+    """The request in a JSON object like that of `EditRequest.to_dict`, from a link or an API client.
 
     Raises:
-        ValueError: It is none; the message says what is wrong.
+        ValueError: It is not a valid edit; the message says what is wrong.
     """
     if not isinstance(document, Mapping):
         raise ValueError('An edit is an object such as {"kind": "move", "label": "cat", "region": "top-left"}.')
     known = EditRequest.__dataclass_fields__
     if wrong := [name for name in document if name not in known]:
-        raise ValueError(f"An edit has no {wrong[0]!r}: it may have {', '.join(known)}.")
+        raise ValueError(f"An edit has no field {wrong[0]!r}; its fields are {', '.join(known)}.")
     if problem := kind_problem(document.get("kind", EditRequest.kind)):
         raise ValueError(problem)
     one = replace(EditRequest(), **{"strength": default_strength(document.get("kind", EditRequest.kind)), **document})
@@ -138,27 +138,27 @@ def request_of(document: Any, spec: ModelSpec, n_steps: int) -> EditRequest:
 
 
 def requests_of(text: str, spec: ModelSpec, n_steps: int) -> tuple[EditRequest, ...]:
-    """The wishes of an address, or of a program.
+    """The requests of a link, from the JSON that `to_text` writes.
 
     Raises:
-        ValueError: They cannot be read.
+        ValueError: They cannot be read, or one is not valid.
     """
     try:
         documents = json.loads(text or "[]")
     except json.JSONDecodeError:
-        raise ValueError("The edits cannot be read: they are no JSON.") from None
+        raise ValueError("The edits cannot be read: they are not valid JSON.") from None
     if not isinstance(documents, list) or len(documents) > MAX_REQUESTS:
-        raise ValueError(f"The edits are a list of at most {MAX_REQUESTS}.")
+        raise ValueError(f"The edits must be a list of at most {MAX_REQUESTS}.")
     return tuple(request_of(document, spec, n_steps) for document in documents)
 
 
 def to_text(requests: Sequence[EditRequest]) -> str:
-    """The wishes for an address."""
+    """The requests as JSON for a link."""
     return json.dumps([one.to_dict() for one in requests], ensure_ascii=False, separators=(",", ":"))
 
 
 def parse_what(text: str | None) -> tuple[str, tuple[int, ...]]:
-    """A label, or the numbers of concepts, from one field."""
+    """A label, or concept numbers, from the text of one field."""
     parts = [part.strip(" #") for part in (text or "").replace(";", ",").split(",")]
     numbers = [part for part in parts if part]
     if numbers and all(part.isdecimal() for part in numbers):
@@ -167,16 +167,16 @@ def parse_what(text: str | None) -> tuple[str, tuple[int, ...]]:
 
 
 def kind_problem(kind: Any) -> str | None:
-    """Why an edit cannot be of a kind."""
+    """Why a value is not a kind of edit."""
     return _one_of("kind of an edit", kind, KINDS)
 
 
 def what_problem(label: Any, concepts: Sequence[int]) -> str | None:
-    """Why nothing can be edited, before anybody has looked for it."""
+    """Why a label and concept numbers cannot be used, before they are looked up."""
     if not isinstance(label, str) or not (label.strip() or concepts):
-        return "Say what to edit: a thing, a place or a style from the list, or numbers of concepts such as 12, 40."
+        return "Say what to edit: an object, a background or a style from the list, or concept numbers such as 12, 40."
     if label.strip() and concepts:
-        return "Name either a label or numbers of concepts, not both."
+        return "Give either a label or concept numbers, not both."
     return None
 
 
@@ -184,73 +184,73 @@ def region_problem(region: Any, cells: Any) -> str | None:
     """Why a region cannot be used."""
     if region == PAINTED:
         try:
-            return None if cells_mask(cells, GRID).any() else "The region is empty: paint over some of the picture."
+            return None if cells_mask(cells, GRID).any() else "The region is empty: paint over part of the picture."
         except ValueError as error:
             return str(error)
     return _one_of("region", region, REGIONS)
 
 
 def stage_problem(stage: Any, spec: ModelSpec, n_steps: int) -> str | None:
-    """Why a stage cannot be used in a run of so many steps."""
+    """Why a stage cannot be used in a run of `n_steps` steps."""
     try:
         steps = named_steps(stage, n_steps, spec.stages)
     except ValueError as error:
         return str(error)
     if not steps:
-        return f"With {n_steps} steps the {stage} stage has none: take another, or name the steps."
+        return f"With {n_steps} steps the {stage} stage has none: choose another stage, or custom steps."
     return None
 
 
 def window_problem(first: Any, last: Any, n_steps: int, start: int = 0) -> str | None:
-    """Why steps, counted from `start`, are no window of a run."""
+    """Why steps, counted from `start`, are not a range of a run."""
     whole = all(isinstance(one, int | float) and math.isfinite(one) and one == int(one) for one in (first, last))
     if whole and start <= first <= last < start + n_steps:
         return None
     shown = f"{first:g} to {last:g}" if whole else f"“{str(first)[:20]}” to “{str(last)[:20]}”"
     return (
-        f"The window has to lie within this picture's steps, {start} to {start + n_steps - 1}, and its end not before "
-        f"its beginning; not {shown}."
+        f"The steps must lie within this picture's steps, {start} to {start + n_steps - 1}, and must not end before "
+        f"they begin; not {shown}."
     )
 
 
 def strength_problem(strength: Any) -> str | None:
-    """Why a strength means nothing."""
+    """Why a strength cannot be used."""
     if isinstance(strength, int | float) and not isinstance(strength, bool) and 0 <= strength < math.inf:
         return None
-    return f"The strength is a finite number from 0 on, such as 4; not “{str(strength)[:40]}”."
+    return f"The strength must be a finite number of at least 0, such as 4; not “{str(strength)[:40]}”."
 
 
 def offered_stages(spec: ModelSpec) -> tuple[str, ...]:
-    """The stages that the page offers: each, and all of them."""
+    """The stages that the page offers: each one, and the span of all."""
     names = [stage.name for stage in spec.stages]
     return (*names, f"{names[0]} to {names[-1]}")
 
 
 def default_stage(kind: str) -> str:
-    """When an edit of a kind serves best."""
+    """The stage at which edits of a kind work best."""
     return edit_class(kind).default_stage
 
 
 def default_strength(kind: str) -> float:
-    """How strong it is where nothing is said."""
+    """The default strength of a kind of edit."""
     return edit_class(kind).strength
 
 
 def edit_class(kind: str) -> "type[ConceptEdit]":
-    """What makes an edit of a kind."""
+    """The class in `core.edits` of a kind of edit."""
     from core.edits import GlobalEdit, RemoveEdit, SpatialEdit  # which import torch
 
-    return {"move": SpatialEdit, "whole": GlobalEdit, "remove": RemoveEdit}[kind]
+    return {"move": SpatialEdit, "global": GlobalEdit, "remove": RemoveEdit}[kind]
 
 
 def edit_of(request: EditRequest, size: int) -> "ConceptEdit":
-    """The edit of a picture of so many pixels on a side."""
+    """The edit for an image of `size` pixels on a side."""
     from core.concepts.trace import SaeSite
     from core.edits import Target
 
     options: dict[str, Any] = {"strength": request.strength}
     options |= {"steps": request.steps} if request.steps else {"stage": request.stage}
-    if request.kind != "whole":
+    if request.kind != "global":
         options["region"] = cells_mask(request.cells, size) if request.region == PAINTED else request.region
     if request.label:
         options["label"] = request.label
@@ -261,7 +261,7 @@ def edit_of(request: EditRequest, size: int) -> "ConceptEdit":
 
 
 def check_request(editor: "Editor", request: EditRequest) -> str | None:
-    """Why there is nothing to edit for a wish; else None."""
+    """Why a request finds no concepts to edit; None if it finds some."""
     try:
         editor.concepts(edit_of(request, editor.model.image_size))
     except ValueError as error:
@@ -270,7 +270,7 @@ def check_request(editor: "Editor", request: EditRequest) -> str | None:
 
 
 def paint_cells(mask: NDArray[Any]) -> str:
-    """A painted mask [H, W] as the cells of a wish: a cell with any paint belongs to it. Empty without any."""
+    """A painted mask [H, W] as cells: a cell with any paint belongs to the region. Empty if nothing is painted."""
     rows, columns = (np.arange(n) * GRID // n for n in mask.shape)
     cells = np.zeros((GRID, GRID), dtype=bool)
     np.logical_or.at(cells, (rows[:, None], columns[None, :]), np.asarray(mask) > 0)
@@ -278,10 +278,10 @@ def paint_cells(mask: NDArray[Any]) -> str:
 
 
 def cells_mask(cells: Any, size: int) -> Bools:
-    """[size, size] the painted region on a picture.
+    """[size, size] mask of the painted region.
 
     Raises:
-        ValueError: Cells that cannot be read.
+        ValueError: The cells cannot be read.
     """
     if not cells:
         return np.zeros((size, size), dtype=bool)
@@ -290,31 +290,31 @@ def cells_mask(cells: Any, size: int) -> Bools:
     except (TypeError, ValueError):
         bits = np.empty(0, dtype=np.uint8)
     if bits.size != GRID * GRID:
-        raise ValueError(f"A painted region is {GRID * GRID // 4} hexadecimal digits, a bit for each of its cells.")
+        raise ValueError(f"A painted region has {GRID * GRID // 4} hexadecimal digits, one bit per cell.")
     index = np.arange(size) * GRID // size
     return np.asarray(bits.reshape(GRID, GRID)[index][:, index] > 0)
 
 
 def mask_cells(mask: Image.Image, size: int) -> str:
-    """The cells of a mask that a program brings: above 0 is inside; of a picture with transparency, what is not clear.
+    """The cells of an uploaded mask: above 0 is inside; in an image with transparency, whatever is not transparent.
 
     Raises:
-        ValueError: It is not of the picture's size, or empty.
+        ValueError: It does not have the image's size, or is empty.
     """
     if mask.size != (size, size):
-        raise ValueError(f"A region has the picture's size, {size} x {size}, not {mask.width} x {mask.height}.")
+        raise ValueError(f"A mask must have the image's size, {size} x {size}, not {mask.width} x {mask.height}.")
     cells = paint_cells(np.asarray(mask.getchannel("A") if "A" in mask.getbands() else mask.convert("L")))
     if not cells:
-        raise ValueError("The region is empty: mark some of the picture.")
+        raise ValueError("The region is empty: mark part of the image.")
     return cells
 
 
 def _one_of(name: str, value: Any, names: Collection[str]) -> str | None:
     known = isinstance(value, str) and value in names
-    return None if known else f"The {name} is one of {', '.join(names)}; not “{str(value)[:40]}”."
+    return None if known else f"The {name} must be one of {', '.join(names)}; not “{str(value)[:40]}”."
 
 
 def _window(steps: Any) -> tuple[Any, Any]:
     if isinstance(steps, list | tuple) and len(steps) == 2:
         return steps[0], steps[1]
-    raise ValueError("An edit's steps are two numbers, the first and the last, from 0.")
+    raise ValueError("An edit's steps are two numbers, the first and the last, counted from 0.")

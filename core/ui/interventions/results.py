@@ -1,4 +1,4 @@
-"""What edits did to a picture, measured: where things went, what else changed, how far from data it is."""
+"""The measured effect of edits: what became of the objects, what else changed, how far it is out of distribution."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,121 +15,119 @@ from core.concepts.trace import SaeSite
 from core.edits.metrics import OutOfRange, frequencies, layout_iou
 from core.edits.regions import RegionMask
 from core.segmentation.semantic import Segmenter
-from core.ui.concepts.dictionary import Dictionary
+from core.ui.backend.dictionary import ConceptDictionary
+from core.ui.backend.jobs import EditedImages
 from core.ui.interventions.request import PAINTED, EditRequest, cells_mask
-from core.ui.jobs import Redrawn
 from core.ui.layout.results import final_labels, named_classes
 from core.ui.look.scene import Scene
 
-_LEAST_SHARE = 0.0122
-"""Part of a picture that something has to fill to count as there: half of what the embedded model's smallest drawing
-does."""
+_MIN_FRACTION = 0.0122
+"""Fraction of the image an object must fill to count as present: half of the embedded model's smallest drawing."""
 
 
-class Moved(NamedTuple):
-    """What a wish is about, before and after, as the segmenter sees it."""
+class ObjectChange(NamedTuple):
+    """What an edit is about, before and after, according to the segmenter."""
 
     name: str
-    there: tuple[bool, bool]
-    """Whether it is in the picture at all."""
+    present: tuple[bool, bool]
+    """Whether it is in the image at all."""
     area: tuple[float, float]
-    """Part of the picture that it fills."""
+    """Fraction of the image that it fills."""
     inside: tuple[float, float]
-    """Part of it that lies in the region; not a number where it is not there."""
+    """Fraction of it that lies in the region; NaN if it is not present."""
     centre_inside: tuple[bool, bool]
     """Whether its centre lies in the region."""
 
 
-class Result(NamedTuple):
-    """One edited picture beside the unedited one."""
+class EditResult(NamedTuple):
+    """One edited image compared with the unedited one."""
 
     requests: tuple[EditRequest, ...]
     stage: str
-    """The stage at which all wishes were tried; empty where each has its own time."""
+    """The stage at which all edits were applied; empty if each has its own."""
     image: Image.Image
     change: Floats
-    """[H, W] mean over the colours of the absolute difference, in shares of the range of grey."""
+    """[H, W] absolute difference averaged over the colour channels, 0..1."""
     low: float
-    """Root mean square of the change elsewhere, in the same unit: of means over 8 x 8 pixels. Not a number where there
-    is no elsewhere."""
+    """Root mean square change elsewhere of means over 8 x 8 pixels, in the same unit; NaN if there is no elsewhere."""
     high: float
-    """The same of what is finer."""
+    """Root mean square change elsewhere of finer detail."""
     layout: float
-    """Mean overlap (IoU) elsewhere of what is where with the unedited picture; not a number without a segmenter."""
-    moved: tuple[Moved | None, ...]
-    """One a wish; None where the segmenter cannot tell."""
+    """Mean IoU elsewhere between the segmentations of both images; NaN without a segmenter."""
+    objects: tuple[ObjectChange | None, ...]
+    """One per edit; None if the segmenter does not know what it is about."""
     out_of_range: OutOfRange
-    """How far the edited concepts went from what data have."""
+    """How far the edited concepts left the range seen in data."""
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class EditComparison:
     """All that the tab shows of one run."""
 
     scene: Scene
-    asked: tuple[EditRequest, ...]
-    """As it was asked for; where the stages are compared, each result has it at its own."""
+    requests: tuple[EditRequest, ...]
+    """As requested; if stages are compared, each result has them at its own stage."""
     unedited: Image.Image
-    results: tuple[Result, ...]
-    """One, or one a stage."""
+    results: tuple[EditResult, ...]
+    """One, or one per stage."""
     segmented: bool
-    """Whether a segmenter looked."""
+    """Whether there was a segmenter."""
 
 
-class Plan(NamedTuple):
-    """What is to be drawn."""
+class EditPlan(NamedTuple):
+    """What is to be generated."""
 
-    asked: tuple[EditRequest, ...]
+    requests: tuple[EditRequest, ...]
     stages: tuple[str, ...] = ()
-    """At which stages to try it; none: at the wishes' own times."""
+    """Stages at which to apply the edits; empty: at the edits' own."""
 
     @property
     def rows(self) -> list[tuple[str, tuple[EditRequest, ...]]]:
-        """The stage and the wishes of each edited picture."""
+        """The stage and the requests of each edited image."""
         if not self.stages:
-            return [("", self.asked)]
-        return [(stage, tuple(replace(one, stage=stage, steps=None) for one in self.asked)) for stage in self.stages]
+            return [("", self.requests)]
+        return [(stage, tuple(replace(one, stage=stage, steps=None) for one in self.requests)) for stage in self.stages]
 
 
-def measure_redrawn(
-    scene: Scene, plan: Plan, redrawn: Redrawn, dictionary: Dictionary, segmenter: Segmenter | None
-) -> Outcome:
-    """Measure the pictures of a run."""
-    unedited, *images = redrawn.images
+def measure_edits(
+    scene: Scene, plan: EditPlan, edited: EditedImages, dictionary: ConceptDictionary, segmenter: Segmenter | None
+) -> EditComparison:
+    """Measure the images of a run."""
+    unedited, *images = edited.images
     table = next(iter(dictionary.tables.values()))
     labels = [
         None if segmenter is None else torch.from_numpy(final_labels(segmenter, image, table.class_names))
-        for image in redrawn.images
+        for image in edited.images
     ]
     known = _known(segmenter, table)
     results = []
     for (stage, requests), image, new, out_of_range in zip(
-        plan.rows, images, labels[1:], redrawn.out_of_range, strict=True
+        plan.rows, images, labels[1:], edited.out_of_range, strict=True
     ):
         classes = [_classes(one, dictionary, known) for one in requests]
-        where = _elsewhere(requests, classes, labels[0], unedited.size[0])
+        elsewhere = _elsewhere(requests, classes, labels[0], unedited.size[0])
         difference = _pixels(image) - _pixels(unedited)
-        low, high = frequencies(difference, where) if where.any() else (np.nan, np.nan)
-        kept = np.nan
-        moved: list[Moved | None] = [None] * len(requests)
+        low, high = frequencies(difference, elsewhere) if elsewhere.any() else (np.nan, np.nan)
+        layout = np.nan
+        objects: list[ObjectChange | None] = [None] * len(requests)
         if labels[0] is not None and new is not None:
-            kept = layout_iou(new, labels[0], where, _least(where)) if where.any() else np.nan
-            moved = [
-                _moved(one, of_request, labels[0], new) if of_request else None
+            layout = layout_iou(new, labels[0], elsewhere, _min_pixels(elsewhere)) if elsewhere.any() else np.nan
+            objects = [
+                _object_change(one, of_request, labels[0], new) if of_request else None
                 for one, of_request in zip(requests, classes, strict=True)
             ]
         change = np.asarray(difference.abs().mean(0).double().numpy())
-        results.append(Result(requests, stage, image, change, low, high, kept, tuple(moved), out_of_range))
-    return Outcome(scene, plan.asked, unedited, tuple(results), segmenter is not None)
+        results.append(EditResult(requests, stage, image, change, low, high, layout, tuple(objects), out_of_range))
+    return EditComparison(scene, plan.requests, unedited, tuple(results), segmenter is not None)
 
 
 def where_it_is(
     segmenter: Segmenter, image: Image.Image, table: ConceptTable, label: str
 ) -> tuple[float, float] | None:
-    """The centre of what a label means, x and y from 0 to 1; None where it is not in the picture."""
+    """The centre of what a label means, x and y in 0..1; None if it is not in the image."""
     labels = torch.from_numpy(final_labels(segmenter, image, table.class_names))
-    mask = _mask(labels, [table.class_names.index(name) for name in _label_embeddings(label, table)])
-    if int(mask.sum()) < _least(mask):
+    mask = _mask(labels, [table.class_names.index(name) for name in _class_names(label, table)])
+    if int(mask.sum()) < _min_pixels(mask):
         return None
     y, x = (axis.double().mean() for axis in mask.nonzero().T)
     return float(x) / mask.shape[1], float(y) / mask.shape[0]
@@ -139,19 +137,19 @@ def _known(segmenter: Segmenter | None, table: ConceptTable) -> set[str]:
     return set() if segmenter is None else set(segmenter.class_names()) & set(table.class_names)
 
 
-def _label_embeddings(label: str, table: ConceptTable) -> list[str]:
+def _class_names(label: str, table: ConceptTable) -> list[str]:
     return [name for senses in named_classes(label, table) for name in senses]
 
 
-def _classes(request: EditRequest, dictionary: Dictionary, known: set[str]) -> list[int]:
-    """The classes that a wish is about, as far as the segmenter knows them."""
+def _classes(request: EditRequest, dictionary: ConceptDictionary, known: set[str]) -> list[int]:
+    """Indices of the classes that a request is about, as far as the segmenter knows them."""
     table = next(iter(dictionary.tables.values()))
     label = request.label
     if request.concepts:
         of_site = dictionary.tables[SaeSite(request.hookpoint, request.branch)]  # type: ignore[arg-type]
         labels = {str(of_site.frame["label"].iat[number]) for number in request.concepts}
         label = labels.pop() if len(labels) == 1 else ""
-    return [table.class_names.index(name) for name in _label_embeddings(label, table) if name in known]
+    return [table.class_names.index(name) for name in _class_names(label, table) if name in known]
 
 
 def _region(request: EditRequest, size: int) -> Tensor:
@@ -160,29 +158,29 @@ def _region(request: EditRequest, size: int) -> Tensor:
 
 
 def _elsewhere(requests: Sequence[EditRequest], classes: Sequence[list[int]], old: Tensor | None, size: int) -> Tensor:
-    """[H, W] what should stay: for what is moved or taken away, neither the region nor where it was; else all of it."""
-    where = torch.ones(size, size, dtype=torch.bool)
+    """[H, W] mask of what should stay: outside the region and where the object was; everything for a global edit."""
+    mask = torch.ones(size, size, dtype=torch.bool)
     for request, of_request in zip(requests, classes, strict=True):
-        if request.kind == "whole":
+        if request.kind == "global":
             continue
         if request.kind == "move" or not of_request or old is None:
-            where &= ~_region(request, size)
+            mask &= ~_region(request, size)
         if old is not None:
-            where &= ~_mask(old, of_request)
-    return where
+            mask &= ~_mask(old, of_request)
+    return mask
 
 
-def _moved(request: EditRequest, classes: list[int], old: Tensor, new: Tensor) -> Moved:
+def _object_change(request: EditRequest, classes: list[int], old: Tensor, new: Tensor) -> ObjectChange:
     region = _region(request, len(old))
-    seen = [_seen(_mask(labels, classes), region) for labels in (old, new)]
-    there, area, inside, centre_inside = zip(*seen, strict=True)
-    return Moved(request.what, there, area, inside, centre_inside)
+    found = [_measure_mask(_mask(labels, classes), region) for labels in (old, new)]
+    present, area, inside, centre_inside = zip(*found, strict=True)
+    return ObjectChange(request.what, present, area, inside, centre_inside)
 
 
-def _seen(mask: Tensor, region: Tensor) -> tuple[bool, float, float, bool]:
-    """Whether something is there, the part of the picture that it fills, the part of it inside, and its centre's."""
+def _measure_mask(mask: Tensor, region: Tensor) -> tuple[bool, float, float, bool]:
+    """Whether something is present, its fraction of the image, its fraction inside the region, and its centre's."""
     area = float(mask.double().mean())
-    if int(mask.sum()) < _least(mask):
+    if int(mask.sum()) < _min_pixels(mask):
         return False, area, float("nan"), False
     row, column = mask.nonzero().double().mean(0).round().long().tolist()
     return True, area, float(region[mask].double().mean()), bool(region[row, column])
@@ -192,8 +190,8 @@ def _mask(labels: Tensor, classes: Sequence[int]) -> Tensor:
     return torch.isin(labels, torch.tensor(list(classes), dtype=labels.dtype))
 
 
-def _least(mask: Tensor) -> int:
-    return round(_LEAST_SHARE * mask.numel())
+def _min_pixels(mask: Tensor) -> int:
+    return round(_MIN_FRACTION * mask.numel())
 
 
 def _pixels(image: Image.Image) -> Tensor:

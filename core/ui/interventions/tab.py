@@ -1,17 +1,18 @@
-"""The Interventions tab: move a thing, change the style, take something away, and see what else changes."""
+"""The Interventions tab: move an object, change the style, remove something, and see what else changes."""
 
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block
 
-from core.ui.concepts.dictionary import no_concepts_html
-from core.ui.inputs import Number, html
+from core.ui.backend.dictionary import no_concepts_html
+from core.ui.backend.fields import NumberField, html
+from core.ui.backend.runtime import Runtime
 from core.ui.interventions.form import CANVAS, chips_html
 from core.ui.interventions.request import (
+    CUSTOM_STEPS,
     KINDS,
-    OWN_WINDOW,
     PAINTED,
     REGIONS,
     STRENGTH_INFO,
@@ -19,7 +20,6 @@ from core.ui.interventions.request import (
     EditRequest,
     offered_stages,
 )
-from core.ui.runtime import Runtime
 
 _HINT = (
     "window.idPage.point = (x, y, step) => trigger('point', { x, y, step });"
@@ -40,100 +40,100 @@ _CHOOSE = (
 class InterventionsTab:
     """The tab's components that the page wires up."""
 
-    kind: Any
-    """What to do: one of `KINDS`."""
-    what: Any
-    """A label, or numbers of concepts."""
-    hint: Any
-    """HTML of what that means; its event `point` carries `x`, `y` and `step`, `choose` a `word`."""
-    way: Any
-    """Block and half of which numbers are meant."""
-    region: Any
+    kind: gr.Radio
+    """The kind of edit: one of `KINDS`."""
+    what: gr.Dropdown
+    """A label, or concept numbers."""
+    hint: gr.HTML
+    """What that selects; its event `point` carries `x`, `y` and `step`, and `choose` a `word`."""
+    site: gr.Dropdown
+    """The block and branch that concept numbers belong to."""
+    region: gr.Radio
     """One of `REGIONS`, or `PAINTED`."""
-    painter: Any
+    painter: gr.ImageEditor
     """The brush."""
-    cells: Any
-    """What was painted: an editor hands its picture over only once, so a validator would take it away."""
-    brush: Any
-    """What holds the brush."""
-    stage: Any
-    """A stage, or `OWN_WINDOW`."""
-    first: Any
-    """First step, as people count."""
-    last: Any
-    """Last step."""
-    strength: Any
-    """In the unit of the kind."""
-    keep: Any
-    """Puts the edit into the list."""
-    chips: Any
-    """HTML of the list; its event `drop` carries an `index`."""
-    show: Any
-    """Draws the picture again, with the edits."""
-    each: Any
-    """The same at all stages."""
-    slider: Any
-    """Both pictures."""
-    panel: Any
-    """HTML of what came of it; its event `choose` carries the `index` of a result for the slider."""
-    requests: Any
-    """State: the list of edits."""
-    outcome: Any
-    """State: what is shown."""
-    suggested: Any
-    """State: what was last put into `what` and `region` without being asked."""
-    asked: Any
-    """State: what the page's address asks for, until it has been done."""
-    go: Any
-    """State: changes when the address asks for a run."""
-    ticket: Any
-    """Of the present run; 0 for none. That of a picture or its words is not to be overwritten."""
-    compare: Any
-    """Whether the present run compares the stages. Like a ticket it travels with the request."""
+    cells: gr.Textbox
+    """The painted region: an editor hands over its image only once, so a validator would use it up."""
+    brush: gr.Column
+    """The container of the brush."""
+    stage: gr.Radio
+    """A stage, or `CUSTOM_STEPS`."""
+    first: NumberField
+    """First step, counted from 1."""
+    last: NumberField
+    """Last step, counted from 1."""
+    strength: gr.Slider
+    """In the unit of the kind of edit."""
+    add: gr.Button
+    """Adds the edit to the list."""
+    chips: gr.HTML
+    """The list of edits; its event `drop` carries an `index`."""
+    show: gr.Button
+    """Generates the image again with the edits."""
+    compare_stages: gr.Button
+    """Shows the same edit at each stage."""
+    slider: gr.ImageSlider
+    """The unedited and the edited image."""
+    panel: gr.HTML
+    """The result; its event `choose` carries the `index` of the image to show in the slider."""
+    requests: gr.State
+    """The list of edits."""
+    comparison: gr.State
+    """The `EditComparison` that is shown."""
+    suggested: gr.State
+    """The last automatic suggestion for `what` and `region`."""
+    linked: gr.State
+    """The `EditLink` of the page's address, until it has been run."""
+    run_trigger: gr.State
+    """Changes when the page's address asks for a run."""
+    ticket: gr.Number
+    """Of the current run, or 0. Separate from the page's ticket, which must not be overwritten."""
+    compare: gr.Checkbox
+    """Whether the current run compares the stages; like a ticket, it travels with the request."""
 
     @property
-    def fields(self) -> list[Any]:
-        """What describes one edit: the order of `interventions_form.Fields`."""
+    def fields(self) -> list[Block]:
+        """The fields that describe one edit, in the order of `EditFields`."""
         when = [self.stage, self.first, self.last]
-        return [self.kind, self.what, self.way, self.region, self.cells, *when, self.strength]
+        return [self.kind, self.what, self.site, self.region, self.cells, *when, self.strength]
 
 
 def build_interventions_tab(runtime: Runtime) -> InterventionsTab:
-    """Put the tab's components where the caller's `with` is."""
+    """Create the tab's components inside the caller's `with` block."""
     html(
         "<h2>What if?</h2>"
-        '<p class="id-intro">Change what the model thinks of while it draws, and see the picture that it would have '
-        "drawn instead, from the same noise. Press <b>Show what happens</b>; then try the same edit late, when the "
-        "layout is long settled.</p>"
+        '<p class="id-intro">Change the concepts that are active while the model draws, and see the picture it would '
+        "have drawn instead, from the same noise. Press <b>Show what happens</b>; then try the same edit late, when "
+        "the layout is already settled.</p>"
     )
     with gr.Column(elem_id="id-iv-form"):
         with gr.Row():
             what = gr.Dropdown(
                 [],
                 label="What",
-                info="A thing, place or style; or click the picture.",
+                info="An object, background or style; or click the picture.",
                 allow_custom_value=True,
                 elem_id="id-iv-what",
                 min_width=200,
             )
             kinds = [(name, kind) for kind, name in KINDS.items()]
-            kind = gr.Radio(kinds, value="move", label="Do", elem_id="id-iv-kind", min_width=300, scale=2)
+            kind = gr.Radio(kinds, value="move", label="Action", elem_id="id-iv-kind", min_width=300, scale=2)
         hint = html('<p class="id-hint id-iv-hint"></p>', js_on_load=_HINT)
         with gr.Row():
-            regions = [*((name, region) for region, name in REGIONS.items()), ("paint it with a brush", PAINTED)]
+            regions = [*((name, region) for region, name in REGIONS.items()), ("paint with a brush", PAINTED)]
             region = gr.Radio(regions, value="top-left", label="Where", elem_id="id-iv-where", min_width=270)
             with gr.Column(min_width=270):
                 stage, first, last, strength = _when_and_how_strong(runtime)
         painter, brush = _brush()
-        with gr.Accordion("Which concepts do numbers mean?", open=False, elem_id="id-iv-ways"):
-            info = "A concept’s number, such as 12 or 12, 40 under What, means something at one block and half alone."
-            way = gr.Dropdown([], label="Concepts of", info=info)
+        with gr.Accordion("Concept numbers (advanced)", open=False, elem_id="id-iv-site"):
+            info = "Concept numbers under What, such as 12, 40, belong to one block and branch."
+            site = gr.Dropdown([], label="Concepts of", info=info)
         cells = gr.Textbox(value="", visible=False)
         chips = html(chips_html((), 1), js_on_load=_CHIPS)
         with gr.Row(elem_id="id-iv-buttons"):
             show = gr.Button("Show what happens", variant="primary", elem_id="id-iv-show", min_width=170)
-            each = gr.Button("The same edit at all three stages", elem_id="id-iv-each", min_width=230)
-            keep = gr.Button("Keep this edit, add another", elem_id="id-iv-keep", min_width=200)
+            compare_stages = gr.Button("The same edit at all three stages", elem_id="id-iv-compare", min_width=230)
+            add = gr.Button("Add another edit", elem_id="id-iv-add", min_width=200)
     with gr.Column(elem_id="id-iv-result"):
         slider = gr.ImageSlider(
             label="Unedited and edited picture",
@@ -143,16 +143,16 @@ def build_interventions_tab(runtime: Runtime) -> InterventionsTab:
             interactive=False,
             max_height=420,
             buttons=["fullscreen"],
-            slider_position=12,  # a thing that goes from right to left would be seen on neither side of the middle
+            slider_position=12,  # in the middle, an object that moves from right to left would not be visible
             elem_id="id-iv-slider",
         )
         panel = html(why_empty_html(runtime), elem_id="id-iv-panel", js_on_load=_CHOOSE)
-    nothing: tuple[EditRequest, ...] = ()
+    no_requests: tuple[EditRequest, ...] = ()
     return InterventionsTab(
         kind=kind,
         what=what,
         hint=hint,
-        way=way,
+        site=site,
         region=region,
         painter=painter,
         cells=cells,
@@ -161,36 +161,36 @@ def build_interventions_tab(runtime: Runtime) -> InterventionsTab:
         first=first,
         last=last,
         strength=strength,
-        keep=keep,
+        add=add,
         chips=chips,
         show=show,
-        each=each,
+        compare_stages=compare_stages,
         slider=slider,
         panel=panel,
-        requests=gr.State(nothing),
-        outcome=gr.State(None),
+        requests=gr.State(no_requests),
+        comparison=gr.State(None),
         suggested=gr.State(("", "")),
-        asked=gr.State(None),
-        go=gr.State(None),
+        linked=gr.State(None),
+        run_trigger=gr.State(None),
         ticket=gr.Number(visible=False, value=0),
         compare=gr.Checkbox(False, visible=False),
     )
 
 
-def _when_and_how_strong(runtime: Runtime) -> tuple[Any, Any, Any, Any]:
-    names = [*offered_stages(runtime.spec), ("own steps", OWN_WINDOW)]
-    stage = gr.Radio(names, value=runtime.spec.stages[0].name, label="When", elem_id="id-iv-when")
+def _when_and_how_strong(runtime: Runtime) -> tuple[gr.Radio, NumberField, NumberField, gr.Slider]:
+    choices = [*((name, name) for name in offered_stages(runtime.spec)), ("custom", CUSTOM_STEPS)]
+    stage = gr.Radio(choices, value=runtime.spec.stages[0].name, label="When", elem_id="id-iv-when")
     with gr.Row(elem_id="id-iv-window"):
-        first = Number(value=1, label="From step", min_width=90)
-        last = Number(value=1, label="to step", min_width=90)
+        first = NumberField(value=1, label="From step", min_width=90)
+        last = NumberField(value=1, label="to step", min_width=90)
     top, step = STRENGTHS["move"]
-    info, label = STRENGTH_INFO["move"], "How strong"
+    info, label = STRENGTH_INFO["move"], "Strength"
     strength = gr.Slider(0, top, value=1, step=step, label=label, info=info, elem_id="id-iv-strength")
     return stage, first, last, strength
 
 
-def _brush() -> tuple[Any, Any]:
-    """The brush, and what shows or hides it."""
+def _brush() -> tuple[gr.ImageEditor, gr.Column]:
+    """The brush and its container."""
     with gr.Column(visible=False, elem_id="id-iv-brush") as brush:
         painter = gr.ImageEditor(
             label="Paint over where it should be",
@@ -212,9 +212,9 @@ def why_empty_html(runtime: Runtime) -> str:
         return f'<div class="id-iv empty">{no_concepts_html(runtime.name)}</div>'
     if runtime.error:
         return empty_html("The model could not be loaded, so there is nothing to edit.")
-    return empty_html("Both pictures, what changed and how much will appear here.")
+    return empty_html("Both pictures will appear here, with what changed and how much.")
 
 
 def empty_html(text: str) -> str:
-    """The room that a result will take, and why it is empty."""
+    """A placeholder of a result's size, with a text."""
     return f'<div class="id-iv empty"><p class="id-empty">{escape(text)}</p></div>'

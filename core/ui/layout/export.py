@@ -1,7 +1,5 @@
-"""A layout to take away: the curve as CSV, everything about it as JSON, the Python lines that read it again."""
+"""Downloads of a layout: the curves as CSV, everything as JSON, and the Python lines that repeat it."""
 
-import csv
-import io
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -9,74 +7,76 @@ import numpy as np
 
 from core.diffusion.schedule import step_times
 from core.spec import STAGES, Stage
+from core.ui.look.export import csv_of, image_settings
 from core.ui.look.scene import Scene, step_stages
 
 if TYPE_CHECKING:
-    from core.ui.layout.results import Choice, Reading
+    from core.ui.layout.results import LayoutReading, Readout
 
-COLUMNS = ("hookpoint", "branch", "told", "step_from_0", "t", "stage", "mean_iou")
+COLUMNS = ("hookpoint", "branch", "uses_prompt_classes", "step_from_0", "t", "stage", "mean_iou")
 
 
-def curve_rows(reading: "Reading", stages: tuple[Stage, ...] = STAGES) -> list[dict[str, Any]]:
-    """The curves, a row a step of each way of reading; the IoU of each thing that the prompt names follows the mean."""
+def curve_rows(reading: "LayoutReading", stages: tuple[Stage, ...] = STAGES) -> list[dict[str, Any]]:
+    """The curves, one row per readout and step; after the mean follows the IoU of each object named in the prompt."""
     rows: list[dict[str, Any]] = []
-    for way, of_way in reading.foretold.items():
-        n_steps = len(of_way.labels)
+    for readout, layout in reading.predicted.items():
+        n_steps = len(layout.labels)
         names, times = step_stages(n_steps, stages), step_times(n_steps)
-        for step, (mean, ious) in enumerate(zip(of_way.mean, of_way.ious, strict=True)):
-            told = "yes" if way.told else "no"
-            values = (*way.site, told, step, round(float(times[step]), 4), names[step], _number(mean))
-            things = {reading.classes[i]: _number(iou) for i, iou in zip(reading.things, ious, strict=True)}
-            rows.append(dict(zip(COLUMNS, values, strict=True)) | things)
+        for step, (mean, ious) in enumerate(zip(layout.mean, layout.ious, strict=True)):
+            values = (
+                *readout.site,
+                readout.uses_prompt_classes,
+                step,
+                round(float(times[step]), 4),
+                names[step],
+                _number(mean),
+            )
+            objects = {reading.classes[i]: _number(iou) for i, iou in zip(reading.objects, ious, strict=True)}
+            rows.append(dict(zip(COLUMNS, values, strict=True)) | objects)
     return rows
 
 
-def to_csv(reading: "Reading", stages: tuple[Stage, ...] = STAGES) -> str:
+def to_csv(reading: "LayoutReading", stages: tuple[Stage, ...] = STAGES) -> str:
     """The curves as CSV."""
-    rows = curve_rows(reading, stages)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, rows[0].keys() if rows else COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return csv_of(curve_rows(reading, stages), COLUMNS)
 
 
 def to_json(
-    scene: Scene, reading: "Reading", model_name: str, source: str, shown: "Choice", stages: tuple[Stage, ...] = STAGES
+    scene: Scene,
+    reading: "LayoutReading",
+    model_name: str,
+    source: str,
+    readout: "Readout",
+    stages: tuple[Stage, ...] = STAGES,
 ) -> str:
-    """Settings, curves, and the label maps of one way of reading."""
+    """Settings, all curves, and the label maps of one readout."""
     document = {
         "settings": {
-            "model": model_name,
+            **image_settings(scene, model_name),
             "saes": source,
-            "prompt": scene.prompt,
-            "picture": "brought" if scene.own else "generated",
-            "seed": scene.seed,
-            "num_inference_steps": scene.steps,
-            "guidance_scale": scene.guidance,
             "method": "readout",
-            "among": list(reading.among),
+            "candidate_classes": list(reading.candidate_classes),
         },
-        "objects": [reading.classes[i] for i in reading.things],
+        "objects": [reading.classes[i] for i in reading.objects],
         "classes": list(reading.classes),
         "curves": curve_rows(reading, stages),
         "labels": {
-            "hookpoint": shown.site.hookpoint,
-            "branch": shown.site.branch,
-            "told": shown.told,
-            "by_step": reading.foretold[shown].labels.tolist(),
+            "hookpoint": readout.site.hookpoint,
+            "branch": readout.site.branch,
+            "uses_prompt_classes": readout.uses_prompt_classes,
+            "by_step": reading.predicted[readout].labels.tolist(),
         },
     }
     return json.dumps(document, ensure_ascii=False)
 
 
-def python_lines(scene: Scene, reading: "Reading", model_name: str, source: str, way: "Choice") -> str:
-    """Lines that foretell the layout in a notebook, at the first step."""
-    options = [f"hookpoint={json.dumps(way.site.hookpoint)}", f"branch={json.dumps(way.site.branch)}"]
+def python_lines(scene: Scene, reading: "LayoutReading", model_name: str, source: str, readout: "Readout") -> str:
+    """Lines that predict the layout at the first step in a notebook."""
+    options = [f"hookpoint={json.dumps(readout.site.hookpoint)}", f"branch={json.dumps(readout.site.branch)}"]
     if source != model_name:
         options.append(f"source={json.dumps(source)}")
-    if way.told:
-        options.append(f"candidate_classes={json.dumps(list(reading.among), ensure_ascii=False)}")
+    if readout.uses_prompt_classes:
+        options.append(f"candidate_classes={json.dumps(list(reading.candidate_classes), ensure_ascii=False)}")
     options += [f"num_inference_steps={scene.steps}", f"guidance_scale={scene.guidance:g}"]
     return (
         "import core\n\n"

@@ -1,1 +1,1 @@
-"""How the page looks: colours, charts, the image with its overlays, the prompt's words, exports."""
+"""Presentation: colours, charts, the image viewer, the prompt's words, exports."""

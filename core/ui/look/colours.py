@@ -1,6 +1,6 @@
-"""The colours that mean something: a scale for bits, one for bits with a sign, three stages, one for each label.
+"""Colours with a meaning: a scale for bits, one for signed bits, three stages, one colour per label.
 
-All are the same in light and dark, so that a saved picture reads like the page it came from.
+All are the same in light and dark mode, so that a downloaded image reads like the page it came from.
 """
 
 from functools import lru_cache
@@ -13,17 +13,17 @@ from core.arrays import Floats
 STAGES = ("early", "middle", "late")
 STAGE_COLOURS = {"early": "#4a7bd0", "middle": "#1f9e86", "late": "#d08a1d"}
 
-# The scale is a curve in OKLab from ink through rose to lamplight. Lightness only rises along it, so that it reads
-# in grey and with any colour blindness; steps of equal length along it look equally large.
+# The scale is a curve in OKLab from ink through rose to a warm white. Lightness only rises along it, so that it can be
+# read in grey and with any colour blindness; steps of equal length along it look equally large.
 _INK = (0.20, 0.020, -0.090)
 _ROSE = (0.62, 0.190, -0.010)
 _LIGHT = (0.95, -0.015, 0.110)
 _N = 256
-# With a sign: from the same dark at zero through orange for more, through blue for less, equally light at equal size.
-# Orange and blue stay apart in red-green blind eyes.
+# The signed scale runs from dark at zero through orange for positive and through blue for negative values, equally
+# light at equal size. Orange and blue stay apart with red-green colour blindness.
 _ZERO = (0.20, 0.000, -0.020)
-_MORE = ((0.60, 0.110, 0.130), (0.93, 0.000, 0.100))
-_LESS = ((0.56, -0.030, -0.210), (0.93, -0.050, -0.040))
+_POSITIVE = ((0.60, 0.110, 0.130), (0.93, 0.000, 0.100))
+_NEGATIVE = ((0.56, -0.030, -0.210), (0.93, -0.050, -0.040))
 
 # The two matrices of OKLab in Ottosson's definition (2020).
 _TO_LMS = np.array(
@@ -37,12 +37,12 @@ _TO_RGB = np.array(
     ]
 )
 
-# Lightnesses that stand out from paper and from ink, chromas and hues from which the labels' colours are chosen.
+# Lightnesses that stand out on paper and on ink, and the chromas and hues from which label colours are chosen.
 _LABEL_LIGHTNESS = (0.44, 0.52, 0.60, 0.68, 0.76, 0.84)
 _LABEL_CHROMA = (0.03, 0.09, 0.13, 0.17, 0.21)
 _GREYISH = 0.05
 _LABEL_HUES = 72
-# Linear sRGB as those see it who lack long-wave or medium-wave cones: Machado et al. 2009, severity 1.
+# Linear sRGB as seen with common vision, protanopia and deuteranopia: Machado et al. 2009, severity 1.
 _VISIONS = np.array(
     [
         np.eye(3),
@@ -50,7 +50,7 @@ _VISIONS = np.array(
         [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
     ]
 )
-# Common eyes have more room: what they tell apart has to be twice as far.
+# Common vision has more room: its distances count half.
 _WEIGHTS = np.array([[0.5], [1.0], [1.0]])
 
 
@@ -61,40 +61,40 @@ def _oklab_to_srgb(lab: Floats) -> Floats:
 
 
 def scale_in_oklab() -> Floats:
-    """The scale as OKLab colours [256, 3], equally far from each other."""
-    return _bent(_N, _INK, _ROSE, _LIGHT)
+    """The scale as OKLab colours [256, 3] at equal distances."""
+    return _bezier(_N, _INK, _ROSE, _LIGHT)
 
 
 def signed_scale_in_oklab() -> Floats:
-    """The scale of values with a sign as OKLab colours [255, 3], from -1 to 1 with 0 in the middle."""
+    """The signed scale as OKLab colours [255, 3], from -1 to 1 with 0 in the middle."""
     half = _N // 2
-    return np.concatenate([_bent(half, _ZERO, *_LESS)[:0:-1], _bent(half, _ZERO, *_MORE)])
+    return np.concatenate([_bezier(half, _ZERO, *_NEGATIVE)[:0:-1], _bezier(half, _ZERO, *_POSITIVE)])
 
 
-def _bent(n: int, *points: tuple[float, float, float]) -> Floats:
-    """[n, 3] colours from the first of three points to the last, bent towards the second, in equal steps."""
+def _bezier(n: int, *points: tuple[float, float, float]) -> Floats:
+    """[n, 3] colours at equal distances on the quadratic Bézier curve of three points."""
     start, middle, end = (np.array(point) for point in points)
     t = np.linspace(0, 1, 4001)[:, None]
     curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end
     length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(curve, axis=0), axis=1))])
-    wanted = np.linspace(0, length[-1], n)
-    return np.stack([np.interp(wanted, length, curve[:, axis]) for axis in range(3)], axis=1)
+    at = np.linspace(0, length[-1], n)
+    return np.stack([np.interp(at, length, curve[:, axis]) for axis in range(3)], axis=1)
 
 
 SCALE: Floats = _oklab_to_srgb(scale_in_oklab())
-"""sRGB of the scale in 0..1, [256, 3]."""
+"""The scale in sRGB, 0..1, [256, 3]."""
 SIGNED: Floats = _oklab_to_srgb(signed_scale_in_oklab())
-"""The same of the scale of values with a sign, [255, 3]."""
+"""The signed scale in sRGB, 0..1, [255, 3]."""
 
 
 def scale_rgb(share: NDArray[np.floating]) -> Floats:
-    """Colours [..., 3] in 0..1 of shares of the largest value, 0..1."""
+    """sRGB colours [..., 3] of values in 0..1."""
     index = np.clip(np.nan_to_num(np.asarray(share)) * (_N - 1), 0, _N - 1)
     return np.asarray(SCALE[np.rint(index).astype(int)])
 
 
 def signed_rgb(share: NDArray[np.floating]) -> Floats:
-    """Colours [..., 3] in 0..1 of shares of the largest value, -1..1."""
+    """sRGB colours [..., 3] of values in -1..1."""
     index = np.clip((np.nan_to_num(np.asarray(share)) + 1) / 2, 0, 1) * (len(SIGNED) - 1)
     return np.asarray(SIGNED[np.rint(index).astype(int)])
 
@@ -109,7 +109,7 @@ def _hex(rgb: Floats) -> str:
 
 
 def ink_on(share: float) -> str:
-    """The text colour, dark or light, that stands out more on that colour of the scale."""
+    """The text colour, dark or light, with the higher contrast on that colour of the scale."""
     rgb = scale_rgb(np.array(share))
     luminance = float(_linear(rgb) @ np.array([0.2126, 0.7152, 0.0722]))
     return "#08050c" if (luminance + 0.05) / 0.0517 > 1.05 / (luminance + 0.05) else "#ffffff"
@@ -121,30 +121,31 @@ def scale_gradient() -> str:
 
 
 def signed_gradient() -> str:
-    """The scale of values with a sign as a CSS gradient, less on the left, more on the right."""
+    """The signed scale as a CSS gradient, negative on the left, positive on the right."""
     return "linear-gradient(90deg, " + ", ".join(_hex(rgb) for rgb in signed_rgb(np.linspace(-1, 1, 17))) + ")"
 
 
 @lru_cache(maxsize=4)
-def label_colours(quiet: tuple[bool, ...]) -> tuple[str, ...]:
-    """A colour as `#rrggbb` for each label, a greyish one where it is to be quiet, as what lies behind things is.
+def label_colours(greyish: tuple[bool, ...]) -> tuple[str, ...]:
+    """A colour as `#rrggbb` for each label, a greyish one where asked, as for backgrounds.
 
-    Each is the one farthest from all before it, where the distance is the least among common and red-green blind eyes.
+    Each is the colour farthest from all before it, by the smallest of its distances in common vision, protanopia and
+    deuteranopia.
     """
     lightness, chroma, hue = np.meshgrid(
         _LABEL_LIGHTNESS, _LABEL_CHROMA, np.linspace(0, 2 * np.pi, _LABEL_HUES, endpoint=False), indexing="ij"
     )
     lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1).reshape(-1, 3)
     rgb = _oklab_to_srgb(lab)
-    shown = np.linalg.norm(_linear_to_oklab(_linear(rgb)) - lab, axis=1) < 0.005  # others a screen cannot show
+    shown = np.linalg.norm(_linear_to_oklab(_linear(rgb)) - lab, axis=1) < 0.005  # within the gamut of sRGB
     rgb = rgb[shown]
     linear = _linear(rgb)
     seen = np.stack([_linear_to_oklab(np.clip(linear @ vision.T, 0, 1)) for vision in _VISIONS])
-    greyish = np.linalg.norm(lab[shown, 1:], axis=1) < _GREYISH
-    nearest = np.abs(seen[0, :, 2])  # to begin with, what is yellowest or bluest: those see it whose red is green
+    is_greyish = np.linalg.norm(lab[shown, 1:], axis=1) < _GREYISH
+    nearest = np.abs(seen[0, :, 2])  # begin with the yellowest or bluest, which everybody sees
     colours: list[str] = []
-    for wanted in quiet:
-        best = int(np.argmax(np.where(greyish == wanted, nearest, -1)))
+    for wanted in greyish:
+        best = int(np.argmax(np.where(is_greyish == wanted, nearest, -1)))
         nearest = np.minimum(
             nearest if colours else np.inf, (_WEIGHTS * np.linalg.norm(seen - seen[:, [best]], axis=2)).min(0)
         )

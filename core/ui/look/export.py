@@ -1,4 +1,4 @@
-"""Results to take away: CSV, JSON with all settings, the Python lines that repeat them, the link that restores them."""
+"""Downloads of results: CSV, JSON with all settings, the Python lines that repeat them, the link that restores them."""
 
 import base64
 import csv
@@ -10,13 +10,25 @@ from urllib.parse import urlencode
 
 from core.information.results import Attribution, Curves
 from core.spec import STAGES, Stage
-from core.ui.look.scene import Scene, contradicts, direct_half_width, half_width, stage_shares, step_stages, t95, target
+from core.ui.look.scene import (
+    Scene,
+    contradicts,
+    direct_half_width,
+    half_width,
+    requested_rel_error,
+    stage_shares,
+    step_stages,
+    t95,
+)
 
 COLUMNS = ("word", "bits", "bits_95", "direct_bits", "direct_bits_95")
 
 
 def table_rows(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> list[dict[str, Any]]:
-    """All numbers of an attribution, a row a word; `_95` is half a 95% interval, stages are parts of the bits."""
+    """All numbers of an attribution, one row per word.
+
+    `_95` is the half-width of a 95% interval; a stage's column is its fraction of the bits.
+    """
     shares = stage_shares(a, stages)
     rows: list[dict[str, Any]] = []
     for i, word in enumerate(a.words):
@@ -24,7 +36,7 @@ def table_rows(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> list[dict[
         row: dict[str, Any] = {"word": word}
         row.update({name: round(float(v), 4) for name, v in zip(COLUMNS[1:], values, strict=True)})
         row.update({s.name: round(float(v), 4) for s, v in zip(stages, shares[i], strict=True)})
-        row["contradicts_picture"] = bool(contradicts(a)[i])
+        row["contradicts_image"] = bool(contradicts(a)[i])
         rows.append(row)
     return rows
 
@@ -35,7 +47,7 @@ def to_csv(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> str:
 
 
 def steps_csv(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> str:
-    """The timeline as CSV, a row a word and step: bits per unit of log-SNR, and the two error curves where known."""
+    """The timeline as CSV, one row per word and step: bits per unit of log-SNR, and the two error curves if known."""
     when, factor = a.timeline, t95(a.n_replicates)
     parts = {"bits": when.bits, "bits_95": factor * when.stderr}
     if a.curves is not None:
@@ -63,7 +75,7 @@ def steps_csv(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> str:
 
 
 def csv_of(rows: list[dict[str, Any]], columns: Sequence[str] = ()) -> str:
-    """Rows as CSV; `columns` stand at the top where there is no row."""
+    """Rows as CSV; `columns` is the header if there are no rows."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, rows[0].keys() if rows else columns, lineterminator="\n")
     writer.writeheader()
@@ -72,11 +84,11 @@ def csv_of(rows: list[dict[str, Any]], columns: Sequence[str] = ()) -> str:
 
 
 def image_settings(scene: Scene, model_name: str) -> dict[str, Any]:
-    """Which picture a result is about."""
+    """The settings of the image that a result is about."""
     return {
         "model": model_name,
         "prompt": scene.prompt,
-        "picture": "brought" if scene.own else "generated",
+        "image": "uploaded" if scene.uploaded else "generated",
         "seed": scene.seed,
         "num_inference_steps": scene.steps,
         "guidance_scale": scene.guidance,
@@ -84,11 +96,11 @@ def image_settings(scene: Scene, model_name: str) -> dict[str, Any]:
 
 
 def settings(scene: Scene, a: Attribution, model_name: str) -> dict[str, Any]:
-    """Everything needed to make the same result again."""
+    """Everything needed to reproduce the result."""
     return {
         **image_settings(scene, model_name),
         "given": a.given,
-        "rel_error": target(a),
+        "rel_error": requested_rel_error(a),
         "attribution_seed": a.seed,
     }
 
@@ -124,7 +136,7 @@ def _rounded(values: Any) -> Any:
 
 
 def rounded(value: Any) -> Any:
-    """The same of anything that JSON can hold."""
+    """A JSON document with its floats rounded to six decimals."""
     if isinstance(value, dict):
         return {name: rounded(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -133,16 +145,16 @@ def rounded(value: Any) -> Any:
 
 
 def image_lines(scene: Scene, model_name: str) -> str:
-    """Lines that load the model and make the picture again in a notebook."""
+    """Lines that load the model and the image in a notebook."""
     prompt = json.dumps(scene.prompt, ensure_ascii=False)
-    if scene.own:
-        picture = 'image = core.prepare_image("your-picture.png", model.image_size)  # the file that you brought\n'
+    if scene.uploaded:
+        image = 'image = core.prepare_image("your-image.png", model.image_size)  # the file that you uploaded\n'
     else:
-        picture = (
+        image = (
             f"image = model.generate(\n    {prompt}, seed={scene.seed}, num_inference_steps={scene.steps}, "
             f"guidance_scale={scene.guidance:g}\n).image\n"
         )
-    return f"import core\n\nmodel = core.load_model({json.dumps(model_name)})\n{picture}"
+    return f"import core\n\nmodel = core.load_model({json.dumps(model_name)})\n{image}"
 
 
 def python_lines(scene: Scene, a: Attribution, model_name: str) -> str:
@@ -151,15 +163,15 @@ def python_lines(scene: Scene, a: Attribution, model_name: str) -> str:
     return (
         f"{image_lines(scene, model_name)}"
         f"a = core.attribute(\n    model, image, {prompt}, seed={a.seed}, "
-        f'given="{a.given}", rel_error={target(a):g}\n)\n'
+        f'given="{a.given}", rel_error={requested_rel_error(a):g}\n)\n'
         "for word, bits, stderr in zip(a.words, a.bits, a.stderr):\n"
         '    print(f"{word:12} {bits:6.2f} bits, standard error {stderr:.2f}")\n'
     )
 
 
 def link_query(scene: Scene, a: Attribution) -> str:
-    """Query parameters that restore a drawn picture and its attribution; empty for a brought picture."""
-    if scene.own:
+    """Query parameters that restore a generated image and its attribution; empty for an uploaded image."""
+    if scene.uploaded:
         return ""
     query: dict[str, Any] = {
         "prompt": scene.prompt,

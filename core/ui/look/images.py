@@ -1,4 +1,4 @@
-"""Pictures as the page sends them: data URLs, and bits as coloured layers."""
+"""Images as the page sends them: data URLs, and maps of bits as coloured overlays."""
 
 import base64
 import io
@@ -10,9 +10,9 @@ from core.arrays import Floats
 from core.ui.look.colours import scale_rgb, signed_rgb
 
 _LAYER_SIDE = 160
-"""Pixels to which a map is interpolated before it is coloured, so that no colours are mixed across the scale."""
-_SEEN_THROUGH = 0.65
-"""Opacity of a cell without bits, as a part of that of the largest."""
+"""Side to which a map is interpolated before it is coloured, so that only values are mixed, not colours."""
+_MIN_ALPHA = 0.65
+"""Opacity of a cell with zero bits, relative to the cell with the most."""
 
 
 def data_url(image: Image.Image, quality: int | None = None) -> str:
@@ -26,29 +26,29 @@ def data_url(image: Image.Image, quality: int | None = None) -> str:
 
 
 def layer(bits: Floats, half_width: Floats, top: float) -> Image.Image:
-    """A map [h, w] as an RGBA picture: colour by bits up to `top`; where the error exceeds the value, that of none."""
+    """A map [h, w] of bits as an RGBA image: coloured up to `top`, and like zero where the error exceeds the value."""
     share = np.clip(_enlarge(_certain_share(bits, half_width, top)), 0, 1)
-    return _seen_through(scale_rgb(share), share)
+    return _with_alpha(scale_rgb(share), share)
 
 
 def signed_layer(bits: Floats, half_width: Floats, top: float) -> Image.Image:
-    """The same of a map whose bits have a sign, `top` being the largest either way."""
+    """A signed map [h, w] of bits as an RGBA image; `top` is the largest absolute value."""
     share = np.clip(_enlarge(_certain_share(bits, half_width, top)), -1, 1)
-    return _seen_through(signed_rgb(share), np.abs(share))
+    return _with_alpha(signed_rgb(share), np.abs(share))
 
 
 def _certain_share(bits: Floats, half_width: Floats, top: float) -> Floats:
-    """[h, w] shares of `top`, none where the error is as large as the value."""
-    sure = np.clip(2 * (1 - half_width / np.maximum(np.abs(bits), 1e-12)), 0, 1)
-    return np.asarray(np.clip(bits / max(top, 1e-12), -1, 1) * sure)
+    """[h, w] fractions of `top`, zero where the error is as large as the value."""
+    certain = np.clip(2 * (1 - half_width / np.maximum(np.abs(bits), 1e-12)), 0, 1)
+    return np.asarray(np.clip(bits / max(top, 1e-12), -1, 1) * certain)
 
 
-def _seen_through(rgb: Floats, size: Floats) -> Image.Image:
-    """Colours [H, W, 3] as an RGBA picture: where there is little, more of the picture shows through.
+def _with_alpha(rgb: Floats, size: Floats) -> Image.Image:
+    """Colours [H, W, 3] as an RGBA image that is more transparent where `size` is small.
 
-    Not more see-through where unsure: a bright picture behind would look like many bits.
+    An uncertain value is no more transparent than a zero: a bright image behind it would look like many bits.
     """
-    alpha = _SEEN_THROUGH + (1 - _SEEN_THROUGH) * size
+    alpha = _MIN_ALPHA + (1 - _MIN_ALPHA) * size
     rgba = np.concatenate([rgb, alpha[..., None]], axis=-1)
     return Image.fromarray((rgba * 255).round().astype(np.uint8), "RGBA")
 

@@ -1,4 +1,4 @@
-"""How the page looks: a theme without fonts from elsewhere, one style sheet, one script."""
+"""The page's theme (no remote fonts), style sheet and script."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ _SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "U
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
-def page_theme() -> Any:
-    """Paper and ink; in the dark, ink and lamplight. The accent is taken from the scale of bits."""
+def page_theme() -> gr.themes.Base:
+    """The Gradio theme, in light and dark; its accent is taken from the scale of bits."""
     paper, card, line, ink, soft, accent = "#f8f4ed", "#fffdf9", "#e3dacb", "#1f1926", "#6a6072", "#7b3c66"
     dark = ("#15111b", "#1e1926", "#382f42", "#f4eef6", "#aba1b5", "#f0b08e")
     theme = gr.themes.Base(font=_SANS, font_mono=_MONO, radius_size=gr.themes.sizes.radius_md)
@@ -55,11 +55,11 @@ def page_theme() -> Any:
         "error_border_color": ("#e3a29d", "#7d3a37"),
     }
     settings = {"block_shadow": "none", "block_shadow_dark": "none", "block_border_width": "1px"}
-    # `color_accent` has no dark twin in Gradio; the style sheet's own variable serves in the dark.
-    for name, (light, in_dark) in light_and_dark.items():
+    # Gradio has no dark variant of `color_accent`; the style sheet sets it.
+    for name, (light, dark_value) in light_and_dark.items():
         settings[name] = light
         if name != "color_accent":
-            settings[f"{name}_dark"] = in_dark
+            settings[f"{name}_dark"] = dark_value
     return theme.set(**settings)
 
 
@@ -72,7 +72,7 @@ def page_css() -> str:
 
 
 def launch_options() -> dict[str, Any]:
-    """What `launch` needs for the page to look and behave as it should; nothing is fetched from elsewhere."""
+    """Options of `Blocks.launch` for the page's look; nothing is fetched from other hosts."""
     return {
         "theme": page_theme(),
         "css": page_css(),

@@ -1,4 +1,4 @@
-"""Charts over the denoising as small SVGs: when a word spoke, what it spared the model, when a layout was known."""
+"""Charts over the denoising as SVGs: a word's bits and error curves, a layout's agreement, a concept's strength."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,9 +21,9 @@ def timeline_svg(
     top: float | None = None,
     stages: tuple[Stage, ...] = STAGES,
 ) -> str:
-    """One word's timeline: a step a sampler step, so that areas are bits; noise on the left, the picture on the right.
+    """One word's timeline as a step function, so that areas are bits; noise on the left, the image on the right.
 
-    `edges` [S + 1] are log-SNRs, `bits` [S] and their 95 % half-widths [S] are per unit of log-SNR; `top` is the upper
+    `edges` [S + 1] are log-SNRs; `bits` [S] and their 95 % half-widths [S] are per unit of log-SNR; `top` is the upper
     end of the axis, by default this word's own. Colours come from the page's CSS variables.
     """
     joined, bits, half_width = merge_narrow(edges, bits, half_width, step_stages(len(bits), stages))
@@ -42,7 +42,7 @@ def timeline_svg(
 def errors_svg(
     edges: Floats, errors: Floats, half_width: Floats, label: str, stages: tuple[Stage, ...] = STAGES
 ) -> str:
-    """The squared errors of two guesses [2, S] with their 95 % half-widths [2, S], logarithmic; the first is dashed."""
+    """Squared errors of two predictions [2, S] with their 95 % half-widths [2, S], on a log axis; the first dashed."""
     names = step_stages(errors.shape[1], stages)
     joined = [merge_narrow(edges, e, h, names) for e, h in zip(errors, half_width, strict=True)]
     drawn = np.array([e for _, e, _ in joined])
@@ -65,7 +65,7 @@ def errors_svg(
 def difference_svg(
     edges: Floats, bits: Floats, half_width: Floats | None, label: str, stages: tuple[Stage, ...] = STAGES
 ) -> str:
-    """Signed bits [S] per unit of log-SNR, so that areas above zero less those below are bits."""
+    """Signed bits [S] per unit of log-SNR: the area above zero minus the area below is in bits."""
     half = np.zeros_like(bits) if half_width is None else half_width
     joined, bits, half = merge_narrow(edges, bits, half, step_stages(len(bits), stages))
     xs = _across(joined, edges)
@@ -88,7 +88,7 @@ def difference_svg(
 
 
 def _over_log_snr(edges: Floats, drawn: list[str], n_drawn: int, label: str, stages: tuple[Stage, ...]) -> str:
-    """A chart whose steps are as wide as their log-SNR, with what is drawn on it."""
+    """A chart with log-SNR as its horizontal axis around the parts drawn on it."""
     xs, names = _across(edges, edges), step_stages(len(edges) - 1, stages)
     parts = [
         f'<svg class="id-timeline" viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{label}">',
@@ -104,12 +104,12 @@ def _over_log_snr(edges: Floats, drawn: list[str], n_drawn: int, label: str, sta
 
 
 def agreement_svg(curves: Mapping[str, Floats], label: str, stages: tuple[Stage, ...] = STAGES) -> str:
-    """Mean IoU over the steps, a curve [S] a key; all but the first are hidden, and each bears its key."""
+    """Mean IoU over the steps, one curve [S] per key; all but the first are hidden, and each carries its key."""
     return _over_steps(curves, 1.0, label, "mean IoU with the final picture", stages)
 
 
 def strength_svg(strength: Floats, label: str, stages: tuple[Stage, ...] = STAGES) -> str:
-    """A concept's mean value [S] over the steps."""
+    """A concept's mean activation [S] over the steps."""
     return _over_steps({"": strength}, nice_ceiling(float(strength.max())), label, "mean over the picture", stages)
 
 
@@ -137,7 +137,7 @@ def _over_steps(curves: Mapping[str, Floats], top: float, label: str, unit: str,
 
 
 def common_top(edges: Floats, bits: Floats, half_width: Floats, stages: tuple[Stage, ...] = STAGES) -> float:
-    """The upper end of an axis that all words [W, S] share."""
+    """The upper end of an axis shared by all words [W, S]."""
     names = step_stages(bits.shape[1], stages)
     merged = [merge_narrow(edges, b, h, names) for b, h in zip(bits, half_width, strict=True)]
     return max((float((b + h).max(initial=0.0)) for _, b, h in merged), default=0.0)
@@ -146,9 +146,9 @@ def common_top(edges: Floats, bits: Floats, half_width: Floats, stages: tuple[St
 def merge_narrow(
     edges: Floats, bits: Floats, half_width: Floats, names: list[str], share: float = 0.045
 ) -> tuple[Floats, Floats, Floats]:
-    """Join neighbouring bins of one stage until each is at least `share` of the axis wide; areas stay what they are.
+    """Merge neighbouring bins of one stage until each is at least `share` of the axis wide; areas are preserved.
 
-    Early steps lie so close in log-SNR that few noise samples fall into each. Errors are joined as if independent.
+    Early steps are so close in log-SNR that few noise samples fall into each. Errors are combined as if independent.
     """
     least = share * float(edges[-1] - edges[0])
     groups: list[list[int]] = []
@@ -167,7 +167,7 @@ def merge_narrow(
 
 
 def nice_ceiling(value: float) -> float:
-    """The smallest 1, 2 or 5 times a power of ten that is not below a value."""
+    """The smallest 1, 2 or 5 times a power of ten that is at least `value`."""
     if not np.isfinite(value) or value <= 0:
         return 1.0
     power = 10.0 ** np.floor(np.log10(value))
@@ -208,7 +208,7 @@ def _axis(ticks: Sequence[float], height: Callable[[Floats], Floats], unit: str)
 
 
 def _step_marks(xs: Floats, names: list[str]) -> list[str]:
-    """Invisible columns: hovering tells the step's number, choosing one chooses the step; the chosen one is shown."""
+    """Invisible columns: hovering shows the step's number, clicking selects the step."""
     return [
         f'<rect class="id-bin" data-step="{i}" x="{xs[i]:.1f}" y="{_TOP:g}" width="{max(xs[i + 1] - xs[i], 0):.1f}" '
         f'height="{_HEIGHT - _TOP - _BOTTOM:g}"><title>step {i + 1}, {name}</title></rect>'
@@ -217,7 +217,7 @@ def _step_marks(xs: Floats, names: list[str]) -> list[str]:
 
 
 def _joined_note(n_drawn: int, n_steps: int) -> str:
-    return "" if n_drawn == n_steps else f"{n_steps} steps, close ones drawn as one"
+    return "" if n_drawn == n_steps else f"{n_steps} steps, the narrowest merged"
 
 
 def _across(edges: Floats, whole: Floats) -> Floats:
@@ -230,7 +230,7 @@ def _height(top: float, values: Floats) -> Floats:
 
 
 def _tick(value: float) -> str:
-    """A number short enough to stand left of a chart on a narrow page."""
+    """A number short enough for the axis of a narrow chart."""
     if 0 < value < 0.1:
         return f"{value:g}".removeprefix("0")
     return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}".replace("-", "−")

@@ -1,4 +1,4 @@
-"""The prompt as chips, and what is said about the word that is chosen."""
+"""The prompt's words as chips, and a card about each word."""
 
 import json
 import math
@@ -17,22 +17,22 @@ from core.ui.look.scene import contradicts, direct_half_width, half_width, stage
 from core.ui.look.timeline import common_top, difference_svg, errors_svg, timeline_svg
 
 _TWO_LN2 = 2 * math.log(2)
-"""What an area between two error curves is divided by to be bits."""
+"""Divides the area between two error curves to give bits."""
 
 
-def pair(value: float, error: float) -> tuple[str, str]:
-    """A number and its error, with as many digits as the error leaves meaning to."""
+def value_and_error(value: float, error: float) -> tuple[str, str]:
+    """A number and its error as text, with the digits that the error makes meaningful."""
     digits = 2 if error < 0.095 else 1 if error < 9.95 else 0
     return f"{value:.{digits}f}".replace("-", "−"), f"{error:.{digits}f}"
 
 
 def plus_minus(value: float, error: float) -> str:
-    """A number and its error in one."""
-    return " ± ".join(pair(value, error))
+    """A number and its error as one text."""
+    return " ± ".join(value_and_error(value, error))
 
 
 def chips(prompt: str, a: Attribution) -> str:
-    """Every word of the prompt as a button, coloured and weighted by its bits; the rest of the text between them."""
+    """Every word of the prompt as a button, coloured and weighted by its bits, with the text between them."""
     top = float((a.bits + half_width(a)).max(initial=1e-9))
     index = {word: i for i, word in enumerate(a.words)}
     parts: list[str] = []
@@ -54,7 +54,7 @@ def _chip(text: str, i: int, a: Attribution, top: float) -> str:
     bits, half = float(a.bits[i]), float(half_width(a)[i])
     share = bits / max(float(a.bits.max(initial=0.0)), 1e-9)
     low, high, dot = (100 * min(max(v / top, 0), 1) for v in (bits - half, bits + half, bits))
-    shown, shown_error = pair(bits, half)
+    shown, shown_error = value_and_error(bits, half)
     flag = ""
     if contradicts(a)[i]:
         flag = '<span class="id-flag">contradicts the picture</span>'
@@ -73,22 +73,22 @@ def _chip(text: str, i: int, a: Attribution, top: float) -> str:
 
 
 def cards(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> str:
-    """What is said about each word, one card a word; the page shows the chosen one's."""
+    """One card per word; the page's script shows the chosen one's."""
     shares = stage_shares(a, stages)
     half = a.timeline.stderr * t95(a.n_replicates)
     top = common_top(a.timeline.edges, a.timeline.bits, half, stages)
     parts = []
     for i, word in enumerate(a.words):
-        label = escape(f"When “{word}” told the picture something")
+        label = escape(f"When “{word}” mattered")
         own, same = (
             timeline_svg(a.timeline.edges, a.timeline.bits[i], half[i], label, axis_top, stages)
             for axis_top in (None, top)
         )
         parts.append(
             f'<section class="id-card" data-for="{escape(word)}" hidden>{_sentence(a, i)}'
-            f'<h4>When it spoke</h4><p class="id-hint">The picture grows out of noise from left to right; '
-            f"<dfn>log-SNR</dfn> is the logarithm of how much signal there is for the noise, and the area under the "
-            f"curve is the word’s bits. The pale band is the 95% error.</p>"
+            f'<h4>When it mattered</h4><p class="id-hint">The picture grows out of noise from left to right; '
+            f"<dfn>log-SNR</dfn> says how much picture there is relative to noise (log signal-to-noise ratio), and the "
+            f"area under the curve is the word’s bits. The pale band is the 95% error.</p>"
             f'<div class="id-own">{own}</div><div class="id-same">{same}</div>{_share_bar(shares[i], stages)}'
             f"{_curves(a, i, stages)}</section>"
         )
@@ -96,37 +96,40 @@ def cards(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> str:
 
 
 def _curves(a: Attribution, i: int, stages: tuple[Stage, ...]) -> str:
-    """The two error curves behind a word's direct bits, folded; nothing where they were not stored."""
+    """The two error curves behind a word's direct bits, folded; empty if they were not stored."""
     if a.curves is None:
         return ""
     word, factor, edges = escape(a.words[i]), t95(a.n_replicates), a.timeline.edges
     errors = np.stack([a.curves.without[i], a.curves.with_word[i]])
     half = factor * np.stack([a.curves.without_stderr[i], a.curves.with_word_stderr[i]])
-    apart = a.curves.difference_stderr
-    known = None if apart is None else factor * apart[i] / _TWO_LN2
-    uncertain = float(np.linalg.norm(half[1] * np.diff(edges))) / _TWO_LN2
-    alone = f"{float(f'{uncertain:.2g}'):,g}"
-    without, with_it = (
+    difference_stderr = a.curves.difference_stderr
+    known = None if difference_stderr is None else factor * difference_stderr[i] / _TWO_LN2
+    curve_error = float(np.linalg.norm(half[1] * np.diff(edges))) / _TWO_LN2
+    alone = f"{float(f'{curve_error:.2g}'):,g}"
+    without, with_word = (
         ("without", f"with “{word}”") if a.given == "rest" else ("with no prompt", f"with “{word}” alone")
     )
     total = plus_minus(float(a.direct_bits[i]), float(direct_half_width(a)[i]))
-    labels = f"Squared errors without “{a.words[i]}” and with it", f"Half of what lies between them for “{a.words[i]}”"
+    labels = (
+        f"Squared errors without “{a.words[i]}” and with it",
+        f"Half the difference between them for “{a.words[i]}”",
+    )
     return (
-        '<details class="id-more id-curves"><summary>The two error curves behind the second count</summary>'
-        '<p class="id-hint">At every level of noise the model guesses which part is noise. Drawn is how far off it is, '
+        '<details class="id-more id-curves"><summary>The two error curves behind the signed check</summary>'
+        '<p class="id-hint">At every noise level the model predicts the noise. The curves show how far off it is, '
         f"as <dfn>squared error</dfn> summed over the latents: {curve_key('dashed', without)} and "
-        f"{curve_key('', with_it)}, each with its pale 95% band.</p>"
+        f"{curve_key('', with_word)}, each with its pale 95% band.</p>"
         f"{errors_svg(edges, errors, half, escape(labels[0]), stages)}"
-        '<p class="id-hint">Half of the area between the two curves is the word’s direct information in nats, and over '
-        f"ln 2 the second count above, <b>{total} bits</b>. It is known far better than the area under either, half of "
-        f"which may be off by about {alone} bits, because both curves see the same noise. "
-        f"That half by itself, in bits{'' if known is None else ', with its band'}:</p>"
+        '<p class="id-hint">Half of the area between the two curves is the word’s direct information in nats; divided '
+        f"by ln 2 it is the signed check above, <b>{total} bits</b>. It is known far better than the area under either "
+        f"curve (half of which is uncertain by about {alone} bits), because both curves see the same noise. "
+        f"Half the difference, in bits{'' if known is None else ', with its band'}:</p>"
         f"{difference_svg(edges, (errors[0] - errors[1]) / _TWO_LN2, known, escape(labels[1]), stages)}</details>"
     )
 
 
 def curve_key(kind: str, text: str) -> str:
-    """What a curve is, after a piece of its line; the kind is `dashed` or none."""
+    """A legend entry: a piece of the line and its text; `kind` is `dashed` or empty."""
     return f'<span class="id-curve"><i class="{kind}" aria-hidden="true"></i>{text}</span>'
 
 
@@ -134,29 +137,29 @@ def _sentence(a: Attribution, i: int) -> str:
     word, bits, half = escape(a.words[i]), float(a.bits[i]), float(half_width(a)[i])
     direct, direct_half = float(a.direct_bits[i]), float(direct_half_width(a)[i])
     who = f"“{word}”" + ("" if a.given == "rest" else " alone")
-    given = against(a.given, a.prompt, [a.words[i]])
+    given = given_phrase(a.given, a.prompt, [a.words[i]])
     if unsure(a)[i]:
-        meaning = "That is not more than the error: this word may have told it nothing."
+        meaning = "That is within the error: this word may contribute nothing."
     elif contradicts(a)[i]:
         meaning = (
-            "But the second count is below zero: the picture fits <em>worse</em> with this word than without it, "
-            "so the word contradicts the picture."
+            "But the signed check is negative: the picture fits <em>worse</em> with this word than without it, so the "
+            "word contradicts the picture."
         )
     else:
-        meaning = f"One bit halves what the picture could still be; this word narrows it down {_fold(bits)}."
+        meaning = f"One bit halves the possible pictures; this word narrows them down {_fold(bits)}."
     return (
-        f'<p class="id-lead">{who} told the picture <strong>{plus_minus(bits, half)} bits</strong>{given}.</p>'
+        f'<p class="id-lead">{who} contributed <strong>{plus_minus(bits, half)} bits</strong>{given}.</p>'
         f"<p>{meaning}</p>"
-        f'<p class="id-hint">Counted a second way, which is noisier and may fall below zero where a word does not fit: '
-        f"{plus_minus(direct, direct_half)} bits. The first count (orthogonal bits) answers how much a word told, "
-        "where and when; the second (direct bits) whether it suits this picture. All errors are 95% intervals.</p>"
+        f'<p class="id-hint"><b>Signed check</b> (direct bits): does the word fit this picture? '
+        f"{plus_minus(direct, direct_half)} bits; negative where it does not. Noisier than the first figure "
+        "(orthogonal bits), which says how much a word matters, where and when. All errors are 95% intervals.</p>"
     )
 
 
-def against(given: Given, prompt: str, words: Sequence[str]) -> str:
-    """What the bits of some words are counted against, to follow them."""
+def given_phrase(given: Given, prompt: str, words: Sequence[str]) -> str:
+    """What the bits of some words are measured against, as the end of a sentence."""
     rest = set(distinct_words(prompt)).difference(words)
-    return " given the rest of the prompt" if given == "rest" and rest else " compared with no prompt at all"
+    return " beyond the other words" if given == "rest" and rest else " compared with an empty prompt"
 
 
 def _fold(bits: float) -> str:
@@ -178,7 +181,7 @@ def _share_bar(shares: Floats, stages: tuple[Stage, ...]) -> str:
 
 
 def layers_json(a: Attribution) -> str:
-    """The overlays of all words, on their own scale and on the common one, for the page's script."""
+    """The overlays of all words, each on its own and on the common scale, as JSON for the page's script."""
     half = a.map_stderr * t95(a.n_replicates)
     common = float(a.maps.max(initial=0.0))
     layers = {}
@@ -194,12 +197,12 @@ def layers_json(a: Attribution) -> str:
 
 
 def badge_html(state: str, text: str) -> str:
-    """Which model there is, and whether it is `loading`, `ready` or `failed`."""
+    """The model and its state: `loading`, `ready` or `failed`."""
     return f'<div class="id-badge {state}" role="status"><i></i>{escape(text)}</div>'
 
 
 def hints(unknown: dict[str, list[str]], model_name: str) -> str:
-    """Words the model does not know, each with its nearest words to click."""
+    """Words outside the model's vocabulary, each with suggestions to click."""
     parts = []
     for word, near in unknown.items():
         buttons = "".join(
@@ -208,7 +211,7 @@ def hints(unknown: dict[str, list[str]], model_name: str) -> str:
             for other in near
         )
         parts.append(
-            f'<span class="id-unknown"><u>{escape(word)}</u> is not a word {escape(model_name)} knows'
-            f"{'; did you mean ' + buttons if near else '; leave it out'}</span>"
+            f'<span class="id-unknown">“<u>{escape(word)}</u>” is not in the vocabulary of {escape(model_name)}'
+            f"{': did you mean ' + buttons if near else ': remove it'}</span>"
         )
     return f'<div class="id-hints" role="status">{"".join(parts)}</div>'

@@ -1,4 +1,4 @@
-"""Further questions about a picture for programs: `/decompose`, `/rank_captions`, `/change_word`, `/likelihood`."""
+"""API endpoints of the further questions: `/decompose`, `/rank_captions`, `/change_word`, `/likelihood`."""
 
 import json
 from collections.abc import Generator, Iterator
@@ -10,149 +10,151 @@ import gradio as gr
 from core.diffusion.text import distinct_words
 from core.information.decomposition import Decomposition
 from core.information.ranking import Ranking
-from core.ui.api import refuse, told
-from core.ui.events import MODEL
-from core.ui.inputs import (
-    PICTURE,
-    Number,
-    Picture,
+from core.ui.backend.errors import refuse, with_client_errors
+from core.ui.backend.fields import IMAGE_OPTIONS, MODEL, ImageField, NumberField
+from core.ui.backend.inputs import (
     bits_error_problem,
     captions_problem,
     certainty_problem,
     image_problem,
-    other_word_problem,
     prompt_problem,
     rel_error_problem,
     seed_problem,
     split_captions,
 )
-from core.ui.jobs import Measuring, Waiting, bring
+from core.ui.backend.jobs import MeasurementProgress, Waiting, load_user_image
+from core.ui.backend.runtime import Runtime
 from core.ui.look.scene import Scene
-from core.ui.questions.jobs import change, expect, rank, take_apart
+from core.ui.questions import jobs
 from core.ui.questions.ranking import ranking_dict
-from core.ui.runtime import Runtime
 
 if TYPE_CHECKING:
     from core.information.counterfactual import WordChange
 
 MAX_WORDS = 8
-"""Words that are taken apart at once; W of them cost 1 + W + W (W - 1) / 2 texts a noise sample."""
+"""Words that are decomposed at once; W of them cost 1 + W + W (W - 1) / 2 prompts per noise sample."""
 
 
 def build_questions_api(runtime: Runtime) -> None:
-    """Put the endpoints into the surrounding `gr.Blocks`."""
+    """Add the endpoints to the surrounding `gr.Blocks`."""
 
-    def decompose(picture: str, prompt: str, words: str, given: str, rel_error: float, seed: float) -> Iterator[Any]:
-        """What pairs of `words` (separated by commas; all of the prompt if empty) tell `picture`, in parts.
+    def decompose(image: str, prompt: str, words: str, given: str, rel_error: float, seed: float) -> Iterator[Any]:
+        """Decompose what pairs of `words` (separated by commas; all of the prompt if empty) contribute to `image`.
 
-        Returns everything of every pair: redundancy, unique, synergy, each with its total, map and errors; settings.
+        `given` is `rest` (on top of the other words) or `nothing` (on their own). Returns, for every pair, its
+        redundancy, unique and synergistic information, each with its total in bits, map and errors; and the settings.
         """
-        refuse(image_problem(picture), prompt_problem(runtime, prompt))
+        refuse(image_problem(image), prompt_problem(runtime, prompt))
         refuse(rel_error_problem(rel_error), seed_problem(seed))
         wanted = [word.strip() for word in (words or "").split(",") if word.strip()] or distinct_words(prompt)
         refuse(_too_many(wanted))
-        for item in told(_decomposition(picture, prompt.strip(), wanted, given, float(rel_error), int(seed))):
+        for item in with_client_errors(
+            _decomposition(image, prompt.strip(), wanted, given, float(rel_error), int(seed))
+        ):
             yield _jsonable(item.to_dict()) if isinstance(item, Decomposition) else gr.skip()
 
-    def rank_captions(picture: str, captions: str, certainty: float, seed: float) -> Iterator[Any]:
-        """Captions (one a line) in the order of how well they fit `picture`, until that is right with `certainty`.
+    def rank_captions(image: str, captions: str, certainty: float, seed: float) -> Iterator[Any]:
+        """Rank captions (one per line) by how well they fit `image`, until the order is right with `certainty`.
 
-        Returns the order, bits over nothing (direct), what lies between each two, chances, the published rule's bits.
+        Returns the order, the bits of each caption over an empty prompt (direct), the differences between each two,
+        probabilities, and the orthogonal bits by which Kong et al. 2024 rank.
         """
-        refuse(image_problem(picture), captions_problem(runtime, captions))
+        refuse(image_problem(image), captions_problem(runtime, captions))
         refuse(certainty_problem(certainty), seed_problem(seed))
-        for item in told(_ranking(picture, split_captions(captions), float(certainty), int(seed))):
+        for item in with_client_errors(_ranking(image, split_captions(captions), float(certainty), int(seed))):
             yield _jsonable(ranking_dict(item)) if isinstance(item, Ranking) else gr.skip()
 
-    def change_word(picture: str, prompt: str, word: str, to: str) -> Iterator[tuple[Any, Any, Any]]:
-        """`picture` drawn again from its own noise, with its prompt and with `to` for a `word` of it (empty: left out).
+    def change_word(image: str, prompt: str, word: str, to: str) -> Iterator[tuple[Any, Any, Any]]:
+        """Regenerate `image` from its own noise, with its prompt and with `word` replaced by `to` (empty: removed).
 
-        Returns both pictures, and how much changed where, beside the error of drawing it again.
+        Returns both images and the map of the change, with the error of regenerating the image unchanged.
         """
-        refuse(image_problem(picture), prompt_problem(runtime, prompt), other_word_problem(runtime, to))
-        for item in told(_change(picture, prompt.strip(), word, (to or "").strip() or None)):
-            if isinstance(item, Waiting | Measuring):
+        refuse(image_problem(image), prompt_problem(runtime, prompt))
+        refuse(prompt_problem(runtime, to) if (to or "").strip() else None)
+        for item in with_client_errors(_change(image, prompt.strip(), word, (to or "").strip() or None)):
+            if isinstance(item, Waiting | MeasurementProgress):
                 yield gr.skip(), gr.skip(), gr.skip()
             else:
                 yield item.before, item.after, _change_dict(item)
 
-    def likelihood(picture: str, prompt: str, error: float, seed: float) -> Iterator[Any]:
-        """How many bits a dimension `picture` has for the model, with `prompt` and without, to a standard `error`.
+    def likelihood(image: str, prompt: str, error: float, seed: float) -> Iterator[Any]:
+        """Bits per dimension of `image` under the model, with `prompt` and without, to a standard `error`.
 
-        Returns both, what the prompt saves in all, the two error curves, each with its errors; settings.
+        Returns both, how many bits the prompt saves in all, and the two error curves, each with errors; and the
+        settings.
         """
-        refuse(image_problem(picture), prompt_problem(runtime, prompt))
+        refuse(image_problem(image), prompt_problem(runtime, prompt))
         refuse(bits_error_problem(error), seed_problem(seed))
-        for item in told(_likelihood(picture, prompt.strip(), float(error), int(seed))):
-            yield gr.skip() if isinstance(item, Waiting | Measuring) else _jsonable(item.to_dict())
+        for item in with_client_errors(_likelihood(image, prompt.strip(), float(error), int(seed))):
+            yield gr.skip() if isinstance(item, Waiting | MeasurementProgress) else _jsonable(item.to_dict())
 
     def _decomposition(
-        picture: str, prompt: str, words: list[str], given: str, rel_error: float, seed: int
+        image: str, prompt: str, words: list[str], given: str, rel_error: float, seed: int
     ) -> Iterator[Any]:
-        scene = yield from _brought(runtime, picture, prompt, seed)
-        yield from take_apart(runtime, None, scene, words, given, rel_error)
+        scene = yield from _scene_of(runtime, image, prompt, seed)
+        yield from jobs.decompose(runtime, None, scene, words, given, rel_error)
 
-    def _ranking(picture: str, captions: list[str], certainty: float, seed: int) -> Iterator[Any]:
-        scene = yield from _brought(runtime, picture, captions[0], seed)
-        yield from rank(runtime, None, scene, captions, certainty)
+    def _ranking(image: str, captions: list[str], certainty: float, seed: int) -> Iterator[Any]:
+        scene = yield from _scene_of(runtime, image, captions[0], seed)
+        yield from jobs.rank_captions(runtime, None, scene, captions, certainty)
 
-    def _change(picture: str, prompt: str, word: str, to: str | None) -> Iterator[Any]:
-        scene = yield from _brought(runtime, picture, prompt, 0)
-        yield from change(runtime, None, scene, word, to)
+    def _change(image: str, prompt: str, word: str, to: str | None) -> Iterator[Any]:
+        scene = yield from _scene_of(runtime, image, prompt, 0)
+        yield from jobs.change_word(runtime, None, scene, word, to)
 
-    def _likelihood(picture: str, prompt: str, error: float, seed: int) -> Iterator[Any]:
-        scene = yield from _brought(runtime, picture, prompt, seed)
-        yield from expect(runtime, None, scene, error)
+    def _likelihood(image: str, prompt: str, error: float, seed: int) -> Iterator[Any]:
+        scene = yield from _scene_of(runtime, image, prompt, seed)
+        yield from jobs.likelihood(runtime, None, scene, error)
 
     with gr.Group(visible=False):
-        picture = Picture(label="picture", **PICTURE)
+        image = ImageField(label="image", **IMAGE_OPTIONS)
         prompt = gr.Textbox(label="prompt")
         words = gr.Textbox(value="", label="words")
         given = gr.Radio(["rest", "nothing"], value="rest", label="given")
-        rel_error = Number(value=0.1, label="rel_error")
-        seed = Number(value=0, label="seed")
+        rel_error = NumberField(value=0.1, label="rel_error")
+        seed = NumberField(value=0, label="seed")
         captions = gr.Textbox(label="captions", lines=2)
-        certainty = Number(value=0.95, label="certainty")
+        certainty = NumberField(value=0.95, label="certainty")
         word = gr.Textbox(label="word")
         to = gr.Textbox(value="", label="to")
-        error = Number(value=0.01, label="error")
+        error = NumberField(value=0.01, label="error")
         gr.Button().click(
             decompose,
-            [picture, prompt, words, given, rel_error, seed],
+            [image, prompt, words, given, rel_error, seed],
             gr.JSON(label="decomposition"),
             api_name="decompose",
             **MODEL,
         )
         gr.Button().click(
             rank_captions,
-            [picture, captions, certainty, seed],
+            [image, captions, certainty, seed],
             gr.JSON(label="ranking"),
             api_name="rank_captions",
             **MODEL,
         )
         gr.Button().click(
             change_word,
-            [picture, prompt, word, to],
+            [image, prompt, word, to],
             [gr.Image(label="before", format="png"), gr.Image(label="after", format="png"), gr.JSON(label="change")],
             api_name="change_word",
             **MODEL,
         )
         gr.Button().click(
             likelihood,
-            [picture, prompt, error, seed],
+            [image, prompt, error, seed],
             gr.JSON(label="likelihood"),
             api_name="likelihood",
             **MODEL,
         )
 
 
-def _brought(runtime: Runtime, picture: str, prompt: str, seed: int) -> Generator[Waiting, None, Scene]:
-    """The scene of a picture that a program brought."""
-    for item in bring(runtime, None, Path(picture), prompt, seed):
+def _scene_of(runtime: Runtime, image: str, prompt: str, seed: int) -> Generator[Waiting, None, Scene]:
+    """The scene of an uploaded image."""
+    for item in load_user_image(runtime, None, Path(image), prompt, seed):
         if not isinstance(item, Waiting):
             return item[0]
         yield item
-    raise AssertionError("a job without a ticket is always wanted")
+    raise AssertionError("a job without a ticket cannot be cancelled")
 
 
 def _too_many(words: list[str]) -> str | None:
@@ -167,5 +169,5 @@ def _change_dict(changed: "WordChange") -> dict[str, Any]:
 
 
 def _jsonable(document: dict[str, Any]) -> Any:
-    """Plain lists and numbers, as JSON would bring them."""
+    """A document reduced to plain JSON types."""
     return json.loads(json.dumps(document))

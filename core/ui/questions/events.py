@@ -1,104 +1,125 @@
-"""What happens when a further question about the picture is asked, and how its answer grows."""
+"""The events of the further questions: what happens when one is asked, and how its answer grows."""
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
-from core.ui.inputs import captions_problem, other_word_problem, split_captions, verdicts
-from core.ui.jobs import JobError, Measuring, Waiting
-from core.ui.look.picture import seconds_left
+from core.ui.backend.errors import JobError
+from core.ui.backend.fields import MODEL, QUIET
+from core.ui.backend.inputs import captions_problem, prompt_problem, split_captions, verdicts
+from core.ui.backend.jobs import MeasurementProgress, Waiting
+from core.ui.backend.runtime import Runtime
 from core.ui.look.scene import Scene
-from core.ui.questions.answers import asking_html
-from core.ui.questions.counterfactual import absence_html
-from core.ui.questions.jobs import expect, rank, take_apart, without_word
+from core.ui.look.viewer import seconds_left
+from core.ui.questions import jobs
+from core.ui.questions.answers import progress_html
+from core.ui.questions.counterfactual import counterfactual_html
 from core.ui.questions.likelihood import likelihood_html
 from core.ui.questions.pair import pair_html
 from core.ui.questions.ranking import chance, ranking_html
-from core.ui.questions.tab import Question
-from core.ui.runtime import Runtime
-
-if TYPE_CHECKING:
-    from core.ui.page import Page
+from core.ui.questions.tab import Question, Questions
 
 _REFRESH_SECONDS = 0.7
-"""An unfinished answer is shown anew this often, its progress twice as often."""
-_LEAST = 4
-"""Repeats from which on an unfinished answer is shown: 95 % intervals of two are as wide as thirteen errors."""
-Update = tuple[Any, Any]
+"""An unfinished answer is rendered anew this often, its progress twice as often."""
+_MIN_REPLICATES = 4
+"""Replicates from which an unfinished answer is shown: 95 % intervals of two are thirteen standard errors wide."""
+AnswerUpdate = tuple[Any, Any]
 """(panel, status)."""
+Listener = Callable[..., Dependency]
+"""A component's method that attaches an event handler, such as `button.click`."""
 
 
-def wire_questions(runtime: Runtime, page: "Page", model: dict[str, Any], quiet: dict[str, Any]) -> None:
-    """Connect the questions. `model` and `quiet` are options of events: of those that use the model, of all."""
-    events, all_of = _Events(runtime, page), page.questions
-    pair, absence, ranking, likelihood = all_of.each
+def wire_questions(
+    runtime: Runtime,
+    questions: Questions,
+    scene: gr.State,
+    rel_error: gr.Radio,
+    stopping: Sequence[Listener],
+    unload: Callable[..., object],
+) -> None:
+    """Connect the questions.
+
+    Args:
+        runtime: What they are answered with.
+        questions: Their components.
+        scene: The image they are about.
+        rel_error: The relative error to measure to.
+        stopping: Listeners of the page's events that cancel running questions: Cancel, and whatever replaces the image.
+        unload: Attaches a handler to the closing of the page.
+    """
+    events = _QuestionEvents(runtime, questions)
+    pair, counterfactual, ranking, likelihood = questions.each
 
     def begun(question: Question) -> list[Any]:
-        return [question.ticket, question.asked, question.status]
+        return [question.ticket, question.query, question.status]
 
-    def answer(asked: Any, question: Question, run: Callable[..., Iterator[Update]], *more: Any) -> None:
-        given = [question.ticket, question.asked, page.scene, *more]
-        asked.success(run, given, [question.panel, question.status], **model, **quiet)
+    def answer(asked: Dependency, question: Question, run: Callable[..., Iterator[AnswerUpdate]], *more: Any) -> None:
+        given = [question.ticket, question.query, scene, *more]
+        asked.success(run, given, [question.panel, question.status], **MODEL, **QUIET)
 
-    asker = all_of.asker
-    answer(asker.pair(events.begin_pair, [page.scene], begun(pair), **quiet), pair, events.pair, page.tab.rel_error)
-    without = asker.absence(
-        events.begin_absence, [page.scene, all_of.other], begun(absence), validator=events.check_absence, **quiet
+    trigger = questions.trigger
+    answer(trigger.pair(events.begin_pair, [scene], begun(pair), **QUIET), pair, events.pair, rel_error)
+    changed = trigger.counterfactual(
+        events.begin_counterfactual,
+        [scene, questions.replacement],
+        begun(counterfactual),
+        validator=events.check_counterfactual,
+        **QUIET,
     )
-    answer(without, absence, events.absence)
-    compared = all_of.compare.click(
+    answer(changed, counterfactual, events.counterfactual)
+    compared = questions.compare.click(
         events.begin_captions,
-        [page.scene, all_of.captions],
+        [scene, questions.captions],
         begun(ranking),
         validator=events.check_captions,
-        **quiet,
+        **QUIET,
     )
     answer(compared, ranking, events.ranking)
     # From a link: the field is filled before its captions are compared.
-    filled = [all_of.captions, all_of.fold, *begun(ranking)]
-    restored = asker.captions(events.restore_captions, [page.scene], filled, **quiet)
+    filled = [questions.captions, questions.captions_fold, *begun(ranking)]
+    restored = trigger.captions(events.restore_captions, [scene], filled, **QUIET)
     answer(restored, ranking, events.ranking)
-    measured = asker.likelihood(events.begin_likelihood, [page.scene], begun(likelihood), **quiet)
-    answer(measured, likelihood, events.expected)
+    measured = trigger.likelihood(events.begin_likelihood, [scene], begun(likelihood), **QUIET)
+    answer(measured, likelihood, events.measure_likelihood)
 
-    statuses = [question.status for question in all_of.each]
-    for stopping in (asker.stop, page.cancel.click):
-        stopping(events.stop, None, statuses, queue=False, **quiet)
-    # An answer about a picture that is going is not wanted any more.
-    for going in (page.bar.generate.click, page.bar.prompt.submit, page.bar.read.click, page.bar.examples.pick):
-        going(events.stop, None, statuses, queue=False, **quiet)
-    page.unload(events.leave)
+    statuses = [question.status for question in questions.each]
+    for listener in (trigger.stop, *stopping):
+        listener(events.stop, None, statuses, queue=False, **QUIET)
+    unload(events.leave)
 
 
-class _Events:
+class _QuestionEvents:
     """The handlers. Each question has a ticket of its own, so that one does not cancel another."""
 
-    def __init__(self, runtime: Runtime, page: "Page") -> None:
-        self.runtime, self.page = runtime, page
+    def __init__(self, runtime: Runtime, questions: Questions) -> None:
+        self.runtime, self.questions = runtime, questions
 
-    def check_absence(self, scene: Scene | None, other: str) -> list[Any]:
+    def check_counterfactual(self, scene: Scene | None, replacement: str) -> list[Any]:
         del scene
-        return verdicts([None, other_word_problem(self.runtime, other)])
+        # An empty replacement removes the word.
+        return verdicts([None, prompt_problem(self.runtime, replacement) if (replacement or "").strip() else None])
 
     def check_captions(self, scene: Scene | None, captions: str) -> list[Any]:
         del scene
         return verdicts([None, captions_problem(self.runtime, captions)])
 
     def begin_pair(self, scene: Scene | None, event: gr.EventData, request: gr.Request) -> tuple[int, str, str]:
-        asked = event._data or {}
-        wanted = {name: str(asked.get(name, "")) for name in ("first", "second", "given")}
-        return self._begin("pair", scene, request, wanted)
+        data = event._data or {}
+        return self._begin(
+            "pair", scene, request, {key: str(data.get(key, "")) for key in ("first", "second", "given")}
+        )
 
-    def begin_absence(
-        self, scene: Scene | None, other: str, event: gr.EventData, request: gr.Request
+    def begin_counterfactual(
+        self, scene: Scene | None, replacement: str, event: gr.EventData, request: gr.Request
     ) -> tuple[int, str, str]:
-        asked = event._data or {}
-        wanted = {"word": str(asked.get("word", "")), "to": str(asked.get("to") or other or "").strip()}
-        return self._begin("absence", scene, request, wanted)
+        data = event._data or {}
+        query = {"word": str(data.get("word", "")), "to": str(data.get("to") or replacement or "").strip()}
+        return self._begin("counterfactual", scene, request, query)
 
     def begin_captions(self, scene: Scene | None, captions: str, request: gr.Request) -> tuple[int, str, str]:
         return self._begin("captions", scene, request, {"captions": split_captions(captions)})
@@ -110,60 +131,68 @@ class _Events:
         text = str((event._data or {}).get("captions", ""))
         problem = captions_problem(self.runtime, text)
         if problem:
-            return text, gr.Accordion(open=True), 0, "", asking_html(problem, kind="error")
+            return text, gr.Accordion(open=True), 0, "", progress_html(problem, kind="error")
         return text, gr.Accordion(open=True), *self.begin_captions(scene, text, request)
 
     def _begin(
-        self, name: str, scene: Scene | None, request: gr.Request, wanted: dict[str, Any]
+        self, name: str, scene: Scene | None, request: gr.Request, query: dict[str, Any]
     ) -> tuple[int, str, str]:
         if scene is None:
-            return 0, "", asking_html("Generate a picture first, or choose an example.", kind="error")
-        ticket = self.runtime.tickets.issue(_holder(request, name))
+            return 0, "", progress_html("Generate a picture first, or choose an example.", kind="error")
+        ticket = self.runtime.tickets.issue(_ticket_owner(request, name))
         state, text = self.runtime.badge()
         waiting = f"Waiting: {text}" if state == "loading" else "Waiting for the model to be free…"
-        return ticket, json.dumps(wanted), asking_html(waiting, 0.0)
+        return ticket, json.dumps(query), progress_html(waiting, 0.0)
 
     def pair(
-        self, ticket: float, asked: str, scene: Scene | None, rel_error: float, request: gr.Request
-    ) -> Iterator[Update]:
+        self, ticket: float, query: str, scene: Scene | None, rel_error: float, request: gr.Request
+    ) -> Iterator[AnswerUpdate]:
         """Yields (panel, status)."""
-        if (wanted := self._wanted(ticket, asked, scene)) is None or scene is None:
+        if (asked := self._claim(ticket, query, scene)) is None or scene is None:
             yield gr.skip(), gr.skip()
             return
-        words = [wanted["first"], wanted["second"]]
-        work = take_apart(self.runtime, int(ticket), scene, words, wanted["given"], float(rel_error))
-        yield from self._updates("pair", ticket, request, work, pair_html, scene, lambda item: _error(item, rel_error))
+        words = [asked["first"], asked["second"]]
+        work = jobs.decompose(self.runtime, int(ticket), scene, words, asked["given"], float(rel_error))
+        yield from self._updates(
+            "pair", ticket, request, work, pair_html, scene, lambda item: _pair_status(item, rel_error)
+        )
 
-    def absence(self, ticket: float, asked: str, scene: Scene | None, request: gr.Request) -> Iterator[Update]:
+    def counterfactual(
+        self, ticket: float, query: str, scene: Scene | None, request: gr.Request
+    ) -> Iterator[AnswerUpdate]:
         """Yields (panel, status)."""
-        if (wanted := self._wanted(ticket, asked, scene)) is None or scene is None:
+        if (asked := self._claim(ticket, query, scene)) is None or scene is None:
             yield gr.skip(), gr.skip()
             return
-        work = without_word(self.runtime, int(ticket), scene, wanted["word"], wanted["to"] or None)
-        yield from self._updates("absence", ticket, request, work, absence_html, scene, _way)
+        work = jobs.measure_counterfactual(self.runtime, int(ticket), scene, asked["word"], asked["to"] or None)
+        yield from self._updates(
+            "counterfactual", ticket, request, work, counterfactual_html, scene, _counterfactual_status
+        )
 
-    def ranking(self, ticket: float, asked: str, scene: Scene | None, request: gr.Request) -> Iterator[Update]:
+    def ranking(self, ticket: float, query: str, scene: Scene | None, request: gr.Request) -> Iterator[AnswerUpdate]:
         """Yields (panel, status)."""
-        if (wanted := self._wanted(ticket, asked, scene)) is None or scene is None:
+        if (asked := self._claim(ticket, query, scene)) is None or scene is None:
             yield gr.skip(), gr.skip()
             return
-        work = rank(self.runtime, int(ticket), scene, wanted["captions"])
-        yield from self._updates("captions", ticket, request, work, ranking_html, scene, _certainty)
+        work = jobs.rank_captions(self.runtime, int(ticket), scene, asked["captions"])
+        yield from self._updates("captions", ticket, request, work, ranking_html, scene, _ranking_status)
 
-    def expected(self, ticket: float, asked: str, scene: Scene | None, request: gr.Request) -> Iterator[Update]:
+    def measure_likelihood(
+        self, ticket: float, query: str, scene: Scene | None, request: gr.Request
+    ) -> Iterator[AnswerUpdate]:
         """Yields (panel, status)."""
-        if self._wanted(ticket, asked, scene) is None or scene is None:
+        if self._claim(ticket, query, scene) is None or scene is None:
             yield gr.skip(), gr.skip()
             return
-        work = expect(self.runtime, int(ticket), scene)
-        yield from self._updates("likelihood", ticket, request, work, likelihood_html, scene, _bits_error)
+        work = jobs.likelihood(self.runtime, int(ticket), scene)
+        yield from self._updates("likelihood", ticket, request, work, likelihood_html, scene, _likelihood_status)
 
-    def _wanted(self, ticket: float, asked: str, scene: Scene | None) -> dict[str, Any] | None:
+    def _claim(self, ticket: float, query: str, scene: Scene | None) -> dict[str, Any] | None:
         """What was asked, if this request is the one to answer it."""
-        if scene is None or not asked or not self.runtime.tickets.claim(int(ticket), "answer"):
+        if scene is None or not query or not self.runtime.tickets.claim(int(ticket), "answer"):
             return None
-        wanted: dict[str, Any] = json.loads(asked)
-        return wanted
+        asked: dict[str, Any] = json.loads(query)
+        return asked
 
     def _updates(
         self,
@@ -173,81 +202,84 @@ class _Events:
         work: Generator[Any, None, None],
         render: Callable[..., str],
         scene: Scene,
-        told: Callable[[Measuring], str],
-    ) -> Iterator[Update]:
+        describe: Callable[[MeasurementProgress], str],
+    ) -> Iterator[AnswerUpdate]:
         """The panel and the status as the work goes on."""
         runtime = self.runtime
-        shown, shown_at, told_at = None, 0.0, 0.0
+        shown, shown_at, reported_at = None, 0.0, 0.0
         try:
             with closing(work):
                 for item in work:
                     now = time.monotonic()
                     if isinstance(item, Waiting):
-                        yield gr.skip(), asking_html(item.text, 0.0)
-                    elif not isinstance(item, Measuring):
+                        yield gr.skip(), progress_html(item.text, 0.0)
+                    elif not isinstance(item, MeasurementProgress):
                         runtime.tickets.drop(int(ticket))
-                        yield render(runtime, scene, item), asking_html()
+                        yield render(runtime, scene, item), progress_html()
                         return
                     elif _worth_showing(item.partial, shown) and now - shown_at > _REFRESH_SECONDS:
-                        shown, shown_at, told_at = item.partial, now, now
-                        yield render(runtime, scene, shown, running=True), asking_html(told(item), item.share)
-                    elif now - told_at > _REFRESH_SECONDS / 2:
-                        told_at = now
-                        yield gr.skip(), asking_html(told(item), item.share)
+                        shown, shown_at, reported_at = item.partial, now, now
+                        yield render(runtime, scene, shown, running=True), progress_html(describe(item), item.share)
+                    elif now - reported_at > _REFRESH_SECONDS / 2:
+                        reported_at = now
+                        yield gr.skip(), progress_html(describe(item), item.share)
         except (JobError, ValueError) as error:
             runtime.tickets.drop(int(ticket))
-            yield gr.skip(), asking_html(str(error), kind="error")
+            yield gr.skip(), progress_html(str(error), kind="error")
             return
-        newer = runtime.tickets.newest(_holder(request, name)) > ticket
+        newer = runtime.tickets.newest(_ticket_owner(request, name)) > ticket
         yield (
             gr.skip() if shown is None else render(runtime, scene, shown),
-            gr.skip() if newer else asking_html("Stopped."),
+            gr.skip() if newer else progress_html("Stopped."),
         )
 
     def stop(self, request: gr.Request) -> tuple[Any, ...]:
-        """Stop whatever was asked for; each job notices within one U-Net call and says so itself."""
+        """Stop all running questions; each job notices within one U-Net call and reports it itself."""
         tickets = self.runtime.tickets
-        held = [tickets.newest(_holder(request, question.name)) for question in self.page.questions.each]
+        held = [tickets.newest(_ticket_owner(request, question.name)) for question in self.questions.each]
         running = [tickets.live(ticket) for ticket in held]
         self.leave(request)
-        return tuple(asking_html("Stopped.") if runs else gr.skip() for runs in running)
+        return tuple(progress_html("Stopped.") if runs else gr.skip() for runs in running)
 
     def leave(self, request: gr.Request) -> None:
-        """A closed page wants nothing any more."""
-        for question in self.page.questions.each:
-            self.runtime.tickets.cancel(_holder(request, question.name))
+        """The page was closed: cancel its questions."""
+        for question in self.questions.each:
+            self.runtime.tickets.cancel(_ticket_owner(request, question.name))
 
 
 def _worth_showing(partial: Any, shown: Any) -> bool:
-    """Whether an unfinished result is new, and has an error that means something."""
-    return partial is not None and partial is not shown and getattr(partial, "n_replicates", _LEAST) >= _LEAST
+    """Whether an unfinished result is new and has enough replicates for a meaningful error."""
+    enough = getattr(partial, "n_replicates", _MIN_REPLICATES) >= _MIN_REPLICATES
+    return partial is not None and partial is not shown and enough
 
 
-def _holder(request: gr.Request, name: str) -> str:
-    """Whose tickets a question's are."""
+def _ticket_owner(request: gr.Request, name: str) -> str:
+    """The session that a question's tickets are issued to."""
     return f"{request.session_hash} {name}"
 
 
-def _error(item: Measuring, target: float) -> str:
-    done = f"error {item.error:.0%}, wanted {target:.0%}" if item.error is not None else f"{item.n_evals} evaluations"
+def _pair_status(item: MeasurementProgress, rel_error: float) -> str:
+    done = (
+        f"error {item.error:.0%}, target {rel_error:.0%}" if item.error is not None else f"{item.n_evals} evaluations"
+    )
     return f"Measuring the two words: {done}{seconds_left(item.seconds_left)}"
 
 
-def _certainty(item: Measuring) -> str:
+def _ranking_status(item: MeasurementProgress) -> str:
     if item.partial is None:
         return f"Comparing the captions: {item.n_evals} evaluations{seconds_left(item.seconds_left)}"
     wanted = item.partial.settings["certainty"]
-    sure = f"the order is right with {chance(item.partial.p_order)}, wanted {wanted:.0%}"
+    sure = f"certainty {chance(item.partial.p_order)}, target {wanted:.0%}"
     return f"Comparing the captions: {sure}{seconds_left(item.seconds_left)}"
 
 
-def _bits_error(item: Measuring) -> str:
+def _likelihood_status(item: MeasurementProgress) -> str:
     done = f"{item.n_evals} evaluations"
     if item.partial is not None:
-        done = f"error {item.error:.3f} bits a dimension, wanted {item.partial.settings['error']:g}"
+        done = f"error {item.error:.3f} bits per dimension, target {item.partial.settings['error']:g}"
     return f"Measuring the picture: {done}{seconds_left(item.seconds_left)}"
 
 
-def _way(item: Measuring) -> str:
-    what = "Back to the noise and forwards again" if item.partial is None else "Measuring what the word told"
-    return f"{what}{seconds_left(item.seconds_left)}"
+def _counterfactual_status(item: MeasurementProgress) -> str:
+    step = "Back to the noise and forwards again" if item.partial is None else "Measuring the word’s bits"
+    return f"{step}{seconds_left(item.seconds_left)}"

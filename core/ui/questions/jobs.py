@@ -1,4 +1,4 @@
-"""Further questions about a picture as jobs like those in `jobs.py`: two words, a word left out, captions, itself."""
+"""Further questions about an image as jobs: a word pair, a counterfactual word change, captions, its likelihood."""
 
 import time
 from collections.abc import Generator, Sequence
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from core.information.decomposition import Decomposition
 from core.information.ranking import Ranking
 from core.information.results import Attribution
-from core.ui.jobs import Measuring, Waiting, engine_items, measure, measuring
+from core.ui.backend.jobs import MeasurementProgress, Waiting, engine_items, measure, with_progress
+from core.ui.backend.runtime import Runtime
 from core.ui.look.scene import Scene
-from core.ui.runtime import Runtime
 
 if TYPE_CHECKING:
     from core.information.counterfactual import WordChange
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 
 _REL_ERROR = 0.1
-"""To which a word is measured where that has not been done."""
+"""To which a word is measured if it has not been measured yet."""
 
 
-class Absence(NamedTuple):
-    """A picture without a word, and what the word had told it."""
+class Counterfactual(NamedTuple):
+    """An image regenerated with a word removed or replaced, and the information of that word."""
 
     change: "WordChange"
-    """The picture drawn again from its own noise, with the word and without."""
-    told: Attribution | None
-    """What the word told given the rest of the prompt, perhaps among others; None while that is being measured."""
+    """The image regenerated from its own noise, with the original and with the changed prompt."""
+    attribution: Attribution | None
+    """Bits of the word given the rest of the prompt, possibly with other words; None while they are being measured."""
 
 
-def take_apart(
+def decompose(
     runtime: Runtime, ticket: int | None, scene: Scene, words: Sequence[str], given: str, rel_error: float
-) -> Generator[Waiting | Measuring | Decomposition, None, None]:
-    """Measure what two words tell together; the last item is the result, unless the job was cancelled."""
+) -> Generator[Waiting | MeasurementProgress | Decomposition, None, None]:
+    """Decompose the information of two words; the last item is the result, unless the job was cancelled."""
     work = engine_items(
         runtime,
         ticket,
@@ -47,13 +47,13 @@ def take_apart(
             rel_error=rel_error,
         ),
     )
-    yield from measuring(work)
+    yield from with_progress(work)
 
 
-def rank(
+def rank_captions(
     runtime: Runtime, ticket: int | None, scene: Scene, captions: Sequence[str], certainty: float = 0.95
-) -> Generator[Waiting | Measuring | Ranking, None, None]:
-    """Order captions by how well they fit; the last item is the result, unless the job was cancelled."""
+) -> Generator[Waiting | MeasurementProgress | Ranking, None, None]:
+    """Rank captions by how well they fit; the last item is the result, unless the job was cancelled."""
     work = engine_items(
         runtime,
         ticket,
@@ -61,13 +61,13 @@ def rank(
             runtime.model, scene.image, captions, certainty=certainty, seed=scene.seed
         ),
     )
-    yield from measuring(work)
+    yield from with_progress(work)
 
 
-def expect(
+def likelihood(
     runtime: Runtime, ticket: int | None, scene: Scene, error: float = 0.01
-) -> "Generator[Waiting | Measuring | Likelihood, None, None]":
-    """Measure how well the model expects a picture; the last item is the result, unless the job was cancelled."""
+) -> "Generator[Waiting | MeasurementProgress | Likelihood, None, None]":
+    """Measure the likelihood of an image; the last item is the result, unless the job was cancelled."""
     work = engine_items(
         runtime,
         ticket,
@@ -80,13 +80,13 @@ def expect(
             num_inference_steps=scene.steps,
         ),
     )
-    yield from measuring(work)
+    yield from with_progress(work)
 
 
-def change(
+def change_word(
     runtime: Runtime, ticket: int | None, scene: Scene, word: str, to: str | None
-) -> "Generator[Waiting | Measuring | WordChange, None, None]":
-    """Draw a picture again with a word changed; the last item is the result, unless the job was cancelled."""
+) -> "Generator[Waiting | MeasurementProgress | WordChange, None, None]":
+    """Regenerate an image with a word changed; the last item is the result, unless the job was cancelled."""
     started = time.monotonic()
     work = engine_items(
         runtime,
@@ -97,32 +97,32 @@ def change(
         if hasattr(item, "max_evals"):
             pace = (time.monotonic() - started) / max(item.n_evals, 1)
             left = pace * (item.max_evals - item.n_evals)
-            yield Measuring(item.n_evals, None, None, item.n_evals / item.max_evals, left)
+            yield MeasurementProgress(item.n_evals, None, None, item.n_evals / item.max_evals, left)
         else:
             if isinstance(item, Waiting):
                 started = time.monotonic()
             yield item
 
 
-def without_word(
+def measure_counterfactual(
     runtime: Runtime, ticket: int | None, scene: Scene, word: str, to: str | None
-) -> Generator[Waiting | Measuring | Absence, None, None]:
-    """Draw a picture without a word, then measure what the word told, where that is not known yet."""
+) -> Generator[Waiting | MeasurementProgress | Counterfactual, None, None]:
+    """Regenerate an image with a word changed, then measure the bits of that word unless they are known already."""
     changed = None
-    for item in change(runtime, ticket, scene, word, to):
-        if isinstance(item, Waiting | Measuring):
+    for item in change_word(runtime, ticket, scene, word, to):
+        if isinstance(item, Waiting | MeasurementProgress):
             yield item
         else:
             changed = item
     if changed is None:
         return
-    told = runtime.most_exact(scene.key, "rest")
-    if told is None or changed.word not in told.words:
-        told, pictures = None, Absence(changed, None)
+    attribution = runtime.most_exact_attribution(scene.key, "rest")
+    if attribution is None or changed.word not in attribution.words:
+        attribution, unmeasured = None, Counterfactual(changed, None)
         for found in measure(runtime, ticket, scene, "rest", _REL_ERROR, [changed.word]):
             if isinstance(found, Attribution):
-                told = found
-            elif isinstance(found, Measuring):
-                yield found._replace(partial=pictures)
-    if told is not None:
-        yield Absence(changed, told)
+                attribution = found
+            elif isinstance(found, MeasurementProgress):
+                yield found._replace(partial=unmeasured)
+    if attribution is not None:
+        yield Counterfactual(changed, attribution)

@@ -1,4 +1,4 @@
-"""What two words tell together, to take away: CSV, JSON with all settings and maps, the Python lines that repeat it."""
+"""Downloads of a decomposition: CSV, JSON with all settings and maps, and the Python lines that repeat it."""
 
 import json
 from typing import Any
@@ -9,29 +9,29 @@ from core.ui.look.scene import Scene
 
 
 def pair_rows(d: Decomposition) -> list[dict[str, Any]]:
-    """All totals of a pair, a row each; `bits_95` is half a 95% interval."""
-    told, factor = d.pairs[0], d.interval_factor()
+    """All totals of a pair, one row each; `bits_95` is the half-width of a 95% interval."""
+    pair, factor = d.pairs[0], d.interval_factor()
     return [
         {
-            "what": what,
+            "part": name,
             "estimate": estimate,
             "bits": round(total.bits, 4),
             "bits_95": round(total.stderr * factor, 4),
         }
-        for what, estimate, total in _totals(told)
+        for name, estimate, total in _totals(pair)
     ]
 
 
-def _totals(told: PairInformation) -> list[tuple[str, str, Part | Total]]:
-    first, second = told.words
+def _totals(pair: PairInformation) -> list[tuple[str, str, Part | Total]]:
+    first, second = pair.words
     unique = [f"unique: {first}", f"unique: {second}"]
     names = ["redundancy", *unique, "synergy"]
     rows: list[tuple[str, str, Part | Total]] = [
-        (name, "orthogonal", part) for name, part in zip(names, told.parts, strict=True)
+        (name, "orthogonal", part) for name, part in zip(names, pair.parts, strict=True)
     ]
-    rows += [(f"alone: {word}", "orthogonal", part) for word, part in zip(told.words, told.alone, strict=True)]
-    rows += [("together", "orthogonal", told.together), ("redundancy less synergy", "direct", told.coinformation)]
-    if (other := told.by_surprisal) is not None:
+    rows += [(f"alone: {word}", "orthogonal", part) for word, part in zip(pair.words, pair.alone, strict=True)]
+    rows += [("together", "orthogonal", pair.together), ("redundancy minus synergy", "direct", pair.coinformation)]
+    if (other := pair.by_surprisal) is not None:
         parts = (other.redundancy, *other.unique, other.synergy)
         rows += [(f"{name}, by surprisal", "direct", part) for name, part in zip(names, parts, strict=True)]
     return rows
@@ -44,7 +44,7 @@ def pair_csv(d: Decomposition) -> str:
 
 def pair_json(scene: Scene, d: Decomposition, model_name: str) -> str:
     """All settings and all numbers, maps included, in bits."""
-    return json.dumps({"picture": image_settings(scene, model_name), **rounded(d.to_dict())}, ensure_ascii=False)
+    return json.dumps({"image": image_settings(scene, model_name), **rounded(d.to_dict())}, ensure_ascii=False)
 
 
 def pair_python(scene: Scene, d: Decomposition, model_name: str) -> str:

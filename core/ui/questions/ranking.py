@@ -1,50 +1,57 @@
-"""Captions in the order of how well they fit a picture, as the page shows it and as it is taken away."""
+"""Captions ranked by how well they fit an image: the answer on the page, and its downloads."""
 
 import json
 from html import escape
 from typing import Any
 
 from core.information.ranking import Ranking
+from core.ui.backend.runtime import Runtime
 from core.ui.look.export import csv_of, image_lines, image_settings, rounded
 from core.ui.look.scene import Scene
 from core.ui.look.words import plus_minus
-from core.ui.questions.answers import answer_html, code_html, ended, keep_html
-from core.ui.runtime import Runtime
+from core.ui.questions.answers import answer_html, code_html, downloads_html, stopped_note
 
 _SURE = 0.9
-"""Certainty from which on an order is told as a fact."""
+"""Certainty from which an order is stated as a fact."""
 
 
 def ranking_html(runtime: Runtime, scene: Scene, r: Ranking, running: bool = False) -> str:
-    """Everything about the order of some captions."""
+    """Everything about a ranking of captions."""
     rows = ranking_rows(r)
-    heads = ("caption", "behind the best", "surely ahead of the next", "fits by itself", "changes")
+    heads = (
+        "caption",
+        "behind the best",
+        "chance to beat the next",
+        "fit (direct bits)",
+        "influence (orthogonal bits)",
+    )
     titles = "".join(f'<th scope="col">{head}</th>' for head in heads)
-    keep = keep_html("captions", csv_of(rows), ranking_json(scene, r, runtime.name), link=not scene.own, pictures=False)
+    downloads = downloads_html(
+        "captions", csv_of(rows), ranking_json(scene, r, runtime.name), link=not scene.uploaded, image=False
+    )
     body = (
         f'<p class="id-lead">{_verdict(r)}</p><p>{_next(r)}</p>'
         f'<div class="id-scroll"><table class="id-table"><thead><tr>{titles}</tr></thead>'
         f"<tbody>{''.join(_row(row) for row in rows)}</tbody></table></div>"
-        '<p class="id-hint">All figures but chances are bits with 95% intervals; a bit behind is half as likely. What '
-        "a caption is behind is known better than how well it fits by itself, since all captions see the same noise. "
-        "<b>Fits</b> is counted in direct bits, which go down where a text is wrong: they answer which text suits this "
-        "picture. <b>Changes</b> is counted in orthogonal bits, how much a text moves what the model expects, right or "
-        f"wrong: they answer where and when a word spoke.{_published(r)}</p>"
-        f"{keep}{code_html(ranking_python(scene, r, runtime.name))}"
-        f'<p class="id-hint id-notes">{ended(r, running)}</p>'
+        '<p class="id-hint">Bits have 95% intervals; one bit less means half as likely. Differences between captions '
+        "are known better than the bits of each, since all captions see the same noise. <b>Direct bits</b> fall where "
+        "a text is wrong: they say which text fits this picture. <b>Orthogonal bits</b> are how much a text changes "
+        f"the prediction, right or wrong: they say where and when a word matters.{_kong_order(r)}</p>"
+        f"{downloads}{code_html(ranking_python(scene, r, runtime.name))}"
+        f'<p class="id-hint id-notes">{stopped_note(r, running)}</p>'
     )
     return answer_html("ranking", scene, running, {"captions": "\n".join(r.captions)}, body)
 
 
 def ranking_rows(r: Ranking) -> list[dict[str, Any]]:
-    """A row a caption, best first; `_95` is half a 95% interval."""
+    """One row per caption, best first; `_95` is the half-width of a 95% interval."""
     factor = r.interval_factor()
     best, p_ahead = r.order[0], r.p_ahead
     rows: list[dict[str, Any]] = []
-    for place, i in enumerate(r.order):
-        following = r.order[place + 1] if place + 1 < len(r.order) else None
+    for position, i in enumerate(r.order):
+        following = r.order[position + 1] if position + 1 < len(r.order) else None
         row: dict[str, Any] = {
-            "rank": place + 1,
+            "rank": position + 1,
             "caption": r.captions[i],
             "behind_best": round(float(r.ahead[best, i]), 4),
             "behind_best_95": round(factor * float(r.ahead_stderr[best, i]), 4),
@@ -62,11 +69,11 @@ def ranking_rows(r: Ranking) -> list[dict[str, Any]]:
 def _row(row: dict[str, Any]) -> str:
     behind = "" if row["rank"] == 1 else plus_minus(row["behind_best"], row["behind_best_95"])
     ahead = "" if row["p_ahead_of_next"] is None else chance(row["p_ahead_of_next"])
-    published = "orthogonal_bits" in row
-    changes = plus_minus(row["orthogonal_bits"], row["orthogonal_bits_95"]) if published else ""
+    has_orthogonal = "orthogonal_bits" in row
+    orthogonal = plus_minus(row["orthogonal_bits"], row["orthogonal_bits_95"]) if has_orthogonal else ""
     return (
         f'<tr><th scope="row"><b>{row["rank"]}</b> {escape(row["caption"])}</th><td>{behind}</td><td>{ahead}</td>'
-        f"<td>{plus_minus(row['bits'], row['bits_95'])}</td><td>{changes}</td></tr>"
+        f"<td>{plus_minus(row['bits'], row['bits_95'])}</td><td>{orthogonal}</td></tr>"
     )
 
 
@@ -76,17 +83,17 @@ def chance(p: float) -> str:
 
 
 def _at_least(p: float) -> str:
-    told = chance(p)
-    return told if told.startswith("over") else f"at least {told}"
+    text = chance(p)
+    return text if text.startswith("over") else f"at least {text}"
 
 
 def _verdict(r: Ranking) -> str:
     best = f"“{escape(r.captions[r.order[0]])}”"
     if r.p_best < _SURE:
-        return f"{best} is ahead, but it may not be the best: that is certain to no more than {chance(r.p_best)}."
+        return f"{best} is ahead, but may not be the best: the certainty is only {chance(r.p_best)}."
     if len(r.captions) == 2:
         return f"{best} <strong>fits better</strong>, with a certainty of {chance(r.p_best)}."
-    whole = f"that of the whole order is {_at_least(r.p_order)}" if r.p_order > 0.5 else "the rest of the order is open"
+    whole = f"that of the whole order is {_at_least(r.p_order)}" if r.p_order > 0.5 else "the order of the rest is open"
     return f"{best} <strong>fits best</strong>, with a certainty of {_at_least(r.p_best)}; {whole}."
 
 
@@ -95,7 +102,7 @@ def _next(r: Ranking) -> str:
     bits = float(r.ahead[first, second])
     half = r.interval_factor() * float(r.ahead_stderr[first, second])
     if bits <= half:
-        return f"The next is {plus_minus(bits, half)} bits behind, not more than the error."
+        return f"The next is {plus_minus(bits, half)} bits behind, which is within the error."
     times = f"{2**bits:.1f}" if bits < 3 else f"{2**bits:.0f}" if bits < 10 else f"2<sup>{bits:.0f}</sup>"
     return (
         f"The next is {plus_minus(bits, half)} bits behind: to the model, this picture is about {times} times as "
@@ -103,23 +110,23 @@ def _next(r: Ranking) -> str:
     )
 
 
-def _published(r: Ranking) -> str:
+def _kong_order(r: Ranking) -> str:
     order = r.orthogonal_order
     if order is None:
         return ""
     if order == r.order:
-        return " The published rule goes by the latter; here it gives the same order."
-    return f" The published rule goes by the latter; here it would put “{escape(r.captions[order[0]])}” first."
+        return " Kong et al. 2024 rank by orthogonal bits; here that gives the same order."
+    return f" Kong et al. 2024 rank by orthogonal bits; here that would put “{escape(r.captions[order[0]])}” first."
 
 
 def ranking_json(scene: Scene, r: Ranking, model_name: str) -> str:
     """All settings and all numbers, in bits."""
-    document = {"picture": image_settings(scene, model_name), **ranking_dict(r)}
+    document = {"image": image_settings(scene, model_name), **ranking_dict(r)}
     return json.dumps(rounded(document), ensure_ascii=False)
 
 
 def ranking_dict(r: Ranking) -> dict[str, Any]:
-    """Everything about a ranking, JSON-able, with what is worked out from it."""
+    """Everything about a ranking as plain JSON types, with the order and probabilities derived from it."""
     return {
         "order": list(r.order),
         "p_best": r.p_best,
@@ -138,5 +145,5 @@ def ranking_python(scene: Scene, r: Ranking, model_name: str) -> str:
         f"r = core.rank_captions(model, image, captions, certainty={r.settings['certainty']:g}, seed={r.seed})\n"
         "for i in r.order:\n"
         '    print(f"{r.bits[i]:6.2f} bits  {captions[i]}")\n'
-        "print(r.p_order)  # the probability, at least, that this order is right\n"
+        "print(r.p_order)  # a lower bound on the probability that this order is right\n"
     )

@@ -1,4 +1,4 @@
-"""The real page, served with a stand-in for the engine, and somebody who speaks its protocol."""
+"""The real page, served with a stand-in for the engine, and a client that speaks its protocol."""
 
 import json
 import uuid
@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from core.information.stored import save_example
+from core.ui.backend.runtime import Runtime
 from core.ui.look.theme import launch_options
 from core.ui.page import build_demo
-from core.ui.runtime import Runtime
 from tests.fakes.engine import FakeEngine, FakeModel, attribution, paint
 
 EXAMPLE = {"prompt": "a cat on the grass", "seed": 3, "steps": 6, "guidance": 4.0}
@@ -45,13 +45,13 @@ class Visitor:
         return next(fn for fn in self.app.demo.fns.values() if fn.name == name)
 
     def join(self, name: str, *data: Any, event: dict[str, Any] | None = None) -> httpx.Response:
-        """Put an event into the queue; `event` is what the page's script tells with it."""
+        """Put an event into the queue; `event` is the data that the page's script sends with it."""
         number = self.function(name)._id
         body = {"data": list(data), "fn_index": number, "session_hash": self.session, "event_data": event}
         return httpx.post(f"{self.app.url}gradio_api/queue/join", json=body, timeout=30)
 
     def results(self) -> Iterator[tuple[str, Any]]:
-        """(message, data) of everything that comes back until the queue has nothing more for this session."""
+        """(message, data) of everything the queue sends to this session until it closes the stream."""
         url = f"{self.app.url}gradio_api/queue/data?session_hash={self.session}"
         with httpx.stream("GET", url, timeout=60) as stream:
             for line in stream.iter_lines():
@@ -96,7 +96,7 @@ def visitor(app: App) -> Visitor:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "brought.png"
+def image_file(tmp_path: Path) -> Path:
+    path = tmp_path / "upload.png"
     Image.new("RGB", (90, 70), "#c04030").save(path)
     return path

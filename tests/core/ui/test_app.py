@@ -13,8 +13,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from core.ui.backend.runtime import Runtime
 from core.ui.page import build_demo
-from core.ui.runtime import Runtime
 from tests.core.ui.conftest import App, Visitor
 from tests.fakes.engine import FakeEngine, paint
 
@@ -26,7 +26,7 @@ def begin(visitor: Visitor, name: str, *data: Any) -> int:
 
 
 def drawn(visitor: Visitor, *data: Any) -> dict[str, Any]:
-    result: dict[str, Any] = visitor.run("draw", begin(visitor, "begin_draw", *data), *data, None)
+    result: dict[str, Any] = visitor.run("generate_image", begin(visitor, "begin_generate", *data), *data, None)
     return result
 
 
@@ -41,9 +41,9 @@ def uploaded(app: App, path: Path) -> dict[str, Any]:
     return {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}
 
 
-def test_neither_page_nor_package_imports_torch() -> None:
+def test_building_the_page_does_not_import_torch() -> None:
     code = (
-        "import sys, core.ui.page as p, core.ui.look.theme as t, core.ui.runtime as r; "
+        "import sys, core.ui.page as p, core.ui.look.theme as t, core.ui.backend.runtime as r; "
         "p.build_demo(r.Runtime()); t.launch_options(); "
         "sys.exit(', '.join(m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules) or 0)"
     )
@@ -51,30 +51,30 @@ def test_neither_page_nor_package_imports_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_picture_is_drawn_and_its_words_are_measured(visitor: Visitor) -> None:
-    ticket = begin(visitor, "begin_draw", *CAT)
-    stage, _, status = visitor.run("draw", ticket, *CAT, None)["data"]
-    assert stage.count("<button") == 5
+def test_an_image_is_generated_and_its_words_are_measured(visitor: Visitor) -> None:
+    ticket = begin(visitor, "begin_generate", *CAT)
+    viewer, _, status = visitor.run("generate_image", ticket, *CAT, None)["data"]
+    assert viewer.count("<button") == 5
     assert "Reading the words" in status
     panel, status = visitor.run("measure", ticket, None, "rest", 0.1)["data"]
     assert 'data-word="cat"' in panel
-    assert "the wanted error was reached" in panel
+    assert "the requested precision was reached" in panel
     assert "seed=0&amp;steps=5" in panel
 
 
-def test_progress_tells_what_is_done_and_how_long_still(visitor: Visitor) -> None:
+def test_progress_reports_the_step_and_the_time_left(visitor: Visitor) -> None:
     prompt = ("a cat on the sea", 1, 20, 4)
-    ticket = begin(visitor, "begin_draw", *prompt)
-    visitor.join("draw", ticket, *prompt, None)
-    told = " ".join(json.dumps(data) for message, data in visitor.results() if message == "process_generating")
-    assert "Drawing: step" in told
-    assert "s left" in told
+    ticket = begin(visitor, "begin_generate", *prompt)
+    visitor.join("generate_image", ticket, *prompt, None)
+    text = " ".join(json.dumps(data) for message, data in visitor.results() if message == "process_generating")
+    assert "Drawing: step" in text
+    assert "s left" in text
 
 
 def test_cancel_stops_the_computation_before_the_next_job_begins(app: App, visitor: Visitor) -> None:
     first, second = ("a small cat", 0, 150, 4), ("a small dog", 0, 4, 4)
-    ticket = begin(visitor, "begin_draw", *first)
-    visitor.join("draw", ticket, *first, None)
+    ticket = begin(visitor, "begin_generate", *first)
+    visitor.join("generate_image", ticket, *first, None)
     while not any(job == "draw a small cat" for job, _ in app.model.calls):
         time.sleep(0.01)
     time.sleep(0.1)
@@ -90,22 +90,22 @@ def test_cancel_stops_the_computation_before_the_next_job_begins(app: App, visit
 
 def test_a_newer_job_replaces_the_one_that_runs(app: App, visitor: Visitor) -> None:
     first, second = ("blue cat", 0, 150, 4), ("blue dog", 0, 4, 4)
-    ticket = begin(visitor, "begin_draw", *first)
-    visitor.join("draw", ticket, *first, None)
+    ticket = begin(visitor, "begin_generate", *first)
+    visitor.join("generate_image", ticket, *first, None)
     time.sleep(0.2)
     again = Visitor(app, visitor.session)
-    again.join("begin_draw", *second)
+    again.join("begin_generate", *second)
     done = [data["data"] for message, data in again.results() if message == "process_completed"]
     newer = max(int(d[0]) for d in done if isinstance(d[0], int | float))
-    stage, _, _ = visitor.run("draw", newer, *second, None)["data"]
-    assert stage.count("<button") == 4
+    viewer, _, _ = visitor.run("generate_image", newer, *second, None)["data"]
+    assert viewer.count("<button") == 4
     assert len([1 for job, _ in app.model.calls if job == "draw blue cat"]) < 100
 
 
-def test_cancelling_while_measuring_keeps_what_is_known(app: App, visitor: Visitor) -> None:
+def test_cancelling_a_measurement_keeps_its_partial_result(app: App, visitor: Visitor) -> None:
     prompt = ("the blue sea and snow", 2, 4, 4)
-    ticket = begin(visitor, "begin_draw", *prompt)
-    visitor.run("draw", ticket, *prompt, None)
+    ticket = begin(visitor, "begin_generate", *prompt)
+    visitor.run("generate_image", ticket, *prompt, None)
     app.runtime.engine.model.delay = 0.1
     try:
         visitor.join("measure", ticket, None, "rest", 0.1)
@@ -131,7 +131,7 @@ def test_a_client_that_cancels_frees_the_model(app: App) -> None:
     assert max(first) < min(second)
 
 
-def test_stored_examples_answer_at_once_and_from_a_link(app: App, visitor: Visitor) -> None:
+def test_stored_examples_are_shown_at_once_and_from_a_link(app: App, visitor: Visitor) -> None:
     calls = len(app.model.calls)
     body = {"fn_index": visitor.function("pick")._id, "session_hash": "x", "event_data": {"name": "cat"}, "data": []}
     shown = httpx.post(f"{app.url}gradio_api/run/predict", json=body).json()["data"]
@@ -142,7 +142,7 @@ def test_stored_examples_answer_at_once_and_from_a_link(app: App, visitor: Visit
     shown = httpx.post(f"{app.url}gradio_api/queue/join{query}", json=body)
     restored = [data for message, data in Visitor(app, "y").results() if message == "process_completed"][-1]["data"]
     assert restored[4] == "nothing"
-    assert "” alone told the picture" in restored[8]
+    assert "” alone contributed" in restored[8]
     assert len(app.model.calls) == calls
 
 
@@ -163,17 +163,17 @@ def test_stored_examples_answer_at_once_and_from_a_link(app: App, visitor: Visit
         (("a cat", 0, 5, "x"), "guidance", "from 0 to"),
     ],
 )
-def test_bad_words_and_numbers_are_answered_beside_the_field(
+def test_bad_input_is_reported_next_to_its_field(
     visitor: Visitor, data: tuple[Any, ...], field: str, says: str
 ) -> None:
-    answer = problems(visitor.join("begin_draw", *data))
+    answer = problems(visitor.join("begin_generate", *data))
     assert list(answer) == [field]
     assert says in answer[field]
     assert drawn(visitor, *CAT)["data"][0]  # and the app goes on
 
 
 def make_files(folder: Path) -> dict[str, Path]:
-    """Files that people might bring, by name."""
+    """Unusual files to upload, by name."""
     rgba = Image.new("RGBA", (40, 40), (255, 0, 0, 128))
     files = {name: folder / name for name in ("text.png", "large.png", "one.png", "clear.png", "grey.png", "film.gif")}
     files["text.png"].write_text("I am no picture")
@@ -188,53 +188,54 @@ def make_files(folder: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("text.png", "not a picture"), ("large.png", "100 million pixels"), ("one.png", "1 x 1 pixels")],
+    [("text.png", "not an image"), ("large.png", "100 million pixels"), ("one.png", "1 x 1 pixels")],
 )
-def test_a_file_that_cannot_be_used_is_answered_beside_the_field(
+def test_an_unusable_file_is_reported_next_to_its_field(
     app: App, visitor: Visitor, tmp_path: Path, name: str, says: str
 ) -> None:
     file = uploaded(app, make_files(tmp_path)[name])
     answer = problems(visitor.join("begin_load_user_image", file, "a cat", 0))
-    assert says in answer["picture"]
+    assert says in answer["image"]
 
 
 @pytest.mark.parametrize(
-    ("name", "note"), [("clear.png", "laid on white"), ("grey.png", "no colour"), ("film.gif", "first frame")]
+    ("name", "note"), [("clear.png", "shown on white"), ("grey.png", "no colour"), ("film.gif", "first frame")]
 )
-def test_an_unusual_picture_is_used_and_what_was_done_is_said(
+def test_an_unusual_image_is_used_and_the_page_says_how(
     app: App, visitor: Visitor, tmp_path: Path, name: str, note: str
 ) -> None:
     file = uploaded(app, make_files(tmp_path)[name])
     ticket = begin(visitor, "begin_load_user_image", file, "a cat", 0)
-    stage, _, status = visitor.run("bring", ticket, file, "a cat", 0)["data"]
+    viewer, _, status = visitor.run("load_user_image", ticket, file, "a cat", 0)["data"]
     assert note in status
-    assert "no steps" in stage
+    assert "no denoising steps" in viewer
     panel, _ = visitor.run("measure", ticket, None, "rest", 0.2)["data"]
-    assert 'data-own="1"' in panel
+    assert 'data-uploaded="1"' in panel
     assert "id-link" not in panel
 
 
-def test_a_picture_without_a_caption_and_a_caption_without_a_picture(app: App, visitor: Visitor, picture: Path) -> None:
+def test_an_image_needs_a_caption_and_a_caption_an_image(app: App, visitor: Visitor, image_file: Path) -> None:
     assert (
-        "in a few words" in problems(visitor.join("begin_load_user_image", uploaded(app, picture), " ", 0))["caption"]
+        "in a few words"
+        in problems(visitor.join("begin_load_user_image", uploaded(app, image_file), " ", 0))["caption"]
     )
-    assert "Bring a picture" in problems(visitor.join("begin_load_user_image", None, "a cat", 0))["picture"]
+    assert "Choose an image" in problems(visitor.join("begin_load_user_image", None, "a cat", 0))["image"]
 
 
-def test_a_client_draws_and_measures(app: App) -> None:
+def test_a_client_generates_and_measures(app: App) -> None:
     client = Client(app.url, verbose=False)
     path, settings = client.predict("a cat on snow", 2, 4, 3.5, api_name="/generate")
     with Image.open(path) as image:
         assert image.convert("RGB").tobytes() == paint("a cat on snow", 2).tobytes()
     assert settings["num_inference_steps"] == 4
-    asked = "snow, cat, Snow"  # one twice, and not in the prompt's order
-    result = client.predict(handle_file(path), "a cat on snow", asked, "nothing", 0.2, 5, api_name="/attribute")
+    words = "snow, cat, Snow"  # one twice, and not in the prompt's order
+    result = client.predict(handle_file(path), "a cat on snow", words, "nothing", 0.2, 5, api_name="/attribute")
     assert result["words"] == ["cat", "snow"]
     assert result["given"] == "nothing"
     assert len(result["maps"][0]) == 16
 
 
-def test_these_functions_are_public(app: App) -> None:
+def test_the_public_endpoints(app: App) -> None:
     info = httpx.get(f"{app.url}gradio_api/info").json()
     public = "attribute change_word concept concepts decompose generate intervene layout likelihood rank_captions"
     assert sorted(info["named_endpoints"]) == [f"/{name}" for name in public.split()]
@@ -253,10 +254,12 @@ def test_these_functions_are_public(app: App) -> None:
         (("a cat", "", "rest", 0.2, "x"), "seed must be a whole number"),
     ],
 )
-def test_a_client_is_told_what_is_wrong(app: App, picture: Path, arguments: tuple[Any, ...], says: str) -> None:
+def test_a_client_gets_the_reason_of_a_refusal(
+    app: App, image_file: Path, arguments: tuple[Any, ...], says: str
+) -> None:
     client = Client(app.url, verbose=False)
     with pytest.raises(AppError, match=says):
-        client.predict(handle_file(str(picture)), *arguments, api_name="/attribute")
+        client.predict(handle_file(str(image_file)), *arguments, api_name="/attribute")
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", str(Path(__file__)), "../../../etc/passwd"])
@@ -266,20 +269,20 @@ def test_a_client_cannot_name_a_file_of_the_server(app: App, path: str) -> None:
     if started.status_code == 200:
         events = httpx.get(f"{app.url}gradio_api/call/attribute/{started.json()['event_id']}", timeout=30).text
         assert "event: error" in events
-        assert "not a picture" not in events  # that would mean that it had been opened
+        assert "not an image" not in events  # that would mean that it had been opened
         assert "root:" not in events
     answer = httpx.get(f"{app.url}gradio_api/file={path}")
     assert answer.status_code in (403, 404)
 
 
-def test_jobs_wait_for_the_model_and_say_so() -> None:
+def test_jobs_wait_for_the_model() -> None:
     runtime = Runtime(engine=FakeEngine(load_seconds=0.6), examples_dir=Path("/nowhere"))
     assert build_demo(runtime) is not None
     runtime.start()
     assert runtime.badge() == ("loading", "loading the model, about 10 s")
-    from core.ui.jobs import Waiting, draw
+    from core.ui.backend.jobs import Waiting, generate
 
-    items = list(draw(runtime, None, "a cat", 0, 3, 4.0))
+    items = list(generate(runtime, None, "a cat", 0, 3, 4.0))
     assert isinstance(items[0], Waiting)
     assert items[-1].image.size == (64, 64)  # type: ignore[union-attr]
     assert runtime.badge() == ("ready", "picturebook · CPU · ready")
@@ -290,7 +293,8 @@ def test_a_model_that_fails_to_load_says_why() -> None:
     runtime.start()
     assert runtime.ready.wait(5)
     assert "its folder is empty" in runtime.badge()[1]
-    from core.ui.jobs import JobError, draw
+    from core.ui.backend.errors import JobError
+    from core.ui.backend.jobs import generate
 
     with pytest.raises(JobError, match="its folder is empty"):
-        list(draw(runtime, None, "a cat", 0, 3, 4.0))
+        list(generate(runtime, None, "a cat", 0, 3, 4.0))

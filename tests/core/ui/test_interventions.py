@@ -23,11 +23,13 @@ import core
 from core.diffusion.diffuser import Diffuser
 from core.edits.metrics import OutOfRange
 from core.segmentation.semantic import Segmentation
-from core.ui.concepts.dictionary import Dictionary
-from core.ui.interventions.events import EditInputs, RunTrigger, _Events
+from core.ui.backend.dictionary import ConceptDictionary
+from core.ui.backend.jobs import EditedImages, Waiting, intervene
+from core.ui.backend.runtime import Runtime
+from core.ui.interventions.events import EditLink, RunTrigger, _InterventionEvents
 from core.ui.interventions.export import link_query, python_lines, to_json
-from core.ui.interventions.form import Fields, hint_html, label_choices, suggestion
-from core.ui.interventions.panel import outcome_html
+from core.ui.interventions.form import EditFields, hint_html, label_choices, suggestion
+from core.ui.interventions.panel import comparison_html
 from core.ui.interventions.request import (
     GRID,
     PAINTED,
@@ -41,33 +43,31 @@ from core.ui.interventions.request import (
     requests_of,
     to_text,
 )
-from core.ui.interventions.results import Plan, measure_redrawn
+from core.ui.interventions.results import EditPlan, measure_edits
 from core.ui.interventions.tab import why_empty_html
-from core.ui.jobs import Redrawn, Waiting, intervene
 from core.ui.look.scene import Scene
 from core.ui.look.theme import launch_options
 from core.ui.page import build_demo
-from core.ui.runtime import Runtime
 from tests.core.edits.test_edits import COND, MIDDLE, make_editor
 from tests.core.ui.conftest import App, Visitor
 
 STEPS, SIZE = 5, 128
 PROMPT = "a cat on the grass"
 MOVE = EditRequest("move", "cat", region="top-right", stage="early", strength=4.0)
-TYPED = Fields("move", "cat", f"{MIDDLE}|cond", "top-right", "", "early", 1, 2, 4)
-SENT = TYPED._replace(way=None)
-"""As a page sends it that knows no blocks yet."""
+TYPED = EditFields("move", "cat", f"{MIDDLE}|cond", "top-right", "", "early", 1, 2, 4)
+SENT = TYPED._replace(site=None)
+"""As a page sends it before it knows the blocks."""
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
 
 class Segmenter:
-    """Sees a cat in what is red, a whale in what is blue."""
+    """Red is a cat, blue a whale."""
 
     def class_names(self) -> tuple[str, ...]:
         return ("whale", "cat")
 
-    def segment(self, pictures: Any) -> Segmentation:
-        pixels = np.stack([np.asarray(picture) for picture in pictures])
+    def segment(self, images: Any) -> Segmentation:
+        pixels = np.stack([np.asarray(image) for image in images])
         masks = np.stack([(pixels == colour).all(-1) for colour in (BLUE, RED)], axis=1)
         return Segmentation(torch.from_numpy(masks), torch.ones(masks.shape[:2]))
 
@@ -76,7 +76,7 @@ def runtime_of(model: Diffuser, examples: Path | None = None) -> Runtime:
     editor = make_editor(model)
     runtime = Runtime(engine=core, examples_dir=examples)
     runtime._model, runtime._segmenter = model, Segmenter()  # type: ignore[assignment]
-    runtime._dictionary = Dictionary("saes", editor.saes, {site: editor.table(site) for site in editor.saes}, {})
+    runtime._dictionary = ConceptDictionary("saes", editor.saes, {site: editor.table(site) for site in editor.saes}, {})
     runtime.ready.set()
     return runtime
 
@@ -105,53 +105,53 @@ def event(**data: Any) -> gr.EventData:
     return SimpleNamespace(_data=data)  # type: ignore[return-value]
 
 
-# --- wishes as text ---------------------------------------------------------------------------------------------------
+# --- requests as text -------------------------------------------------------------------------------------------------
 
 
-def test_wishes_survive_an_address(runtime: Runtime) -> None:
+def test_requests_survive_a_link(runtime: Runtime) -> None:
     cells = paint_cells(np.eye(SIZE))
     requests = (
         MOVE,
-        EditRequest("whole", "whale", steps=(1, 3), strength=0.5),
+        EditRequest("global", "whale", steps=(1, 3), strength=0.5),
         EditRequest("remove", "", (3, 7), MIDDLE, "cond", region=PAINTED, cells=cells, stage="late"),
     )
     assert requests_of(to_text(requests), runtime.spec, STEPS) == requests
     assert request_of({"label": "cat"}, runtime.spec, STEPS) == EditRequest(label="cat", stage="early", strength=4.0)
-    numbers = request_of({"kind": "whole", "concepts": [3]}, runtime.spec, STEPS)
+    numbers = request_of({"kind": "global", "concepts": [3]}, runtime.spec, STEPS)
     assert (numbers.hookpoint, numbers.branch) == (runtime.spec.default_hookpoint, "cond")
 
 
 @pytest.mark.parametrize(
-    ("document", "told"),
+    ("document", "says"),
     [
         ("cat", "An edit is an object such as"),
-        ({"label": "cat", "colour": "red"}, "An edit has no 'colour'"),
-        ({"label": "cat", "mask": "/etc/passwd"}, "An edit has no 'mask'"),
-        ({"label": "cat", "kind": ["move"]}, "The kind of an edit is one of move, whole, remove"),
+        ({"label": "cat", "colour": "red"}, "An edit has no field 'colour'"),
+        ({"label": "cat", "mask": "/etc/passwd"}, "An edit has no field 'mask'"),
+        ({"label": "cat", "kind": ["move"]}, "The kind of an edit must be one of move, global, remove"),
         ({}, "Say what to edit"),
-        ({"label": "cat", "concepts": [1]}, "either a label or numbers"),
+        ({"label": "cat", "concepts": [1]}, "either a label or concept numbers"),
         ({"concepts": ["x"]}, "whole number"),
-        ({"label": "cat", "region": "middle"}, "The region is one of top-left"),
-        ({"label": "cat", "region": {"x": 1}}, "The region is one of top-left"),
+        ({"label": "cat", "region": "middle"}, "The region must be one of top-left"),
+        ({"label": "cat", "region": {"x": 1}}, "The region must be one of top-left"),
         ({"label": "cat", "region": PAINTED}, "The region is empty"),
         ({"label": "cat", "region": PAINTED, "cells": "xyz"}, "256 hexadecimal digits"),
         ({"label": "cat", "stage": "soon"}, "The stage is one of early, middle, late"),
         ({"label": "cat", "steps": [0, 5]}, "within this picture's steps, 0 to 4"),
-        ({"label": "cat", "steps": [3, 1]}, "its end not before its beginning"),
+        ({"label": "cat", "steps": [3, 1]}, "must not end before they begin"),
         ({"label": "cat", "steps": [1]}, "two numbers"),
         ({"label": "cat", "steps": ["a", "b"]}, "within this picture's steps"),
-        ({"label": "cat", "strength": math.inf}, "finite number from 0 on"),
-        ({"label": "cat", "strength": math.nan}, "finite number from 0 on"),
-        ({"label": "cat", "strength": -1}, "finite number from 0 on"),
-        ({"label": "cat", "strength": "much"}, "finite number from 0 on"),
+        ({"label": "cat", "strength": math.inf}, "finite number of at least 0"),
+        ({"label": "cat", "strength": math.nan}, "finite number of at least 0"),
+        ({"label": "cat", "strength": -1}, "finite number of at least 0"),
+        ({"label": "cat", "strength": "much"}, "finite number of at least 0"),
     ],
 )
-def test_what_is_no_wish_is_told(runtime: Runtime, document: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_an_invalid_request_is_explained(runtime: Runtime, document: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
         request_of(document, runtime.spec, STEPS)
 
 
-def test_a_label_or_numbers_stand_in_one_field() -> None:
+def test_one_field_takes_a_label_or_numbers() -> None:
     assert parse_what(" Big  Ben ") == ("Big Ben", ())
     assert parse_what("12, #40;7") == ("", (12, 40, 7))
     assert parse_what("12, cat") == ("12, cat", ())
@@ -165,7 +165,7 @@ def test_a_painted_region_is_kept_in_cells() -> None:
     spot = np.zeros((512, 512), dtype=np.uint8)
     spot[500, 3] = 9
     mask = cells_mask(paint_cells(spot), SIZE)
-    assert mask.sum() == (SIZE // GRID) ** 2  # smaller than a cell, yet not lost
+    assert mask.sum() == (SIZE // GRID) ** 2  # smaller than a cell, but not lost
     assert mask[500 * SIZE // 512, 3 * SIZE // 512]
     assert paint_cells(np.zeros((9, 9))) == ""
     # Where a side is no multiple of the grid, painting what is shown of a region changes nothing.
@@ -173,7 +173,7 @@ def test_a_painted_region_is_kept_in_cells() -> None:
     assert paint_cells(cells_mask(cells, 100)) == cells
 
 
-def test_a_mask_from_a_program_has_the_pictures_size() -> None:
+def test_an_uploaded_mask_must_have_the_images_size() -> None:
     clear = Image.new("RGBA", (SIZE, SIZE), (255, 255, 255, 0))
     with pytest.raises(ValueError, match="region is empty"):
         mask_cells(clear, SIZE)
@@ -187,51 +187,49 @@ def test_a_mask_from_a_program_has_the_pictures_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "field", "told"),
+    ("changed", "field", "says"),
     [
         ({"what": " "}, "what", "Say what to edit"),
         ({"what": "cot"}, "what", "No concept has the label 'cot' there. The nearest: cat"),
         ({"what": "3, 99"}, "what", "There is no concept 99"),
-        ({"what": "3", "way": "attic|cond"}, "what", "no SAE"),
-        ({"region": PAINTED}, "region", "The region is empty: paint over some of the picture."),
-        ({"stage": "own", "first": 4, "last": 6}, "first", "within this picture's steps, 1 to 5"),
-        ({"stage": "own", "first": 0, "last": 2}, "first", "1 to 5"),
-        ({"stage": "own", "first": "two", "last": 3}, "first", "not “two” to “3”"),
-        ({"stage": "own", "first": 1.5, "last": 3}, "first", "1 to 5"),
+        ({"what": "3", "site": "attic|cond"}, "what", "no SAE"),
+        ({"region": PAINTED}, "region", "The region is empty: paint over part of the picture."),
+        ({"stage": "custom", "first": 4, "last": 6}, "first", "within this picture's steps, 1 to 5"),
+        ({"stage": "custom", "first": 0, "last": 2}, "first", "1 to 5"),
+        ({"stage": "custom", "first": "two", "last": 3}, "first", "not “two” to “3”"),
+        ({"stage": "custom", "first": 1.5, "last": 3}, "first", "1 to 5"),
         ({"strength": math.inf}, "strength", "finite number"),
         ({"strength": None}, "strength", "finite number"),
     ],
 )
-def test_what_is_wrong_is_told_beside_its_field(
-    runtime: Runtime, changed: dict[str, Any], field: str, told: str
-) -> None:
+def test_problems_are_reported_by_field(runtime: Runtime, changed: dict[str, Any], field: str, says: str) -> None:
     problems = TYPED._replace(**changed).problems(runtime, STEPS)
-    assert told in (getattr(problems, field) or "")
+    assert says in (getattr(problems, field) or "")
     assert sum(problem is not None for problem in problems) == 1
     assert set(TYPED.problems(runtime, STEPS)) == {None}
 
 
 def test_a_stage_without_steps_is_refused(runtime: Runtime) -> None:
     assert "With 2 steps the middle stage has none" in (TYPED._replace(stage="middle").problems(runtime, 2).stage or "")
-    checked = _Events(runtime).check_each(replace_steps(2), (), *TYPED)
-    assert "the middle stage has none" in checked[2 + Fields._fields.index("stage")]["message"]
+    checked = _InterventionEvents(runtime).check_compare(replace_steps(2), (), *TYPED)
+    assert "the middle stage has none" in checked[2 + EditFields._fields.index("stage")]["message"]
 
 
 def replace_steps(n: int) -> Scene:
     return Scene(picture(), PROMPT, 3, n, 4.0)
 
 
-def test_the_form_becomes_a_wish() -> None:
+def test_the_form_becomes_a_request() -> None:
     assert TYPED.request == MOVE
-    own = TYPED._replace(stage="own", first=2.0, last=4.0, what="3, 7").request
-    assert (own.steps, own.stage, own.concepts, own.hookpoint) == ((1, 3), "", (3, 7), MIDDLE)
-    assert TYPED._replace(kind="whole", region=PAINTED, cells="ff").request == EditRequest(
-        "whole", "cat", stage="early", strength=4
+    custom = TYPED._replace(stage="custom", first=2.0, last=4.0, what="3, 7").request
+    assert (custom.steps, custom.stage, custom.concepts, custom.hookpoint) == ((1, 3), "", (3, 7), MIDDLE)
+    assert TYPED._replace(kind="global", region=PAINTED, cells="ff").request == EditRequest(
+        "global", "cat", stage="early", strength=4
     )
-    assert edit_of(own, SIZE).steps == (1, 3)
+    assert edit_of(custom, SIZE).steps == (1, 3)
 
 
-def test_something_is_suggested_to_begin_with(runtime: Runtime, scene: Scene) -> None:
+def test_an_edit_is_suggested_to_start_with(runtime: Runtime, scene: Scene) -> None:
     dictionary = runtime.dictionary
     assert dictionary is not None
     assert label_choices(dictionary, scene) == ["cat", "whale"]
@@ -241,84 +239,82 @@ def test_something_is_suggested_to_begin_with(runtime: Runtime, scene: Scene) ->
     assert suggestion(runtime, dictionary, replace(scene, image=picture())).region == "top-left"
 
 
-def test_what_somebody_typed_stays(runtime: Runtime, scene: Scene) -> None:
-    events = _Events(runtime)
-    blank = Fields("move", None, None, "top-left", "", "early", 1, 1, 1)
-    form = Fields(*events.fill(scene, None, ("", ""), None, (), *blank)[: len(blank)])
+def test_entered_values_are_kept(runtime: Runtime, scene: Scene) -> None:
+    events = _InterventionEvents(runtime)
+    blank = EditFields("move", None, None, "top-left", "", "early", 1, 1, 1)
+    form = EditFields(*events.fill(scene, None, ("", ""), None, (), *blank)[: len(blank)])
     assert form.what.value == "cat"
     assert (form.stage, form.first, form.last) == ("early", 1, 2)
-    kept = Fields(
+    kept = EditFields(
         *events.fill(scene, None, ("cat", "top-right"), None, (), *TYPED._replace(what="whale"))[: len(blank)]
     )
     assert "value" not in kept.what.constructor_args
     assert kept.region == gr.skip()
-    elsewhere = Fields(*events.fill(scene, None, ("cat", "left"), None, (), *TYPED)[: len(blank)])
+    elsewhere = EditFields(*events.fill(scene, None, ("cat", "left"), None, (), *TYPED)[: len(blank)])
     assert elsewhere.region == gr.skip()
-    untouched = Fields(*events.fill(scene, None, ("cat", "top-right"), None, (), *TYPED)[: len(blank)])
+    untouched = EditFields(*events.fill(scene, None, ("cat", "top-right"), None, (), *TYPED)[: len(blank)])
     assert untouched.region.value == "bottom-right"
 
 
 def test_a_link_fills_the_form_and_runs_once_its_picture_is_there(runtime: Runtime, scene: Scene) -> None:
-    events = _Events(runtime)
-    whole = EditRequest("whole", "whale", stage="middle", strength=0.5)
+    events = _InterventionEvents(runtime)
+    whole = EditRequest("global", "whale", stage="middle", strength=0.5)
     query = {name: values[0] for name, values in parse_qs(link_query(scene, (MOVE, whole), True)).items()}
-    asked, told = events.restore(SimpleNamespace(query_params=query))  # type: ignore[arg-type]
-    assert asked == EditInputs((PROMPT, 3, STEPS, 4.0), (MOVE, whole), True)
-    assert told == gr.skip()
-    blank = Fields("move", None, None, "top-left", "", "early", 1, 1, 1)
-    *form, hint, _, _, requests, chips, _, still, go = events.fill(None, asked, ("", ""), None, (), *blank)
-    assert (Fields(*form).kind, requests, still, go) == ("whole", (MOVE,), gr.skip(), gr.skip())
+    linked, status = events.restore(SimpleNamespace(query_params=query))  # type: ignore[arg-type]
+    assert linked == EditLink((PROMPT, 3, STEPS, 4.0), (MOVE, whole), True)
+    assert status == gr.skip()
+    blank = EditFields("move", None, None, "top-left", "", "early", 1, 1, 1)
+    *form, hint, _, _, requests, chips, _, remaining, run = events.fill(None, linked, ("", ""), None, (), *blank)
+    assert (EditFields(*form).kind, requests, remaining, run) == ("global", (MOVE,), gr.skip(), gr.skip())
     assert "cat → top right · early · strength 4" in chips
     assert "1 concept (SAE features) of “whale”" in hint
-    *_, still, go = events.fill(scene, asked, ("", ""), None, (), *blank)
-    assert (still, go) == (None, RunTrigger(1, True))
+    *_, remaining, run = events.fill(scene, linked, ("", ""), None, (), *blank)
+    assert (remaining, run) == (None, RunTrigger(1, True))
     for wrong in ({"edits": "[{]"}, {"edits": '[{"label": "cat", "steps": [0, 99]}]'}, {"steps": "many"}):
-        asked, told = events.restore(SimpleNamespace(query_params={**query, **wrong}))  # type: ignore[arg-type]
-        assert asked is None
-        assert "cannot be restored" in told
+        linked, status = events.restore(SimpleNamespace(query_params={**query, **wrong}))  # type: ignore[arg-type]
+        assert linked is None
+        assert "cannot be restored" in status
     assert events.restore(SimpleNamespace(query_params={})) == (None, gr.skip())  # type: ignore[arg-type]
 
 
-def test_a_hint_tells_what_is_meant(runtime: Runtime) -> None:
+def test_a_hint_names_the_selected_concepts(runtime: Runtime) -> None:
     editor = runtime.editor
-    assert "3 concepts (SAE features) of “cat”: 3 in the middle, with the prompt" in hint_html(
-        editor, "move", "cat", ""
-    )
-    assert "3 (cat), 4 (no name)" in hint_html(editor, "move", "3, 4", f"{MIDDLE}|cond")
+    assert "3 concepts (SAE features) of “cat”: 3 (middle, with the prompt)" in hint_html(editor, "move", "cat", "")
+    assert "3 (cat), 4 (unnamed)" in hint_html(editor, "move", "3, 4", f"{MIDDLE}|cond")
     wrong = hint_html(editor, "move", "c<t", "")
     assert "c&lt;t" in wrong
     assert 'data-word="cat"' in wrong
 
 
-def test_pointing_names_the_concepts_there(runtime: Runtime, scene: Scene) -> None:
+def test_a_click_selects_the_concepts_there(runtime: Runtime, scene: Scene) -> None:
     from core.concepts.trace import CodeTracer
 
-    events, model = _Events(runtime), runtime.model
+    events, model = _InterventionEvents(runtime), runtime.model
     assert events.point(scene, "move", event(x=0.5, y=0.5, step=None)) == (gr.skip(),) * 3
     tracer = CodeTracer(model, runtime.dictionary.saes)  # type: ignore[union-attr]
     for _ in model.sample([PROMPT], seeds=[3], num_inference_steps=STEPS, contexts=[tracer.context]):
         pass
-    runtime.keep_trace(scene.key, tracer.trace())
+    runtime.cache_trace(scene.key, tracer.trace())
     expected = core.edits.concepts_at(tracer.trace(), 0.9, 0.1, COND, steps=[1])
-    what, way, hint = events.point(scene, "move", event(x=0.9, y=0.1, step=1))
-    assert (what, way) == (", ".join(str(one.number) for one in expected), f"{MIDDLE}|cond")
+    what, site, hint = events.point(scene, "move", event(x=0.9, y=0.1, step=1))
+    assert (what, site) == (", ".join(str(one.number) for one in expected), f"{MIDDLE}|cond")
     assert f"{expected[0].number} (" in hint
     assert events.point(scene, "move", event(x="a", y=0.1)) == (gr.skip(),) * 3
 
 
-def test_edits_are_kept_in_a_list_and_taken_from_it(runtime: Runtime, scene: Scene) -> None:
-    events = _Events(runtime)
-    requests, chips, what, _ = events.keep(scene, (), *TYPED)
+def test_edits_are_added_to_a_list_and_removed(runtime: Runtime, scene: Scene) -> None:
+    events = _InterventionEvents(runtime)
+    requests, chips, what, _ = events.add(scene, (), *TYPED)
     assert (requests, what) == ((MOVE,), "")
     assert 'data-index="0"' in chips
-    # An empty form beside a list is no mistake; alone it is.
+    # An empty form is fine with a list of edits, but not alone.
     blank = TYPED._replace(what="")
     assert all(one["is_valid"] for one in events.check(scene, requests, *blank))
     assert not all(one["is_valid"] for one in events.check(scene, (), *blank))
-    assert events._plan(False, requests, blank).asked == (MOVE,)
+    assert events._plan(False, requests, blank).requests == (MOVE,)
     assert events.drop(scene, requests, event(index=0))[0] == ()
     assert events.drop(scene, requests, event(index=7))[0] == requests
-    assert "At most" in str(events.check_cached(scene, (MOVE,) * 7, *TYPED))
+    assert "At most" in str(events.check_add(scene, (MOVE,) * 7, *TYPED))
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
@@ -326,74 +322,74 @@ def test_edits_are_kept_in_a_list_and_taken_from_it(runtime: Runtime, scene: Sce
 
 def test_a_move_is_measured_by_hand(runtime: Runtime, scene: Scene) -> None:
     old, new = picture(cat=(8, 80), whale=(8, 8)), picture(cat=(56, 8), whale=(8, 16))
-    redrawn = Redrawn((old, new), (OutOfRange(0.5, 2.0),))
-    outcome = measure_redrawn(scene, Plan((MOVE,)), redrawn, runtime.dictionary, Segmenter())  # type: ignore[arg-type]
-    (result,) = outcome.results
-    (moved,) = result.moved
-    assert moved is not None
-    assert moved.there == (True, True)
-    assert moved.area == pytest.approx((1 / 16, 1 / 16))
-    assert moved.inside == pytest.approx((0, 24 / 32))
-    assert moved.centre_inside == (False, True)
+    redrawn = EditedImages((old, new), (OutOfRange(0.5, 2.0),))
+    comparison = measure_edits(scene, EditPlan((MOVE,)), redrawn, runtime.dictionary, Segmenter())  # type: ignore[arg-type]
+    (result,) = comparison.results
+    (change,) = result.objects
+    assert change is not None
+    assert change.present == (True, True)
+    assert change.area == pytest.approx((1 / 16, 1 / 16))
+    assert change.inside == pytest.approx((0, 24 / 32))
+    assert change.centre_inside == (False, True)
     # Elsewhere, the whale has moved down by 8 pixels, and a fourth of the cat has come.
     assert result.layout == pytest.approx((24 * 32) / (40 * 32))
     elsewhere = SIZE * SIZE - 64 * 64 - 32 * 32
     changed = 2 * 8 * 32 * 2 + 8 * 32 * 2  # pixels and colours: white to blue and back, white to red
     assert result.low**2 + result.high**2 == pytest.approx(changed / (3 * elsewhere))
     assert result.high == pytest.approx(0, abs=1e-6)
-    panel = outcome_html(runtime, outcome)
-    assert "Done: <b>cat</b> has its centre in the region (75 % of it lies where you asked, 0 % did before)" in panel
-    assert "<b>50 %</b> of the edited concepts’ values lie beyond what data have" in panel
-    assert "stayed the same to <b>0.60</b>" in panel
+    panel = comparison_html(runtime, comparison)
+    assert "Done: the centre of <b>cat</b> is in the region (75 % of it lies there now, 0 % before)" in panel
+    assert "<b>50 %</b> of the edited concepts’ values are outside the normal range" in panel
+    assert "Rest of the layout: <b>60%</b> unchanged (IoU 0.60)" in panel
 
 
-def test_what_is_lost_or_gone_is_told(runtime: Runtime, scene: Scene) -> None:
-    plan = Plan(
+def test_lost_and_removed_objects_are_reported(runtime: Runtime, scene: Scene) -> None:
+    plan = EditPlan(
         (
             MOVE,
             EditRequest("remove", "whale", stage="early"),
-            EditRequest("whole", "", (20, 3), MIDDLE, "cond", stage="late"),
+            EditRequest("global", "", (20, 3), MIDDLE, "cond", stage="late"),
         )
     )
-    redrawn = Redrawn((picture(cat=(8, 80), whale=(60, 0)), picture()), (OutOfRange(math.nan, 0.0),))
-    outcome = measure_redrawn(scene, plan, redrawn, runtime.dictionary, Segmenter())  # type: ignore[arg-type]
-    panel = outcome_html(runtime, outcome)
-    assert "Not done: <b>cat</b> was there and is lost" in panel
-    assert "Taken away: <b>whale</b> went from 6.2 % to <b>0 %</b> of the picture" in panel
-    assert "The segmenter finds things and places, not this" in panel  # two labels are no thing
-    assert "nothing lies beyond what data have" in panel
-    document = json.loads(to_json(outcome, "picturebook", "saes"))
-    assert document["results"][0]["beyond_data"] == {"share": None, "times_p99": 0}
-    assert document["results"][0]["moved"][0]["inside_region"] == [0, None]
-    assert document["results"][0]["moved"][2] is None
+    redrawn = EditedImages((picture(cat=(8, 80), whale=(60, 0)), picture()), (OutOfRange(math.nan, 0.0),))
+    comparison = measure_edits(scene, plan, redrawn, runtime.dictionary, Segmenter())  # type: ignore[arg-type]
+    panel = comparison_html(runtime, comparison)
+    assert "Not done: <b>cat</b> was there before and is gone" in panel
+    assert "Removed: <b>whale</b> went from 6.2 % to <b>0 %</b> of the picture" in panel
+    assert "We cannot measure automatically whether <b>concepts 20, 3</b> worked" in panel  # two different labels
+    assert "no value is outside the normal range" in panel
+    document = json.loads(to_json(comparison, "picturebook", "saes"))
+    assert document["results"][0]["out_of_range"] == {"share": None, "times_p99": 0}
+    assert document["results"][0]["objects"][0]["inside_region"] == [0, None]
+    assert document["results"][0]["objects"][2] is None
 
 
 def test_a_model_without_a_segmenter_says_so(runtime: Runtime, scene: Scene) -> None:
-    redrawn = Redrawn((picture(cat=(8, 80)), picture()), (OutOfRange(0.0, 0.5),))
-    outcome = measure_redrawn(scene, Plan((MOVE,)), redrawn, runtime.dictionary, None)  # type: ignore[arg-type]
-    panel = outcome_html(runtime, outcome)
-    assert "No segmenter comes with this model, so nobody but you can tell" in panel
+    redrawn = EditedImages((picture(cat=(8, 80)), picture()), (OutOfRange(0.0, 0.5),))
+    comparison = measure_edits(scene, EditPlan((MOVE,)), redrawn, runtime.dictionary, None)  # type: ignore[arg-type]
+    panel = comparison_html(runtime, comparison)
+    assert "Without a segmenter we cannot measure whether <b>cat</b> worked" in panel
     assert "IoU)" not in panel.split("What these figures mean")[0]
-    everywhere = Plan((replace(MOVE, region="all"),))
-    outcome = measure_redrawn(scene, everywhere, redrawn, runtime.dictionary, None)  # type: ignore[arg-type]
-    assert "there is no elsewhere" in outcome_html(runtime, outcome)
+    everywhere = EditPlan((replace(MOVE, region="all"),))
+    comparison = measure_edits(scene, everywhere, redrawn, runtime.dictionary, None)  # type: ignore[arg-type]
+    assert "side effects cannot be separated" in comparison_html(runtime, comparison)
 
 
-def test_three_stages_stand_side_by_side(runtime: Runtime, scene: Scene) -> None:
-    plan = Plan((replace(MOVE, stage="", steps=(1, 2)),), ("early", "middle", "late"))
+def test_three_stages_are_compared(runtime: Runtime, scene: Scene) -> None:
+    plan = EditPlan((replace(MOVE, stage="", steps=(1, 2)),), ("early", "middle", "late"))
     assert [(stage, one.stage, one.steps) for stage, (one,) in plan.rows] == [
         (name, name, None) for name in ("early", "middle", "late")
     ]
     images = (picture(cat=(8, 80)), picture(cat=(80, 8)), picture(cat=(8, 80)), picture())
-    redrawn = Redrawn(images, (OutOfRange(0.0, 0.5),) * 3)
-    outcome = measure_redrawn(scene, plan, redrawn, runtime.dictionary, Segmenter())  # type: ignore[arg-type]
-    panel = outcome_html(runtime, outcome)
+    redrawn = EditedImages(images, (OutOfRange(0.0, 0.5),) * 3)
+    comparison = measure_edits(scene, plan, redrawn, runtime.dictionary, Segmenter())  # type: ignore[arg-type]
+    panel = comparison_html(runtime, comparison)
     assert panel.count('class="id-iv-choose"') == 3
-    assert "<td>yes</td><td>no</td><td>lost</td>" in panel
+    assert "<td>yes</td><td>no</td><td>gone</td>" in panel
     assert "compare=stages" in panel
-    chosen = _Events(runtime).choose(outcome, event(index=2))
+    chosen = _InterventionEvents(runtime).choose_result(comparison, event(index=2))
     assert np.array_equal(np.asarray(chosen[1].resize((SIZE, SIZE), Image.Resampling.NEAREST))[0, 0], WHITE)
-    assert _Events(runtime).choose(outcome, event(index=3)) == gr.skip()
+    assert _InterventionEvents(runtime).choose_result(comparison, event(index=3)) == gr.skip()
 
 
 def test_the_lines_repeat_the_edits(scene: Scene) -> None:
@@ -416,14 +412,14 @@ def test_the_lines_repeat_the_edits(scene: Scene) -> None:
 # --- the job ----------------------------------------------------------------------------------------------------------
 
 
-def redrawn(runtime: Runtime, scene: Scene, *requests: EditRequest) -> Redrawn:
+def redrawn(runtime: Runtime, scene: Scene, *requests: EditRequest) -> EditedImages:
     edits = [[edit_of(one, SIZE) for one in requests]]
     *_, last = intervene(runtime, None, scene, edits)
-    assert isinstance(last, Redrawn)
+    assert isinstance(last, EditedImages)
     return last
 
 
-def test_no_edit_is_the_same_picture_to_the_bit(runtime: Runtime, scene: Scene) -> None:
+def test_strength_zero_is_bit_identical(runtime: Runtime, scene: Scene) -> None:
     plain, same = redrawn(runtime, scene, replace(MOVE, strength=0.0)).images
     assert plain.tobytes() == same.tobytes()
     alone = runtime.model.generate(PROMPT, seed=3, num_inference_steps=STEPS, guidance_scale=4.0).image
@@ -432,12 +428,12 @@ def test_no_edit_is_the_same_picture_to_the_bit(runtime: Runtime, scene: Scene) 
     before, after = redrawn(runtime, scene, edit).images
     assert before.tobytes() == plain.tobytes()
     assert np.abs(np.asarray(before, np.int16) - np.asarray(after, np.int16)).max() > 2
-    both = redrawn(runtime, scene, edit, EditRequest("whole", "whale", stage="middle", strength=9.0)).images[1]
+    both = redrawn(runtime, scene, edit, EditRequest("global", "whale", stage="middle", strength=9.0)).images[1]
     assert both.tobytes() != after.tobytes()
-    assert redrawn(runtime, scene, edit).images[1].tobytes() == after.tobytes()  # what was taken away left no trace
+    assert redrawn(runtime, scene, edit).images[1].tobytes() == after.tobytes()  # removed hooks leave no trace
 
 
-def test_a_job_that_nobody_wants_stops_within_a_step(runtime: Runtime, scene: Scene) -> None:
+def test_a_cancelled_job_stops_within_a_step(runtime: Runtime, scene: Scene) -> None:
     ticket = runtime.tickets.issue("somebody")
     work = intervene(runtime, ticket, scene, [[edit_of(MOVE, SIZE)]])
     next(work)
@@ -449,7 +445,7 @@ def test_a_job_that_nobody_wants_stops_within_a_step(runtime: Runtime, scene: Sc
     assert sum(len(module._forward_hooks) for module in runtime.model.unet.modules()) == 0
 
 
-def test_a_model_that_is_still_loaded_is_waited_for(scene: Scene) -> None:
+def test_a_job_waits_for_the_model(scene: Scene) -> None:
     runtime = Runtime(engine=core)
     work = intervene(runtime, None, scene, [[]])
     assert isinstance(next(work), Waiting)
@@ -474,29 +470,27 @@ def editing_app(model: Diffuser, examples_dir: Path) -> Iterator[App]:
     demo.close()
 
 
-def drawn(visitor: Visitor, *data: Any) -> None:
-    ticket = int(visitor.run("begin_draw", *data)["data"][0])
-    visitor.run("draw", ticket, *data, None)
+def generated(visitor: Visitor, *data: Any) -> None:
+    ticket = int(visitor.run("begin_generate", *data)["data"][0])
+    visitor.run("generate_image", ticket, *data, None)
 
 
-def test_a_picture_is_edited_and_then_its_words_have_their_turn(
-    editing_app: App, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_is_edited_and_then_its_words_are_measured(editing_app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(_: Runtime, ticket: int, scene: Scene, *settings: Any) -> Iterator[tuple[str, str]]:
         assert (ticket, scene.prompt, settings) == (number, PROMPT, ("rest", 0.2))
-        yield "the words", "told"
+        yield "the words", "measured"
 
     monkeypatch.setattr("core.ui.interventions.events.measure_updates", measured)
     visitor = Visitor(editing_app)
-    drawn(visitor, PROMPT, 3, STEPS, 4)
+    generated(visitor, PROMPT, 3, STEPS, 4)
     assert visitor.join("accept", None, None, *SENT).status_code == 200
     list(visitor.results())
     number, compare, status, _ = visitor.run("begin_show", None)["data"]
     assert "Waiting" in status
     visitor.join("run", number, compare, None, "rest", 0.2, None, None, *SENT)
     messages = list(visitor.results())
-    told = " ".join(json.dumps(data) for message, data in messages if message == "process_generating")
-    assert "Drawing again: step 1 of 5" in told
+    text = " ".join(json.dumps(data) for message, data in messages if message == "process_generating")
+    assert "Redrawing: step 1 of 5" in text
     panel = next(
         data["data"][0]
         for message, data in messages
@@ -507,40 +501,40 @@ def test_a_picture_is_edited_and_then_its_words_have_their_turn(
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "says"),
     [
         ({"what": "cot"}, "The nearest: cat"),
         ({"region": PAINTED}, "region is empty"),
-        ({"stage": "own", "last": 99}, "within this picture"),
+        ({"stage": "custom", "last": 99}, "within this picture"),
     ],
 )
-def test_wrong_input_is_refused_beside_its_field(editing_app: App, changed: dict[str, Any], told: str) -> None:
+def test_invalid_input_is_reported_next_to_its_field(editing_app: App, changed: dict[str, Any], says: str) -> None:
     visitor = Visitor(editing_app)
-    drawn(visitor, PROMPT, 3, STEPS, 4)
+    generated(visitor, PROMPT, 3, STEPS, 4)
     answer = visitor.join("accept", None, None, *SENT._replace(**changed))
     assert answer.status_code == 422
     wrong = [one for one in answer.json()["detail"] if not one["is_valid"]]
     assert len(wrong) == 1
-    assert told in wrong[0]["message"]
+    assert says in wrong[0]["message"]
 
 
-def test_a_picture_of_ones_own_cannot_be_edited(editing_app: App, picture: Path) -> None:
+def test_an_uploaded_image_cannot_be_edited(editing_app: App, image_file: Path) -> None:
     visitor = Visitor(editing_app)
-    with picture.open("rb") as file:
-        answer = httpx.post(f"{editing_app.url}gradio_api/upload", files={"files": (picture.name, file)})
-    brought = ({"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}, "a cat", 0)
-    ticket = int(visitor.run("begin_load_user_image", *brought)["data"][0])
-    visitor.run("bring", ticket, *brought)
+    with image_file.open("rb") as file:
+        answer = httpx.post(f"{editing_app.url}gradio_api/upload", files={"files": (image_file.name, file)})
+    upload = ({"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}, "a cat", 0)
+    ticket = int(visitor.run("begin_load_user_image", *upload)["data"][0])
+    visitor.run("load_user_image", ticket, *upload)
     number, _, status, panel = visitor.run("begin_show", None)["data"]
     assert number == 0
-    assert "no noise from which to draw it again" in status
-    assert "no noise from which to draw it again" in panel
+    assert "the noise to start from is not known" in status
+    assert "the noise to start from is not known" in panel
 
 
 def test_cancel_frees_the_model(editing_app: App) -> None:
     visitor = Visitor(editing_app)
-    drawn(visitor, PROMPT, 3, 30, 4)
-    ticket, compare, *_ = visitor.run("begin_each", None)["data"]
+    generated(visitor, PROMPT, 3, 30, 4)
+    ticket, compare, *_ = visitor.run("begin_compare", None)["data"]
     assert compare is True
     calls = editing_app.model.n_unet_calls  # type: ignore[attr-defined]
     visitor.join("run", ticket, compare, None, "rest", 0.2, None, None, *SENT)
@@ -554,25 +548,25 @@ def test_cancel_frees_the_model(editing_app: App) -> None:
     assert not editing_app.model._lock.locked()  # type: ignore[attr-defined]
 
 
-def test_a_program_asks_for_an_edit(editing_app: App, tmp_path: Path) -> None:
+def test_a_client_requests_an_edit(editing_app: App, tmp_path: Path) -> None:
     client = Client(editing_app.url, verbose=False)
-    asked: dict[str, Any] = {"prompt": PROMPT, "seed": 3, "steps": STEPS, "guidance": 4, "label": "cat"}
-    asked |= {"region": "top-right", "stage": "early", "strength": 9}
-    unedited, edited, measured = client.predict(**asked, api_name="/intervene")
+    arguments: dict[str, Any] = {"prompt": PROMPT, "seed": 3, "steps": STEPS, "guidance": 4, "label": "cat"}
+    arguments |= {"region": "top-right", "stage": "early", "strength": 9}
+    unedited, edited, measured = client.predict(**arguments, api_name="/intervene")
     with Image.open(unedited) as before, Image.open(edited) as after:
         assert before.size == after.size == (SIZE, SIZE)
         assert before.tobytes() != after.tobytes()
     assert measured["settings"]["num_inference_steps"] == STEPS
     (result,) = measured["results"]
     assert result["edits"] == [{"kind": "move", "label": "cat", "region": "top-right", "stage": "early", "strength": 9}]
-    assert result["beyond_data"]["times_p99"] > 1
+    assert result["out_of_range"]["times_p99"] > 1
 
     mask = np.zeros((SIZE, SIZE), np.uint8)
     mask[:64, 64:] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    runner_ups = [{"kind": "whole", "concepts": [20], "hookpoint": MIDDLE, "steps": [1, 2], "strength": 0.5}]
+    more_edits = [{"kind": "global", "concepts": [20], "hookpoint": MIDDLE, "steps": [1, 2], "strength": 0.5}]
     *_, same = client.predict(
-        **asked, mask=handle_file(tmp_path / "mask.png"), runner_ups=runner_ups, api_name="/intervene"
+        **arguments, mask=handle_file(tmp_path / "mask.png"), more_edits=more_edits, api_name="/intervene"
     )
     first, second = same["results"][0]["edits"]
     np.testing.assert_array_equal(cells_mask(first["cells"], SIZE), mask > 0)
@@ -591,8 +585,8 @@ def test_a_program_asks_for_an_edit(editing_app: App, tmp_path: Path) -> None:
         ({"mask": handle_file(tmp_path / "small.png")}, "128 x 128, not 128 x 64"),
         ({"mask": handle_file(tmp_path / "empty.png")}, "region is empty"),
         ({"label": "", "concepts": "3, 99"}, "no concept 99"),
-        ({"runner_ups": [{"label": "cat", "mask": "/etc/passwd"}]}, "no 'mask'"),
-        ({"runner_ups": ["cat"]}, "An edit is an object"),
+        ({"more_edits": [{"label": "cat", "mask": "/etc/passwd"}]}, "no field 'mask'"),
+        ({"more_edits": ["cat"]}, "An edit is an object"),
     ):
         with pytest.raises(AppError, match=message):
-            client.predict(**{**asked, **wrong}, api_name="/intervene")
+            client.predict(**{**arguments, **wrong}, api_name="/intervene")

@@ -23,21 +23,21 @@ from core.concepts.layout import make_reader
 from core.concepts.trace import CodeTrace, SaeSite
 from core.sae.autoencoder import Code
 from core.segmentation.semantic import Segmentation
-from core.ui.concepts.dictionary import Dictionary
+from core.ui.backend.dictionary import ConceptDictionary
+from core.ui.backend.runtime import Runtime
 from core.ui.layout.export import python_lines, to_csv, to_json
-from core.ui.layout.results import Choice, Reading, final_labels, named_classes, read_scene
+from core.ui.layout.results import LayoutReading, Readout, final_labels, named_classes, read_scene
 from core.ui.layout.tab import layout_html
 from core.ui.look.colours import label_colours
 from core.ui.look.scene import Scene
 from core.ui.look.theme import launch_options
 from core.ui.look.timeline import agreement_svg
 from core.ui.page import build_demo
-from core.ui.runtime import Runtime
 from tests.core.ui.conftest import App, Visitor
 from tests.fakes.engine import SIZE, FakeEngine, paint
 
 CLASSES = ("cat", "bat", "club", "grass")
-PLACE = SaeSite("mid", "cond")
+SITE = SaeSite("mid", "cond")
 STEPS = 6
 FINAL = np.full((SIZE, SIZE), 3)
 FINAL[:32, :32], FINAL[48:, 48:] = 0, 2
@@ -47,7 +47,7 @@ PROMPT = "a cat and a bat on the grass"
 
 
 def table() -> Any:
-    """A latent a class, which is active nowhere else."""
+    """One latent per class, active nowhere else."""
     cells = np.full(4, 1000.0)
     frame = pd.DataFrame(
         [(i, name, "background" if name == "grass" else "object", 0.8, (), 1.0, 2.0) for i, name in enumerate(CLASSES)],
@@ -62,8 +62,8 @@ def code(labels: Any) -> Code:
     return Code(torch.tensor(labels).reshape(-1, 1), torch.ones(labels.size, 1))
 
 
-def trace(sites: tuple[SaeSite, ...] = (PLACE,)) -> CodeTrace:
-    """All grass at first, then the cat at half its place, at last the truth."""
+def trace(sites: tuple[SaeSite, ...] = (SITE,)) -> CodeTrace:
+    """All grass at first, then half of the cat, and finally the true layout."""
     half = np.where(COARSE == 0, 0, 3)
     half[1] = 3
     maps = [np.full((4, 4), 3), half, half, COARSE, COARSE, COARSE]
@@ -71,20 +71,20 @@ def trace(sites: tuple[SaeSite, ...] = (PLACE,)) -> CodeTrace:
     return CodeTrace(codes, {site.hookpoint: (4, 4) for site in sites}, STEPS)
 
 
-def dictionary(sites: tuple[SaeSite, ...] = (PLACE,)) -> Dictionary:
+def dictionary(sites: tuple[SaeSite, ...] = (SITE,)) -> ConceptDictionary:
     tables = {site: table() for site in sites}
-    return Dictionary("saes", {}, tables, {site: make_reader(of) for site, of in tables.items()})
+    return ConceptDictionary("saes", {}, tables, {site: make_reader(of) for site, of in tables.items()})
 
 
 class Segmenter:
-    """Sees `FINAL`, and has one class more."""
+    """Returns `FINAL`, and knows one class more."""
 
     def class_names(self) -> tuple[str, ...]:
         return ("sky", *CLASSES)
 
-    def segment(self, pictures: Any) -> Segmentation:
+    def segment(self, images: Any) -> Segmentation:
         masks = torch.from_numpy(np.arange(5)[:, None, None] == FINAL + 1)
-        return Segmentation(masks[None].expand(len(pictures), -1, -1, -1), torch.ones(len(pictures), 5))
+        return Segmentation(masks[None].expand(len(images), -1, -1, -1), torch.ones(len(images), 5))
 
 
 @pytest.fixture
@@ -94,63 +94,65 @@ def scene() -> Scene:
 
 
 @pytest.fixture
-def reading() -> Reading:
+def reading() -> LayoutReading:
     return read_scene(dictionary(), trace(), PROMPT, FINAL)
 
 
-def ready(segmenter: Any = None, found: Dictionary | None = None) -> Runtime:
+def ready(segmenter: Any = None, found: ConceptDictionary | None = None) -> Runtime:
     runtime = Runtime(engine=FakeEngine())
     runtime.ready.set()
     runtime._dictionary, runtime._segmenter = found or dictionary(), segmenter or Segmenter()
     return runtime
 
 
-def test_words_mean_classes_under_any_of_their_names() -> None:
+def test_words_match_classes_by_any_of_their_names() -> None:
     assert named_classes("a Bat on the lawn, two cats", table()) == [("bat", "club"), ("grass",), ("cat",)]
     assert named_classes("combat and catalogues", table()) == []
 
 
-def test_a_word_of_two_senses_is_what_the_picture_shows(reading: Reading) -> None:
-    assert [CLASSES[i] for i in reading.things] == ["cat", "club"]
-    assert reading.among == CLASSES
-    assert read_scene(dictionary(), trace(), "a cat", FINAL).among == ("cat", "grass")
+def test_an_ambiguous_word_means_what_the_image_shows(reading: LayoutReading) -> None:
+    assert [CLASSES[i] for i in reading.objects] == ["cat", "club"]
+    assert reading.candidate_classes == CLASSES
+    assert read_scene(dictionary(), trace(), "a cat", FINAL).candidate_classes == ("cat", "grass")
 
 
-def test_iou_is_counted_by_hand(reading: Reading) -> None:
-    told, free = Choice(PLACE, told=True), Choice(PLACE, told=False)
-    assert list(reading.foretold) == [told, free]
-    np.testing.assert_array_equal(reading.foretold[free].labels[-1], COARSE)
-    # The cat has 4 cells, of which 2 are foretold at the second step; the club has its cell from the fourth on.
+def test_iou_is_counted_by_hand(reading: LayoutReading) -> None:
+    limited, free = Readout(SITE, uses_prompt_classes=True), Readout(SITE, uses_prompt_classes=False)
+    assert list(reading.predicted) == [limited, free]
+    np.testing.assert_array_equal(reading.predicted[free].labels[-1], COARSE)
+    # The cat has 4 cells, of which 2 are predicted at the second step; the club has its cell from the fourth on.
     expected = np.array([[0, 0], [0.5, 0], [0.5, 0], [1, 1], [1, 1], [1, 1]])
-    np.testing.assert_allclose(reading.foretold[free].ious, expected)
-    np.testing.assert_allclose(reading.foretold[free].mean, expected.mean(1))
-    assert [ord(cell) - 0x41 for cell in reading.foretold[free].text[-16:]] == COARSE.flatten().tolist()
+    np.testing.assert_allclose(reading.predicted[free].ious, expected)
+    np.testing.assert_allclose(reading.predicted[free].mean, expected.mean(1))
+    assert [ord(cell) - 0x41 for cell in reading.predicted[free].text[-16:]] == COARSE.flatten().tolist()
 
 
-def test_who_is_told_names_nothing_else() -> None:
+def test_prompt_classes_limit_the_prediction() -> None:
     reading = read_scene(dictionary(), trace(), "a cat", FINAL)
-    labels = reading.foretold[Choice(PLACE, told=True)].labels
+    labels = reading.predicted[Readout(SITE, uses_prompt_classes=True)].labels
     assert set(np.unique(labels)) <= {0, 3, -1}
-    assert list(read_scene(dictionary(), trace(), "snow", FINAL).foretold) == [Choice(PLACE, told=False)]
+    assert list(read_scene(dictionary(), trace(), "snow", FINAL).predicted) == [
+        Readout(SITE, uses_prompt_classes=False)
+    ]
 
 
-def test_the_usual_block_comes_first() -> None:
-    sites = (SaeSite("down", "uncond"), SaeSite("down", "cond"), SaeSite("mid", "uncond"), PLACE)
+def test_the_default_site_comes_first() -> None:
+    sites = (SaeSite("down", "uncond"), SaeSite("down", "cond"), SaeSite("mid", "uncond"), SITE)
     reading = read_scene(dictionary(sites), trace(sites), PROMPT, FINAL)
-    assert next(iter(reading.foretold)) == Choice(PLACE, told=True)
-    assert len(reading.foretold) == 8
+    assert next(iter(reading.predicted)) == Readout(SITE, uses_prompt_classes=True)
+    assert len(reading.predicted) == 8
 
 
-def test_what_is_not_in_the_picture_counts_for_nothing(scene: Scene) -> None:
+def test_absent_objects_do_not_count(scene: Scene) -> None:
     grass = np.full_like(FINAL, 3)
     grass[:32, :32] = 0
     reading = read_scene(dictionary(), trace(), PROMPT, grass)
-    (way, *_) = reading.foretold.values()
-    assert way.there == [True, False]
-    assert way.mean[-1] == 1
+    (layout, *_) = reading.predicted.values()
+    assert layout.present == [True, False]
+    assert layout.mean[-1] == 1
     nothing = read_scene(dictionary(), trace(), PROMPT, np.full_like(FINAL, 3))
-    assert np.isnan(next(iter(nothing.foretold.values())).mean).all()
-    assert "NaN" not in to_json(scene, nothing, "picturebook", "saes", next(iter(nothing.foretold)))
+    assert np.isnan(next(iter(nothing.predicted.values())).mean).all()
+    assert "NaN" not in to_json(scene, nothing, "picturebook", "saes", next(iter(nothing.predicted)))
 
 
 def test_the_segmenters_classes_are_found_by_name(scene: Scene) -> None:
@@ -158,18 +160,18 @@ def test_the_segmenters_classes_are_found_by_name(scene: Scene) -> None:
     assert set(np.unique(final_labels(Segmenter(), scene.image, CLASSES[:3]))) == {-1, 0, 2}
 
 
-def test_the_panel_tells_what_was_foretold(scene: Scene) -> None:
+def test_the_panel_shows_the_prediction(scene: Scene) -> None:
     panel = layout_html(ready(), scene, trace())
     match = re.search(r'data-layout="([^"]*)"', panel)
     assert match
     data = json.loads(unescape(match[1]))
     assert data["objects"] == ["cat", "club"]
     assert len(set(data["colours"])) == 4
-    way = data["ways"]["mid|cond|told"]
-    assert len(way["cells"]) == STEPS * 4 * 4
-    assert way["grid"] == [4, 4]
-    assert "the map of cat and club agrees with the final picture by <b>0.00</b>" in panel
-    assert "step 4 of 6" in panel
+    layout = data["readouts"]["mid|cond|prompt"]
+    assert len(layout["cells"]) == STEPS * 4 * 4
+    assert layout["grid"] == [4, 4]
+    assert "By <b>step 4 of 6</b>" in panel
+    assert "the layout of cat and club is 90% as good as it gets (IoU 1.00); at step 1 its IoU is <b>0.00</b>" in panel
     assert 'max="6"' in panel
     assert "core.predict_layout(" in panel
 
@@ -183,15 +185,15 @@ def test_a_model_without_a_segmenter_is_not_compared(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["the grass", "a crab"])
-def test_a_prompt_without_a_known_thing_has_no_curve(scene: Scene, prompt: str) -> None:
+def test_a_prompt_without_a_known_object_has_no_curve(scene: Scene, prompt: str) -> None:
     panel = layout_html(ready(), replace(scene, prompt=prompt), trace())
-    assert "the prompt names no thing that it knows" in panel
+    assert "the prompt names no object that the concepts know" in panel
     assert "<svg" not in panel
 
 
-def test_a_brought_picture_has_neither_link_nor_lines(scene: Scene) -> None:
-    own = Scene(scene.image, PROMPT, 0, STEPS, 1.0, own=True)
-    panel = layout_html(ready(), own, trace())
+def test_an_uploaded_image_has_neither_link_nor_lines(scene: Scene) -> None:
+    upload = Scene(scene.image, PROMPT, 0, STEPS, 1.0, uploaded=True)
+    panel = layout_html(ready(), upload, trace())
     assert "id-link" not in panel
     assert "predict_layout" not in panel
     assert "your picture" in panel
@@ -206,13 +208,13 @@ def test_an_empty_panel_says_why(scene: Scene) -> None:
     assert "could not be loaded" in layout_html(runtime, scene, None)
 
 
-def test_what_is_kept_repeats_the_result(reading: Reading, scene: Scene) -> None:
+def test_the_downloads_reproduce_the_result(reading: LayoutReading, scene: Scene) -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(reading))))
     assert len(rows) == 2 * STEPS
     assert rows[1] | {"stage": ""} == {
         "hookpoint": "mid",
         "branch": "cond",
-        "told": "yes",
+        "uses_prompt_classes": "True",
         "step_from_0": "1",
         "t": rows[1]["t"],
         "stage": "",
@@ -220,25 +222,25 @@ def test_what_is_kept_repeats_the_result(reading: Reading, scene: Scene) -> None
         "cat": "0.5",
         "club": "0.0",
     }
-    way = Choice(PLACE, told=True)
-    document = json.loads(to_json(scene, reading, "picturebook", "saes", way))
+    readout = Readout(SITE, uses_prompt_classes=True)
+    document = json.loads(to_json(scene, reading, "picturebook", "saes", readout))
     assert document["settings"]["prompt"] == PROMPT
     assert np.shape(document["labels"]["by_step"]) == (STEPS, 4, 4)
-    lines = python_lines(scene, reading, "picturebook", "saes", way)
+    lines = python_lines(scene, reading, "picturebook", "saes", readout)
     compile(lines, "lines", "exec")
     assert 'source="saes"' in lines
     assert 'candidate_classes=["cat", "bat", "club", "grass"]' in lines
-    assert "source" not in python_lines(scene, reading, "saes", "saes", Choice(PLACE, told=False))
+    assert "source" not in python_lines(scene, reading, "saes", "saes", Readout(SITE, uses_prompt_classes=False))
 
 
-def test_the_curve_shows_one_way_of_reading() -> None:
+def test_the_chart_shows_one_curve() -> None:
     svg = agreement_svg({"a": np.linspace(0, 1, STEPS), "b": np.zeros(STEPS)}, "IoU")
     assert svg.count('class="id-line"') == 2
     assert 'data-choice="b" hidden' in svg
     assert svg.count('class="id-bin"') == STEPS
 
 
-def test_colours_differ_and_places_are_quiet() -> None:
+def test_colours_differ_and_backgrounds_are_greyish() -> None:
     colours = label_colours((False,) * 30 + (True,) * 8)
     assert len(set(colours)) == 38
     assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours)
@@ -259,7 +261,7 @@ def reading_app(examples_dir: Path) -> Iterator[App]:
     demo.close()
 
 
-def test_a_layout_is_asked_for_by_a_program(reading_app: App) -> None:
+def test_a_client_predicts_a_layout(reading_app: App) -> None:
     client = Client(reading_app.url, verbose=False)
     options: dict[str, Any] = {"prompt": "a cat", "seed": 2, "steps": 4, "guidance": 4, "step": 1}
     found = client.predict(**options, api_name="/layout")
@@ -273,24 +275,24 @@ def test_a_layout_is_asked_for_by_a_program(reading_app: App) -> None:
     ):
         with pytest.raises(AppError, match=message):
             client.predict(**{**options, **wrong}, api_name="/layout")
-    reading_app.runtime._dictionary, kept = None, reading_app.runtime._dictionary
+    reading_app.runtime._dictionary, dictionary_ = None, reading_app.runtime._dictionary
     try:
         with pytest.raises(AppError, match="python -m training labels"):
             client.predict(**options, api_name="/layout")
     finally:
-        reading_app.runtime._dictionary = kept
+        reading_app.runtime._dictionary = dictionary_
 
 
-def test_a_picture_that_is_there_is_read(reading_app: App) -> None:
+def test_a_cached_trace_is_shown(reading_app: App) -> None:
     visitor = Visitor(reading_app)
     cat = ("a cat", 0, 5, 4)
-    ticket = int(visitor.run("begin_draw", *cat)["data"][0])
-    reading_app.runtime._dictionary, kept = None, reading_app.runtime._dictionary
+    ticket = int(visitor.run("begin_generate", *cat)["data"][0])
+    reading_app.runtime._dictionary, dictionary_ = None, reading_app.runtime._dictionary
     try:
-        visitor.run("draw", ticket, *cat, None)  # the stand-in has nothing to trace
+        visitor.run("generate_image", ticket, *cat, None)  # the stand-in cannot be traced
     finally:
-        reading_app.runtime._dictionary = kept
+        reading_app.runtime._dictionary = dictionary_
     scene = Scene(paint("a cat", 0), "a cat", 0, 5, 4.0)
-    reading_app.runtime.keep_trace(scene.key, trace())
-    layout = visitor.run("read", None, "")["data"][2]
+    reading_app.runtime.cache_trace(scene.key, trace())
+    layout = visitor.run("trace", None, "")["data"][2]
     assert 'data-steps="6"' in layout

@@ -1,4 +1,4 @@
-"""The page's parts: colours, charts, chips, what is kept, links, tickets, stored examples."""
+"""The page's parts: colours, charts, chips, downloads, links, tickets, stored examples."""
 
 import csv
 import dataclasses
@@ -16,16 +16,17 @@ from core.information.results import Attribution
 from core.information.stored import load_attribution, save_attribution
 from core.spec import BUILT_IN, Stage
 from core.ui.attribution.tab import panel_html
+from core.ui.backend.link import PageLink, read_link
+from core.ui.backend.runtime import Runtime
+from core.ui.backend.tickets import Tickets
 from core.ui.examples import load_examples
-from core.ui.link import Link, read_link
 from core.ui.look.colours import SCALE, ink_on, scale_hex, scale_in_oklab
 from core.ui.look.export import link_query, python_lines, steps_csv, to_csv, to_json
 from core.ui.look.images import layer
-from core.ui.look.picture import stage_html
 from core.ui.look.scene import Scene, contradicts, direct_half_width, half_width, stage_shares, step_stages, unsure
 from core.ui.look.timeline import difference_svg, errors_svg, merge_narrow, nice_ceiling, timeline_svg
+from core.ui.look.viewer import viewer_html
 from core.ui.look.words import cards, chips, hints, plus_minus
-from core.ui.runtime import Runtime, Tickets
 from tests.fakes.engine import attribution, paint
 
 SPEC = BUILT_IN["picturebook"]
@@ -48,11 +49,11 @@ def luminance(rgb: np.ndarray) -> np.ndarray:
     return linear @ np.array([0.2126, 0.7152, 0.0722])
 
 
-def test_scale_is_even_and_rises_without_colour() -> None:
+def test_scale_is_perceptually_even_and_rises_in_lightness() -> None:
     steps = np.linalg.norm(np.diff(scale_in_oklab(), axis=0), axis=1)
     assert steps.max() / steps.min() < 1.01
     assert (np.diff(luminance(SCALE)) > 0).all()
-    # Red and green seen alike (deuteranopia, Machado et al. 2009, severity 1): still brighter all the way.
+    # Still rising with deuteranopia (Machado et al. 2009, severity 1).
     deuteranopia = np.array(
         [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]]
     )
@@ -68,7 +69,7 @@ def test_text_on_chips_can_be_read(share: float) -> None:
     assert (light + 0.05) / (dark + 0.05) >= 4.5
 
 
-def test_an_unsure_cell_looks_like_one_without_bits() -> None:
+def test_an_uncertain_cell_looks_like_a_zero() -> None:
     bits = np.array([[1.0, 1.0], [0.5, 0.0]])
     half = np.array([[0.0, 2.0], [0.0, 0.1]])
     seen = np.asarray(layer(bits, half, 1.0)).astype(float)
@@ -113,7 +114,7 @@ def test_error_curves_are_drawn_by_their_logarithm() -> None:
     assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2], abs=0.2)
     _, below = steps_of(with_it)
     assert (below[1] - ys[1]) / (ys[0] - ys[1]) == pytest.approx(np.log10(2), abs=0.01)
-    assert below[2] == ys[0]  # nothing has no logarithm: it lies on the floor, which is the smallest error
+    assert below[2] == ys[0]  # zero has no logarithm: it is drawn at the smallest error
     small = errors_svg(edges, errors / 1000, np.zeros_like(errors), "two", (Stage("late", 0.0, 1.0),))
     assert ">.01</text>" in small
     assert [t.text for t in ET.fromstring(svg).iter("text") if "end" in str(t.get("class"))][:3] == ["10", "100", "1k"]
@@ -131,7 +132,7 @@ def test_a_difference_below_zero_hangs_below_the_axis() -> None:
     assert paths(svg, "id-band") != paths(difference_svg(edges, bits, None, "one", stages), "id-band")
 
 
-def test_the_curves_stand_in_a_fold_where_there_are_some(a: Attribution) -> None:
+def test_stored_error_curves_are_shown_folded(a: Attribution) -> None:
     html = cards(a)
     assert html.count('<details class="id-more id-curves">') == len(WORDS)  # closed, all of them
     half = direct_half_width(a)
@@ -157,7 +158,7 @@ def test_stages_of_the_strip_and_shares(a: Attribution) -> None:
     assert stage_shares(a).sum(axis=1) == pytest.approx(np.ones(len(WORDS)))
 
 
-def test_every_occurrence_has_a_chip_and_nothing_is_lost(a: Attribution) -> None:
+def test_every_occurrence_of_a_word_has_a_chip(a: Attribution) -> None:
     html = chips(PROMPT, a)
     assert re.findall(r'data-word="([^"]+)"', html) == ["a", "small", "blue", "cat", "and", "a", "dog"]
     assert '<span class="id-gap">,</span>' in html
@@ -172,7 +173,7 @@ def test_errors_decide_how_many_digits_are_shown(value: float, error: float, tex
     assert plus_minus(value, error) == text
 
 
-def test_narrow_bins_are_joined_within_their_stage_and_areas_stay(a: Attribution) -> None:
+def test_narrow_bins_are_merged_within_their_stage_and_areas_preserved(a: Attribution) -> None:
     names = step_stages(25)
     edges, bits, half = merge_narrow(a.timeline.edges, a.timeline.bits[3], a.timeline.stderr[3], names)
     assert (bits * np.diff(edges)).sum() == pytest.approx(a.bits[3])
@@ -182,7 +183,7 @@ def test_narrow_bins_are_joined_within_their_stage_and_areas_stay(a: Attribution
         assert a.timeline.edges[first_of_stage] in edges
 
 
-def test_contradicting_and_unsure_words_are_marked(a: Attribution) -> None:
+def test_contradicting_and_uncertain_words_are_marked(a: Attribution) -> None:
     assert [w for w, wrong in zip(WORDS, contradicts(a), strict=True) if wrong] == ["blue"]
     loud = dataclasses.replace(a, stderr=a.bits.copy())
     assert unsure(loud).all()
@@ -191,11 +192,11 @@ def test_contradicting_and_unsure_words_are_marked(a: Attribution) -> None:
     assert "not sure" in chips(PROMPT, loud)
 
 
-def test_what_people_type_is_text_and_never_markup(a: Attribution) -> None:
+def test_user_input_is_escaped(a: Attribution) -> None:
     evil = '<script>alert(1)</script>" onload="x'
     scene = Scene(paint("cat", 0), evil + PROMPT, 0, 25, 4.0)
     runtime = Runtime(examples_dir=Path("/nowhere"))
-    for html in (panel_html(runtime, scene, a), stage_html(scene), hints({evil: [evil]}, "m")):
+    for html in (panel_html(runtime, scene, a), viewer_html(scene), hints({evil: [evil]}, "m")):
         assert "<script" not in html
         assert 'onload="x' not in html
 
@@ -215,7 +216,7 @@ def test_csv_and_json_hold_all_numbers(a: Attribution, scene: Scene) -> None:
     assert json.loads(to_json(scene, dataclasses.replace(a, curves=None), "m"))["curves"] is None
 
 
-def test_a_row_a_step_adds_up_to_both_counts(a: Attribution) -> None:
+def test_rows_by_step_add_up_to_both_kinds_of_bits(a: Attribution) -> None:
     rows = [row for row in csv.DictReader(io.StringIO(steps_csv(a))) if row["word"] == "cat"]
     assert [row["stage"] for row in rows] == step_stages(25)
     numbers = {name: np.array([float(row[name]) for row in rows]) for name in rows[0] if name not in ("word", "stage")}
@@ -232,16 +233,16 @@ def test_a_row_a_step_adds_up_to_both_counts(a: Attribution) -> None:
 
 def test_python_lines_are_python(a: Attribution, scene: Scene) -> None:
     tricky = dataclasses.replace(scene, prompt='a "cat"\non \\ grass')
-    for shown in (scene, tricky, dataclasses.replace(scene, own=True)):
+    for shown in (scene, tricky, dataclasses.replace(scene, uploaded=True)):
         compile(python_lines(shown, a, "picturebook"), "lines", "exec")
     assert "seed=7" in python_lines(scene, a, "picturebook")
 
 
-def test_link_restores_what_it_was_made_from(a: Attribution, scene: Scene) -> None:
+def test_a_link_restores_its_settings(a: Attribution, scene: Scene) -> None:
     query = {name: values[0] for name, values in parse_qs(link_query(scene, a)).items()}
-    assert read_link(query, SPEC) == Link(PROMPT, 7, 25, 4.0, "rest")
+    assert read_link(query, SPEC) == PageLink(PROMPT, 7, 25, 4.0, "rest")
     assert read_link({}, SPEC) is None
-    assert link_query(dataclasses.replace(scene, own=True), a) == ""
+    assert link_query(dataclasses.replace(scene, uploaded=True), a) == ""
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ def test_stored_attribution_comes_back(a: Attribution, tmp_path: Path) -> None:
         assert again is None or again.difference_stderr is None
 
 
-def test_broken_or_missing_examples_do_not_keep_the_page_from_opening(tmp_path: Path, examples_dir: Path) -> None:
+def test_broken_or_missing_examples_are_skipped(tmp_path: Path, examples_dir: Path) -> None:
     assert load_examples(None) == []
     assert load_examples(tmp_path) == []
     (tmp_path / "index.json").write_text("{")

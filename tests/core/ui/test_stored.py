@@ -8,14 +8,14 @@ import pytest
 import core
 from core.information.stored import GIVEN
 from core.spec import BUILT_IN
-from core.ui.examples import Example, load_examples
+from core.ui.examples import PageExample, load_examples
 from training.pipeline.examples import EXAMPLES, ExampleRequest, build
 
 EMBEDDED = Path(BUILT_IN["picturebook"].source)
 STORED = load_examples(EMBEDDED.parent / "examples")
 
 
-def check_equal(model: core.Diffuser, example: Example, given: str) -> None:
+def check_equal(model: core.Diffuser, example: PageExample, given: str) -> None:
     """Pictures may differ by rounding on another processor, and so may bits, by far less than their error."""
     fresh = model.generate(
         example.prompt, seed=example.seed, num_inference_steps=example.steps, guidance_scale=example.guidance

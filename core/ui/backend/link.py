@@ -1,14 +1,14 @@
-"""The page's address as a memory: what its query parameters ask for."""
+"""Links: the query parameters of the page's address that restore an image."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from core.spec import ModelSpec
-from core.ui.inputs import guidance_problem, seed_problem, steps_problem
+from core.ui.backend.inputs import guidance_problem, seed_problem, steps_problem
 
 
-class Link(NamedTuple):
-    """A picture and how its words were counted."""
+class PageLink(NamedTuple):
+    """An image's settings, and what its words are measured against."""
 
     prompt: str
     seed: int
@@ -17,8 +17,12 @@ class Link(NamedTuple):
     given: str
 
 
-def read_link(query: Mapping[str, str], spec: ModelSpec) -> Link | None:
-    """What an address asks for; None where it asks for nothing. A wrong value is a `ValueError` that says so."""
+def read_link(query: Mapping[str, str], spec: ModelSpec) -> PageLink | None:
+    """What an address asks for, or None if it has no prompt.
+
+    Raises:
+        ValueError: A value that cannot be used; the message says which.
+    """
     prompt = query.get("prompt", "").strip()
     if not prompt:
         return None
@@ -29,7 +33,7 @@ def read_link(query: Mapping[str, str], spec: ModelSpec) -> Link | None:
         if problem:
             raise ValueError(f"This link cannot be restored. {problem}")
     given = "nothing" if query.get("given") == "nothing" else "rest"
-    return Link(prompt, int(seed), int(steps), guidance, given)
+    return PageLink(prompt, int(seed), int(steps), guidance, given)
 
 
 def _number(query: Mapping[str, str], name: str, otherwise: float) -> float:

@@ -1,11 +1,11 @@
-"""The long jobs (drawing, reading, measuring, editing) as generators that say how far they are and stop if unwanted.
+"""Long jobs (generating, tracing, measuring, editing) as generators that report progress and can be stopped.
 
 A job yields after every U-Net call. It is stopped by its ticket (Cancel, a newer job, a closed page) or by closing
-the generator (a client that cancels); either way the engine's generator is closed, which frees the model.
+the generator (an API client that cancels); either way the engine's generator is closed, which frees the model.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,32 +14,35 @@ from PIL import Image
 
 from core.diffusion.images import prepare_image
 from core.information.results import Attribution, Measurement
-from core.ui.concepts.dictionary import no_concepts
-from core.ui.inputs import image_note
+from core.ui.backend.dictionary import no_concepts
+from core.ui.backend.errors import JobError
+from core.ui.backend.inputs import image_note
+from core.ui.backend.runtime import Runtime
 from core.ui.look.images import data_url
 from core.ui.look.scene import Scene
-from core.ui.runtime import Runtime
 
 if TYPE_CHECKING:
     from core.concepts.layout import Layout
     from core.concepts.trace import CodeTrace, CodeTracer
+    from core.diffusion.diffuser import Diffuser
     from core.edits import ConceptEdit
     from core.edits.metrics import OutOfRange
 
 _FRAME_SIDE = 160
 """Largest side of a preview on the film strip, in pixels."""
 _PREVIEW_SECONDS = 0.6
-"""Between previews of pictures that are drawn again: decoding several takes a while."""
+"""Between previews of edited images: decoding several takes a while."""
 
 
 class Waiting(NamedTuple):
-    """Nothing computes yet."""
+    """The job waits for the model."""
 
     text: str
+    """What it waits for."""
 
 
-class Drawing(NamedTuple):
-    """A picture is being drawn."""
+class GenerationProgress(NamedTuple):
+    """An image is being generated."""
 
     frames: tuple[str, ...]
     """Previews so far, as data URLs."""
@@ -51,7 +54,7 @@ class Drawing(NamedTuple):
     """At the pace so far."""
 
 
-class Measuring(NamedTuple):
+class MeasurementProgress(NamedTuple):
     """Information is being measured."""
 
     n_evals: int
@@ -59,78 +62,77 @@ class Measuring(NamedTuple):
     error: float | None
     """Relative error so far."""
     partial: Any
-    """What is known so far: an unfinished result, or None."""
+    """The unfinished result so far, or None."""
     share: float
-    """Part of the work that is done, 0..1, at the present spread."""
+    """Fraction of the work done, 0..1, at the spread seen so far."""
     seconds_left: float
     """At the pace so far."""
 
 
-class Redrawing(NamedTuple):
-    """A picture is drawn again, with and without edits."""
+class EditProgress(NamedTuple):
+    """An image is being regenerated with and without edits."""
 
     done: int
     """Steps so far."""
     n_steps: int
     """Steps in all."""
     frames: tuple[str, ...]
-    """Previews as data URLs, the unedited one first; none where the last ones are still new."""
+    """Previews as data URLs, the unedited one first; empty while the last ones are recent enough."""
     seconds_left: float
     """At the pace so far."""
 
 
-class Redrawn(NamedTuple):
-    """A picture without edits, and with each list of them."""
+class EditedImages(NamedTuple):
+    """An image without edits, and one for each list of edits."""
 
     images: tuple[Image.Image, ...]
     """The unedited one first."""
     out_of_range: "tuple[OutOfRange, ...]"
-    """How far each of the others went from what data have."""
+    """For each edited image, how far the edited latents left the range seen in data."""
 
 
-class JobError(RuntimeError):
-    """The job cannot be done, for a reason that the user can read."""
-
-
-def draw(
+def generate(
     runtime: Runtime, ticket: int | None, prompt: str, seed: int, steps: int, guidance: float
-) -> Generator[Waiting | Drawing | Scene, None, None]:
-    """Draw a picture; the last item is its scene, unless the job was cancelled. A ticket of None is always wanted."""
+) -> Generator[Waiting | GenerationProgress | Scene, None, None]:
+    """Generate an image; the last item is its scene, unless the job was cancelled.
+
+    A job whose ticket is None cannot be cancelled, here and below.
+    """
     yield from _wait_for_model(runtime, ticket)
     if not _wanted(runtime, ticket):
         return
     frames: list[str] = []
     started = time.monotonic()
-    with closing(runtime.run(2 * steps, _drawn, prompt, seed, steps, guidance)) as items:
+    with closing(runtime.run(2 * steps, _generate, prompt, seed, steps, guidance)) as items:
         for item in items:
             if not _wanted(runtime, ticket):
                 return
-            if isinstance(item, _Drawn):
+            if isinstance(item, _Generated):
                 scene = Scene(item.image, prompt, seed, steps, guidance, tuple(frames))
                 if item.trace:
-                    runtime.keep_trace(scene.key, item.trace)
+                    runtime.cache_trace(scene.key, item.trace)
                 yield scene
                 return
             frames.append(_frame(item.image))
             pace = (time.monotonic() - started) / len(frames)
-            yield Drawing(tuple(frames), steps, item.image, pace * (steps - len(frames)))
+            yield GenerationProgress(tuple(frames), steps, item.image, pace * (steps - len(frames)))
 
 
-def bring(
-    runtime: Runtime, ticket: int | None, picture: Path, caption: str, seed: int
-) -> Iterator[Waiting | tuple[Scene, str]]:
-    """Make a scene of a picture that somebody brought; the last item is the scene, and what was done to it."""
-    yield from _wait_for_model(runtime, ticket)
-    if _wanted(runtime, ticket):
-        runtime.model.check_prompt(caption)
-        image = prepare_image(picture, runtime.model.image_size)
-        yield Scene(image, caption, seed, runtime.spec.num_inference_steps, 1.0, own=True), image_note(picture)
+def load_user_image(
+    runtime: Runtime, ticket: int | None, path: Path, caption: str, seed: int
+) -> Generator[Waiting | tuple[Scene, str], None, None]:
+    """Make a scene of an uploaded image; the last item is the scene and a note on what was done to the image."""
+    model = yield from _wait_for_model(runtime, ticket)
+    if model is not None and _wanted(runtime, ticket):
+        model.check_prompt(caption)
+        image = prepare_image(path, model.image_size)
+        yield Scene(image, caption, seed, runtime.spec.num_inference_steps, 1.0, uploaded=True), image_note(path)
 
 
 def measure(
     runtime: Runtime, ticket: int | None, scene: Scene, given: str, rel_error: float, words: list[str] | None = None
-) -> Generator[Waiting | Measuring | Attribution, None, None]:
-    """Measure what each word told the picture; the last item is the result, unless the job was cancelled."""
+) -> Generator[Waiting | MeasurementProgress | Attribution, None, None]:
+    """Measure the information of each word about the image; the last item is the result, unless cancelled."""
     work = engine_items(
         runtime,
         ticket,
@@ -145,13 +147,13 @@ def measure(
             num_inference_steps=scene.steps,
         ),
     )
-    yield from measuring(work)
+    yield from with_progress(work)
 
 
 def engine_items(
     runtime: Runtime, ticket: int | None, begin: Callable[[], Generator[Any, None, None]]
 ) -> Generator[Any, None, None]:
-    """`Waiting` until the model is there, then what one of the engine's generators yields while the job is wanted."""
+    """`Waiting` until the model is loaded, then the items of one of the engine's generators while the job is wanted."""
     yield from _wait_for_model(runtime, ticket)
     if not _wanted(runtime, ticket):
         return
@@ -162,8 +164,8 @@ def engine_items(
             yield item
 
 
-def measuring(work: Generator[Any, None, None]) -> Generator[Any, None, None]:
-    """The items of a measurement, its progress as `Measuring`; last its result."""
+def with_progress(work: Generator[Any, None, None]) -> Generator[Any, None, None]:
+    """The items of a measurement, its progress as `MeasurementProgress`; the last one is its result."""
     started = time.monotonic()
     with closing(work):
         for item in work:
@@ -174,7 +176,7 @@ def measuring(work: Generator[Any, None, None]) -> Generator[Any, None, None]:
                 pace = (time.monotonic() - started) / item.n_evals
                 error = item.rel_error if item.partial is not None else None
                 share = item.n_evals / needed
-                yield Measuring(item.n_evals, error, item.partial, share, pace * (needed - item.n_evals))
+                yield MeasurementProgress(item.n_evals, error, item.partial, share, pace * (needed - item.n_evals))
                 continue
             yield item
 
@@ -182,29 +184,29 @@ def measuring(work: Generator[Any, None, None]) -> Generator[Any, None, None]:
 def trace(runtime: Runtime, ticket: int | None, scene: Scene) -> "Generator[Waiting | CodeTrace, None, None]":
     """The codes of a scene; the last item is the trace, unless the job was cancelled or there are no concepts.
 
-    A stored example is drawn once more for it; noise is added to a picture that somebody brought.
+    A stored example is generated once more for it; to an uploaded image noise is added.
     """
     yield from _wait_for_model(runtime, ticket)
-    dictionary, kept = runtime.dictionary, runtime.trace(scene.key)
+    dictionary, cached = runtime.dictionary, runtime.cached_trace(scene.key)
     if dictionary is None or not _wanted(runtime, ticket):
         return
-    if kept is not None:
-        yield kept
+    if cached is not None:
+        yield cached
         return
     yield Waiting("Reading the concepts…")
-    with closing(runtime.run(2 * scene.steps, _traced, scene)) as items:
+    with closing(runtime.run(2 * scene.steps, _trace, scene)) as items:
         for item in items:
             if not _wanted(runtime, ticket):
                 return
             if item is not None:
-                runtime.keep_trace(scene.key, item)
+                runtime.cache_trace(scene.key, item)
                 yield item
 
 
-def foretell(
+def predict_layout(
     runtime: Runtime, ticket: int | None, prompt: str, seed: int, **options: Any
 ) -> "Generator[Waiting | Layout, None, None]":
-    """Foretell a layout; the last item is it. The options are those of `core.predict_layout`."""
+    """Predict a layout; the last item is it. The options are those of `core.predict_layout`."""
     yield from _wait_for_model(runtime, ticket)
     if runtime.dictionary is None:
         raise JobError(no_concepts(runtime.name))
@@ -215,8 +217,8 @@ def foretell(
 
 def intervene(
     runtime: Runtime, ticket: int | None, scene: Scene, edits: "Sequence[Sequence[ConceptEdit]]"
-) -> "Generator[Waiting | Redrawing | Redrawn, None, None]":
-    """Draw a scene's picture once more, and beside it once for each list of edits; the last item is all of them.
+) -> "Generator[Waiting | EditProgress | EditedImages, None, None]":
+    """Regenerate a scene's image, together with one image for each list of edits; the last item holds all of them.
 
     All are rows of one batch, so that what no edit touches is the same in all of them.
     """
@@ -226,81 +228,98 @@ def intervene(
     if not _wanted(runtime, ticket):
         return
     n_evals = 2 * scene.steps * (len(edits) + 1)
-    with closing(runtime.run(n_evals, _redrawn, scene, [(), *edits])) as items:
+    with closing(runtime.run(n_evals, _run_edits, scene, [(), *edits])) as items:
         for item in items:
             if not _wanted(runtime, ticket):
                 return
             yield item
 
 
-def _redrawn(
+def _run_edits(
     runtime: Runtime, scene: Scene, rows: "Sequence[Sequence[ConceptEdit]]"
-) -> "Generator[Redrawing | Redrawn, None, None]":
+) -> "Generator[EditProgress | EditedImages, None, None]":
     from core.edits.metrics import OutOfRangeMeter
 
     editor, model = runtime.editor, runtime.model
-    if editor is None:
+    if editor is None or model is None:
         return
-    watch = OutOfRangeMeter(editor, rows, scene.steps)
+    meter = OutOfRangeMeter(editor, rows, scene.steps)
     run = model.sample(
         [scene.prompt] * len(rows),
         seeds=[scene.seed] * len(rows),
         num_inference_steps=scene.steps,
         guidance_scale=scene.guidance,
-        contexts=[editor.editing_each(rows, scene.steps), watch.context],
+        contexts=[editor.editing_each(rows, scene.steps), meter.context],
     )
     started = shown_at = time.monotonic()
     with closing(run) as states:
         for state in states:
             done, now = state.step_context.step + 1, time.monotonic()
             if done == scene.steps:
-                yield Redrawn(tuple(model.decode(state.x)), tuple(map(watch.out_of_range, range(1, len(rows)))))
+                yield EditedImages(tuple(model.decode(state.x)), tuple(map(meter.out_of_range, range(1, len(rows)))))
                 return
             frames: tuple[str, ...] = ()
             if now - shown_at > _PREVIEW_SECONDS:
                 frames = tuple(_frame(image) for image in model.decode(state.x0))
                 shown_at = time.monotonic()
-            yield Redrawing(done, scene.steps, frames, (now - started) / done * (scene.steps - done))
+            yield EditProgress(done, scene.steps, frames, (now - started) / done * (scene.steps - done))
 
 
-class _Drawn(NamedTuple):
-    """A picture that is finished, and its codes where there are concepts."""
+class _Generated(NamedTuple):
+    """A finished image, and its codes if there are concepts."""
 
     image: Image.Image
     trace: "CodeTrace | None"
 
 
-def _drawn(runtime: Runtime, prompt: str, seed: int, steps: int, guidance: float) -> Generator[Any, None, None]:
-    """Previews, and last what was drawn."""
-    tracer = _tracer(runtime)
-    watched = {"contexts": [tracer.context]} if tracer else {}
-    work = runtime.model.generate_iter(prompt, seed=seed, num_inference_steps=steps, guidance_scale=guidance, **watched)
+def _generate(runtime: Runtime, prompt: str, seed: int, steps: int, guidance: float) -> Generator[Any, None, None]:
+    """Previews, and last a `_Generated`."""
+    model, tracer = runtime.model, _tracer(runtime)
+    if model is None:
+        return
+    work = model.generate_iter(
+        prompt,
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        contexts=[tracer.context] if tracer else [],
+    )
     with closing(work) as items:
         for item in items:
-            yield _Drawn(item.image, tracer.trace() if tracer else None) if hasattr(item, "latents") else item
+            if item.image is not None and hasattr(item, "latents"):
+                yield _Generated(item.image, tracer.trace() if tracer else None)
+            else:
+                yield item
 
 
-def _traced(runtime: Runtime, scene: Scene) -> "Generator[CodeTrace | None, None, None]":
+def _trace(runtime: Runtime, scene: Scene) -> "Generator[CodeTrace | None, None, None]":
     """None after each step; last the trace."""
     from core.concepts.trace import trace_image
 
     dictionary, tracer, model = runtime.dictionary, _tracer(runtime), runtime.model
-    if dictionary is None or tracer is None:
+    if dictionary is None or tracer is None or model is None:
         return
-    if scene.own:
-        settings = {"seed": scene.seed, "num_inference_steps": scene.steps}
-        yield trace_image(model, scene.image, scene.prompt, dictionary.saes, **settings)
+    if scene.uploaded:
+        yield trace_image(
+            model, scene.image, scene.prompt, dictionary.saes, seed=scene.seed, num_inference_steps=scene.steps
+        )
         return
-    run = {"num_inference_steps": scene.steps, "guidance_scale": scene.guidance}
-    with closing(model.sample([scene.prompt], seeds=[scene.seed], contexts=[tracer.context], **run)) as states:
+    run = model.sample(
+        [scene.prompt],
+        seeds=[scene.seed],
+        num_inference_steps=scene.steps,
+        guidance_scale=scene.guidance,
+        contexts=[tracer.context],
+    )
+    with closing(run) as states:
         for _ in states:
             yield None
     yield tracer.trace()
 
 
 def _tracer(runtime: Runtime) -> "CodeTracer | None":
-    """What reads the concepts of a picture while it is drawn."""
-    if runtime.dictionary is None:
+    """Reads the concepts of an image while it is generated."""
+    if runtime.model is None or runtime.dictionary is None:
         return None
     from core.concepts.trace import CodeTracer
 
@@ -311,13 +330,15 @@ def _wanted(runtime: Runtime, ticket: int | None) -> bool:
     return ticket is None or runtime.tickets.live(ticket)
 
 
-def _wait_for_model(runtime: Runtime, ticket: int | None) -> Iterator[Waiting]:
+def _wait_for_model(runtime: Runtime, ticket: int | None) -> "Generator[Waiting, None, Diffuser | None]":
+    """Yields while the model is being loaded; returns it, or None if the job was cancelled meanwhile."""
     while not runtime.ready.wait(0.25):
         if not _wanted(runtime, ticket):
-            return
+            return None
         yield Waiting(f"Waiting for the model: {runtime.badge()[1]}")
     if runtime.error:
         raise JobError(f"The model could not be loaded: {runtime.error}")
+    return runtime.model
 
 
 def _frame(image: Image.Image) -> str:

@@ -1,4 +1,4 @@
-"""The left column: the picture with its overlay, the film strip, and the line that says what is going on."""
+"""The left column: the image with its overlay, the film strip, and the status line."""
 
 from html import escape
 
@@ -10,28 +10,34 @@ from core.ui.look.images import data_url
 from core.ui.look.scene import Scene, step_stages
 
 _SHOWN_SIDE = 768
-"""Largest side at which a picture is sent to the page."""
+"""Largest side at which an image is sent to the page."""
 
 
-def stage_html(scene: Scene | None, stages: tuple[Stage, ...] = STAGES, n_steps: int = 25) -> str:
-    """The picture and its film strip; without a scene, the room they will take."""
+def viewer_html(scene: Scene | None, stages: tuple[Stage, ...] = STAGES, n_steps: int = 25) -> str:
+    """The image and its film strip; without a scene, a placeholder of the same size."""
     if scene is None:
-        return _stage(None, "", (), n_steps, stages)
-    return _stage(
-        _shown(scene.image), scene.prompt, scene.frames, scene.steps, stages, own=scene.own, told=about(scene)
+        return _viewer(None, "", (), n_steps, stages)
+    return _viewer(
+        _shown(scene.image),
+        scene.prompt,
+        scene.frames,
+        scene.steps,
+        stages,
+        uploaded=scene.uploaded,
+        description=about(scene),
     )
 
 
-def drawing_html(
+def progress_viewer_html(
     latest: Image.Image, prompt: str, frames: tuple[str, ...], n_steps: int, stages: tuple[Stage, ...]
 ) -> str:
-    """The same while it is being drawn: the newest preview large, the strip as far as it is."""
-    return _stage(_shown(latest, quality=85), prompt, frames, n_steps, stages, growing=True)
+    """The viewer while an image is generated: the newest preview, and the film strip so far."""
+    return _viewer(_shown(latest, quality=85), prompt, frames, n_steps, stages, growing=True)
 
 
 def about(scene: Scene) -> str:
-    """Which picture it is, in a line."""
-    if scene.own:
+    """The image's prompt and settings in one line."""
+    if scene.uploaded:
         return f"Your picture: “{scene.prompt}”"
     return f"“{scene.prompt}” · seed {scene.seed} · {scene.steps} steps · guidance {scene.guidance:g}"
 
@@ -42,28 +48,28 @@ def _shown(image: Image.Image, quality: int | None = None) -> str:
     return data_url(shown, quality if shown.width <= 256 else quality or 92)
 
 
-def _stage(
+def _viewer(
     source: str | None,
     prompt: str,
     frames: tuple[str, ...],
     n_steps: int,
     stages: tuple[Stage, ...],
-    own: bool = False,
+    uploaded: bool = False,
     growing: bool = False,
-    told: str = "",
+    description: str = "",
 ) -> str:
     if source is None:
-        picture = '<p class="id-empty">Your picture will appear here.</p>'
+        image = '<p class="id-empty">Your picture will appear here.</p>'
     else:
-        picture = (
-            f'<img class="id-picture" src="{source}" alt="{escape(prompt)}" decoding="sync" draggable="false">'
+        image = (
+            f'<img class="id-image" src="{source}" alt="{escape(prompt)}" decoding="sync" draggable="false">'
             '<img class="id-preview" alt="" hidden decoding="sync">'
             '<img class="id-overlay" alt="" hidden decoding="sync">'
         )
-    strip = _own_strip() if own else _strip(frames, n_steps, stages)
+    strip = _no_strip() if uploaded else _strip(frames, n_steps, stages)
     return (
-        f'<section class="id-stage{" growing" if growing else ""}" data-about="{escape(told)}">'
-        f'<div class="id-canvas">{picture}'
+        f'<section class="id-viewer{" growing" if growing else ""}" data-about="{escape(description)}">'
+        f'<div class="id-canvas">{image}'
         '<span class="id-tag" aria-live="polite"></span><span class="id-old">previous picture</span></div>'
         f"{_tools()}{strip}</section>"
     )
@@ -75,12 +81,12 @@ def _tools() -> str:
         'aria-label="Opacity of the overlay"></label>'
         '<label><input type="checkbox" class="id-common"> same scale for all words</label>'
         f'<span class="id-legend"><span>0</span><i style="background:{scale_gradient()}"></i>'
-        '<span class="id-legend-top">bits a cell</span></span></div>'
+        '<span class="id-legend-top">bits per cell</span></span></div>'
     )
 
 
-def _own_strip() -> str:
-    text = "A picture of your own was not drawn here, so it has no steps to look at."
+def _no_strip() -> str:
+    text = "Your own picture was not generated here, so it has no denoising steps to show."
     return f'<div class="id-strip none"><p class="id-empty">{text}</p></div>'
 
 
@@ -97,7 +103,7 @@ def _strip(frames: tuple[str, ...], n_steps: int, stages: tuple[Stage, ...]) -> 
             f'<div class="id-group {stage.name}" style="--n:{len(steps)}"><div class="id-frames">{cells}</div>'
             f'<div class="id-group-name"><b>{stage.name}</b> {span}</div></div>'
         )
-    label = "Film strip: what the model foresaw at each denoising step"
+    label = "Film strip: the denoised preview at each step"
     return f'<div class="id-strip" role="group" aria-label="{label}">{"".join(groups)}</div>'
 
 
@@ -111,7 +117,7 @@ def _frame(i: int, n_steps: int, stage: str, frames: tuple[str, ...]) -> str:
 
 
 def status_html(text: str = "", share: float | None = None, stale: str = "", kind: str = "") -> str:
-    """What is being done and how far it is. `stale` names what is old on the page: `picture`, `words` or both."""
+    """The status line. `share` is the progress, 0..1; `stale` lists what is outdated: `image`, `words`, `edits`."""
     bar = "" if share is None else f'<i style="width:{100 * min(max(share, 0), 1):.1f}%"></i>'
     return (
         f'<div class="id-status {kind}" role="{"alert" if kind == "error" else "status"}" data-stale="{stale}">'

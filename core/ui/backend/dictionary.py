@@ -1,4 +1,4 @@
-"""The concepts that the page shows: a model's sparse autoencoders for all times with their tables."""
+"""The concepts that the page shows: a model's time-independent sparse autoencoders and their concept tables."""
 
 import logging
 import shlex
@@ -27,32 +27,31 @@ QUICK_MINUTES = 16
 
 
 @dataclass(frozen=True)
-class Dictionary:
-    """What a model's blocks can be read with."""
+class ConceptDictionary:
+    """The sparse autoencoders of a model's blocks, with the tables that name their latents."""
 
     source: str
-    """Where it is from, as `core.load_sae` takes it."""
+    """Its source, as `core.load_sae` takes it."""
     saes: "Mapping[SaeSite, SparseAutoencoder]"
     """By block and branch, first block first."""
     tables: "Mapping[SaeSite, ConceptTable]"
     """The concepts of each."""
     readers: "Mapping[SaeSite, Reader]"
-    """How each foretells a layout."""
+    """What predicts a layout from the codes of each."""
 
 
 def block_words(hookpoint: str) -> str:
-    """Where in the model a block is; of several that follow each other at one level, which of them."""
-    way = next((words for name, words in _WAYS.items() if hookpoint.startswith(name)), "at")
+    """Where in the U-Net a block is, in words, with its number within its level."""
+    part = next((words for name, words in _PARTS.items() if hookpoint.startswith(name)), "block")
     number = hookpoint.rsplit(".", 1)[-1]
-    return way + (_WHICH[int(number)] if number.isdecimal() and int(number) < len(_WHICH) else "")
+    return f"{part} {int(number) + 1}" if part != "middle" and number.isdecimal() else part
 
 
-_WAYS = {"down": "on the way down", "mid": "in the middle", "up": "on the way up"}
-_WHICH = ("", ", second", ", third")
+_PARTS = {"down": "encoder", "mid": "middle", "up": "decoder"}
 
 
 def no_concepts(name: str) -> str:
-    """Why a model has none to show, and what to do."""
+    """Why a model has no concepts to show, and what to do."""
     train, label, _ = first_lines(name)
     return (
         f"There are no labelled concepts for {name}. Make them with `{train}` and then `{label}`, or name a collection "
@@ -61,13 +60,13 @@ def no_concepts(name: str) -> str:
 
 
 def no_concepts_html(name: str) -> str:
-    """The same for an empty tab, with the lines to copy."""
+    """`no_concepts` as HTML for an empty tab, with the commands to copy."""
     lines = "\n".join(first_lines(name))
-    took = f" They draw for some {QUICK_MINUTES} minutes on an H200." if name == SD else ""
+    took = f" Sampling takes about {QUICK_MINUTES} minutes on an H200." if name == SD else ""
     return (
-        f'<div class="id-makings"><p class="id-empty">No labelled concepts of <b>{escape(name)}</b> are here yet: with '
-        "a GPU and <code>pip install -e &quot;.[train]&quot;</code>, these lines train autoencoders of its middle "
-        f"block, name what they find, and open this page with them.{took}</p>"
+        f'<div class="id-makings"><p class="id-empty">There are no labelled concepts for <b>{escape(name)}</b> yet. '
+        "With a GPU and <code>pip install -e &quot;.[train]&quot;</code>, these lines train autoencoders on its middle "
+        f"block, label their latents and open this page with them.{took}</p>"
         '<div class="id-code"><button type="button" class="id-button id-copy">Copy</button>'
         f"<pre>{escape(lines)}</pre></div></div>"
     )
@@ -86,12 +85,12 @@ def first_lines(name: str) -> tuple[str, str, str]:
     )
 
 
-def load_dictionary(name: str, saes: str | None, model: Any) -> Dictionary | None:
-    """The concepts of a model; None, and a line in the log, where there are none that can be read.
+def load_dictionary(name: str, saes: str | None, model: Any) -> ConceptDictionary | None:
+    """The concepts of a model; None, and a line in the log, if none can be read.
 
     Args:
         name: What the user called the model.
-        saes: The collection that was asked for; None: the model's own, or else one that was trained on this computer.
+        saes: The collection given by the user; None: the model's own, or else one trained on this computer.
         model: The `core.Diffuser`.
     """
     from core.sae.trained import find_trained
@@ -104,16 +103,16 @@ def load_dictionary(name: str, saes: str | None, model: Any) -> Dictionary | Non
         try:
             dictionary = _load(str(folder), model)
         except ArtifactError as error:
-            log.info("%s is passed over: %s", folder, error)
+            log.info("%s is skipped: %s", folder, error)
         else:
-            log.info("The concepts are those trained on this computer, in %s; `--saes` takes others.", folder)
+            log.info("concepts: those trained on this computer, in %s; choose others with `--saes`", folder)
             return dictionary
     log.info("Concepts and layout are not shown: %s", why)
     return None
 
 
-def _load(source: str, model: Any) -> Dictionary:
-    """Those of one collection; `ArtifactError` if it has none of the model."""
+def _load(source: str, model: Any) -> ConceptDictionary:
+    """The concepts of one collection; `ArtifactError` if it has none for the model."""
     from core.concepts.layout import make_reader
     from core.concepts.table import load_concepts
     from core.concepts.trace import load_saes
@@ -123,5 +122,5 @@ def _load(source: str, model: Any) -> Dictionary:
     saes = load_saes(collection, model)
     tables = {site: load_concepts(collection, *site) for site in saes}
     for table in tables.values():
-        table.search("a", model)  # what all labels mean is worked out now, not in somebody's first search
-    return Dictionary(source, saes, tables, {site: make_reader(table) for site, table in tables.items()})
+        table.search("a", model)  # embeds all labels now rather than in the first search
+    return ConceptDictionary(source, saes, tables, {site: make_reader(table) for site, table in tables.items()})

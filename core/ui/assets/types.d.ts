@@ -1,0 +1,100 @@
+// Types of the page's scripts, for `tsc` alone; nothing here is served.
+
+/** What the visitor has chosen. */
+interface IdState {
+  word: string | null;
+  /** The denoising step, from 0. */
+  step: number | null;
+  /** Of the overlay, in percent. */
+  opacity: number;
+  /** Whether all words share one scale. */
+  common: boolean;
+  /** Whether the error curves are unfolded. */
+  curves: boolean;
+  /** Selector of the element with the keyboard focus. */
+  focus: string | null;
+}
+
+/** An image shown on the viewer's image; `scale` is that of signed bits. */
+interface Overlay {
+  src: string;
+  tag: string;
+  scale?: { top: string };
+}
+
+/** An element as the scripts find it by its class; they know which kind it is. */
+type Found = { closest(selector: string): Found | null; open: boolean } & HTMLElement &
+  HTMLInputElement & HTMLImageElement & HTMLCanvasElement;
+
+/** What page.js offers to the tabs' scripts and, from `overlays` on, what they register, by the tab's name. */
+interface IdPage {
+  state: IdState;
+  /** The parameters that the page was opened with. */
+  query: URLSearchParams;
+  one(selector: string, root?: ParentNode): Found | null;
+  all(selector: string, root?: ParentNode): Found[];
+  /** Sets a property only if it changes, so that observers come to rest. */
+  set(element: any, name: string, value: unknown): void;
+  target(event: Event): Found;
+  apply(): void;
+  remember(): void;
+  chooseStep(step: number): void;
+  chooseWord(word: string): void;
+  chosenWord(): string | null;
+  overlays: Record<string, () => Overlay | null>;
+  /** What a click on the image means; x and y in 0..1. */
+  clicks: Record<string, (x: number, y: number) => void>;
+  /** Parameters that a tab adds to the address. */
+  parameters: Record<string, () => Record<string, string | number>>;
+  /** The whole query of a tab that has its own. */
+  addresses: Record<string, () => string | null>;
+  /** Called after every change with the name of the open tab. */
+  watchers: ((tab: string) => void)[];
+  /** Raise events of Gradio components; set once these are there. */
+  ask?(question: string, data?: Record<string, string>): void;
+  openConcept?(site: string, number: string | number): void;
+  point?(x: number, y: number, step: number | null): void;
+}
+
+interface Window {
+  idPage: IdPage;
+}
+
+/** A concept at a block and branch. */
+interface ConceptRef {
+  site: string;
+  number: number;
+}
+
+/** The activations at one block and branch, packed as by concepts/results.py. */
+interface SiteCodes {
+  grid: [number, number];
+  /** Concepts per position. */
+  each: number;
+  numbers: string;
+  levels: string;
+  /** By number: label, kind, mean, 99th percentile. */
+  names: Record<string, [string, string, number, number]>;
+}
+
+interface ConceptData {
+  steps: number;
+  colours: string[];
+  sites: Record<string, SiteCodes>;
+}
+
+/** Label maps of all steps, one character per cell, as by layout/results.py. */
+interface LayoutMap {
+  grid: [number, number];
+  cells: string;
+  /** Cells of one step; added here. */
+  size?: number;
+}
+
+interface LayoutData {
+  classes: string[];
+  colours: string[];
+  /** Classes named in the prompt. */
+  objects: string[];
+  readouts: Record<string, LayoutMap>;
+}
