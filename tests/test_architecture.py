@@ -26,7 +26,7 @@ ALLOWED = {
     "training.picturebook.models": {"training.common", "training.picturebook.world"},
     "training.prompts": {"training.common", "training.picturebook.world"},
     "training.sae": {"training.common", "training.prompts"},
-    "training.labels": {"training.common", "training.prompts"},
+    "training.labels": {"training.common", "training.prompts", "training.sae"},
     "training.hub": {"training.common"},
 }
 """Other rooms of the same package that a room may import. Every room of `core` may import its loose modules."""

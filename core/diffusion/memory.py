@@ -88,7 +88,7 @@ class DeviceMemory:
 def main_memory_available() -> int | None:
     """Bytes of main memory available without swapping; None if the system does not report it."""
     if sys.platform == "linux":
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     try:
@@ -116,7 +116,7 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         _peaks[_index(device)] = 0
     elif sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak(device: torch.device) -> int | None:
@@ -127,7 +127,7 @@ def peak(device: torch.device) -> int | None:
     if device.type == "cuda":
         return max(_peaks.get(_index(device), 0), int(torch.cuda.max_memory_allocated(device)))
     if device.type == "cpu" and sys.platform == "linux":
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return None

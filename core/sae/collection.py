@@ -26,9 +26,9 @@ INDEX = "config.json"
 TABLES = "tables"
 """Key in the index: the dataset repository with the concept tables, `owner/name@revision`."""
 MADE_FOR = "weights"
-"""Key in the index of what the model's weights were: `core.sae.trained.weights_digest`."""
+"""Key in the index: digest of the weights of the model that the SAEs were trained on (`core.sae.trained`)."""
 LABELLED = "labelled"
-"""Key in the index; true once `python -m training labels` has written all that belongs to the concepts."""
+"""Key in the index: true once `python -m training labels` has written all tables and examples."""
 EMBEDDED = {name: spec.assets / "saes" for name, spec in BUILT_IN.items() if spec.assets is not None}
 """Collections in this package, by the name of their model."""
 
@@ -157,16 +157,16 @@ def list_saes(root: Path) -> list[SaeId]:
 def write_index(root: Path, ids: Sequence[SaeId], **others: Any) -> None:
     """Write the index of a collection atomically: the list of SAEs, and `others` as further JSON values."""
     root.mkdir(parents=True, exist_ok=True)
-    _replace_index(root, {**others, "saes": [sae_id.path for sae_id in ids]})
+    _write_index(root, {**others, "saes": [sae_id.path for sae_id in ids]})
 
 
 def mark_labelled(root: Path, whole: bool) -> None:
-    """Note in a collection's index, if it has one, whether its concept tables and examples are whole."""
+    """Record in the index of a collection, if it has one, whether its concept tables and examples are complete."""
     if (root / INDEX).is_file():
-        _replace_index(root, {**read_json(root / INDEX), LABELLED: whole})
+        _write_index(root, {**read_json(root / INDEX), LABELLED: whole})
 
 
-def _replace_index(root: Path, index: dict[str, Any]) -> None:
+def _write_index(root: Path, index: dict[str, Any]) -> None:
     write_text(root / INDEX, json.dumps(index, indent=2) + "\n")
 
 

@@ -23,6 +23,7 @@ import core
 from core.artifacts import file_sha256, find_model
 from core.diffusion.diffuser import Diffuser
 from core.folders import cache_folder
+from core.sae.collection import EMBEDDED
 from core.segmentation.open_vocabulary import BACKGROUND_TAGS, OPEN_KINDS, TAGS, classes_of, load_open_segmenter
 from core.segmentation.semantic import Segmenter, load_segmenter
 from core.spec import ModelSpec
@@ -33,8 +34,10 @@ from training.prompts.sources import GRAMMAR, Prompts, add_prompt_arguments, ope
 from training.sae.command import SaeRecipe, collection_folder, run_folder
 
 PACKAGE = Path(core.__file__).parent / "picturebook"
+OWN_RECIPE = "training.json"
+"""Among a model's assets: what it was trained with, and under `labels` the words that its concepts are named by."""
 STYLES = ("photo", "painting", "drawing", "cartoon")
-"""Words for the styles of real pictures, as captions have them."""
+"""Style words for real images, as captions have them."""
 DEFAULTS: Mapping[str, Any] = {
     "model": "picturebook",
     "saes": PACKAGE / "saes",
@@ -44,9 +47,7 @@ DEFAULTS: Mapping[str, Any] = {
     "first_prompt": 0,
     "run_dir": cache_folder("labels"),
 }
-"""What holds without a recipe."""
-OWN_RECIPE = "training.json"
-"""Among a model's assets: what it was trained with, and under `labels` the words that its concepts are named by."""
+"""Defaults where there is no recipe."""
 
 log = logging.getLogger(__name__)
 
@@ -55,33 +56,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     config = LabelConfig()
     parser.add_argument(
-        "--recipe", type=Path, default=argparse.SUPPRESS, help="that the SAEs were trained with: says what is not given"
+        "--recipe",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="recipe of the SAEs' training, for options not given",
     )
     parser.add_argument(
         "--model",
         default=argparse.SUPPRESS,
-        help="built-in name, folder, or owner/name@revision; else the recipe's, or picturebook",
+        help="built-in name, folder, or owner/name@revision; by default the recipe's, or picturebook",
     )
-    parser.add_argument("--device", default=None, help="torch device; by default the best there is")
+    parser.add_argument("--device", default=None, help="torch device; by default the best one available")
     parser.add_argument(
         "--saes",
         type=Path,
         default=argparse.SUPPRESS,
-        help="collection of SAEs; tables go into it; else the recipe's, or the package's",
+        help="collection of SAEs; tables go into it; by default the recipe's, or the package's",
     )
     add_prompt_arguments(parser, "; else the recipe's, or grammar", defaults=False)
     parser.add_argument(
         "--first-prompt",
         type=int,
         default=argparse.SUPPRESS,
-        help="number of the first; those before are left out; else the first that the recipe's training left, or 0",
+        help="number of the first prompt to use; by default the first one after the recipe's training, or 0",
     )
     parser.add_argument(
         "--segmenter",
         default=argparse.SUPPRESS,
-        help="picturebook, the folder of a semantic segmentation model of transformers, or for real pictures and any "
-        f"words {' or '.join(OPEN_KINDS)}: Grounding DINO with SAM, or the lighter CLIPSeg; by default picturebook for "
-        "that model and clipseg for others",
+        help="picturebook, the folder of a semantic segmentation model of transformers, or for real images and any "
+        f"words {' or '.join(OPEN_KINDS)}: Grounding DINO with SAM, or the lighter CLIPSeg; by default the model's, "
+        "or clipseg",
     )
     parser.add_argument(
         "--tags", nargs="*", default=TAGS, help=f"classes that {' and '.join(OPEN_KINDS)} look for in every image"
@@ -119,7 +123,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run-dir",
         type=Path,
         default=argparse.SUPPRESS,
-        help=f"folder of the checkpoints; resumed; else {cache_folder('labels')}, or one in it for the recipe",
+        help=f"folder of the checkpoints, to resume from; by default {cache_folder('labels')}, or one in it for the "
+        "recipe",
     )
     parser.add_argument("--checkpoint-every", type=float, default=120, help="least seconds between checkpoints")
     parser.add_argument("--rank", type=int, default=0, help="which of the processes this is, from 0")
@@ -153,7 +158,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
-    """The options, with what was not given as the recipe or the model has it."""
+    """The options, completed by the recipe if there is one, and by the model's defaults."""
     given, others = vars(arguments), argparse.Namespace(**DEFAULTS)
     if "recipe" in given:
         recipe = read_recipe(SaeRecipe, arguments.recipe)
@@ -164,13 +169,13 @@ def with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
         if "prompts" not in given:
             others.prompts, others.column, others.where = recipe.prompts, recipe.caption_column, list(recipe.where)
             others.first_prompt = recipe.n_images
-    ours = given.get("model", others.model) == "picturebook"
-    others.segmenter = "picturebook" if ours else "clipseg"
+    model = given.get("model", others.model)
+    others.segmenter = model if model in EMBEDDED else "clipseg"
     return argparse.Namespace(**{**vars(others), **given})
 
 
 def label_config(arguments: argparse.Namespace, spec: ModelSpec) -> LabelConfig:
-    """The settings of the command line; the words that it leaves out are those of the model's own recipe."""
+    """The settings of the command line; words that it leaves out are those of the model's recipe, or general ones."""
     own = own_words(spec)
     backgrounds = (*own.backgrounds, *BACKGROUND_TAGS) if arguments.backgrounds is None else arguments.backgrounds
     styles = (own.styles or STYLES) if arguments.styles is None else arguments.styles

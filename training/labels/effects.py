@@ -80,7 +80,7 @@ def _changes(
     pairs: Sequence[Pair],
     seeds: Sequence[int],
 ) -> dict[SaeId, "_Means"]:
-    """What the word changes, mean over positions and pictures, summed over an SAE's steps."""
+    """Changes that the word causes: means over positions and images, summed over the steps of each SAE."""
     wanted = sorted({step for own in steps.values() for step in own})
     plain = [pair.without for pair in pairs]
     states = list(model.sample(plain, seeds=seeds, last_step=wanted[-1]))

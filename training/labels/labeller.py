@@ -193,7 +193,7 @@ class Labeller:
         batches = range(run.rank, self._config.n_batches, run.world)
         if not batches or run.rank < 0:
             raise ValueError(
-                f"There is nothing for process {run.rank} of {run.world}: {self._config.n_batches} batches are generated."
+                f"There is nothing for process {run.rank} of {run.world}: {self._config.n_batches} batches in all."
             )
         folder, own = run.folder_of(run.rank), {**recipe, "rank": run.rank}
         found, saved = load_checkpoint(folder, own), time.monotonic()

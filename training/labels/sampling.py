@@ -47,7 +47,7 @@ def sample_and_encode(
 ) -> Batch:
     """Generate images and encode the updates of their denoising on the fly.
 
-    As many pictures at once as the model's memory has room for: what comes of them differs by rounding alone.
+    As many images are generated together as the model's memory has room for; results differ by rounding alone.
 
     Args:
         model: The model; its default number of steps and guidance scale are used.
@@ -56,11 +56,13 @@ def sample_and_encode(
         prompts: One prompt per image.
         seeds: Seed of each image's noise.
     """
-    parts = model.in_parts(len(prompts), lambda some: _draw(model, saes, steps, list(prompts[some]), list(seeds[some])))
-    return parts[0] if len(parts) == 1 else _together(parts)
+    parts = model.in_parts(
+        len(prompts), lambda some: _sample(model, saes, steps, list(prompts[some]), list(seeds[some]))
+    )
+    return parts[0] if len(parts) == 1 else _concatenated(parts)
 
 
-def _draw(
+def _sample(
     model: Diffuser,
     saes: Mapping[SaeId, SparseAutoencoder],
     steps: Mapping[SaeId, Sequence[int]],
@@ -90,14 +92,14 @@ def _draw(
     return Batch(model.decode(last.x), codes_by_step, sizes)
 
 
-def _together(parts: Sequence[Batch]) -> Batch:
-    """One batch of several whose pictures follow each other."""
+def _concatenated(parts: Sequence[Batch]) -> Batch:
+    """Several batches as one, in order."""
     starts = [0, *accumulate(len(part.images) for part in parts)]
     return Batch(
         [image for part in parts for image in part.images],
         {
             sae_id: [
-                _moment(of_step, starts)
+                _concatenated_codes(of_step, starts)
                 for of_step in zip(*(part.codes_by_step[sae_id] for part in parts), strict=True)
             ]
             for sae_id in parts[0].codes_by_step
@@ -106,8 +108,8 @@ def _together(parts: Sequence[Batch]) -> Batch:
     )
 
 
-def _moment(parts: Sequence[StepCodes], starts: Sequence[int]) -> StepCodes:
-    """One moment of the same moment of several batches, the first picture of each being that of its start."""
+def _concatenated_codes(parts: Sequence[StepCodes], starts: Sequence[int]) -> StepCodes:
+    """The codes of several batches at one step as one; `starts` are the numbers of their first images."""
     entries = [
         part.entries._replace(images=part.entries.images + start) for part, start in zip(parts, starts, strict=False)
     ]
