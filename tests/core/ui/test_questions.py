@@ -268,7 +268,7 @@ def test_a_picture_is_asked_how_well_it_is_expected(visitor: Visitor) -> None:
 @pytest.mark.parametrize(
     ("event", "says"),
     [
-        ({**PAIR, "second": "cat"}, "'cat' was asked for twice"),
+        ({**PAIR, "second": "cat"}, "'cat' was given twice"),
         ({**PAIR, "second": "crab"}, "'crab' is not in the prompt"),
         ({**PAIR, "second": ""}, "is not in the prompt"),
     ],
@@ -364,7 +364,7 @@ def test_a_program_takes_words_apart(app: App, picture: Path) -> None:
     ) == pytest.approx(told["together"]["bits"])
     assert len(told["by_surprisal"]["surprisals"]) == 2
     for wrong, says in (
-        (("a cat and a dog", "cat, cat"), "asked for twice"),
+        (("a cat and a dog", "cat, cat"), "given twice"),
         (("a cat and a dog", "cat"), "Two different words are needed"),
         (("cat", ""), "Two different words are needed"),
         (("a cat", "a, dog"), "'dog' is not in the prompt"),
