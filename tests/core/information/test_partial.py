@@ -305,7 +305,7 @@ def test_two_words_may_be_the_whole_prompt(world: GaussianWorld, x: torch.Tensor
 @pytest.mark.parametrize(
     ("prompt", "words", "options", "error", "message"),
     [
-        (PROMPT, ["cat", "Cat "], {}, PromptError, r"'cat' was asked for twice"),
+        (PROMPT, ["cat", "Cat "], {}, PromptError, r"'cat' was given twice"),
         (PROMPT, ["cat", "dog"], {}, WordNotInPromptError, r"'dog' is not in the prompt"),
         (PROMPT, ["cat"], {}, PromptError, r"Two different words are needed; there is only 'cat'"),
         ("cat", [], {}, PromptError, r"Two different words are needed; there is only 'cat'"),

@@ -276,7 +276,7 @@ def test_the_likelihood_of_an_image_is_measured(visitor: Visitor) -> None:
 @pytest.mark.parametrize(
     ("event", "says"),
     [
-        ({**PAIR, "second": "cat"}, "'cat' was asked for twice"),
+        ({**PAIR, "second": "cat"}, "'cat' was given twice"),
         ({**PAIR, "second": "crab"}, "'crab' is not in the prompt"),
         ({**PAIR, "second": ""}, "is not in the prompt"),
     ],
@@ -368,7 +368,7 @@ def test_a_client_decomposes_words(app: App, image_file: Path) -> None:
     ) == pytest.approx(pair["together"]["bits"])
     assert len(pair["by_surprisal"]["surprisals"]) == 2
     for wrong, says in (
-        (("a cat and a dog", "cat, cat"), "asked for twice"),
+        (("a cat and a dog", "cat, cat"), "given twice"),
         (("a cat and a dog", "cat"), "Two different words are needed"),
         (("cat", ""), "Two different words are needed"),
         (("a cat", "a, dog"), "'dog' is not in the prompt"),
