@@ -29,7 +29,7 @@ from training.labels import command as labels
 
 PROMPTS = "a cat on the moon\na red house in the snow\na small whale in the sea\na photo of a tree\n"
 SMALL = {
-    "stream": {"batch_size": 64, "pictures": 4, "batches_per_buffer": 8, "sampler_batch_size": 4},
+    "stream": {"batch_size": 64, "images_per_buffer": 4, "batches_per_buffer": 8, "sampler_batch_size": 4},
     "training": {
         "n_steps": 16,
         "k": 4,
@@ -41,7 +41,7 @@ SMALL = {
     },
 }
 """What of the recipe is made small."""
-FEW = "--pictures 4 --batch 4 --permutations 3 --gallery 2 --effect-pictures 2 --device cpu"
+FEW = "--images 4 --batch 4 --permutations 3 --gallery 2 --effect-images 2 --device cpu"
 
 Command = Callable[[str], None]
 
@@ -113,7 +113,7 @@ def test_the_three_lines_end_in_a_page_with_concepts(
     assert told == [f"The concepts are those trained on this computer, in {root}; `--saes` takes others."]
     table = next(iter(dictionary.tables.values()))
     assert table.info.made_with["segmenter"] == "clipseg"
-    assert table.info.made_with["first_prompt"] == 8  # two rounds of four went into the training
+    assert table.info.made_with["first_prompt"] == 8  # two buffers of four went into the training
     assert "photo" in table.info.effect_words
     assert {"sky", "person", "whale"} <= set(table.class_names)
     assert any(table[number].gallery for number in range(len(table)))
@@ -123,7 +123,7 @@ def test_the_three_lines_end_in_a_page_with_concepts(
     assert isinstance(item, Scene)
     kept = runtime.trace(item.key)
     assert kept is not None
-    assert [str(place) for place in kept.places()] == [
+    assert [str(place) for place in kept.sites()] == [
         "mid_block.attentions.0 (uncond)",
         "mid_block.attentions.0 (cond)",
     ]

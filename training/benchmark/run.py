@@ -78,11 +78,11 @@ class Run:
         settings = saes.QUICK if self.quick else saes.Settings()
         return saes.part(replace(settings, device=self.site), self.folder)
 
-    def fed(self) -> Table:
+    def streaming(self) -> Table:
         """SAE training while a full-size U-Net feeds it."""
-        from training.benchmark import streaming as fed
+        from training.benchmark import streaming
 
-        return fed.part(fed.QUICK if self.quick else fed.Settings(), self.site)
+        return streaming.part(streaming.QUICK if self.quick else streaming.Settings(), self.site)
 
     def latency(self) -> Table:
         """Small calls of a full-size U-Net."""
@@ -111,12 +111,12 @@ PARTS: dict[str, Callable[[Run], Table | list[Table]]] = {
     "estimator": Run.estimator,
     "density": Run.density,
     "sae": Run.sae,
-    "fed": Run.fed,
+    "streaming": Run.streaming,
     "conformance": Run.conformance,
     "latency": Run.latency,
 }
 """In this order, whatever the order asked for."""
-NEED_ACCELERATOR = ("fed",)
+NEED_ACCELERATOR = ("streaming",)
 """Parts that are hours long on a CPU: left out there unless they are named."""
 OF_ANOTHER_MODEL = ("conformance", "latency")
 """Parts that measure another model than the one that is asked for: left out unless they are named."""

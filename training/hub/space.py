@@ -16,9 +16,12 @@ from core.artifacts import find_model, is_local
 from core.diffusion.loading import needed_files
 from core.errors import ModelError
 from core.spec import BUILT_IN, ModelSpec
+from training.common.options import add_field_options, field_values
 from training.common.report import ROOT
 
 README, REQUIREMENTS, ARGUMENTS = "README.md", "requirements.txt", "app.args"
+OPTIONS = ("model", "saes", "hardware")
+"""Fields of `SpaceConfig` that are options of the command."""
 HARDWARE = "zero-a10g"
 """What the Hub calls ZeroGPU."""
 
@@ -39,11 +42,8 @@ class SpaceConfig:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    config = SpaceConfig()
     parser.add_argument("repo", nargs="?", help="the Space, owner/name; made if it is not there")
-    parser.add_argument("--model", default=config.model, help="picturebook, sd-v1-4, or owner/name@revision")
-    parser.add_argument("--saes", default=config.saes, help="owner/name@revision; by default the model's own")
-    parser.add_argument("--hardware", default=config.hardware, help="zero-a10g is ZeroGPU; cpu-basic is free")
+    add_field_options(parser, SpaceConfig, OPTIONS)
     parser.add_argument("--private", action="store_true", help="if the Space is made, only its owner sees it")
     parser.add_argument("--out", type=Path, default=None, help="assemble it in this new folder, and keep that")
     parser.add_argument("--dry-run", action="store_true", help="assemble it and say what is in it, no more")
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Assemble the Space, and push it unless told otherwise."""
-    config = SpaceConfig(arguments.model, arguments.saes, arguments.hardware)
+    config = SpaceConfig(**field_values(arguments, OPTIONS))
     if not arguments.repo and not arguments.dry_run:
         raise SystemExit("Name the Space, owner/name; or look at what would be pushed with --dry-run.")
     with TemporaryDirectory() as temporary:

@@ -6,13 +6,14 @@ gets its name or none (`training.labels.naming`), and some of the pictures are d
 With `--recipe` the model, the collection and the prompts are those of `python -m training sae`, and the pictures are of
 prompts that the SAEs were not trained with.
 
-Several processes share the pictures with `--rank R --world W` and one `--run-dir`; the last to end adds up what all
-have counted and writes the tables.
+Several GPUs share the images: `accelerate launch -m training labels`; several CPU processes:
+`torchrun --nproc_per_node N -m training labels`. Each counts its own images in the one `--run-dir`; the main process adds
+up the counts and writes.
 """
 
 import argparse
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from core.diffusion.diffuser import Diffuser
 from core.folders import cache_folder
 from core.segmentation.open_vocabulary import BACKGROUND_TAGS, OPEN_KINDS, TAGS, classes_of, load_open_segmenter
 from core.segmentation.semantic import Segmenter, load_segmenter
+from training.common.options import add_field_options, field_values
+from training.common.processes import joined_processes
 from training.common.recipe import read_recipe
 from training.common.run_lock import locked
 from training.labels.labeller import LabelConfig, Labeller, LabelRun, State
@@ -42,13 +45,14 @@ DEFAULTS: Mapping[str, Any] = {
     "run_dir": cache_folder("labels"),
 }
 """What holds without a recipe."""
+OPTIONS = ("images", "batch", "permutations", "shared_steps", "gallery", "effect_images", "seed", "backgrounds")
+"""Fields of `LabelConfig` that are options; `styles` is one whose default depends on the model."""
 
 log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    config = LabelConfig()
     parser.add_argument(
         "--recipe", type=Path, default=argparse.SUPPRESS, help="that the SAEs were trained with: says what is not given"
     )
@@ -84,28 +88,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-words", type=int, default=64, help="the most frequent words of the prompts that they look for too"
     )
-    parser.add_argument("--images", type=int, default=config.images, help="pictures drawn")
-    parser.add_argument("--batch", type=int, default=config.batch, help="pictures drawn together; even")
-    parser.add_argument("--permutations", type=int, default=config.permutations, help="of masks, for the chance level")
-    parser.add_argument(
-        "--shared-steps", type=int, default=config.shared_steps, help="steps read of SAEs for all times"
-    )
-    parser.add_argument("--gallery", type=int, default=config.gallery, help="pictures in the shared pool of examples")
-    parser.add_argument(
-        "--effect-pictures",
-        type=int,
-        default=config.effect_images,
-        help="pictures that show what a style word does",
-    )
-    parser.add_argument("--seed", type=int, default=config.seed, help="of the pictures' noise")
-    parser.add_argument(
-        "--backgrounds", nargs="*", default=(*config.backgrounds, *BACKGROUND_TAGS), help="classes that are backgrounds"
-    )
+    add_field_options(parser, LabelConfig, OPTIONS, backgrounds=(*LabelConfig().backgrounds, *BACKGROUND_TAGS))
     parser.add_argument(
         "--styles",
         nargs="*",
         default=argparse.SUPPRESS,
-        help=f"words that tell a picture's style; by default {' '.join(config.styles)} for picturebook and "
+        help=f"words that tell a picture's style; by default {' '.join(LabelConfig().styles)} for picturebook and "
         f"{' '.join(STYLES)} for others",
     )
     parser.add_argument(
@@ -114,25 +102,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help=f"folder of the checkpoints; resumed; else {cache_folder('labels')}, or one in it for the recipe",
     )
-    parser.add_argument("--checkpoint-every", type=float, default=120, help="least seconds between checkpoints")
-    parser.add_argument("--rank", type=int, default=0, help="which of the processes this is, from 0")
-    parser.add_argument("--world", type=int, default=1, help="processes that share the pictures")
+    add_field_options(parser, LabelRun, ["checkpoint_interval_s"])
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Label the collection."""
     arguments = with_defaults(arguments)
-    config = LabelConfig(
-        images=arguments.images,
-        batch=arguments.batch,
-        permutations=arguments.permutations,
-        shared_steps=arguments.shared_steps,
-        gallery=arguments.gallery,
-        seed=arguments.seed,
-        backgrounds=tuple(arguments.backgrounds),
-        styles=tuple(arguments.styles),
-        effect_images=arguments.effect_images,
-    )
+    config = LabelConfig(**field_values(arguments, [*OPTIONS, "styles"]))
+    processes = joined_processes()
+    rank, world = processes.process_index, processes.num_processes
+    arguments.device = arguments.device or (str(processes.device) if world > 1 else None)
     model = core.load_model(arguments.model, device=arguments.device)
     source = open_prompts(
         arguments.prompts,
@@ -151,8 +130,9 @@ def main(arguments: argparse.Namespace) -> None:
         "segmenter": arguments.segmenter,
         "weights": [file_sha256(path) for folder in folders for path in sorted(folder.rglob("*.safetensors"))],
     }
-    run = LabelRun(arguments.run_dir, arguments.checkpoint_every, arguments.rank, arguments.world)
-    label_collection(config, arguments.saes, model, segmenter, prompts, run, depends)
+    run = LabelRun(arguments.run_dir, arguments.checkpoint_interval_s, rank, world)
+    label_collection(config, arguments.saes, model, segmenter, prompts, run, depends, processes.wait_for_everyone)
+    processes.destroy_process_group()
 
 
 def with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
@@ -203,6 +183,7 @@ def label_collection(
     prompts: Prompts,
     run: LabelRun,
     depends: Mapping[str, Any] | None = None,
+    wait_for_everyone: Callable[[], None] = lambda: None,
 ) -> None:
     """Write concept tables, counts and examples into a collection of SAEs.
 
@@ -214,17 +195,16 @@ def label_collection(
         prompts: Of the pictures.
         run: Where checkpoints are, and which part of the pictures is this process's.
         depends: JSON: what else the numbers depend on; a checkpoint of another is refused.
+        wait_for_everyone: Returns once all processes have counted; the main one, rank 0, then writes.
 
     Raises:
-        ValueError: No SAEs, settings that do not fit, or a checkpoint of another recipe.
+        ValueError: No SAEs, settings that do not fit, a checkpoint of another recipe, or processes that share no folder.
+        FolderInUseError: Another run is at work in the run's folder.
     """
     labeller = Labeller(config, root, model, segmenter, prompts)
     recipe = labeller.recipe(depends or {})
     with locked(run.folder_of(run.rank)):
         labeller.count(run, recipe)
-    counted = [labeller.counted(run, rank, recipe) for rank in range(run.world)]
-    whole = [state for state in counted if state is not None]
-    if len(whole) < run.world:
-        log.info("%d of %d processes have counted their pictures; the last of them writes", len(whole), run.world)
-        return
-    labeller.write(State.together(whole), recipe)
+        wait_for_everyone()
+        if run.rank == 0:
+            labeller.write(State.together([labeller.counted(run, rank, recipe) for rank in range(run.world)]), recipe)

@@ -105,12 +105,12 @@ class LabelRun:
 
     folder: Path
     """Of the checkpoints of all processes."""
-    every: float = 120
+    checkpoint_interval_s: float = 120
     """Least seconds between checkpoints."""
     rank: int = 0
-    """Which process this is."""
+    """Which process this is; 0 is the main one, which writes."""
     world: int = 1
-    """Processes that share the pictures."""
+    """Processes that share the images and the folder."""
 
     def folder_of(self, rank: int) -> Path:
         """A process's checkpoints."""
@@ -201,9 +201,11 @@ class Labeller:
     def count(self, run: LabelRun, recipe: Mapping[str, Any]) -> None:
         """Draw this process's pictures and count, from its last checkpoint on."""
         batches = range(run.rank, self._config.n_batches, run.world)
-        if not batches or run.rank < 0:
+        n_batches = self._config.n_batches
+        if run.world > n_batches:  # every process finds it, and none waits for another
             raise ValueError(
-                f"There is nothing for process {run.rank} of {run.world}: {self._config.n_batches} batches are drawn."
+                f"{run.world} processes cannot share {n_batches} batches. Start {n_batches} at most, draw more images, "
+                f"or lower batch."
             )
         folder, own = run.folder_of(run.rank), {**recipe, "rank": run.rank}
         found, saved = load_checkpoint(folder, own), time.monotonic()
@@ -211,16 +213,23 @@ class Labeller:
         done = 0 if found is None else found.step
         for at, number in enumerate(batches[done:], done + 1):
             state = self._add(state, number)
-            if at == len(batches) or time.monotonic() - saved >= run.every:
+            if at == len(batches) or time.monotonic() - saved >= run.checkpoint_interval_s:
                 save_checkpoint(folder, Checkpoint(at, own, {"state": state.tensors()}))
                 saved = time.monotonic()
                 log.info("%d of %d batches of %d pictures", at, len(batches), self._config.batch)
 
-    def counted(self, run: LabelRun, rank: int, recipe: Mapping[str, Any]) -> State | None:
-        """What a process has counted; None while it has not finished."""
+    def counted(self, run: LabelRun, rank: int, recipe: Mapping[str, Any]) -> State:
+        """What a process has counted.
+
+        Raises:
+            ValueError: It has not finished, or it wrote its counts elsewhere.
+        """
         found = load_checkpoint(run.folder_of(rank), {**recipe, "rank": rank})
         if found is None or found.step < len(range(rank, self._config.n_batches, run.world)):
-            return None
+            raise ValueError(
+                f"The counts of process {rank} are not in {run.folder}. Processes on several machines need one run "
+                f"folder that all of them see."
+            )
         return State.of(list(self._saes), found.tensors["state"])
 
     def write(self, state: State, recipe: Mapping[str, Any]) -> None:

@@ -42,6 +42,7 @@ from training.pipeline.export import (
     save,
     set_json,
     standardise,
+    strip_paths,
 )
 from training.prompts.sources import GRAMMAR, open_prompts
 from training.sae.command import RECIPE as SAE_RECIPE
@@ -101,7 +102,7 @@ class Run:
     """Where the finished model goes."""
     n_workers: int
     """Processes that paint scenes."""
-    every: float
+    checkpoint_interval_s: float
     """Seconds between checkpoints."""
     warm_start: bool
     """Whether training starts from the weights in the package."""
@@ -119,7 +120,13 @@ class Run:
         task = AutoencoderTask(self.config.autoencoder)
         if self.warm_start:
             _load(task.model, self.package / "model", {"autoencoder.": "vae"})
-        train(task, self.config.autoencoder_loop, self.folder, n_workers=self.n_workers, every=self.every)
+        train(
+            task,
+            self.config.autoencoder_loop,
+            self.folder,
+            n_workers=self.n_workers,
+            checkpoint_interval_s=self.checkpoint_interval_s,
+        )
         autoencoder = build_autoencoder(self.config.autoencoder)
         weights = load_file(self.folder / task.name / "ema.safetensors")
         autoencoder.load_state_dict(entries_under(weights, "autoencoder."))
@@ -143,7 +150,7 @@ class Run:
         task = TextTask(self.config.denoiser, data, held_out)
         if self.warm_start:
             _load(task.model, self.package / "model", {"text_encoder.": "text_encoder"})
-        train(task, self.config.text_loop, self.folder, n_workers=0, every=self.every)
+        train(task, self.config.text_loop, self.folder, n_workers=0, checkpoint_interval_s=self.checkpoint_interval_s)
 
     def train_denoiser(self) -> None:
         """Train the U-Net, and the text encoder along with it."""
@@ -162,7 +169,9 @@ class Run:
         taught = self.folder / "text" / "ema.safetensors"
         if taught.exists():
             task.model.load_state_dict({**task.model.state_dict(), **load_file(taught)})
-        train(task, self.config.denoiser_loop, self.folder, n_workers=0, every=self.every)
+        train(
+            task, self.config.denoiser_loop, self.folder, n_workers=0, checkpoint_interval_s=self.checkpoint_interval_s
+        )
 
     def train_judges(self) -> None:
         """Train the segmenters and the style classifier."""
@@ -170,7 +179,13 @@ class Run:
         task = JudgesTask(self.config.judges, self.config.n_held_out)
         if self.warm_start:
             _load(task.model, self.package, {f"{name}.": name for name in JUDGES})
-        train(task, self.config.judges_loop, self.folder, n_workers=self.n_workers, every=self.every)
+        train(
+            task,
+            self.config.judges_loop,
+            self.folder,
+            n_workers=self.n_workers,
+            checkpoint_interval_s=self.checkpoint_interval_s,
+        )
 
     def export(self) -> None:
         """Put what has been trained into the package, as fp16; judges that were not trained stay as they are."""
@@ -188,6 +203,7 @@ class Run:
                 assert isinstance(judge, PreTrainedModel)
                 judge.half().save_pretrained(self.package / name)
                 set_json(self.package / name / "config.json", dtype="float32")
+                strip_paths(self.package / name)
         write_surprisals(self.package / TABLE.name)
         (self.package / "training.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         logger.info("exported to %s", self.package)
@@ -195,14 +211,17 @@ class Run:
     def train_saes(self) -> None:
         """Train sparse autoencoders on the finished model."""
         # A folder a model: what was trained on another is neither taken up nor lost.
-        run = SaeRun(self.folder / "saes" / self._digest("model"), every=self.every)
+        run = SaeRun(self.folder / "saes" / self._digest("model"), checkpoint_interval_s=self.checkpoint_interval_s)
         train_collection(self.config.saes, self._spec, run, self.package / "saes")
 
     def name_concepts(self) -> None:
         """Name the latents of the sparse autoencoders."""
         model = self._finished()
         segmenter = load_segmenter(self.package / "segmenter", device=self.device)
-        run = LabelRun(self.folder / "labels" / self._digest("model", "saes", "segmenter"), every=self.every)
+        run = LabelRun(
+            self.folder / "labels" / self._digest("model", "saes", "segmenter"),
+            checkpoint_interval_s=self.checkpoint_interval_s,
+        )
         prompts = open_prompts(GRAMMAR, model.check_prompt)
         label_collection(self.config.labels, self.package / "saes", model, segmenter, prompts, run)
 
@@ -301,7 +320,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, default=PACKAGE, help="folder that the finished model is put into")
     parser.add_argument("--workers", type=int, default=0, help="processes that paint scenes; 0: a thread")
-    parser.add_argument("--checkpoint-every", type=float, default=300, help="seconds between checkpoints")
+    parser.add_argument("--checkpoint-interval-s", type=float, default=300, help="seconds between checkpoints")
     parser.add_argument("--warm-start", action="store_true", help="start from the weights in --out")
 
 
@@ -313,7 +332,7 @@ def main(arguments: argparse.Namespace) -> None:
         folder=arguments.run_dir,
         package=arguments.out,
         n_workers=arguments.workers,
-        every=arguments.checkpoint_every,
+        checkpoint_interval_s=arguments.checkpoint_interval_s,
         warm_start=arguments.warm_start,
     )
     with locked(arguments.run_dir):

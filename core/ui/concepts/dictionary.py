@@ -81,7 +81,7 @@ def first_lines(name: str) -> tuple[str, str, str]:
     options = f"--recipe {QUICK}" if name == SD else f"--recipe {QUICK} --model {model}"
     return (
         f"python -m training sae {options}",
-        f"python -m training labels {options} --pictures {QUICK_PICTURES}",
+        f"python -m training labels {options} --images {QUICK_PICTURES}",
         f"python app.py --model {model}",
     )
 

@@ -19,8 +19,7 @@ from core.diffusion.diffuser import Diffuser
 from core.diffusion.text import distinct_words
 from core.information.quadrature import Sampler
 from training.benchmark import baselines as baselines
-from training.benchmark import latency, prompts, run, saes
-from training.benchmark import streaming as fed
+from training.benchmark import latency, prompts, run, saes, streaming
 from training.benchmark.arithmetic import equal_error_evals, needed, ratio, relative_errors, resamples, times
 from training.benchmark.estimator import Method, Settings, ladder, measure, replicates, tabulate
 from training.benchmark.full_size import SMALL, components, make_pipeline
@@ -208,8 +207,8 @@ def test_every_part_is_measured_unless_some_are_named(capsys: pytest.CaptureFixt
     assert [name for name in run.PARTS if run._wanted(name, [], on_gpu)] == list(run.PARTS)[
         :-2
     ]  # all but conformance, latency
-    assert [name for name in run.PARTS if run._wanted(name, [], on_cpu)] == list(run.PARTS)[:-3]  # nor fed
-    assert [name for name in run.PARTS if run._wanted(name, ["sae", "fed"], on_cpu)] == ["sae", "fed"]
+    assert [name for name in run.PARTS if run._wanted(name, [], on_cpu)] == list(run.PARTS)[:-3]  # nor streaming
+    assert [name for name in run.PARTS if run._wanted(name, ["sae", "streaming"], on_cpu)] == ["sae", "streaming"]
     with pytest.raises(SystemExit):
         parser.parse_args(["estimater"])
     assert "Did you mean 'estimator'" in capsys.readouterr().err
@@ -235,7 +234,7 @@ def test_sae_trainers_race_on_the_same_batches(tmp_path: Path) -> None:
 
 def test_saes_are_trained_while_a_sampler_feeds_them() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
-    table = fed.part(fed.QUICK, "cpu")
+    table = streaming.part(streaming.QUICK, "cpu")
     sampler, both = table.rows
     assert (sampler["what"], both["what"]) == ("the sampler", "sampler and training")
     assert both["share of the time"] == "100 %"
@@ -249,11 +248,11 @@ def test_saes_are_trained_while_a_sampler_feeds_them() -> None:
 
 def test_the_sampler_that_feeds_is_stable_diffusions() -> None:
     with torch.device("meta"):
-        unet: Any = components(fed.Settings().size)["unet"]
+        unet: Any = components(streaming.Settings().size)["unet"]
     assert sum(weight.numel() for weight in unet.parameters()) == 859_520_964  # as v1.4's weights have
-    hookpoints = fed.Settings().spec.hookpoints
+    hookpoints = streaming.Settings().spec.hookpoints
     assert [unet.get_submodule(name).in_channels for name in hookpoints] == [1280, 1280, 1280]
-    assert len(fed.Settings().recipe.times) == 4
+    assert len(streaming.Settings().recipe.times) == 4
 
 
 def test_small_calls_are_timed_beside_diffusers_and_without_graphs() -> None:

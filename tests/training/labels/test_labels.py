@@ -428,17 +428,25 @@ def test_a_killed_run_goes_on_and_several_processes_add_up(
     assert core.load_concepts(collection, *IDS[1]).effect("blue") is None  # the half that reads no word
     clear(collection)
     with pytest.raises(KeyboardInterrupt):
-        label(collection, model, LabelRun(tmp_path / "killed", every=0), Prompt(dies_at=9))
+        label(collection, model, LabelRun(tmp_path / "killed", checkpoint_interval_s=0), Prompt(dies_at=9))
     assert not (collection / IDS[0].path / TABLE).exists()
     prompts = Prompt()
     label(collection, model, LabelRun(tmp_path / "killed"), prompts)
     assert prompts.asked[0] == 8  # two batches had been counted
     assert_same(whole, made(collection))
     clear(collection)
-    label(collection, model, LabelRun(tmp_path / "shared", rank=1, world=2))
-    assert not (collection / IDS[0].path / TABLE).exists()
-    label(collection, model, LabelRun(tmp_path / "shared", rank=0, world=2))
+    main, other = (LabelRun(tmp_path / "shared", rank=rank, world=2) for rank in (0, 1))
+
+    def wait_for_everyone() -> None:
+        assert not (collection / IDS[0].path / TABLE).exists()
+        label(collection, model, other)
+        assert not (collection / IDS[0].path / TABLE).exists()  # the main process alone writes
+
+    label_collection(CONFIG, collection, model, Halves(), Prompt(), main, wait_for_everyone=wait_for_everyone)
     assert_same(whole, made(collection))
+    clear(collection)
+    with pytest.raises(ValueError, match=r"counts of process 1 are not in .*apart. Processes on several machines need"):
+        label(collection, model, LabelRun(tmp_path / "apart", rank=0, world=2))
 
 
 def updates_of(model: Diffuser, sae_id: SaeId, step: int, prompts: list[str], seeds: list[int]) -> Tensor:
@@ -508,7 +516,7 @@ def test_a_segmenter_of_any_words_is_told_those_of_the_prompts(monkeypatch: pyte
     monkeypatch.setattr(command, "load_segmenter", lambda *given, **_: asked.append(given) or Halves())
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    words = ["--segmenter", "clipseg", "--tags", "cat", "sky", "--prompt-words", "1", "--pictures", "3"]
+    words = ["--segmenter", "clipseg", "--tags", "cat", "sky", "--prompt-words", "1", "--images", "3"]
     command.choose_segmenter(parser.parse_args(words), Prompt())
     command.choose_segmenter(parser.parse_args(["--segmenter", "some/folder"]), Prompt())
     assert asked == [("clipseg", ("cat", "sky", "dog")), ("some/folder",)]
@@ -520,7 +528,7 @@ def test_mistakes_are_told_before_anything_is_drawn(model: Diffuser, collection:
         LabelConfig(batch=5)
     with pytest.raises(ValueError, match="There is no SAE in"):
         label(tmp_path, model, LabelRun(tmp_path))
-    with pytest.raises(ValueError, match="nothing for process 4 of 5: 4 batches"):
+    with pytest.raises(ValueError, match=r"5 processes cannot share 4 batches\. Start 4 at most"):
         label(collection, model, LabelRun(tmp_path / "run", rank=4, world=5))
     recipe = Labeller(CONFIG, collection, model, Halves(), Prompt()).recipe({"model": "another"})
     save_checkpoint(tmp_path / "run" / "0-of-1", Checkpoint(1, {**recipe, "rank": 0}, {"state": {}}))
