@@ -1,15 +1,18 @@
-"""`python -m training COMMAND`: what makes and measures the artifacts."""
+"""`python -m training COMMAND`: train, label, evaluate and publish models and sparse autoencoders."""
 
 import argparse
 import importlib
+import linecache
 import logging
 import os
 import sys
+from pathlib import Path
+from types import ModuleType
 
 COMMANDS = {
     "picturebook": ("training.pipeline.run", "train the embedded model and put it into the package"),
     "sae": ("training.sae.command", "train sparse autoencoders while the sampler runs"),
-    "labels": ("training.labels.command", "name the concepts of sparse autoencoders"),
+    "labels": ("training.labels.command", "label the latents of sparse autoencoders"),
     "evaluate": ("training.evaluate.run", "measure whether the claims are true"),
     "publish": ("training.hub.publish", "put autoencoders and concept tables on the Hub"),
     "deploy-space": ("training.hub.space", "put the app on a Hugging Face Space"),
@@ -18,12 +21,14 @@ COMMANDS = {
 }
 """Name, module with `add_arguments` and `main`, and help of each command."""
 
-SHARES_WORK = "sae"
-"""The command that joins the processes that torchrun or `accelerate launch` starts."""
+DISTRIBUTED = ("sae", "labels")
+"""Commands that share their work among the processes that torchrun or `accelerate launch` starts."""
+EXTRAS = ("accelerate", "datasets", "filelock")
+"""Packages that the commands need and the app does not."""
 
 
 def main() -> None:
-    """Parse the command line and run the command."""
+    """Parse the command line and run the command. A user's mistake ends in one message and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, help_text) in COMMANDS.items():
@@ -32,16 +37,70 @@ def main() -> None:
         )
         # Only the command that is asked for is imported: torch and diffusers take seconds.
         if name in sys.argv[1:2]:
-            importlib.import_module(module).add_arguments(command)
+            _import(module, parser).add_arguments(command)
     arguments = parser.parse_args()
     n_processes = int(os.environ.get("WORLD_SIZE", 1))
-    if n_processes > 1 and arguments.command != SHARES_WORK and getattr(arguments, "world", 1) == 1:
+    if n_processes > 1 and arguments.command not in DISTRIBUTED:
         parser.error(
             f"{n_processes} processes were started, each of which would do all of {arguments.command!r} by itself. "
-            f"Start one; only {SHARES_WORK!r} shares its work out that way."
+            f"Start one; only {' and '.join(map(repr, DISTRIBUTED))} share their work."
         )
+    for option in ("out", "run_dir"):
+        if (folder := getattr(arguments, option, None)) is not None:
+            _check_writable(folder, f"--{option.replace('_', '-')}", parser)
+    if (device := getattr(arguments, "device", None)) is not None:
+        _check_device(device, parser)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    importlib.import_module(COMMANDS[arguments.command][0]).main(arguments)
+    try:
+        _import(COMMANDS[arguments.command][0], parser).main(arguments)
+    except (Exception, SystemExit) as error:
+        if not _is_mistake(error):
+            raise
+        parser.exit(2, f"{parser.prog} {arguments.command}: error: {error}\n")
+
+
+def _import(module: str, parser: argparse.ArgumentParser) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        parser.error(f'{error.name} is not installed. Run `pip install -e ".[train]"` in the checkout.')
+
+
+def _check_writable(folder: Path, option: str, parser: argparse.ArgumentParser) -> None:
+    """Refuse a folder that cannot be made or written to before hours are spent on what goes into it."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        parser.error(f"{option}: {folder} cannot be written, because of {existing}. Name another folder.")
+
+
+def _check_device(device: str, parser: argparse.ArgumentParser) -> None:
+    """Refuse a device that torch does not know or this computer does not have."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        parser.error(f"--device: {device!r} cannot be used: {str(error).splitlines()[0]}. Try cpu, cuda or mps.")
+
+
+def _is_mistake(error: BaseException) -> bool:
+    """Whether the message is for the user: errors of the file system and the network, the project's own exceptions, and
+    the ValueErrors that it raises on purpose. Any other exception is a bug, whose traceback is wanted.
+    """
+    if isinstance(error, SystemExit):
+        return isinstance(error.code, str)
+    if isinstance(error, OSError) or type(error).__module__.startswith(("core.", "training.")):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not isinstance(error, ValueError):
+        return False
+    frame = trace.tb_frame
+    line = linecache.getline(frame.f_code.co_filename, trace.tb_lineno)
+    return frame.f_globals["__name__"].startswith(("core.", "training.")) and line.lstrip().startswith("raise ")
 
 
 if __name__ == "__main__":

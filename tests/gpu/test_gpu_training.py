@@ -51,7 +51,7 @@ class Planted:
 
 def train(folder: Path, device: torch.device, config: TrainerConfig) -> tuple[dict[str, Tensor], list[float]]:
     """Weights, and the unexplained variance at every sync."""
-    run = Run(folder, every=0)
+    run = Run(folder, checkpoint_interval_s=0)
     saes = train_saes(Planted(device), [ID], config, run, make_accelerator(config, run))
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return dict(saes[ID].state_dict()), [line["saes"][ID.path]["fvu"] for line in lines]

@@ -10,18 +10,18 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from core.ui.concepts.dictionary import QUICK, first_lines
+from core.ui.jobs import draw, foretell
+from core.ui.runtime import Runtime
 
 from core.artifacts import find_model
 from core.folders import cache_folder, collections_folder
 from core.sae.collection import INDEX
 from core.sae.trained import find_trained
 from core.segmentation.open_vocabulary import load_open_segmenter
-from core.ui.concepts.dictionary import QUICK, first_lines
 from core.ui.concepts.tab import concepts_html
-from core.ui.jobs import draw, foretell
 from core.ui.layout.tab import layout_html
 from core.ui.look.scene import Scene
-from core.ui.runtime import Runtime
 from tests.core.segmentation.test_open_vocabulary import a_clipseg, saved
 from training.__main__ import main
 from training.common.report import ROOT
@@ -113,7 +113,7 @@ def test_the_three_lines_end_in_a_page_with_concepts(
     assert told == [f"The concepts are those trained on this computer, in {root}; `--saes` takes others."]
     table = next(iter(dictionary.tables.values()))
     assert table.info.made_with["segmenter"] == "clipseg"
-    assert table.info.made_with["first_prompt"] == 8  # two rounds of four went into the training
+    assert table.info.made_with["first_prompt"] == 8  # two buffers of four went into the training
     assert "photo" in table.info.effect_words
     assert {"sky", "person", "whale"} <= set(table.class_names)
     assert any(table[number].gallery for number in range(len(table)))

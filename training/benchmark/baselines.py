@@ -103,7 +103,7 @@ def ours(asked: Namespace, batches: Batches) -> Rebuild:
             yield StreamBatch(number, {sae_id: batch}, ("",))
 
     with tempfile.TemporaryDirectory() as folder:
-        run = SaeRun(Path(folder), every=1e9)
+        run = SaeRun(Path(folder), checkpoint_interval_s=1e9)
         accelerator = make_accelerator(config, run)
         source = SimpleNamespace(batches=stream, d_in=lambda _: asked.d_in)
         sae = train_saes(source, [sae_id], config, run, accelerator)[sae_id].to(asked.device)

@@ -15,6 +15,6 @@ measure() {
 run 180 suite python -m pytest -m gpu tests/gpu -s -rs --durations=10
 measure 75 latency
 measure 70 conformance
-measure 125 fed
+measure 125 streaming
 measure 30 sae --quick
 exit "$failed"

@@ -88,7 +88,7 @@ class _Timed:
 
 
 def part(settings: Settings, device: str) -> Table:
-    """The benchmark's part `fed`."""
+    """The benchmark's part `streaming`."""
     model = make_diffuser(settings, device)
     recipe = settings.recipe
     ids = recipe.sae_ids(model)
@@ -99,7 +99,7 @@ def part(settings: Settings, device: str) -> Table:
     n_steps = settings.n_rounds + 2  # the first warms up, and of the last nothing tells when it ended
     config = replace(recipe.training, n_steps=n_steps, n_calibration_batches=1, sync_every=n_steps)
     with TemporaryDirectory() as folder:
-        run = SaeRun(Path(folder), every=1e9)
+        run = SaeRun(Path(folder), checkpoint_interval_s=1e9)
         train_saes(stream, ids, config, run, make_accelerator(config, run))
     whole = [after - before for before, after in pairwise(stream.asked_at[1:])]
     rows: list[dict[str, Cell]] = []
@@ -118,7 +118,7 @@ def part(settings: Settings, device: str) -> Table:
         f"{', '.join(model.hookpoints)}: {shape.batch_size} samples of each from every {settings.images} pictures. "
         f"Mean of {len(whole)} such rounds after one to warm up, on {model.device}.",
     )
-    return Table("fed", "SAEs trained while the sampler feeds them", rows, notes)
+    return Table("streaming", "SAEs trained while the sampler feeds them", rows, notes)
 
 
 BENCHMARK = Benchmark(

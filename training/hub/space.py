@@ -16,9 +16,12 @@ from core.artifacts import find_model, is_local
 from core.diffusion.loading import needed_files
 from core.errors import ModelError
 from core.spec import BUILT_IN, ModelSpec
+from training.common.options import add_field_options, field_values
 from training.common.report import ROOT
 
 README, REQUIREMENTS, ARGUMENTS = "README.md", "requirements.txt", "app.args"
+OPTIONS = ("model", "saes", "hardware")
+"""Fields of `SpaceConfig` that are options of the command."""
 HARDWARE = "zero-a10g"
 """The Hub's name for ZeroGPU."""
 
@@ -39,11 +42,8 @@ class SpaceConfig:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    config = SpaceConfig()
     parser.add_argument("repo", nargs="?", help="the Space, owner/name; created if it does not exist")
-    parser.add_argument("--model", default=config.model, help="picturebook, sd-v1-4, or owner/name@revision")
-    parser.add_argument("--saes", default=config.saes, help="owner/name@revision; by default the model's own")
-    parser.add_argument("--hardware", default=config.hardware, help="zero-a10g is ZeroGPU; cpu-basic is free")
+    add_field_options(parser, SpaceConfig, OPTIONS)
     parser.add_argument("--private", action="store_true", help="if the Space is created, make it private")
     parser.add_argument("--out", type=Path, default=None, help="new folder to assemble it in, which is kept")
     parser.add_argument("--dry-run", action="store_true", help="assemble it and show what is in it, without pushing")
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Assemble the Space, and push it unless this is a dry run."""
-    config = SpaceConfig(arguments.model, arguments.saes, arguments.hardware)
+    config = SpaceConfig(**field_values(arguments, OPTIONS))
     if not arguments.repo and not arguments.dry_run:
         raise SystemExit("Name the Space, owner/name, or see with --dry-run what would be pushed.")
     with TemporaryDirectory() as temporary:

@@ -7,14 +7,15 @@ latent gets a label or none (`training.labels.naming`), and some of the images a
 With `--recipe` the model, the collection and the prompts are those of `python -m training sae`, and the images are of
 prompts that the SAEs were not trained on.
 
-Several processes can share the images with `--rank R --world W` and one `--run-dir`; the last to finish adds up the
-counts of all and writes the tables.
+Several GPUs share the images: `accelerate launch -m training labels`; several CPU processes:
+`torchrun --nproc_per_node N -m training labels`. Each counts its own images in the one `--run-dir`; the main process
+adds up the counts and writes.
 """
 
 import argparse
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ from core.sae.collection import EMBEDDED
 from core.segmentation.open_vocabulary import BACKGROUND_TAGS, OPEN_KINDS, TAGS, classes_of, load_open_segmenter
 from core.segmentation.semantic import Segmenter, load_segmenter
 from core.spec import ModelSpec
+from training.common.options import add_field_options
+from training.common.processes import joined_processes
 from training.common.recipe import read_recipe
 from training.common.run_lock import locked
 from training.labels.labeller import LabelConfig, Labeller, LabelRun, State
@@ -48,13 +51,14 @@ DEFAULTS: Mapping[str, Any] = {
     "run_dir": cache_folder("labels"),
 }
 """Defaults where there is no recipe."""
+OPTIONS = ("images", "batch", "permutations", "shared_steps", "gallery", "effect_images", "seed")
+"""Fields of `LabelConfig` that are options as they are; the defaults of its words depend on the model."""
 
 log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    config = LabelConfig()
     parser.add_argument(
         "--recipe",
         type=Path,
@@ -93,20 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-words", type=int, default=64, help="the most frequent words of the prompts, as further classes"
     )
-    parser.add_argument("--images", type=int, default=config.images, help="images to generate")
-    parser.add_argument("--batch", type=int, default=config.batch, help="images generated together; even")
-    parser.add_argument("--permutations", type=int, default=config.permutations, help="of masks, for the chance level")
-    parser.add_argument(
-        "--shared-steps", type=int, default=config.shared_steps, help="steps at which SAEs for all times are read"
-    )
-    parser.add_argument("--gallery", type=int, default=config.gallery, help="images in the shared gallery of examples")
-    parser.add_argument(
-        "--effect-images",
-        type=int,
-        default=config.effect_images,
-        help="images on which the effect of a style word is measured",
-    )
-    parser.add_argument("--seed", type=int, default=config.seed, help="seed of the images' noise")
+    add_field_options(parser, LabelConfig, OPTIONS)
     parser.add_argument(
         "--backgrounds",
         nargs="*",
@@ -126,15 +117,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"folder of the checkpoints, to resume from; by default {cache_folder('labels')}, or one in it for the "
         "recipe",
     )
-    parser.add_argument("--checkpoint-every", type=float, default=120, help="least seconds between checkpoints")
-    parser.add_argument("--rank", type=int, default=0, help="which of the processes this is, from 0")
-    parser.add_argument("--world", type=int, default=1, help="number of processes that share the images")
+    add_field_options(parser, LabelRun, ["checkpoint_interval_s"])
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Label the collection."""
     arguments = with_defaults(arguments)
     config = label_config(arguments, find_model(arguments.model))
+    processes = joined_processes()
+    rank, world = processes.process_index, processes.num_processes
+    arguments.device = arguments.device or (str(processes.device) if world > 1 else None)
     model = core.load_model(arguments.model, device=arguments.device)
     source = open_prompts(
         arguments.prompts,
@@ -153,8 +145,9 @@ def main(arguments: argparse.Namespace) -> None:
         "segmenter": arguments.segmenter,
         "weights": [file_sha256(path) for folder in folders for path in sorted(folder.rglob("*.safetensors"))],
     }
-    run = LabelRun(arguments.run_dir, arguments.checkpoint_every, arguments.rank, arguments.world)
-    label_collection(config, arguments.saes, model, segmenter, prompts, run, depends)
+    run = LabelRun(arguments.run_dir, arguments.checkpoint_interval_s, rank, world)
+    label_collection(config, arguments.saes, model, segmenter, prompts, run, depends, processes.wait_for_everyone)
+    processes.destroy_process_group()
 
 
 def with_defaults(arguments: argparse.Namespace) -> argparse.Namespace:
@@ -180,16 +173,10 @@ def label_config(arguments: argparse.Namespace, spec: ModelSpec) -> LabelConfig:
     backgrounds = (*own.backgrounds, *BACKGROUND_TAGS) if arguments.backgrounds is None else arguments.backgrounds
     styles = (own.styles or STYLES) if arguments.styles is None else arguments.styles
     return LabelConfig(
-        images=arguments.images,
-        batch=arguments.batch,
-        permutations=arguments.permutations,
-        shared_steps=arguments.shared_steps,
-        gallery=arguments.gallery,
-        seed=arguments.seed,
+        **field_values(arguments, OPTIONS),
         backgrounds=tuple(backgrounds),
         styles=tuple(styles),
         words=own.words,
-        effect_images=arguments.effect_images,
     )
 
 
@@ -245,6 +232,7 @@ def label_collection(
     prompts: Prompts,
     run: LabelRun,
     depends: Mapping[str, Any] | None = None,
+    wait_for_everyone: Callable[[], None] = lambda: None,
 ) -> None:
     """Write concept tables, counts and examples into a collection of SAEs.
 
@@ -256,17 +244,17 @@ def label_collection(
         prompts: Prompts of the images.
         run: Where checkpoints are kept, and which part of the images this process generates.
         depends: JSON: what else the counts depend on; a checkpoint that differs in it is refused.
+        wait_for_everyone: Returns once all processes have counted; the main one, rank 0, then writes.
 
     Raises:
-        ValueError: No SAEs, settings that do not fit, or a checkpoint of another recipe.
+        ValueError: No SAEs, settings that do not fit, a checkpoint of another recipe, or processes without a common
+            folder.
+        FolderInUseError: Another run is at work in the run's folder.
     """
     labeller = Labeller(config, root, model, segmenter, prompts)
     recipe = labeller.recipe(depends or {})
     with locked(run.folder_of(run.rank)):
         labeller.count(run, recipe)
-    counted = [labeller.counted(run, rank, recipe) for rank in range(run.world)]
-    whole = [state for state in counted if state is not None]
-    if len(whole) < run.world:
-        log.info("%d of %d processes have finished counting; the last one writes the tables", len(whole), run.world)
-        return
-    labeller.write(State.merged(whole), recipe)
+        wait_for_everyone()
+        if run.rank == 0:
+            labeller.write(State.merged([labeller.counted(run, rank, recipe) for rank in range(run.world)]), recipe)

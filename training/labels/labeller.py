@@ -98,9 +98,9 @@ class LabelRun:
     checkpoint_interval_s: float = 120
     """Least seconds between checkpoints."""
     rank: int = 0
-    """Which process this is, from 0."""
+    """Which process this is; 0 is the main one, which writes."""
     world: int = 1
-    """Number of processes that share the images."""
+    """Number of processes that share the images and the folder."""
 
     def folder_of(self, rank: int) -> Path:
         """Folder of one process's checkpoints."""
@@ -191,9 +191,11 @@ class Labeller:
     def count(self, run: LabelRun, recipe: Mapping[str, Any]) -> None:
         """Generate this process's share of the images and count, from its last checkpoint on."""
         batches = range(run.rank, self._config.n_batches, run.world)
-        if not batches or run.rank < 0:
+        n_batches = self._config.n_batches
+        if run.world > n_batches:  # every process finds it, and none waits for another
             raise ValueError(
-                f"There is nothing for process {run.rank} of {run.world}: {self._config.n_batches} batches in all."
+                f"{run.world} processes cannot share {n_batches} batches. Start at most {n_batches}, generate more "
+                f"images, or lower batch."
             )
         folder, own = run.folder_of(run.rank), {**recipe, "rank": run.rank}
         found, saved = load_checkpoint(folder, own), time.monotonic()
@@ -206,11 +208,18 @@ class Labeller:
                 saved = time.monotonic()
                 log.info("%d of %d batches of %d images", at, len(batches), self._config.batch)
 
-    def counted(self, run: LabelRun, rank: int, recipe: Mapping[str, Any]) -> State | None:
-        """The counts of a process; None until it has finished."""
+    def counted(self, run: LabelRun, rank: int, recipe: Mapping[str, Any]) -> State:
+        """What a process has counted.
+
+        Raises:
+            ValueError: It has not finished, or it wrote its counts elsewhere.
+        """
         found = load_checkpoint(run.folder_of(rank), {**recipe, "rank": rank})
         if found is None or found.step < len(range(rank, self._config.n_batches, run.world)):
-            return None
+            raise ValueError(
+                f"The counts of process {rank} are not in {run.folder}. Processes on several machines need one run "
+                f"folder that all of them see."
+            )
         return State.of(list(self._saes), found.tensors["state"])
 
     def write(self, state: State, recipe: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import json
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -82,6 +83,28 @@ def save(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     half.save_pretrained(folder, safe_serialization=True)
     # transformers loads in the dtype of the config, diffusers in float32: without this the two would not match.
     set_json(folder / "text_encoder" / "config.json", dtype="float32")
+    strip_paths(folder)
+
+
+def strip_paths(folder: Path) -> None:
+    """Remove from every configuration under a folder what names folders of this computer.
+
+    The libraries write the folder that a module was loaded from, `_name_or_path`, into its configuration.
+    """
+    for path in (*folder.rglob("*config.json"), *folder.rglob("model_index.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(_without_paths(content), indent=2) + "\n", encoding="utf-8")
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: v for key, v in value.items() if key != "_name_or_path" and not _is_path(v)}
+        return {key: _without_paths(v) for key, v in kept.items()}
+    return value
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and Path(value).expanduser().is_absolute()
 
 
 def set_json(path: Path, **values: object) -> None:

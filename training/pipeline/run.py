@@ -44,6 +44,7 @@ from training.pipeline.export import (
     save,
     set_json,
     standardise,
+    strip_paths,
 )
 from training.prompts.sources import GRAMMAR, open_prompts
 from training.sae.command import RECIPE as SAE_RECIPE
@@ -142,7 +143,11 @@ class PicturebookRun:
         if self.warm_start:
             _load(task.model, self.package / "model", {"autoencoder.": "vae"})
         train(
-            task, self.config.autoencoder_loop, self.folder, n_workers=self.n_workers, every=self.checkpoint_interval_s
+            task,
+            self.config.autoencoder_loop,
+            self.folder,
+            n_workers=self.n_workers,
+            checkpoint_interval_s=self.checkpoint_interval_s,
         )
         autoencoder = build_autoencoder(self.config.autoencoder)
         weights = load_file(self.folder / task.name / "ema.safetensors")
@@ -167,7 +172,7 @@ class PicturebookRun:
         task = TextTask(self.config.denoiser, data, held_out)
         if self.warm_start:
             _load(task.model, self.package / "model", {"text_encoder.": "text_encoder"})
-        train(task, self.config.text_loop, self.folder, n_workers=0, every=self.checkpoint_interval_s)
+        train(task, self.config.text_loop, self.folder, n_workers=0, checkpoint_interval_s=self.checkpoint_interval_s)
 
     def train_denoiser(self) -> None:
         """Train the U-Net together with the text encoder."""
@@ -186,7 +191,9 @@ class PicturebookRun:
         pretrained = self.folder / "text" / "ema.safetensors"
         if pretrained.exists():
             task.model.load_state_dict({**task.model.state_dict(), **load_file(pretrained)})
-        train(task, self.config.denoiser_loop, self.folder, n_workers=0, every=self.checkpoint_interval_s)
+        train(
+            task, self.config.denoiser_loop, self.folder, n_workers=0, checkpoint_interval_s=self.checkpoint_interval_s
+        )
 
     def train_judges(self) -> None:
         """Train the segmenters and the style classifier."""
@@ -194,7 +201,13 @@ class PicturebookRun:
         task = JudgesTask(self.config.judges, self.config.n_held_out)
         if self.warm_start:
             _load(task.model, self.package, {f"{name}.": name for name in JUDGES})
-        train(task, self.config.judges_loop, self.folder, n_workers=self.n_workers, every=self.checkpoint_interval_s)
+        train(
+            task,
+            self.config.judges_loop,
+            self.folder,
+            n_workers=self.n_workers,
+            checkpoint_interval_s=self.checkpoint_interval_s,
+        )
 
     def export(self) -> None:
         """Export what has been trained to the package, in fp16; judges that were not trained stay unchanged."""
@@ -212,6 +225,7 @@ class PicturebookRun:
                 assert isinstance(judge, PreTrainedModel)
                 judge.half().save_pretrained(self.package / name)
                 set_json(self.package / name / "config.json", dtype="float32")
+                strip_paths(self.package / name)
         write_surprisals(self.package / TABLE)
         write_text(self.package / "training.json", json.dumps(asdict(self.config), indent=2) + "\n")
         logger.info("exported to %s", self.package)
@@ -219,14 +233,17 @@ class PicturebookRun:
     def train_saes(self) -> None:
         """Train sparse autoencoders on the finished model."""
         # One folder per model: SAEs of another model are neither resumed nor overwritten.
-        run = SaeRun(self.folder / "saes" / self._digest("model"), every=self.checkpoint_interval_s)
+        run = SaeRun(self.folder / "saes" / self._digest("model"), checkpoint_interval_s=self.checkpoint_interval_s)
         train_collection(self.config.saes, self._spec, run, self.package / "saes")
 
     def label_concepts(self) -> None:
         """Label the latents of the sparse autoencoders."""
         model = self._finished()
         segmenter = load_segmenter(self.package / "segmenter", device=self.device)
-        run = LabelRun(self.folder / "labels" / self._digest("model", "saes", "segmenter"), self.checkpoint_interval_s)
+        run = LabelRun(
+            self.folder / "labels" / self._digest("model", "saes", "segmenter"),
+            checkpoint_interval_s=self.checkpoint_interval_s,
+        )
         prompts = open_prompts(GRAMMAR, model.check_prompt)
         label_collection(self.config.labels, self.package / "saes", model, segmenter, prompts, run)
 
@@ -324,7 +341,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, default=PACKAGE, help="folder of the finished model")
     parser.add_argument("--workers", type=int, default=0, help="processes that paint scenes; 0 for a thread")
-    parser.add_argument("--checkpoint-every", type=float, default=300, help="seconds between checkpoints")
+    parser.add_argument("--checkpoint-interval-s", type=float, default=300, help="seconds between checkpoints")
     parser.add_argument("--warm-start", action="store_true", help="start from the weights in --out")
 
 
@@ -336,7 +353,7 @@ def main(arguments: argparse.Namespace) -> None:
         folder=arguments.run_dir,
         package=arguments.out,
         n_workers=arguments.workers,
-        checkpoint_interval_s=arguments.checkpoint_every,
+        checkpoint_interval_s=arguments.checkpoint_interval_s,
         warm_start=arguments.warm_start,
     )
     with locked(arguments.run_dir):

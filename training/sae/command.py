@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +27,7 @@ from core.sae.io import save_sae
 from core.sae.trained import files_digest, weights_digest
 from core.spec import ModelSpec
 from training.common.allocator import keep_freed_memory
+from training.common.options import add_field_options, field_values
 from training.common.recipe import read_recipe
 from training.common.report import commit_now
 from training.common.run_lock import locked
@@ -36,6 +37,8 @@ from training.sae.stream import ActivationStream, StreamConfig
 from training.sae.trainer import LOG, SaeRun, make_accelerator, train_saes
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "picturebook_saes.json"
+OPTIONS = ("checkpoint_interval_s", "trackers")
+"""Fields of `SaeRun` that are options of the command."""
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +65,8 @@ class SaeRecipe:
     """Normalised times of which each has an SAE; `all`: the one shared by every step."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     """How pictures become batches."""
-    half: bool = True
-    """Whether the weights on disk are fp16."""
+    save_dtype: Literal["float16", "float32"] = "float16"
+    """Precision of the weights on disk."""
 
     @property
     def n_images(self) -> int:
@@ -94,8 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"folder of the collection; else one under {cache_folder('collections')}, where the app looks, or of the "
         "default recipe the package's",
     )
-    parser.add_argument("--checkpoint-every", type=float, default=300, help="least seconds between checkpoints")
-    parser.add_argument("--trackers", nargs="*", default=[], help="tensorboard, trackio, wandb...: accelerate's own")
+    add_field_options(parser, SaeRun, OPTIONS)
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -105,7 +107,7 @@ def main(arguments: argparse.Namespace) -> None:
     recipe = replace(recipe, model=given.get("model", recipe.model))
     spec = find_model(recipe.model)
     folder = given.get("run_dir", run_folder("saes", spec, arguments.recipe))
-    run = SaeRun(folder, every=arguments.checkpoint_every, trackers=tuple(arguments.trackers))
+    run = SaeRun(folder, **field_values(arguments, OPTIONS))
     train_collection(recipe, spec, run, given.get("out", collection_folder(spec, arguments.recipe)))
 
 
@@ -128,7 +130,7 @@ def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: SaeRun, out: Path)
     """
     told = json.loads(json.dumps(asdict(recipe)))
     depends = {
-        **{name: value for name, value in told.items() if name not in ("training", "half")},
+        **{name: value for name, value in told.items() if name not in ("training", "save_dtype")},
         # A model that was trained anew, or prompts that were edited, under the same name are others.
         MADE_FOR: weights_digest(spec),
         "prompts_digest": files_digest([Path(recipe.prompts)]),
@@ -139,7 +141,7 @@ def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: SaeRun, out: Path)
     with locked(run.folder) if accelerator.is_main_process else nullcontext():
         saes = _train(recipe, spec, run, accelerator)
         if accelerator.is_main_process:
-            dtype = torch.float16 if recipe.half else torch.float32
+            dtype: torch.dtype = getattr(torch, recipe.save_dtype)
             write_collection(saes, out, told, run.folder, dtype, depends[MADE_FOR])
         accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType
 
 from core.files import write_text
 from core.sae.autoencoder import SaeId, SparseAutoencoder
@@ -28,6 +28,7 @@ from training.common.checkpoint import (
     save_checkpoint,
     scaler_tensors,
 )
+from training.common.learning_rate import warmup_stable_decay
 from training.common.processes import joined_accelerator
 from training.sae.bank import Figures, Moments, SaeBank, TrainerConfig
 from training.sae.finite import FinitenessCheck
@@ -57,7 +58,7 @@ class SaeRun:
 
     folder: Path
     """Folder of its checkpoint and log; a checkpoint in it is resumed."""
-    every: float = 300
+    checkpoint_interval_s: float = 300
     """Least seconds between checkpoints."""
     trackers: tuple[str, ...] = ()
     """Accelerate's trackers that are told the figures too: tensorboard, trackio, wandb..."""
@@ -86,11 +87,10 @@ def train_saes(
     bank = SaeBank({i: stream.d_in(i.hookpoint) for i in ids}, config).to(accelerator.device)
     optimizer = torch.optim.Adam(bank.parameters(), lr=config.learning_rate, fused=True)
     batches, step = _start(stream, bank, optimizer, config, run, recipe, accelerator)
+    schedule = warmup_stable_decay(optimizer, config.n_steps, config.n_warmup, config.lr_decay_fraction, step=step)
     prepared, prepared_optimizer = accelerator.prepare(bank, optimizer)
     watch, pace, since = FinitenessCheck(), _Pace(step), time.monotonic()
     while step < config.n_steps:
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _lr_factor(step, config)
         for batch in islice(batches, config.gradient_accumulation_steps):
             samples = [batch.samples[i].to(accelerator.device, non_blocking=True) for i in ids]
             watch.add(batch, ids, samples)
@@ -102,13 +102,16 @@ def train_saes(
                 prepared_optimizer.zero_grad()
             pace.n_samples += accelerator.num_processes * sum(len(x) for x in samples)
         bank.after_step()
+        schedule.step()
         step += 1
         if step % config.sync_every == 0 or step == config.n_steps:
             # The one place that waits for the device, and, but for gradients, for the other processes.
             watch.check()
             figures = _sync(bank, accelerator)
             _log(accelerator, run.folder, step, figures, config, pace)
-            if accelerator.is_main_process and (time.monotonic() - since >= run.every or step == config.n_steps):
+            if accelerator.is_main_process and (
+                time.monotonic() - since >= run.checkpoint_interval_s or step == config.n_steps
+            ):
                 tensors = {"model": bank.state_dict(), "optimizer": optimizer_tensors(optimizer)}
                 if accelerator.scaler is not None:
                     tensors["scaler"] = scaler_tensors(accelerator.scaler)
@@ -128,6 +131,9 @@ def make_accelerator(config: TrainerConfig, run: SaeRun) -> Accelerator:
         ValueError: A tracker is not known or not installed, processes cannot be joined, or the device lacks the
             precision.
     """
+    known = [name.value for name in LoggerType if name != LoggerType.ALL]
+    if unknown := [name for name in run.trackers if name not in known]:
+        raise ValueError(f"There is no tracker {', '.join(unknown)}; there are {', '.join(known)}.")
     accelerator = joined_accelerator(
         mixed_precision=config.precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -229,12 +235,6 @@ def _sync(bank: SaeBank, accelerator: Accelerator) -> dict[SaeId, Figures]:
         state.update_dead_latents()
         figures[sae_id] = state.take_figures()
     return figures
-
-
-def _lr_factor(step: int, config: TrainerConfig) -> float:
-    warm = min(1.0, (step + 1) / max(config.n_warmup, 1))
-    left = (config.n_steps - step) / max(config.lr_decay_fraction * config.n_steps, 1)
-    return min(warm, left, 1.0)
 
 
 def _log(

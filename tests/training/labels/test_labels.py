@@ -438,10 +438,18 @@ def test_a_killed_run_resumes_and_several_processes_add_up(
     assert prompts.asked[0] == 8  # two batches had been counted
     assert_same(whole, made(collection))
     clear(collection)
-    label(collection, model, LabelRun(tmp_path / "shared", rank=1, world=2))
-    assert not (collection / IDS[0].path / TABLE).exists()
-    label(collection, model, LabelRun(tmp_path / "shared", rank=0, world=2))
+    main, other = (LabelRun(tmp_path / "shared", rank=rank, world=2) for rank in (0, 1))
+
+    def wait_for_everyone() -> None:
+        assert not (collection / IDS[0].path / TABLE).exists()
+        label(collection, model, other)
+        assert not (collection / IDS[0].path / TABLE).exists()  # the main process alone writes
+
+    label_collection(CONFIG, collection, model, Halves(), Prompt(), main, wait_for_everyone=wait_for_everyone)
     assert_same(whole, made(collection))
+    clear(collection)
+    with pytest.raises(ValueError, match=r"counts of process 1 are not in .*apart. Processes on several machines need"):
+        label(collection, model, LabelRun(tmp_path / "apart", rank=0, world=2))
 
 
 def updates_of(model: Diffuser, sae_id: SaeId, step: int, prompts: list[str], seeds: list[int]) -> Tensor:
@@ -535,7 +543,7 @@ def test_mistakes_are_reported_before_anything_is_generated(model: Diffuser, col
         LabelConfig(batch=5)
     with pytest.raises(ValueError, match="There is no SAE in"):
         label(tmp_path, model, LabelRun(tmp_path))
-    with pytest.raises(ValueError, match="nothing for process 4 of 5: 4 batches"):
+    with pytest.raises(ValueError, match=r"5 processes cannot share 4 batches\. Start 4 at most"):
         label(collection, model, LabelRun(tmp_path / "run", rank=4, world=5))
     recipe = Labeller(CONFIG, collection, model, Halves(), Prompt()).recipe({"model": "another"})
     save_checkpoint(tmp_path / "run" / "0-of-1", Checkpoint(1, {**recipe, "rank": 0}, {"state": {}}))

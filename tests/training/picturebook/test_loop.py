@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from training.picturebook.models.loop import Batch, Ema, LoopConfig, _lr_factor, train
+from training.common.checkpoint import Checkpoint, save_checkpoint
+from training.picturebook.models.loop import Batch, LoopConfig, averaged, train
 
 
 class Killed(Exception):
@@ -56,8 +57,8 @@ class RegressionTask:
 CONFIG = LoopConfig(n_steps=12, batch_size=8, learning_rate=0.01, n_warmup=2)
 
 
-def run(folder: Path, kill_at: int = -1, every: float = 0) -> dict[str, Tensor]:
-    train(RegressionTask(kill_at), CONFIG, folder, n_workers=0, every=every, log_every=4)
+def run(folder: Path, kill_at: int = -1, interval_s: float = 0) -> dict[str, Tensor]:
+    train(RegressionTask(kill_at), CONFIG, folder, n_workers=0, checkpoint_interval_s=interval_s, log_every=4)
     return load_file(folder / "regression" / "ema.safetensors")
 
 
@@ -86,7 +87,7 @@ def test_a_kill_while_a_checkpoint_is_written_loses_only_that_one(tmp_path: Path
 
 def test_the_averaged_weights_are_shown_and_the_trained_ones_kept(tmp_path: Path) -> None:
     task = RegressionTask()
-    train(task, CONFIG, tmp_path, n_workers=0, every=1e9, log_every=4)
+    train(task, CONFIG, tmp_path, n_workers=0, checkpoint_interval_s=1e9, log_every=4)
     assert [path.name for path in task.shown] == ["step-000012.webp"]
     averaged = load_file(tmp_path / "regression" / "ema.safetensors")
     trained = load_file(tmp_path / "regression" / "checkpoint" / "model.safetensors")
@@ -94,21 +95,25 @@ def test_the_averaged_weights_are_shown_and_the_trained_ones_kept(tmp_path: Path
     assert not torch.equal(averaged["wide.weight"], trained["wide.weight"])
 
 
-def test_ema_is_the_weighted_mean_computed_by_hand() -> None:
-    model = nn.Linear(1, 1, bias=False)
-    model.weight.data.fill_(1.0)
-    ema = Ema(model, decay=0.5)
-    model.weight.data.fill_(3.0)
-    ema.update(model, 1000)
-    assert ema.weights["weight"].item() == 2.0
-    ema.update(model, 0)  # early: one tenth of the old
-    assert ema.weights["weight"].item() == pytest.approx(0.1 * 2 + 0.9 * 3)
+def test_the_average_is_the_weighted_mean_computed_by_hand() -> None:
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    weight, norm = model[0].weight.data, model[1]
+    weight.fill_(1.0)
+    ema = averaged(model, decay=0.5)
+    weight.fill_(3.0)
+    norm.running_mean.fill_(4.0)
+    norm.num_batches_tracked.fill_(7)
+    ema.update_parameters(model)  # early: one tenth of the old
+    assert ema.module[0].weight.item() == pytest.approx(0.1 * 1 + 0.9 * 3)
+    assert ema.module[1].running_mean.item() == pytest.approx(0.9 * 4)
+    assert ema.module[1].num_batches_tracked.item() == 7
+    ema.n_averaged.fill_(1001)
+    weight.fill_(2.0)
+    ema.update_parameters(model)
+    assert ema.module[0].weight.item() == pytest.approx(0.5 * 2.8 + 0.5 * 2)
 
 
-def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
-    config = LoopConfig(n_steps=100, batch_size=1, learning_rate=1, n_warmup=10, lr_decay_fraction=0.5)
-    factors = [_lr_factor(step, config) for step in range(100)]
-    assert factors[0] == pytest.approx(0.1)
-    assert factors[10] == factors[50] == 1
-    assert factors[75] == pytest.approx(0.5)
-    assert factors[99] == pytest.approx(0.02)
+def test_a_checkpoint_of_other_optimisers_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "regression", Checkpoint(1, {}, {"model": {"w": torch.zeros(1)}}))
+    with pytest.raises(ValueError, match=r"optimizers was None, now .*muon"):
+        run(tmp_path)

@@ -61,6 +61,11 @@ def test_the_command_makes_a_folder_that_the_engine_and_plain_diffusers_load(tra
     image = pipeline("a cat on the grass", num_inference_steps=1, height=128, width=128).images[0]
     assert image.size == (128, 128)
     assert all(path.suffix != ".bin" for path in trained.rglob("*"))
+    configs = [*(trained / "out").rglob("*config.json"), *(trained / "out").rglob("model_index.json")]
+    assert len(configs) > 10
+    for path in configs:  # the autoencoder was loaded from the run's folder, whose name is nobody's business
+        assert str(trained) not in path.read_text()
+        assert "_name_or_path" not in path.read_text()
 
 
 def test_the_model_comes_with_autoencoders_and_names_of_their_latents(trained: Path) -> None:

@@ -26,7 +26,7 @@ from training.common.checkpoint import Checkpoint, load_checkpoint, save_checkpo
 from training.sae.bank import Moments, SaeTrainState, TrainerConfig
 from training.sae.finite import NotFiniteError
 from training.sae.stream import StreamBatch
-from training.sae.trainer import SaeRun, _lr_factor, make_accelerator, train_saes
+from training.sae.trainer import SaeRun, make_accelerator, train_saes
 
 FIRST, SECOND = SaeId("mid_block.attentions.0", "cond", "all"), SaeId("up_blocks.1.attentions.0", "uncond", 0.5)
 CONFIG = TrainerConfig(
@@ -96,9 +96,9 @@ def train(stream: Any, ids: tuple[SaeId, ...], config: TrainerConfig, run: SaeRu
     return train_saes(stream, ids, config, run, make_accelerator(config, run))
 
 
-def run(folder: Path, config: TrainerConfig = CONFIG, stream: Any = None, every: float = 0) -> dict[str, Tensor]:
+def run(folder: Path, config: TrainerConfig = CONFIG, stream: Any = None, interval_s: float = 0) -> dict[str, Tensor]:
     """All weights of a finished run, and its figures."""
-    saes = train(stream or Planted(), (FIRST, SECOND), config, SaeRun(folder, every=every))
+    saes = train(stream or Planted(), (FIRST, SECOND), config, SaeRun(folder, checkpoint_interval_s=interval_s))
     weights = {f"{i.path}.{name}": value for i, sae in saes.items() for name, value in sae.state_dict().items()}
     assert all(value.isfinite().all() for value in weights.values())
     return weights
@@ -195,15 +195,6 @@ def test_the_longest_silent_latents_are_chosen_and_no_more_than_half_of_d_in() -
     fired = state.steps_since_fired == 0
     assert fired.any()
     assert torch.equal(state.steps_since_fired[~fired], torch.arange(16)[~fired] + 1)
-
-
-def test_learning_rate_rises_stays_and_falls_to_zero() -> None:
-    config = replace(CONFIG, n_steps=100, n_warmup=10, lr_decay_fraction=0.5)
-    factors = [_lr_factor(step, config) for step in range(100)]
-    assert factors[0] == pytest.approx(0.1)
-    assert factors[10] == factors[50] == 1
-    assert factors[75] == pytest.approx(0.5)
-    assert factors[99] == pytest.approx(0.02)
 
 
 # --- stopping and going on --------------------------------------------------------------------------------------------
@@ -465,7 +456,7 @@ def train_in_half(folder: Path, stream: Any = None, scale: float = 2.0**16) -> t
     accelerator = make_accelerator(replace(_HALF, precision="bf16"), SaeRun(folder))
     accelerator.state._mixed_precision = "fp16"
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=5)
-    saes = train_saes(stream or Planted(), (FIRST, SECOND), _HALF, SaeRun(folder, every=0), accelerator)
+    saes = train_saes(stream or Planted(), (FIRST, SECOND), _HALF, SaeRun(folder, checkpoint_interval_s=0), accelerator)
     weights = {f"{i.path}.{name}": value for i, sae in saes.items() for name, value in sae.state_dict().items()}
     return weights, accelerator.scaler.get_scale()
 

@@ -7,21 +7,23 @@ step alone, so that a run that was killed and resumed sees the batches that it w
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from core.files import write_atomically
 from training.common.checkpoint import Checkpoint, load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
+from training.common.learning_rate import warmup_stable_decay
 from training.picturebook.models.muon import Muon
 
 Batch = dict[str, Tensor]
@@ -68,25 +70,37 @@ class Task(Protocol):
         ...
 
 
-def train(task: Task, config: LoopConfig, folder: Path, *, n_workers: int, every: float, log_every: int = 20) -> None:
+def train(
+    task: Task,
+    config: LoopConfig,
+    folder: Path,
+    *,
+    n_workers: int,
+    checkpoint_interval_s: float,
+    log_every: int = 20,
+) -> None:
     """Train `task` and leave its averaged weights in `folder/<name>/ema.safetensors`.
 
     Args:
-        task: What to train.
-        config: How.
-        folder: The run's folder; a checkpoint in it is resumed.
+        task: Model, loss and data.
+        config: Length and optimiser of the training.
+        folder: Folder of all runs; a checkpoint in it is resumed.
         n_workers: Processes that make batches; 0 makes them in a thread.
-        every: Seconds between checkpoints; with each comes a picture of what the model does.
-        log_every: Steps between log lines, the only ones at which the device is waited for.
+        checkpoint_interval_s: Least seconds between checkpoints; each comes with an image of what the model does.
+        log_every: Steps between log lines; only there does the host wait for the device.
     """
     folder = folder / task.name
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(mixed_precision="bf16")
     model = task.model.to(accelerator.device)
-    ema = Ema(model, config.ema_decay)
-    optimizer = _optimizer(model, config)
-    step = _resume(folder, model, ema, optimizer)
-    prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+    optimizers = _optimizers(model, config)
+    prepared, *prepared_optimizers = accelerator.prepare(model, *optimizers.values())
+    ema = averaged(model, config.ema_decay)  # a copy of the prepared model, so that it too runs under autocast
+    step = _resume(folder, model, ema, optimizers)
+    schedules = [
+        warmup_stable_decay(optimizer, config.n_steps, config.n_warmup, config.lr_decay_fraction, step=step)
+        for optimizer in optimizers.values()
+    ]
     prepared.train()
     n_local = config.batch_size // accelerator.num_processes
     maker = task.batch_maker(n_local)
@@ -95,69 +109,68 @@ def train(task: Task, config: LoopConfig, folder: Path, *, n_workers: int, every
     started, since, first = time.monotonic(), time.monotonic(), step
     total = torch.zeros((), device=accelerator.device)
     for batch in _prefetch(maker, numbers, n_workers):
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _lr_factor(step, config)
         loss = prepared(**{key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()})
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        prepared_optimizer.step()
-        prepared_optimizer.zero_grad(set_to_none=True)
-        ema.update(model, step)
+        for optimizer, schedule in zip(prepared_optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        ema.update_parameters(model)
         total += loss.detach()
         step += 1
         if step % log_every == 0 and accelerator.is_main_process:
             pace = (step - first) / (time.monotonic() - started)
-            # The one place that waits for the device.
+            # Only this waits for the device.
             _log(folder, step, total.item() / log_every, pace, config)
             total.zero_()
-        if accelerator.is_main_process and (time.monotonic() - since > every or step == config.n_steps):
-            tensors = {"model": model.state_dict(), "ema": ema.weights, "optimizer": optimizer_tensors(optimizer)}
-            save_checkpoint(folder, Checkpoint(step, {}, tensors))
-            _show(task, ema, model, folder, step, config)
+        if accelerator.is_main_process and (time.monotonic() - since > checkpoint_interval_s or step == config.n_steps):
+            tensors = {"model": model.state_dict(), "ema": ema.module.state_dict()}
+            tensors |= {name: optimizer_tensors(optimizer) for name, optimizer in optimizers.items()}
+            save_checkpoint(folder, Checkpoint(step, _RECIPE, tensors))
+            _show(task, ema.module, folder, step, config)
             since = time.monotonic()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        weights = {name: value.contiguous() for name, value in ema.module.state_dict().items()}
         with write_atomically(folder / "ema.safetensors") as part:
-            save_file(ema.weights, part)
+            save_file(weights, part)
 
 
-class Ema:
-    """Exponential moving average of a model's parameters and buffers."""
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of a model's parameters and buffers; integer buffers are copied.
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.weights = {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
+    The decay of step s, from 0, is min(decay, (1 + s) / (10 + s)): early on, only the last tenth of the steps counts.
+    """
 
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after `step` (counted from 0)."""
-        # Early on, average over the last tenth of the steps: the first weights are not worth remembering.
-        decay = min(self.decay, (1 + step) / (10 + step))
-        floats = [(mine, new) for mine, new in zip(self.weights.values(), model.state_dict().values(), strict=True)]
-        for mine, new in floats:
-            if mine.is_floating_point():
-                mine.lerp_(new, 1 - decay)
-            else:
-                mine.copy_(new)
+    def average(mine: list[Tensor], new: list[Tensor], n_averaged: Tensor) -> None:
+        step = int(n_averaged) - 1
+        if mine[0].is_floating_point():
+            average_of = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
+            average_of(mine, new, n_averaged)
+        else:
+            for old, value in zip(mine, new, strict=True):
+                old.copy_(value)
+
+    ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)  # type: ignore[arg-type]
+    ema.n_averaged.fill_(1)  # the initial weights are the first; else the first update would replace them
+    return ema.eval()
 
 
-def _optimizer(model: nn.Module, config: LoopConfig) -> Muon:
-    """Muon for what maps many channels to many; AdamW for vectors, embeddings, and the first and last layers."""
+_RECIPE = {"optimizers": ["muon", "adamw"]}
+"""What a checkpoint depends on; not the task's recipe: a run may be made longer, or its rate changed, as it goes on."""
+
+
+def _optimizers(model: nn.Module, config: LoopConfig) -> dict[str, torch.optim.Optimizer]:
+    """Muon for hidden matrices and kernels; AdamW for vectors, embeddings, and the first and last layers."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    wide = [p for p in model.parameters() if p.ndim > 1 and min(p.shape[:2]) > 8 and id(p) not in embeddings]
-    ids = {id(p) for p in wide}
+    hidden = [p for p in model.parameters() if p.ndim > 1 and min(p.shape[:2]) > 8 and id(p) not in embeddings]
+    ids = {id(p) for p in hidden}
     rest = [p for p in model.parameters() if id(p) not in ids]
-    groups: list[dict[str, Any]] = [
-        {"params": wide, "muon": True, "weight_decay": config.weight_decay},
-        {"params": rest},
-    ]
-    return Muon(groups, lr=config.learning_rate)
-
-
-def _lr_factor(step: int, config: LoopConfig) -> float:
-    warm = min(1.0, (step + 1) / max(config.n_warmup, 1))
-    left = (config.n_steps - step) / max(config.lr_decay_fraction * config.n_steps, 1)
-    return min(warm, left, 1.0)
+    return {
+        "muon": Muon(hidden, lr=config.learning_rate, weight_decay=config.weight_decay),
+        "adamw": torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
+    }
 
 
 def _prefetch(maker: Callable[[int], Batch], numbers: Iterator[int], n_workers: int) -> Iterator[Batch]:
@@ -177,16 +190,16 @@ def _prefetch(maker: Callable[[int], Batch], numbers: Iterator[int], n_workers: 
             yield batch
 
 
-def _resume(folder: Path, model: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest whole checkpoint into the three; the step to go on from, 0 without one."""
-    # Of any recipe: a run may be made longer, or its rate changed, while it goes on.
-    found = load_checkpoint(folder, {})
+def _resume(folder: Path, model: nn.Module, ema: AveragedModel, optimizers: Mapping[str, torch.optim.Optimizer]) -> int:
+    """Load the newest whole checkpoint; the number of steps done, 0 without a checkpoint."""
+    found = load_checkpoint(folder, _RECIPE)
     if found is None:
         return 0
     model.load_state_dict(found.tensors["model"])
-    for name, value in found.tensors["ema"].items():
-        ema.weights[name].copy_(value)
-    load_optimizer(optimizer, found.tensors["optimizer"])
+    ema.module.load_state_dict(found.tensors["ema"])
+    ema.n_averaged.fill_(found.step + 1)
+    for name, optimizer in optimizers.items():
+        load_optimizer(optimizer, found.tensors[name])
     logger.info("%s: resumed at step %d", folder.name, found.step)
     return found.step
 
@@ -201,17 +214,10 @@ def _log(folder: Path, step: int, loss: float, pace: float, config: LoopConfig) 
         file.write(json.dumps({"step": step, "loss": loss, "samples": step * config.batch_size}) + "\n")
 
 
-def _show(task: Task, ema: Ema, model: nn.Module, folder: Path, step: int, config: LoopConfig) -> None:
-    """Let the task measure and draw with the averaged weights, and put the trained ones back."""
-    trained = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(ema.weights)
-    model.eval()
-    try:
-        with torch.no_grad():
-            figures = task.show(model, folder / f"step-{step:06d}.webp")
-    finally:
-        model.load_state_dict(trained)
-        model.train()
-    logger.info("%s: %s", folder.name, ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+def _show(task: Task, model: nn.Module, folder: Path, step: int, config: LoopConfig) -> None:
+    """Let the task measure the averaged model and draw with it."""
+    with torch.no_grad():
+        metrics = task.show(model, folder / f"step-{step:06d}.webp")
+    logger.info("%s: %s", folder.name, ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
     with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, "samples": step * config.batch_size, **figures}) + "\n")
+        file.write(json.dumps({"step": step, "samples": step * config.batch_size, **metrics}) + "\n")

@@ -1,8 +1,9 @@
-"""Muon for matrices and convolution kernels, AdamW for the rest, as one optimiser.
+"""Muon for matrices and convolution kernels.
 
-Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") replaces a matrix's momentum by the
-nearest semi-orthogonal matrix, found by a few Newton-Schulz steps. torch's own takes 2-D weights alone; most weights
-here are kernels [out, in, h, w], which are matrices [out, in * h * w] to it.
+Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
+
+The momentum of a matrix is replaced by the nearest semi-orthogonal matrix, found by a few Newton-Schulz iterations. torch's
+own Muon takes 2-D weights only; a kernel [out, in, h, w] is treated as the matrix [out, in * h * w] here.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,65 +17,42 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups with `muon=True` hold weights of two or more dimensions; those with `muon=False` are stepped by AdamW."""
+    """For weights of two or more dimensions; step the others with AdamW beside it, at the same learning rate."""
 
     def __init__(
         self,
-        groups: Iterable[dict[str, Any]],
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float = 1e-3,
         momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.99),
-        eps: float = 1e-8,
         weight_decay: float = 0.0,
         n_iterations: int = 5,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "n_iterations": n_iterations,
-            "muon": False,
-        }
-        super().__init__(groups, defaults)
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "n_iterations": n_iterations}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every weight that has a gradient."""
+        """Update every weight that has a gradient; a closure is refused."""
         if closure is not None:
-            raise ValueError("this optimiser takes no closure")
+            raise ValueError("Muon takes no closure.")
         for group in self.param_groups:
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                if group["weight_decay"]:
-                    weight.mul_(1 - group["lr"] * group["weight_decay"])
-                (self._muon if group["muon"] else self._adamw)(weight, weight.grad, group)
+                if weight.grad is not None:
+                    self._update(weight, weight.grad, group)
 
-    def _muon(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        if group["weight_decay"]:
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
         state = self.state[weight]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(weight)
         momentum = state["momentum"].lerp_(grad, 1 - group["momentum"])
         update = grad.lerp(momentum, group["momentum"]).flatten(1)
         update = orthogonalise(update, group["n_iterations"])
-        # As large an update, root mean square, as AdamW's: one learning rate then fits both (Liu et al. 2025).
+        # Same root mean square as AdamW's update, so that one learning rate fits both (Liu et al. 2025).
         scale = 0.2 * max(update.shape) ** 0.5
         weight.add_(update.view(weight.shape), alpha=-group["lr"] * scale)
-
-    def _adamw(self, weight: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[weight]
-        if "step" not in state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
-        beta1, beta2 = group["betas"]
-        state["step"] += 1
-        mean, square = state["exp_avg"].lerp_(grad, 1 - beta1), state["exp_avg_sq"]
-        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        step = float(state["step"])
-        spread = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
-        weight.addcdiv_(mean, spread, value=-group["lr"] / (1 - beta1**step))
 
 
 def orthogonalise(matrix: Tensor, n_iterations: int) -> Tensor:
