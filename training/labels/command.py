@@ -28,7 +28,7 @@ from core.sae.collection import EMBEDDED
 from core.segmentation.open_vocabulary import BACKGROUND_TAGS, OPEN_KINDS, TAGS, classes_of, load_open_segmenter
 from core.segmentation.semantic import Segmenter, load_segmenter
 from core.spec import ModelSpec
-from training.common.options import add_field_options
+from training.common.options import add_field_options, field_values
 from training.common.processes import joined_processes
 from training.common.recipe import read_recipe
 from training.common.run_lock import locked
