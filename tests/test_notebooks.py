@@ -57,7 +57,7 @@ def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path, monkeypa
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     client = NotebookClient(
-        notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=3000, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     )
     client.execute()
     images = [
