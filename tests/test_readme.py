@@ -49,8 +49,8 @@ def test_ci_runs_the_readmes_test_line_and_no_other() -> None:
         assert part in lines[0]
 
 
-def test_the_headline_results_have_a_place() -> None:
-    # `python -m training report` writes between the marks.
+def test_the_headline_table_has_six_results() -> None:
+    # `python -m training report` writes between the marks; tests/training/pipeline/test_report.py checks its figures.
     start, end = README.index("<!-- headline: start -->"), README.index("<!-- headline: end -->")
     rows = [line for line in README[start:end].splitlines() if line.startswith("| ")]
     assert len(rows) == 7

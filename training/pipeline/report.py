@@ -1,7 +1,7 @@
 """`python -m training report`: write the READMEs of all results that are stored in the repository.
 
 `training/evaluate/README.md` and `training/benchmark/README.md` show the tables that `evaluate NAME --store` and
-`benchmark NAME --store` put into `results/` beside them.
+`benchmark NAME --store` put into `results/` beside them; the top-level README has a headline table of six of them.
 """
 
 import argparse
@@ -10,6 +10,7 @@ from pathlib import Path
 from training.benchmark import run as benchmark
 from training.common.results import write_readme
 from training.evaluate import run as evaluate
+from training.pipeline import headline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Write both READMEs, or check them."""
+    """Write all READMEs, or check them."""
     for folder, text in readmes().items():
         if not arguments.check:
             print(write_readme(folder, text))
@@ -28,7 +29,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 def readmes() -> dict[Path, str]:
     """The text of each README, by its folder."""
-    return {evaluate.HERE: evaluate.readme(), benchmark.HERE: benchmark.readme()}
+    top = headline.written(headline.README.read_text(encoding="utf-8"), headline.table())
+    return {evaluate.HERE: evaluate.readme(), benchmark.HERE: benchmark.readme(), headline.README.parent: top}
 
 
 def is_current(folder: Path, text: str) -> bool:
