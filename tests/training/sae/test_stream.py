@@ -11,6 +11,7 @@ from torch import Tensor
 from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.loading import load_model
+from core.diffusion.predictor import Conditions
 from core.diffusion.sampling import Branch
 from core.errors import ModelError
 from core.sae.autoencoder import SaeId
@@ -208,8 +209,9 @@ def test_memory_stays_within_what_is_told(model: Diffuser, monkeypatch: pytest.M
 def test_nan_can_be_traced_to_its_prompt(model: Diffuser, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = model.encode_text
 
-    def broken(texts: list[str]) -> Tensor:
-        return encode(texts) + torch.tensor([torch.nan if "whale" in text else 0 for text in texts])[:, None, None]
+    def broken(texts: list[str]) -> Conditions:
+        added = torch.tensor([torch.nan if "whale" in text else 0 for text in texts])
+        return Conditions({name: values + added[:, None, None] for name, values in encode(texts).tensors.items()})
 
     monkeypatch.setattr(model, "encode_text", broken)
     (batch,) = take(a_stream(model, IDS[:1]), 1)
