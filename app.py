@@ -30,8 +30,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, checked; options in a file `app.args` next to this one come first, as on a Space."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options, without the checks of `parse_args`."""
     parser = _Parser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
         "--model", default="picturebook", help="picturebook, sd-v1-4, a StableDiffusionPipeline folder, or owner/name"
@@ -39,7 +39,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--saes",
         default=None,
-        help="autoencoders with concept tables: a folder or owner/name; by default the model's own, or such as were "
+        help="autoencoders with concept tables: a folder or owner/name; by default the model's own, or those "
         "trained on this computer",
     )
     parser.add_argument("--device", default=None, help="cpu, cuda or mps; by default the best available")
@@ -53,6 +53,12 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=None, help="port; by default the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="also make a public link through Gradio's relay")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    return parser
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, checked; options in a file `app.args` next to this one come first, as on a Space."""
+    parser = build_parser()
     space = Path(__file__).with_suffix(".args")
     given = sys.argv[1:] if arguments is None else arguments
     args = parser.parse_args([*(space.read_text(encoding="utf-8").split() if space.exists() else ()), *given])

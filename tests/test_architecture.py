@@ -14,7 +14,8 @@ MAX_FILES = 15
 """Python files of a room, `__init__.py` included."""
 
 ALLOWED = {
-    "core.diffusion": set(),
+    "core.hardware": set(),
+    "core.diffusion": {"core.hardware"},
     "core.activations": {"core.diffusion"},
     "core.sae": {"core.diffusion"},
     "core.segmentation": {"core.diffusion"},

@@ -4,7 +4,6 @@ import argparse
 import importlib
 import re
 import shlex
-import sys
 import tomllib
 from pathlib import Path
 
@@ -75,12 +74,11 @@ def test_the_training_commands_parse() -> None:
         assert recipe is None or (ROOT / recipe).is_file(), f"{document}: there is no {recipe}"
 
 
-def test_the_app_commands_parse(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_app_commands_parse() -> None:
     found = [match for document in DOCUMENTS for match in re.findall(r"python app\.py([^`\n]*)", text_of(document))]
     assert len(found) > 3
     for options in found:
-        monkeypatch.setattr(sys, "argv", ["app.py", *shlex.split(options)])
-        app.parse_args()
+        app.build_parser().parse_args(shlex.split(options))
 
 
 def test_every_command_evaluation_and_recipe_is_described() -> None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
-from core.diffusion.memory import DEFAULT_LIMIT
 from core.diffusion.pipeline import PipelineParts
 from core.diffusion.sampler import DdimSampler, SamplingRun
 from core.diffusion.sampling import Generation, Preview, SamplerState, StepContext
 from core.diffusion.schedule import stage_at
 from core.errors import Cancelled
+from core.hardware.memory import DEFAULT_LIMIT
 from core.job import Callback, Job, finished
 from core.spec import ModelSpec
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from core.diffusion.batch_sizer import REMEDY, BatchSizer, Load, memory_format_for
 from core.diffusion.images import prepare_image
+from core.hardware.batch_sizer import REMEDY, BatchSizer, Load, memory_format_for
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -13,8 +13,8 @@ import torch
 
 from core.artifacts import WEIGHTS, find_model, is_local
 from core.diffusion.diffuser import Diffuser
-from core.diffusion.memory import DEFAULT_LIMIT, GIB
 from core.errors import ModelError
+from core.hardware.memory import DEFAULT_LIMIT, GIB
 from core.spec import BUILT_IN, ModelSpec
 
 if TYPE_CHECKING:

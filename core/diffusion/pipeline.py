@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from core.diffusion.batch_sizer import BatchSizer, memory_format_for
-from core.diffusion.graphs import CallGraphs
 from core.diffusion.hookpoints import check_hookpoints, nearest_hookpoints
 from core.diffusion.latents import LatentCodec
-from core.diffusion.memory import DEFAULT_LIMIT, DeviceMemory
 from core.diffusion.predictor import Conditions
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.text_encoder import TEXT, TextEncoder
 from core.diffusion.unet_predictor import UNetPredictor
 from core.diffusion.vocabulary import Vocabulary
 from core.errors import ModelError
+from core.hardware.batch_sizer import BatchSizer, memory_format_for
+from core.hardware.graphs import CallGraphs
+from core.hardware.memory import DEFAULT_LIMIT, DeviceMemory
 from core.spec import ModelSpec
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.diffusion.batch_sizer import REMEDY, BatchSizer, Load, has_hooks, memory_format_for
-from core.diffusion.graphs import CallGraphs
 from core.diffusion.predictor import Conditions
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.text_encoder import MASK, TEXT
 from core.errors import ModelError
+from core.hardware.batch_sizer import REMEDY, BatchSizer, Load, has_hooks, memory_format_for
+from core.hardware.graphs import CallGraphs
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, UNet2DConditionModel

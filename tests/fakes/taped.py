@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from core.diffusion.graph_capture import Output, Work
+from core.hardware.graph_capture import Output, Work
 
 
 class TapeCapture:
-    """A `core.diffusion.graph_capture.Capture`."""
+    """A `core.hardware.graph_capture.Capture`."""
 
     def __call__(self, work: Work, inputs: Sequence[Tensor]) -> Callable[[], Output]:
         with _Tape() as tape:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from core.activations.hooks import edit, record
 from core.diffusion.diffuser import Diffuser
-from core.diffusion.graphs import N_EAGER, CallGraphs
+from core.hardware.graphs import N_EAGER, CallGraphs
 from tests.fakes.taped import TapeCapture
 from tests.gpu.conftest import PROMPT
 

@@ -28,8 +28,8 @@ from core.concepts.table import load_concepts
 from core.concepts.trace import load_saes
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.hookpoints import nearest_hookpoints
-from core.diffusion.memory import GIB, peak, reset_peak
 from core.edits import Editor, GlobalEdit, Target
+from core.hardware.memory import GIB, peak, reset_peak
 from core.information.quadrature import Sampler
 from core.sae.autoencoder import SaeConfig, SaeId, SparseAutoencoder
 from core.sae.collection import write_index

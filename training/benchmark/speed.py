@@ -10,8 +10,8 @@ from diffusers import DDIMScheduler
 import core
 from core.activations.hooks import record
 from core.diffusion.diffuser import Diffuser
-from core.diffusion.graphs import N_EAGER
 from core.diffusion.loading import read_pipeline
+from core.hardware.graphs import N_EAGER
 from core.information.measuring import BATCH_SIZE
 from training.benchmark.benchmark import Benchmark
 from training.benchmark.prompts import held_out

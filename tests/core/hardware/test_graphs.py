@@ -17,11 +17,11 @@ from core.activations.attention import record_attention
 from core.activations.hooks import edit, record
 from core.diffusion import graphs
 from core.diffusion.diffuser import Diffuser
-from core.diffusion.graph_capture import Output, Work
-from core.diffusion.graphs import MAX_BATCH, N_EAGER, CallGraphs
 from core.diffusion.loading import load_model
 from core.diffusion.predictor import Conditions
 from core.diffusion.text_encoder import MASK, TEXT
+from core.hardware.graph_capture import Output, Work
+from core.hardware.graphs import MAX_BATCH, N_EAGER, CallGraphs
 from tests.fakes.taped import TapeCapture
 
 MIDDLE = "mid_block.attentions.0"
@@ -298,7 +298,7 @@ def test_what_cannot_be_recorded_runs_as_before_and_is_logged_once(
     fast: Diffuser, capture: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     fast.predictor.graphs = CallGraphs(fast.unet, capture=capture)
-    with caplog.at_level(logging.WARNING, "core.diffusion.graphs"):
+    with caplog.at_level(logging.WARNING, "core.hardware.graphs"):
         outputs = [call(fast) for _ in range(5)]
         with record(fast) as updates:
             call(fast)

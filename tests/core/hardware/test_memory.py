@@ -13,11 +13,11 @@ from torch import Tensor
 import core
 from core.activations.hooks import ActivationKey, edit, record
 from core.diffusion import memory
-from core.diffusion.batch_sizer import BatchSizer, Load, is_out_of_memory
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.loading import load_model
-from core.diffusion.memory import GIB, DeviceMemory
 from core.errors import ModelError, OutOfMemory
+from core.hardware.batch_sizer import BatchSizer, Load, is_out_of_memory
+from core.hardware.memory import GIB, DeviceMemory
 from core.information.quadrature import Sampler
 
 PROMPT = "a cat on the grass"

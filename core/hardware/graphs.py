@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.diffusion.graph_capture import Capture, CudaCapture, Output, Work
+from core.hardware.graph_capture import Capture, CudaCapture, Output, Work
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from core.diffusion.memory import GIB, Memory
 from core.errors import OutOfMemory
+from core.hardware.memory import GIB, Memory
 
 log = logging.getLogger(__name__)
 
