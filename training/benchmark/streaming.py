@@ -1,5 +1,5 @@
-"""SAEs trained while Stable Diffusion feeds them: a U-Net of v1.4's full size with random weights, whose sampler makes
-the activations as `python -m training sae` has them made. Numbers of weights cost what they cost, whatever they are.
+"""SAE training at the size of Stable Diffusion v1.4: a U-Net with random weights samples the activations, as in
+`python -m training sae`. Random weights cost as much as trained ones.
 """
 
 import time
@@ -30,24 +30,24 @@ class Settings:
     """What is trained, and on what."""
 
     recipe: SaeRecipe = field(default_factory=lambda: read_recipe(SaeRecipe, RECIPE.with_name("sd_v1_4_saes.json")))
-    """Its SAEs, stream and training; fewer steps of it."""
+    """SAEs, stream and training; only a few of its steps are taken."""
     spec: ModelSpec = BUILT_IN["sd-v1-4"]
     """Hookpoints, steps and guidance."""
     size: Size = FULL
     """Of the model."""
     images: int = 64
-    """Pictures of a round of the stream, which gives one batch."""
-    n_rounds: int = 3
-    """Rounds measured, after one that warms up."""
+    """Images per buffer of the stream, which gives one batch."""
+    n_buffers: int = 3
+    """Buffers measured, after one to warm up."""
 
 
 QUICK = Settings(
     spec=ModelSpec("small", "", num_inference_steps=3, guidance_scale=7.5),
     size=SMALL,
     images=4,
-    n_rounds=2,
+    n_buffers=2,
 )
-"""Shows that it works; its figures mean nothing."""
+"""A quick check; its results mean nothing."""
 
 
 def make_diffuser(settings: Settings, device: str) -> Diffuser:
@@ -59,7 +59,7 @@ def make_diffuser(settings: Settings, device: str) -> Diffuser:
 
 
 class _Timed:
-    """A stream that notes when it was asked for each batch, and how long it took to make it."""
+    """A stream that records when each batch was asked for and how long it took."""
 
     def __init__(self, stream: ActivationStream, device: torch.device) -> None:
         self._stream, self._device = stream, device
@@ -81,7 +81,7 @@ class _Timed:
             yield batch
 
     def _now(self) -> float:
-        """Seconds, once the device has done what it was asked."""
+        """Seconds, after the device has finished its work."""
         if self._device.type != "cpu":
             torch.accelerator.synchronize()
         return time.perf_counter()
@@ -92,11 +92,11 @@ def part(settings: Settings, device: str) -> Table:
     model = make_diffuser(settings, device)
     recipe = settings.recipe
     ids = recipe.sae_ids(model)
-    # As many samples of a picture as the smallest block has positions.
+    # As many samples from an image as the smallest block has positions.
     each = settings.size.updates[1][1] ** 2
     shape = StreamConfig(each * settings.images, settings.images, 1, min(16, settings.images))
     stream = _Timed(ActivationStream(model, GrammarPrompts(model.check_prompt), ids, shape), model.device)
-    n_steps = settings.n_rounds + 2  # the first warms up, and of the last nothing tells when it ended
+    n_steps = settings.n_buffers + 2  # the first warms up; when the last one ended is unknown
     config = replace(recipe.training, n_steps=n_steps, n_calibration_batches=1, sync_every=n_steps)
     with TemporaryDirectory() as folder:
         run = SaeRun(Path(folder), checkpoint_interval_s=1e9)
@@ -107,18 +107,18 @@ def part(settings: Settings, device: str) -> Table:
         mean = fmean(seconds)
         row: dict[str, Cell] = {"what": what, "samples a second": len(ids) * shape.batch_size / mean}
         row |= {
-            "pictures a second": settings.images / mean,
+            "images a second": settings.images / mean,
             "share of the time": f"{100 * mean / fmean(whole):.0f} %",
         }
         rows.append(row)
     n_weights = sum(weight.numel() for weight in model.unet.parameters()) / 1e6
     notes = (
         f"A U-Net of {n_weights:.0f} million random weights in {str(model.dtype).removeprefix('torch.')}, "
-        f"{model.spec.num_inference_steps} steps with guidance, feeds {len(ids)} SAEs at "
-        f"{', '.join(model.hookpoints)}: {shape.batch_size} samples of each from every {settings.images} pictures. "
-        f"Mean of {len(whole)} such rounds after one to warm up, on {model.device}.",
+        f"{model.spec.num_inference_steps} steps with guidance, streams to {len(ids)} SAEs at "
+        f"{', '.join(model.hookpoints)}: {shape.batch_size} samples of each from every {settings.images} images. "
+        f"Mean of {len(whole)} such buffers after one to warm up, on {model.device}.",
     )
-    return Table("streaming", "SAEs trained while the sampler feeds them", rows, notes)
+    return Table("streaming", "Training SAEs while the sampler runs", rows, notes)
 
 
 BENCHMARK = Benchmark(

@@ -1,4 +1,4 @@
-"""Keep freed memory for the next step instead of giving it back to the system."""
+"""Keep freed memory for the next training step instead of returning it to the system."""
 
 import ctypes
 import sys
@@ -9,10 +9,10 @@ _MOST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Ask the C library not to return freed memory; whether it could be asked (glibc alone).
+    """Ask glibc not to return freed memory to the system; returns whether it could (False for other C libraries).
 
-    Every step of training frees and takes the same large tensors. By default each comes fresh from the
-    system, page by page, which can cost as much as what is computed in it.
+    Every training step frees and allocates the same large tensors. By default their pages come from the system each
+    time, which can cost as much as the computation.
     """
     if not sys.platform.startswith("linux"):
         return False

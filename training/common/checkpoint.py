@@ -1,4 +1,4 @@
-"""Checkpoints that survive any kill: the last one stays until the next is whole, and none of another recipe is read."""
+"""Checkpoints that survive any kill: the last one stays until the next is complete; another recipe's is refused."""
 
 import json
 import shutil
@@ -20,16 +20,16 @@ class Checkpoint(NamedTuple):
     step: int
     """Steps done."""
     recipe: dict[str, Any]
-    """JSON: everything that the run's numbers depend on."""
+    """JSON: everything that the run's results depend on."""
     tensors: dict[str, dict[str, Tensor]]
-    """By file, and by name in it."""
+    """Tensors by file and name."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint beside the last one, then put it in its place: a kill leaves one of the two whole.
+    """Write a checkpoint beside the last one, then replace it: a kill leaves at least one of the two complete.
 
     Raises:
-        OSError: It could not be written, for a full disk perhaps. The last one is still there.
+        OSError: It could not be written, for example to a full disk. The last one is still there.
     """
     part, whole, old = folder / _PART, folder / _WHOLE, folder / _OLD
     shutil.rmtree(part, ignore_errors=True)
@@ -48,7 +48,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             f"whole; make room and start again to go on from it."
         ) from error
     if whole.exists():
-        # Only now: after a kill between the two renames, `old` is the one that counts.
+        # Only now: after a kill between the two renames, `old` is the newest checkpoint.
         shutil.rmtree(old, ignore_errors=True)
         whole.rename(old)
     part.rename(whole)
@@ -56,7 +56,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(folder: Path, recipe: Mapping[str, Any]) -> Checkpoint | None:
-    """The newest whole checkpoint of a run, None if there is none.
+    """The newest complete checkpoint of a run, or None.
 
     Raises:
         ValueError: It was made with another recipe, or its files are damaged.
@@ -78,7 +78,7 @@ def load_checkpoint(folder: Path, recipe: Mapping[str, Any]) -> Checkpoint | Non
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state, named `<index of the weight>.<entry>`."""
+    """An optimiser's state by `<index of the weight>.<entry>`."""
     return {
         f"{index}.{key}": value
         for index, state in optimizer.state_dict()["state"].items()
@@ -87,7 +87,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimiser the state that `optimizer_tensors` named."""
+    """Load a state from `optimizer_tensors` into an optimiser."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, key = name.split(".", 1)
@@ -96,20 +96,20 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
 
 
 def scaler_tensors(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
-    """A loss scale, and the steps since it last changed: without them a resumed run would skip steps anew."""
+    """The loss scale and the steps since it changed, without which a resumed run would skip steps again."""
     state = scaler.state_dict()
     names = ("scale", "_growth_tracker")
     return {name: torch.tensor(state[name], dtype=torch.float64) for name in names}
 
 
 def load_scaler(scaler: torch.amp.GradScaler, tensors: Mapping[str, Tensor]) -> None:
-    """Give a loss scaler the state that `scaler_tensors` named; how it grows stays as it is."""
+    """Load a state from `scaler_tensors` into a loss scaler; its growth settings stay."""
     scale, steps = tensors["scale"].item(), int(tensors["_growth_tracker"].item())
     scaler.load_state_dict({**scaler.state_dict(), "scale": scale, "_growth_tracker": steps})
 
 
 def _differences(then: Any, now: Any, name: str = "") -> Iterator[str]:
-    """What two recipes say differently."""
+    """The differences between two recipes, as text."""
     if isinstance(then, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*then, *now]):
             yield from _differences(then.get(key), now.get(key), f"{name}.{key}".lstrip("."))

@@ -1,4 +1,4 @@
-"""One run a folder: two at once would mix up their checkpoints."""
+"""One run per folder: two at once would overwrite each other's checkpoints."""
 
 import logging
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ logger = logging.getLogger(__name__)
 
 
 class FolderInUseError(RuntimeError):
-    """Another run is at work in the folder that this one was given."""
+    """Another run is using the run folder."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a run's folder, which is made if need be. The system lifts the lock of a killed process.
+    """Lock a run's folder, creating it if needed. The system releases the lock of a killed process.
 
     Raises:
         FolderInUseError: Another run is at work in the folder.

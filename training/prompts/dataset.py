@@ -1,8 +1,8 @@
-"""Prompts from a dataset of rows, on the Hub or in a local file, read as a stream; nothing of it is stored.
+"""Prompts from a dataset on the Hub or a local file of rows, streamed; nothing of it is stored.
 
-Prompt n is the n-th row of its split that has a caption, passes the filter, and that the model can take. So where it
-stands is known only to who has read what comes before: every 1,024th prompt's position is noted in a file as it is
-passed, and a run that was killed goes on from there.
+Prompt n is the n-th row of its split that has a caption, passes the filter, and that the model can encode. Its row is
+known only after reading all rows before it, so the position of every 1,024th prompt is noted in a file, and a resumed
+run continues from there.
 """
 
 import importlib
@@ -20,12 +20,12 @@ from training.common.splits import HELD_OUT
 
 Split = Literal["train", "test"]
 Check = Callable[[str], None]
-"""Raises a `PromptError` for a prompt that the model cannot take; a `Diffuser`'s `check_prompt`."""
+"""Raises a `PromptError` for a prompt that the model cannot encode; `Diffuser.check_prompt`."""
 
 FORMATS = {".jsonl": "json", ".parquet": "parquet"}
-"""Endings of local files with rows, and what the datasets library calls their form."""
+"""Suffixes of local files of rows, with the datasets library's name of the format."""
 _KEPT = 1024
-"""Prompts kept in memory, and how far two noted positions are apart."""
+"""Prompts kept in memory, and prompts between two noted positions."""
 _MOST_REFUSED = 20_000
 
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 class Condition(NamedTuple):
-    """What a row has to fulfil."""
+    """A condition on rows."""
 
     text: str
     """As the user wrote it."""
@@ -53,50 +53,50 @@ class Condition(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Condition":
-        """From `COLUMN OPERATOR VALUE`, such as `aesthetic >= 5.5`; `~` searches for a regular expression.
+        """Parse `COLUMN OPERATOR VALUE`, such as `aesthetic >= 5.5`; `~` searches for a regular expression.
 
         Raises:
-            ValueError: It has another form.
+            ValueError: It does not have this form.
         """
         match = _CONDITION.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r} is no condition: write COLUMN, one of {' '.join(_COMPARE)}, and a value.")
+            raise ValueError(f"{text!r} is not a condition: write COLUMN, one of {' '.join(_COMPARE)}, and a value.")
         column, sign, written = match.groups()
         try:
             value = re.compile(written) if sign == "~" else json.loads(written)
         except re.error as error:
-            raise ValueError(f"{text!r}: {written} is no regular expression: {error}.") from error
+            raise ValueError(f"{text!r}: {written} is not a regular expression: {error}.") from error
         except ValueError:
             value = written  # a word without quotes
         return cls(text, column, _COMPARE[sign], value)
 
     def passes(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row fulfils it; one with nothing in the column does not.
+        """Whether a row fulfils the condition; an empty cell does not.
 
         Raises:
-            ValueError: The column holds what cannot be compared like this.
+            ValueError: The column's values cannot be compared in this way.
         """
         if row[self.column] is None:
             return False
         try:
             return self.compare(row[self.column], self.value)
         except TypeError as error:
-            raise ValueError(f"{self.text!r} does not go with what the column holds, {row[self.column]!r}.") from error
+            raise ValueError(f"{self.text!r} does not fit the column's value {row[self.column]!r}.") from error
 
 
 class _Position(NamedTuple):
-    """Where reading stands."""
+    """A position in the dataset."""
 
     n: int
-    """Prompts of the split so far."""
+    """Prompts of the split read so far."""
     row: int
-    """Rows so far."""
+    """Rows read so far."""
     state: Mapping[str, Any]
-    """What the datasets library needs to go on, without reading what comes before; empty: from the first row."""
+    """State of the datasets library, to continue without reading earlier rows; empty: the first row."""
 
 
 class DatasetPrompts:
-    """The captions of a dataset. Name a revision of one on the Hub: if its rows change, so does what a number means."""
+    """The captions of a dataset. Name a revision on the Hub: if rows change, numbers mean other prompts."""
 
     def __init__(
         self,
@@ -108,13 +108,13 @@ class DatasetPrompts:
         where: Sequence[str] = (),
         positions: Path | None = None,
     ) -> None:
-        """Open the dataset, and unless it was read before its first prompt, so that what is wrong shows now.
+        """Open the dataset and, unless an earlier run has, read its first prompt, so that errors show at once.
 
         Args:
             source: `owner/name[@revision]` on the Hub, or a local file of one of `FORMATS`.
-            column: Where its captions are.
-            check: What the model can take.
-            split: "test" for the rows that are kept from training, every `HELD_OUT`-th.
+            column: The column with captions.
+            check: Raises for a prompt that the model cannot encode.
+            split: "test" for the held-out rows, every `HELD_OUT`-th.
             where: Conditions that a row has to fulfil.
             positions: File for the noted positions; None: a resumed run reads from the start.
 
@@ -134,10 +134,10 @@ class DatasetPrompts:
             self.prompt(0)
 
     def prompt(self, number: int) -> str:
-        """A prompt; after the last comes the first again.
+        """The prompt of a number; after the last the first follows.
 
         Raises:
-            ValueError: No such column, or very many rows in turn that cannot be used.
+            ValueError: There is no such column, or too many consecutive rows cannot be used.
         """
         if self._length is not None:
             number %= self._length
@@ -150,7 +150,7 @@ class DatasetPrompts:
         return self._cached[number]
 
     def _go_near(self, number: int) -> None:
-        """Go to the last noted position before a prompt, unless reading on gets there sooner."""
+        """Go to the last noted position before a prompt, unless reading on is shorter."""
         nearest = self._noted[max(n for n in self._noted if n <= number)]
         if not nearest.n <= self._n <= number:
             self._go_to(nearest)
@@ -161,7 +161,7 @@ class DatasetPrompts:
         self._rows: Iterator[Any] = iter(self._dataset)
 
     def _read(self) -> bool:
-        """Read the next prompt of the split; false at the end."""
+        """Read the next prompt of the split; False at the end."""
         n_refused, refused = 0, ""
         for row in self._rows:
             number, self._row = self._row, self._row + 1
@@ -185,7 +185,7 @@ class DatasetPrompts:
         return False
 
     def _use(self, row: Mapping[str, Any]) -> tuple[str, str]:
-        """A row's caption, and why it cannot be used; empty if it can."""
+        """A row's caption, and the reason why it cannot be used, empty if it can."""
         for column in (self._column, *(condition.column for condition in self._where)):
             if column not in row:
                 raise ValueError(f"{self._source!r} has no column {column!r}. It has: {', '.join(sorted(row))}.")
@@ -204,30 +204,30 @@ class DatasetPrompts:
         if self._length is None:
             self._length = self._n
             self._save()
-        log.info("the %d prompts of %s begin again", self._length, self._source)
+        log.info("all %d prompts of %s were read; starting again from the first", self._length, self._source)
 
     def _save(self) -> None:
         if self._file is None:
             return
-        told = {"of": self._key, "length": self._length, "noted": list(self._noted.values())}
+        noted = {"of": self._key, "length": self._length, "noted": list(self._noted.values())}
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self._file, json.dumps(told) + "\n", shared=True)
+        write_text(self._file, json.dumps(noted) + "\n", shared=True)
 
     def _load(self) -> None:
-        """Take up the positions that an earlier run noted of the same prompts."""
+        """Load the positions that an earlier run noted for the same prompts."""
         if self._file is None or not self._file.is_file():
             return
         try:
-            told = json.loads(self._file.read_text(encoding="utf-8"))
-            if told["of"] == self._key:
-                self._length = told["length"]
-                self._noted |= {noted[0]: _Position(*noted) for noted in told["noted"]}
+            stored = json.loads(self._file.read_text(encoding="utf-8"))
+            if stored["of"] == self._key:
+                self._length = stored["length"]
+                self._noted |= {position[0]: _Position(*position) for position in stored["noted"]}
         except (ValueError, KeyError, TypeError):
-            log.warning("%s is damaged: the prompts are read from the start", self._file)
+            log.warning("%s is damaged; reading the prompts from the start", self._file)
 
 
 def _open(source: str) -> Any:
-    """The dataset as a stream, from its first row."""
+    """Open the dataset as a stream."""
     try:
         datasets = importlib.import_module("datasets")
     except ModuleNotFoundError as error:

@@ -1,7 +1,7 @@
-"""Prompts by number, for streams of generated pictures: the embedded grammar, a text file, or a dataset.
+"""Prompts by number: from the embedded grammar, a text file, or a dataset.
 
-A number always means the same prompt, so that a run that was killed goes on with the prompts that it would have had,
-and each of several processes can take its own. One prompt in `HELD_OUT` is kept from training.
+A number always means the same prompt, so that a resumed run continues with the prompts it would have had, and each of
+several processes can take its own. One prompt in `HELD_OUT` is held out from training.
 """
 
 import argparse
@@ -23,7 +23,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 class Prompts(Protocol):
-    """Prompts without end: finite ones begin again."""
+    """An endless sequence of prompts; finite sources repeat."""
 
     def prompt(self, number: int) -> str:
         """The prompt of a number, from 0."""
@@ -39,18 +39,18 @@ def open_prompts(
     where: Sequence[str] = (),
     positions: Path | None = None,
 ) -> Prompts:
-    """Prompts of `grammar`, of a text file, of a local file of rows, or of a Hub dataset `owner/name[@revision]`.
+    """Open the prompts of `grammar`, a text file, a local file of rows, or a Hub dataset `owner/name[@revision]`.
 
     Args:
-        source: Which of them; a file with rows ends in `.jsonl` or `.parquet`.
-        check: What the model can take; the grammar and text files are checked here, before any work.
-        split: "test" for the prompts that are kept from training.
-        column: Of a dataset: where its captions are.
-        where: Of a dataset: conditions that a row has to fulfil, as `aesthetic >= 5.5`.
-        positions: Of a dataset: file in which it is noted how far it was read, for a run that is taken up again.
+        source: One of these; a file of rows ends in `.jsonl` or `.parquet`.
+        check: Raises for a prompt the model cannot encode; the grammar and text files are checked here.
+        split: "test" for the held-out prompts.
+        column: The column with captions, for a dataset.
+        where: Conditions on rows of a dataset, such as `aesthetic >= 5.5`.
+        positions: File that notes how far a dataset was read, for a resumed run.
 
     Raises:
-        ValueError: No such source, or prompts that cannot be used.
+        ValueError: There is no such source, or its prompts cannot be used.
     """
     path = Path(source)
     if path.suffix in FORMATS or (_HUB_ID.fullmatch(source) and not path.exists() and path.suffix != ".txt"):
@@ -67,7 +67,7 @@ def open_prompts(
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser, more: str = "", *, defaults: bool = True) -> None:
-    """The options that say where a command's prompts come from; without defaults what is not given is left out."""
+    """Add the options for a command's prompts; without `defaults`, options not given are absent."""
 
     def usual(value: Any) -> Any:
         return value if defaults else argparse.SUPPRESS
@@ -75,14 +75,14 @@ def add_prompt_arguments(parser: argparse.ArgumentParser, more: str = "", *, def
     parser.add_argument(
         "--prompts", default=usual(GRAMMAR), help=f"grammar, a .txt, .jsonl or .parquet file, or a Hub dataset{more}"
     )
-    parser.add_argument("--column", default=usual("caption"), help="of a dataset: where its captions are")
+    parser.add_argument("--column", default=usual("caption"), help="column with captions, for a dataset")
     parser.add_argument(
-        "--where", nargs="*", default=usual([]), help="of a dataset: what a row fulfils: 'aesthetic >= 5.5'"
+        "--where", nargs="*", default=usual([]), help="conditions on rows of a dataset: 'aesthetic >= 5.5'"
     )
 
 
 class GrammarPrompts:
-    """The captions of the embedded model's scenes: number n is that of scene n."""
+    """The captions of the embedded model's scenes; number n belongs to scene n."""
 
     def __init__(self, check: Check, split: Split = "train") -> None:
         self._split = split
@@ -93,18 +93,18 @@ class GrammarPrompts:
             raise PromptError(f"This model cannot take the grammar's captions; give it a text file. {error}") from error
 
     def prompt(self, number: int) -> str:
-        """The caption of the scene `make_scene(number, split)`, which is not laid out for it."""
+        """The caption of the scene `make_scene(number, split)`, without laying out the scene."""
         key = (("train", "test").index(self._split), number)
         story = sample_story(np.random.default_rng(key), self._split)
         return sample_caption(np.random.default_rng([*key, 2, 0]), story).text
 
 
 class FilePrompts:
-    """A text file of UTF-8, one prompt a line. Blank lines are skipped."""
+    """A UTF-8 text file, one prompt per line. Blank lines are skipped."""
 
     def __init__(self, path: Path, check: Check, split: Split = "train") -> None:
         try:
-            # Some editors begin a file with a mark of its byte order, which is no part of the first prompt.
+            # Some editors write a byte-order mark, which is no part of the first prompt.
             lines = path.read_bytes().decode("utf-8-sig").splitlines()
         except OSError as error:
             raise ValueError(f"The prompts in {path} could not be read: {error}") from error
@@ -128,5 +128,5 @@ class FilePrompts:
         return len(self._texts)
 
     def prompt(self, number: int) -> str:
-        """A line of the file; after the last comes the first again."""
+        """A line of the file; after the last the first follows."""
         return self._texts[number % len(self._texts)]

@@ -1,6 +1,6 @@
-"""Many SAEs that learn from one stream: their configuration, their joint loss, and what is counted on the way.
+"""Many SAEs trained on one stream: their configuration, their joint loss, and their training statistics.
 
-The SAEs share a forward call and an optimiser step, but no number: each learns as it would alone.
+The SAEs share a forward call and an optimiser step, but no parameter or statistic: each learns as it would alone.
 """
 
 import zlib
@@ -21,35 +21,35 @@ class TrainerConfig:
     n_steps: int
     """Optimiser steps."""
     gradient_accumulation_steps: int = 1
-    """Batches of the stream a step."""
+    """Batches of the stream in one step."""
     k: int = 20
-    """Active latents of a position."""
+    """Active latents per position."""
     k_by_hookpoint: dict[str, int] = field(default_factory=dict)
-    """k of hookpoints that have another, by name: narrow ones, where 20 of few channels would mean little."""
+    """k of hookpoints where it differs, by name, such as narrow ones."""
     expansion: int = 4
-    """Latents, in multiples of d_in."""
+    """d_sae / d_in."""
     architecture: Architecture = "topk"
     """`topk` or `batchtopk`."""
     learning_rate: float = 3e-4
-    """Peak learning rate of Adam: reached after the warm-up, kept, and brought to zero at the end."""
+    """Peak learning rate of Adam, after the warm-up and before the decay."""
     n_warmup: int = 100
     """Steps of linear warm-up."""
     lr_decay_fraction: float = 0.2
-    """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
+    """Fraction of the steps, at the end, over which the learning rate falls linearly to zero."""
     k_aux: int = 256
-    """Most dead latents that rebuild the residual at a time (AuxK), and at most d_in / 2 in any case."""
+    """Most dead latents that reconstruct the residual at a time (AuxK); never more than d_in / 2."""
     aux_weight: float = 1 / 32
-    """Weight of AuxK in the loss; 0 for none."""
+    """Weight of the AuxK loss; 0 turns it off."""
     dead_after_fraction: float = 0.05
-    """Share of the stream after which a latent that has been silent counts as dead."""
+    """Fraction of the stream without firing after which a latent counts as dead."""
     n_calibration_batches: int = 4
-    """First batches, whose scale, mean and total variance are measured, once; then they are trained on."""
+    """First batches on which scale, mean and total variance of the inputs are measured; they are trained on too."""
     sync_every: int = 20
-    """Steps between the points where the device is waited for: processes put their counters together, the dead
-    latents are chosen, NaN is looked for, a line is logged, and a checkpoint may be written."""
+    """Steps between synchronisations with the device: processes reduce their counters, dead latents are updated, NaN is
+    checked for, a line is logged, and a checkpoint may be written."""
     precision: str = "bf16"
-    """`bf16`: products in bfloat16, weights and their moments in float32; `fp16`: the same in float16, with a loss
-    scale, for GPUs older than bfloat16; `no`: everything in float32."""
+    """`bf16`: products in bfloat16, weights and optimiser state in float32; `fp16`: the same in float16, with loss
+    scaling, for GPUs without bfloat16; `no`: everything in float32."""
     seed: int = 0
     """Seed of the initial weights."""
 
@@ -60,39 +60,40 @@ class TrainerConfig:
         if wrong := [name for name, size in sizes.items() if size < 1]:
             raise ValueError(f"{' and '.join(wrong)} must be at least 1.")
         if self.precision not in ("bf16", "fp16", "no"):
-            raise ValueError(f"There is no precision {self.precision!r}: bf16, fp16 and no are.")
+            raise ValueError(f"There is no precision {self.precision!r}; there are bf16, fp16 and no.")
         if not 1 <= self.n_calibration_batches <= self.n_steps * self.gradient_accumulation_steps:
             raise ValueError(
-                f"n_calibration_batches is {self.n_calibration_batches}: at least 1, and no more batches than are trained on."
+                f"n_calibration_batches is {self.n_calibration_batches}; it has to be at least 1 and at most the "
+                f"number of batches trained on."
             )
 
 
 class Moments(NamedTuple):
-    """What is measured of an SAE's inputs before training, in float64."""
+    """Moments of an SAE's inputs, measured before training, in float64."""
 
     n: Tensor
-    """[] samples."""
+    """[] number of samples."""
     total: Tensor
-    """[d_in] their sum."""
+    """[d_in] sum of the samples."""
     squares: Tensor
-    """[] the sum of their squared norms."""
+    """[] sum of their squared norms."""
 
 
 class Figures(NamedTuple):
-    """An SAE's training figures since the last sync."""
+    """An SAE's training metrics since the last synchronisation."""
 
     fvu: float
-    """Squared error as a share of the total variance."""
+    """Fraction of variance unexplained: squared error over total variance."""
     auxk: float
-    """AuxK, in the same unit; 0 while no latent is dead."""
+    """AuxK loss, normalised in the same way; 0 while no latent is dead."""
     l0: float
-    """Mean number of active latents a position."""
+    """Mean number of active latents per position."""
     dead: float
-    """Share of latents that are dead."""
+    """Fraction of latents that are dead."""
 
 
 class SaeTrainState(nn.Module):
-    """An SAE in training: with the scale of its inputs and the silence of its latents."""
+    """An SAE in training, with the scale of its inputs and the steps since each latent fired."""
 
     scale: Tensor
     """[] factor that gives the inputs a mean square of 1 over samples and channels."""
@@ -101,12 +102,12 @@ class SaeTrainState(nn.Module):
     steps_since_fired: Tensor
     """[d_sae] batches since each latent was last active."""
     sums: Tensor
-    """[4] since the last sync: batches, and over them fvu, auxk and mean L0. Not saved: it is zero at checkpoints."""
+    """[4] sums since the last synchronisation: batches, fvu, auxk, L0. Not saved: zero at checkpoints."""
 
     def __init__(self, sae_id: SaeId, d_in: int, config: TrainerConfig) -> None:
         super().__init__()
         self.config = config
-        # Its own seed: what other SAEs are trained along changes nothing.
+        # A seed of its own: the other SAEs of the bank change nothing.
         generator = torch.Generator().manual_seed(zlib.crc32(f"{config.seed} {sae_id.path}".encode()))
         k = config.k_by_hookpoint.get(sae_id.hookpoint, config.k)
         cfg = SaeConfig(d_in, config.expansion * d_in, k, config.architecture)
@@ -120,7 +121,7 @@ class SaeTrainState(nn.Module):
 
     @torch.no_grad()
     def start_from(self, moments: Moments, name: str) -> None:
-        """Set scale, variance and bias by what was measured.
+        """Set input scale, total variance and decoder bias from the measured moments.
 
         Raises:
             ValueError: The inputs do not vary.
@@ -148,21 +149,21 @@ class SaeTrainState(nn.Module):
         return loss
 
     def update_dead_latents(self) -> None:
-        """Let AuxK have the latents that have been silent for longest, of those that count as dead. Waits."""
+        """Give AuxK the dead latents that have not fired for longest. Synchronises with the device."""
         limit = self.config.dead_after_fraction * self.config.n_steps * self.config.gradient_accumulation_steps
         self.n_dead = int((self.steps_since_fired > limit).sum())
         n = min(self.n_dead, self.config.k_aux, self.sae.cfg.d_in // 2)
         self.dead = self.steps_since_fired.argsort(descending=True, stable=True)[:n] if n else None
 
     def take_figures(self) -> Figures:
-        """The figures since the last call. Waits."""
+        """Metrics since the last call. Synchronises with the device."""
         n, fvu, auxk, l0 = self.sums.tolist()
         self.sums.zero_()
         return Figures(fvu / n, auxk / n, l0 / n, self.n_dead / self.sae.cfg.d_sae)
 
 
 class SaeBank(nn.Module):
-    """SAEs that learn together. The loss is computed in `forward`, so that several processes stay correct."""
+    """SAEs trained together. The loss is computed in `forward`, as DistributedDataParallel requires."""
 
     def __init__(self, d_in: Mapping[SaeId, int], config: TrainerConfig) -> None:
         super().__init__()
@@ -179,15 +180,15 @@ class SaeBank(nn.Module):
         return torch.stack([state(x) for state, x in zip(self.states, samples, strict=True)]).sum()
 
     def items(self) -> list[tuple[SaeId, SaeTrainState]]:
-        """Every SAE in training, by what it reads."""
+        """Every SAE in training with its id."""
         return [(i, state) for i, state in zip(self.ids, self.states, strict=True) if isinstance(state, SaeTrainState)]
 
     def before_step(self) -> None:
-        """Mend the gradients of the decoders."""
+        """Remove from the decoders' gradients what is parallel to their rows."""
         for _, state in self.items():
             state.sae.remove_parallel_gradient()
 
     def after_step(self) -> None:
-        """Mend the norms of the decoders."""
+        """Rescale the decoders' rows to unit norm."""
         for _, state in self.items():
             state.sae.normalize_decoder()

@@ -58,19 +58,19 @@ class SaeRecipe:
     where: tuple[str, ...] = ()
     """Of a dataset: conditions that a row has to fulfil, as `aesthetic >= 5.5`."""
     hookpoints: tuple[str, ...] = ()
-    """Blocks; none named: the model's own."""
+    """Blocks; empty: the model's default hookpoints."""
     branches: tuple[Branch, ...] = get_args(Branch)
-    """Halves of classifier-free guidance."""
+    """Branches of classifier-free guidance."""
     times: tuple[float | AllTimes, ...] = ("all",)
-    """Normalised times of which each has an SAE; `all`: the one shared by every step."""
+    """Normalised times, one SAE each; `all` is one SAE shared by every step."""
     stream: StreamConfig = field(default_factory=StreamConfig)
-    """How pictures become batches."""
+    """How images become batches."""
     save_dtype: Literal["float16", "float32"] = "float16"
     """Precision of the weights on disk."""
 
     @property
     def n_images(self) -> int:
-        """Pictures that are made for the training: whole rounds, the first prompts."""
+        """Images sampled for the training: whole buffers, from the first prompt on."""
         n_batches = self.training.n_steps * self.training.gradient_accumulation_steps
         return -(-n_batches // self.stream.batches_per_buffer) * self.stream.images_per_buffer
 
@@ -82,7 +82,7 @@ class SaeRecipe:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--recipe", type=Path, default=RECIPE, help="JSON with the model, the SAEs and the training")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="recipe as JSON: model, SAEs, stream and training")
     parser.add_argument("--model", default=argparse.SUPPRESS, help="built-in name, folder or Hub id; else the recipe's")
     parser.add_argument(
         "--run-dir",
@@ -128,27 +128,27 @@ def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: SaeRun, out: Path)
     Raises:
         FolderInUseError: Another run is at work in the run's folder.
     """
-    told = json.loads(json.dumps(asdict(recipe)))
+    recipe_json = json.loads(json.dumps(asdict(recipe)))
     depends = {
-        **{name: value for name, value in told.items() if name not in ("training", "save_dtype")},
-        # A model that was trained anew, or prompts that were edited, under the same name are others.
+        **{name: value for name, value in recipe_json.items() if name not in ("training", "save_dtype")},
+        # A retrained model or an edited prompt file of the same name is another recipe.
         MADE_FOR: weights_digest(spec),
         "prompts_digest": files_digest([Path(recipe.prompts)]),
     }
     run = replace(run, recipe=depends)
     accelerator = make_accelerator(recipe.training, run)
-    # Of processes that train together one writes the folder; the others are with it, perhaps on another machine.
+    # Only the main process writes the folder; the others may be on another machine.
     with locked(run.folder) if accelerator.is_main_process else nullcontext():
         saes = _train(recipe, spec, run, accelerator)
         if accelerator.is_main_process:
             dtype: torch.dtype = getattr(torch, recipe.save_dtype)
-            write_collection(saes, out, told, run.folder, dtype, depends[MADE_FOR])
+            write_collection(saes, out, recipe_json, run.folder, dtype, depends[MADE_FOR])
         accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
 def _train(recipe: SaeRecipe, spec: ModelSpec, run: SaeRun, accelerator: Accelerator) -> dict[SaeId, SparseAutoencoder]:
-    """Feed the SAEs with the model's updates until they are trained."""
+    """Train the SAEs on the model's updates."""
     model = core.load_model(spec, device=accelerator.device)
     ids = recipe.sae_ids(model)
     prompts = open_prompts(
@@ -173,7 +173,7 @@ def write_collection(
 ) -> None:
     """Save trained SAEs with their last training figures, and the index that lists them.
 
-    `made_for` tells the model's weights from others: `core.sae.trained.weights_digest`.
+    `made_for` identifies the model's weights: `core.sae.trained.weights_digest`.
     """
     figures = json.loads((run / LOG).read_text(encoding="utf-8").splitlines()[-1])["saes"]
     n_samples = (
@@ -181,7 +181,7 @@ def write_collection(
         * recipe["training"]["gradient_accumulation_steps"]
         * recipe["stream"]["batch_size"]
     )
-    (out / MANIFEST).unlink(missing_ok=True)  # it tells of what was there before
+    (out / MANIFEST).unlink(missing_ok=True)  # it describes the former collection
     mark_labelled(out, False)
     for sae_id, sae in saes.items():
         metadata = {

@@ -1,4 +1,4 @@
-"""Activations that are NaN or infinite: found without waiting for the device, told with the prompt they came from."""
+"""Detection of NaN or infinite activations without synchronising at every step; the error names the prompt."""
 
 from collections.abc import Sequence
 
@@ -14,14 +14,14 @@ class NotFiniteError(ValueError):
 
 
 class FinitenessCheck:
-    """Looks for rows that are not finite without waiting for the device, and knows their prompts when it is asked."""
+    """Notes rows that are not finite, on the device, until `check` reads them."""
 
     def __init__(self) -> None:
         self._seen: list[tuple[StreamBatch, SaeId]] = []
         self._rows: list[Tensor] = []
 
     def add(self, batch: StreamBatch, ids: Sequence[SaeId], samples: Sequence[Tensor]) -> None:
-        """Look at a batch."""
+        """Note the first row of each SAE's samples [n, d_in] that is not finite."""
         light = batch._replace(samples={})  # its prompts are kept until the next check, its samples are not
         for sae_id, x in zip(ids, samples, strict=True):
             bad = ~x.float().sum(1).isfinite()
@@ -29,7 +29,7 @@ class FinitenessCheck:
             self._rows.append(torch.where(bad.any(), bad.long().argmax(), -1))
 
     def check(self) -> None:
-        """Waits.
+        """Synchronise with the device and read what was noted.
 
         Raises:
             NotFiniteError: A row since the last check was not finite.
@@ -39,8 +39,8 @@ class FinitenessCheck:
             if row >= 0:
                 raise NotFiniteError(
                     f"The activations of {sae_id.path} in batch {batch.number} are NaN or infinite for the prompt "
-                    f"{batch.prompt_of(row)!r}. Training has stopped; the last checkpoint was written before it. Leave "
-                    f"the prompt out, or run the model in a wider dtype."
+                    f"{batch.prompt_of(row)!r}. Training has stopped; the last checkpoint is from before it. Leave "
+                    f"the prompt out, or run the model in float32."
                 )
         self._seen.clear()
         self._rows.clear()

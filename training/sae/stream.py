@@ -1,14 +1,13 @@
-"""Batches of residual updates from pictures that are made for them, nothing written to disk.
+"""Batches of residual updates from images that are sampled for them; nothing is written to disk.
 
-Protocol. The stream is a sequence of rounds. Round r makes pictures r * G ... r * G + G - 1: picture n is prompt n,
-denoised from the noise of (seed, n). For every SAE, each picture gives P cells, drawn without replacement from (step,
-position) by (seed, n, SAE) and in random order; a cell's update [d_in] is one sample. The round's B batches take P / B
-cells in turn from every picture, so that a batch holds all pictures of its round alike: a shuffle with nothing left to
-chance between pictures.
+Buffer r holds the activations of images r * G ... r * G + G - 1; image n is prompt n, denoised from the noise of (seed,
+n). For every SAE, each image gives P cells, drawn without replacement from (step, position) by (seed, n, SAE) and in
+random order; a cell's update [d_in] is one sample. The B batches of a buffer take P / B cells in turn from every image,
+so each batch holds all images of its buffer equally: a shuffle that leaves nothing to chance between images.
 
-It follows that batch b depends on the seed and b alone. Resuming at b makes one round again. Of W processes, rank w
-makes pictures w, w + W, ... of each round and holds their samples: all have equally many batches, and together those of
-one process. What other SAEs are fed along changes nothing, what pictures are denoised together only the rounding.
+Batch b therefore depends on the seed and b alone. Resuming at b makes one buffer again. Of W processes, rank w samples
+images w, w + W, ... of each buffer and holds their samples: all have equally many batches, and together those of one
+process. The set of SAEs trained together changes nothing; which images are denoised together changes only the rounding.
 """
 
 import logging
@@ -32,51 +31,51 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """How pictures become batches."""
+    """How images become batches."""
 
     batch_size: int = 4096
     """Samples of each SAE in a batch, over all processes."""
     images_per_buffer: int = 256
-    """Pictures in a round, over all processes; divides the batch size."""
+    """Images in a buffer, over all processes; divides the batch size."""
     batches_per_buffer: int = 4
-    """Batches made of one round: each picture gives each SAE this times batch_size / pictures samples."""
+    """Batches made of one buffer: each image gives each SAE this times batch_size / images_per_buffer samples."""
     sampler_batch_size: int = 8
-    """Pictures that a process denoises together at most; fewer where the model's memory has no room for them."""
+    """Most images that a process denoises together; fewer where memory is short."""
     num_inference_steps: int | None = None
     """Steps of the sampler; None: the model's own."""
     guidance_scale: float | None = None
     """Scale of classifier-free guidance; None: the model's own."""
     shared_steps: tuple[int, ...] = ()
-    """Sampler steps that time-shared SAEs see, each alike; none named: every step."""
+    """Sampler steps that SAEs shared by all times are trained on, equally often; empty: every step."""
     seed: int = 0
     """Seed of the noise and of the choice of cells."""
     max_buffer_gib: float = 8.0
-    """Refuse rounds that would hold more than this in a process, in GiB."""
+    """Most memory of a buffer in one process, in GiB; a larger one is an error."""
 
 
 class StreamBatch(NamedTuple):
     """Samples for every SAE at once."""
 
     number: int
-    """Which batch, from 0."""
+    """Number of the batch, from 0."""
     samples: dict[SaeId, Tensor]
     """[n, d_in] float32 each, on the model's device; n is the same for all."""
     prompts: tuple[str, ...]
-    """This process's prompts, one a picture, those of all SAEs alike."""
+    """Prompts of this process's images, the same for all SAEs."""
 
     def prompt_of(self, row: int) -> str:
-        """The prompt whose picture gave row `row` of any SAE's samples."""
+        """The prompt of the image that gave row `row` of any SAE's samples."""
         return self.prompts[row % len(self.prompts)]
 
 
 class ActivationStream:
     """Batches of residual updates for many SAEs from one pass of the sampler.
 
-    Holds `buffer_bytes` while it lives between batches, and besides them one batch in float32 at a time.
+    Holds `buffer_bytes` between batches, plus one batch in float32 at a time.
     """
 
     buffer_bytes: int
-    """What a round holds in this process: cells x pictures x d_in in the model's precision, summed over the SAEs."""
+    """Size of a buffer in this process: cells x images x d_in in the model's precision, summed over the SAEs."""
 
     def __init__(
         self,
@@ -88,7 +87,7 @@ class ActivationStream:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Check everything that can be, with one call of the U-Net to see the hookpoints' shapes.
+        """Check the settings, with one U-Net call to find the hookpoints' shapes.
 
         Raises:
             ModelError: A hookpoint that the model does not have.
@@ -110,9 +109,9 @@ class ActivationStream:
             _, height, width = self._shapes[sae_id.hookpoint]
             if self._per_image > len(steps) * height * width:
                 raise ValueError(
-                    f"{sae_id.path} has {len(steps) * height * width} cells a picture; batches of {config.batch_size} "
-                    f"x {config.batches_per_buffer} want {self._per_image} of each of {config.images_per_buffer} pictures. "
-                    f"Raise pictures, or lower batches_per_buffer."
+                    f"{sae_id.path} has {len(steps) * height * width} cells an image; batches of {config.batch_size} "
+                    f"x {config.batches_per_buffer} want {self._per_image} of each of {config.images_per_buffer} "
+                    f"images. Raise images_per_buffer, or lower batches_per_buffer."
                 )
         n_values = (
             self._per_image * (config.images_per_buffer // world) * sum(self.d_in(i.hookpoint) for i in self.sae_ids)
@@ -120,8 +119,8 @@ class ActivationStream:
         self.buffer_bytes = n_values * model.dtype.itemsize
         if self.buffer_bytes > config.max_buffer_gib * 2**30:
             raise ValueError(
-                f"A round would hold {self.buffer_bytes / 2**30:.1f} GiB, more than max_buffer_gib {config.max_buffer_gib}. "
-                f"Lower batches_per_buffer."
+                f"A buffer would hold {self.buffer_bytes / 2**30:.1f} GiB, more than max_buffer_gib "
+                f"{config.max_buffer_gib}. Lower batches_per_buffer."
             )
 
     def d_in(self, hookpoint: str) -> int:
@@ -129,18 +128,18 @@ class ActivationStream:
         return self._shapes[hookpoint][0]
 
     def batches(self, start: int = 0) -> Iterator[StreamBatch]:
-        """Batches without end, from number `start` on. The model is held only while a round is made."""
-        per_round = self._config.batches_per_buffer
+        """Batches without end, from number `start` on. The model is held only while a buffer is filled."""
+        per_buffer = self._config.batches_per_buffer
         number = start
         while True:
-            pool, prompts = self._fill_buffer(number // per_round)
-            for at in range(number % per_round, per_round):
+            buffer, prompts = self._fill_buffer(number // per_buffer)
+            for at in range(number % per_buffer, per_buffer):
                 rows = slice(at * self._per_batch, (at + 1) * self._per_batch)
-                # Copies: a view in the consumer's hands would keep this round alive while the next one is made.
-                samples = {i: cells[rows].flatten(0, 1).to(torch.float32, copy=True) for i, cells in pool.items()}
+                # Copies: a view in the consumer's hands would keep this buffer alive while the next one is filled.
+                samples = {i: cells[rows].flatten(0, 1).to(torch.float32, copy=True) for i, cells in buffer.items()}
                 yield StreamBatch(number, samples, prompts)
                 number += 1
-            del pool, samples
+            del buffer, samples
 
     @property
     def _guidance_scale(self) -> float:
@@ -155,15 +154,15 @@ class ActivationStream:
         return {key.hookpoint: (x.shape[1], x.shape[2], x.shape[3]) for key, x in recording.items()}
 
     def _fill_buffer(self, number: int) -> tuple[dict[SaeId, Tensor], tuple[str, ...]]:
-        """The cells [cells a picture, pictures, d_in] of each SAE, and the pictures' prompts."""
+        """The cells [cells an image, images, d_in] of each SAE, and the images' prompts."""
         config = self._config
-        images_per_buffer = range(
+        images = range(
             number * config.images_per_buffer + self._rank, (number + 1) * config.images_per_buffer, self._world
         )
-        prompts = tuple(self._prompts.prompt(picture) for picture in images_per_buffer)
-        pool = {
+        prompts = tuple(self._prompts.prompt(image) for image in images)
+        buffer = {
             sae_id: torch.empty(
-                (self._per_image, len(images_per_buffer), self.d_in(sae_id.hookpoint)),
+                (self._per_image, len(images), self.d_in(sae_id.hookpoint)),
                 dtype=self._model.dtype,
                 device=self._model.device,
             )
@@ -171,19 +170,19 @@ class ActivationStream:
         }
 
         def denoise(some: slice) -> None:
-            # A run that ends for want of memory is made again from its start, over the cells that it has written.
-            self._denoise(images_per_buffer[some], prompts[some], {i: cells[:, some] for i, cells in pool.items()})
+            # A run that runs out of memory starts again and overwrites its cells.
+            self._denoise(images[some], prompts[some], {i: cells[:, some] for i, cells in buffer.items()})
 
         self._model.in_parts(
-            len(images_per_buffer), denoise, max_size=config.sampler_batch_size, guidance_scale=self._guidance_scale
+            len(images), denoise, max_size=config.sampler_batch_size, guidance_scale=self._guidance_scale
         )
-        log.debug("round %d: %d pictures", number, len(images_per_buffer))
-        return pool, prompts
+        log.debug("buffer %d: %d images", number, len(images))
+        return buffer, prompts
 
-    def _denoise(self, images_per_buffer: Sequence[int], prompts: Sequence[str], out: dict[SaeId, Tensor]) -> None:
-        """Denoise some pictures as far as is needed, and write their cells into `out`, [cells, pictures, d_in] each."""
+    def _denoise(self, images: Sequence[int], prompts: Sequence[str], out: dict[SaeId, Tensor]) -> None:
+        """Denoise some images as far as needed, and write their cells into `out`, [cells, images, d_in] each."""
         wanted = sorted(set().union(*self._steps.values()))
-        chosen = {sae_id: self._choose_cells(sae_id, images_per_buffer) for sae_id in self.sae_ids}
+        chosen = {sae_id: self._choose_cells(sae_id, images) for sae_id in self.sae_ids}
 
         def keep(key: ActivationKey, update: Tensor) -> None:
             height, width = update.shape[2:]
@@ -192,14 +191,14 @@ class ActivationStream:
                 if sae_id[:2] != key[:2] or key.step not in steps:
                     continue
                 here = cells // (height * width) == steps.index(key.step)
-                cell, picture = here.nonzero(as_tuple=True)
-                place = cells[here] % (height * width)
-                cell, picture, place = (index.to(update.device) for index in (cell, picture, place))
-                out[sae_id][cell, picture] = update[picture, :, place // width, place % width]
+                cell, image = here.nonzero(as_tuple=True)
+                position = cells[here] % (height * width)
+                cell, image, position = (index.to(update.device) for index in (cell, image, position))
+                out[sae_id][cell, image] = update[image, :, position // width, position % width]
 
         run = self._model.sample(
             prompts,
-            seeds=[_seed(self._config.seed, picture) for picture in images_per_buffer],
+            seeds=[_seed(self._config.seed, image) for image in images],
             num_inference_steps=self._n_steps,
             guidance_scale=self._guidance_scale,
             last_step=wanted[-1],
@@ -210,20 +209,20 @@ class ActivationStream:
             for _ in run:
                 pass
 
-    def _choose_cells(self, sae_id: SaeId, images_per_buffer: Sequence[int]) -> Tensor:
-        """Distinct cells [cells a picture, pictures], each step's index x H * W + position, in random order."""
+    def _choose_cells(self, sae_id: SaeId, images: Sequence[int]) -> Tensor:
+        """Distinct cells [cells an image, images], each (index of the step) * H * W + position, in random order."""
         _, height, width = self._shapes[sae_id.hookpoint]
         n = len(self._steps[sae_id]) * height * width
         name = zlib.crc32(sae_id.path.encode())
         drawn = [
-            np.random.default_rng([self._config.seed, picture, name]).choice(n, self._per_image, replace=False)
-            for picture in images_per_buffer
+            np.random.default_rng([self._config.seed, image, name]).choice(n, self._per_image, replace=False)
+            for image in images
         ]
         return torch.from_numpy(np.stack(drawn, axis=1))
 
 
 def _check(sae_ids: tuple[SaeId, ...], config: StreamConfig, rank: int, world: int) -> None:
-    """Refuse settings that are wrong whatever the model."""
+    """Check what does not depend on the model."""
     if not sae_ids or len(set(sae_ids)) < len(sae_ids):
         raise ValueError(
             f"One or more SAEs are needed, each once; given: {', '.join(i.path for i in sae_ids) or 'none'}."
@@ -231,15 +230,15 @@ def _check(sae_ids: tuple[SaeId, ...], config: StreamConfig, rank: int, world: i
     sizes = (config.batch_size, config.images_per_buffer, config.batches_per_buffer, config.sampler_batch_size)
     if min(sizes) < 1 or config.batch_size % config.images_per_buffer:
         raise ValueError(
-            f"batch_size {config.batch_size} must be a multiple of pictures {config.images_per_buffer}, and both, "
-            f"batches_per_buffer and sampler_batch_size at least 1."
+            f"batch_size {config.batch_size} must be a multiple of images_per_buffer {config.images_per_buffer}, and "
+            f"both, batches_per_buffer and sampler_batch_size at least 1."
         )
     if not 0 <= rank < world or config.images_per_buffer % world:
-        raise ValueError(f"{world} processes cannot share {config.images_per_buffer} pictures a round evenly.")
+        raise ValueError(f"{world} processes cannot share {config.images_per_buffer} images a buffer evenly.")
 
 
 def _steps(sae_id: SaeId, config: StreamConfig, n_steps: int) -> tuple[int, ...]:
-    """The sampler steps that an SAE sees."""
+    """The sampler steps that an SAE is trained on."""
     if sae_id.t != "all":
         return (step_at(sae_id.t, n_steps),)
     steps = tuple(sorted(set(config.shared_steps))) or tuple(range(n_steps))
@@ -248,6 +247,6 @@ def _steps(sae_id: SaeId, config: StreamConfig, n_steps: int) -> tuple[int, ...]
     return steps
 
 
-def _seed(seed: int, picture: int) -> int:
-    """Seed of a picture's noise: pictures of different streams share none."""
-    return int(np.random.SeedSequence([seed, picture]).generate_state(1, np.uint64)[0])
+def _seed(seed: int, image: int) -> int:
+    """Seed of an image's noise; streams with different seeds share none."""
+    return int(np.random.SeedSequence([seed, image]).generate_state(1, np.uint64)[0])

@@ -1,7 +1,7 @@
-"""Training many SAEs on one stream of activations: the loop, what it logs, and how it goes on after a kill.
+"""The training loop for many SAEs on one stream of activations: steps, logging, checkpoints.
 
-Batches are functions of their number and the loop has no randomness of its own, so a run that was killed and resumed
-takes the same steps, to the bit on a CPU, as one that was not.
+Batches are functions of their number and the loop has no randomness of its own, so a killed and resumed run takes the
+same steps as an unbroken one, to the bit on a CPU.
 """
 
 import json
@@ -35,13 +35,13 @@ from training.sae.finite import FinitenessCheck
 from training.sae.stream import StreamBatch
 
 LOG = "log.jsonl"
-"""A run's figures, a line a sync."""
+"""File of a run's metrics, one line per synchronisation."""
 
 logger = logging.getLogger(__name__)
 
 
 class Stream(Protocol):
-    """Where batches come from: functions of their number, equally many for every process."""
+    """A source of batches: functions of their number, equally many for every process."""
 
     def batches(self, start: int = 0) -> Iterator[StreamBatch]:
         """Batches from number `start` on."""
@@ -54,27 +54,27 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class SaeRun:
-    """Where a run lives, and what of it is told to whom. None of this changes its numbers."""
+    """Folder, checkpoints and logging of a run. None of this changes its results."""
 
     folder: Path
     """Folder of its checkpoint and log; a checkpoint in it is resumed."""
     checkpoint_interval_s: float = 300
     """Least seconds between checkpoints."""
     trackers: tuple[str, ...] = ()
-    """Accelerate's trackers that are told the figures too: tensorboard, trackio, wandb..."""
+    """Trackers of accelerate that metrics are also logged to: tensorboard, trackio, wandb..."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    """JSON: what the stream's numbers depend on. A checkpoint of another recipe is refused."""
+    """JSON: everything that the stream depends on. A checkpoint of another recipe is an error."""
 
 
 def train_saes(
     stream: Stream, ids: Sequence[SaeId], config: TrainerConfig, run: SaeRun, accelerator: Accelerator
 ) -> dict[SaeId, SparseAutoencoder]:
-    """Train an SAE for each of `ids`, and return them as they read unscaled activations.
+    """Train an SAE for each of `ids`; those returned take unscaled activations.
 
-    `accelerator` is what `make_accelerator` makes of the same configuration; ending it is the caller's.
+    `accelerator` comes from `make_accelerator` with the same configuration; the caller ends it.
 
     Raises:
-        ValueError: The configuration cannot be, or the checkpoint in the run's folder is of another.
+        ValueError: The configuration is impossible, or the checkpoint in the run's folder has another recipe.
         NotFiniteError: Activations are NaN or infinite; the message names the prompt.
         OSError: A checkpoint could not be written; the last one is whole.
     """
@@ -105,7 +105,7 @@ def train_saes(
         schedule.step()
         step += 1
         if step % config.sync_every == 0 or step == config.n_steps:
-            # The one place that waits for the device, and, but for gradients, for the other processes.
+            # The only place that synchronises with the device and, gradients aside, with the other processes.
             watch.check()
             figures = _sync(bank, accelerator)
             _log(accelerator, run.folder, step, figures, config, pace)
@@ -125,10 +125,10 @@ def train_saes(
 
 
 def make_accelerator(config: TrainerConfig, run: SaeRun) -> Accelerator:
-    """Accelerate's view of the processes and devices, with the trackers that were asked for.
+    """The `Accelerator` for a configuration, with the run's trackers.
 
     Raises:
-        ValueError: A tracker is not known or not installed, processes cannot be joined, or the device lacks the
+        ValueError: A tracker is unknown or not installed, processes cannot be joined, or the device lacks the
             precision.
     """
     known = [name.value for name in LoggerType if name != LoggerType.ALL]
@@ -139,7 +139,7 @@ def make_accelerator(config: TrainerConfig, run: SaeRun) -> Accelerator:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=list(run.trackers) or None,
         project_dir=run.folder,
-        # Counters differ between processes until they are put together.
+        # Counters differ between processes until they are reduced.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
     if missing := set(run.trackers) - {str(getattr(name, "value", name)) for name in accelerator.log_with}:
@@ -163,7 +163,7 @@ def _start(
     recipe: Mapping[str, Any],
     accelerator: Accelerator,
 ) -> tuple[Iterator[StreamBatch], int]:
-    """Load the checkpoint or measure the inputs; the batches that are left, and the steps that are done."""
+    """Load the checkpoint or measure the inputs; returns the remaining batches and the number of steps done."""
     found = load_checkpoint(run.folder, recipe)
     if accelerator.is_main_process:
         _cut_log(run.folder, found.step if found else 0)
@@ -185,7 +185,7 @@ def _start(
 
 
 def _checked(batches: Iterator[StreamBatch], ids: Sequence[SaeId]) -> Iterator[StreamBatch]:
-    """The batches, which have to be there and to have samples for every SAE."""
+    """The batches, checked to have samples for every SAE."""
     number = -1
     for batch in batches:
         if missing := [i.path for i in ids if i not in batch.samples]:
@@ -213,7 +213,7 @@ def _measure(batches: Sequence[StreamBatch], sae_id: SaeId, accelerator: Acceler
 
 @dataclass
 class _Pace:
-    """How fast this start of the run is."""
+    """Speed since this start of the run."""
 
     first_step: int
     started: float = field(default_factory=time.monotonic)
@@ -222,11 +222,11 @@ class _Pace:
 
 
 def _sync(bank: SaeBank, accelerator: Accelerator) -> dict[SaeId, Figures]:
-    """Put the processes' counters together, choose the dead latents, take the figures."""
+    """Reduce the counters over the processes, update the dead latents, return the metrics."""
     figures = {}
     for sae_id, state in bank.items():
         if accelerator.num_processes > 1:
-            # A latent is as silent as where it was active last.
+            # A latent's last firing is the latest one in any process.
             steps_since_fired = accelerator.gather(state.steps_since_fired).reshape(accelerator.num_processes, -1)
             state.steps_since_fired.copy_(steps_since_fired.min(0).values)
             state.sums.copy_(accelerator.reduce(state.sums, reduction="sum"))
@@ -262,7 +262,7 @@ def _log(
 
 
 def _cut_log(folder: Path, step: int) -> None:
-    """Leave out what was logged after the checkpoint: it will be logged again. A kill may have halved the last line."""
+    """Drop lines logged after the checkpoint, which will be logged again, and a last line that a kill cut short."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = (folder / LOG).read_text(encoding="utf-8").splitlines(keepends=True) if (folder / LOG).exists() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 import core
 from core.sae.collection import list_saes
 from training.picturebook.models.autoencoder import AutoencoderConfig, build_autoencoder, make_crops, psnr, reconstruct
 from training.picturebook.models.judges import mean_iou, overlap
 from training.pipeline import run as command
-from training.pipeline.export import standardise
+from training.pipeline.export import standardise, strip_paths
 from training.pipeline.run import RECIPE, read_config
 
 TINY = {
@@ -127,6 +127,19 @@ def test_standardising_changes_the_latents_and_no_picture() -> None:
         rtol=1e-3,
     )
     torch.testing.assert_close(reconstruct(autoencoder, pixels), rebuilt, atol=1e-4, rtol=0)
+
+
+def test_exported_configurations_name_no_folder(tmp_path: Path) -> None:
+    build_autoencoder(AutoencoderConfig(block_out_channels=(16, 16, 16, 16))).save_pretrained(tmp_path / "vae")
+    AutoencoderKL.from_pretrained(tmp_path / "vae").save_pretrained(tmp_path / "out" / "vae")
+    config = tmp_path / "out" / "vae" / "config.json"
+    before = json.loads(config.read_text())
+    assert str(tmp_path) in config.read_text()  # diffusers notes where it was loaded from
+    strip_paths(tmp_path / "out")
+    assert json.loads(config.read_text()) == {key: v for key, v in before.items() if key != "_name_or_path"}
+    config.write_text(json.dumps({"nested": {"cache": "/home/me", "act_fn": "silu"}, "sizes": [1, 2]}))
+    strip_paths(tmp_path / "out")
+    assert json.loads(config.read_text()) == {"nested": {"act_fn": "silu"}, "sizes": [1, 2]}
 
 
 def test_figures_computed_by_hand() -> None:

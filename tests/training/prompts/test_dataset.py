@@ -91,7 +91,7 @@ def test_a_filter_leaves_no_prompt_twice_and_none_that_fails_it() -> None:
         open_prompts("some/captions", takes_all, where=["score > 99"])
     with pytest.raises(ValueError, match=r"no column 'aesthetic'. It has: caption, score"):
         open_prompts("some/captions", takes_all, where=["aesthetic > 5"])
-    with pytest.raises(ValueError, match="'score ~ 3' does not go with what the column holds, 0"):
+    with pytest.raises(ValueError, match="'score ~ 3' does not fit the column's value 0"):
         open_prompts("some/captions", takes_all, where=["score ~ 3"])
 
 
@@ -119,7 +119,7 @@ def test_conditions(text: str, passes: list[bool]) -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "a = 1", ">= 1", "a >=", "a ~ ("])
 def test_what_is_no_condition_is_told(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no condition: write COLUMN|is no regular expression"):
+    with pytest.raises(ValueError, match=r"is not a condition: write COLUMN|is not a regular expression"):
         Condition.parse(text)
 
 

@@ -511,7 +511,7 @@ def test_a_run_in_float16_goes_on_with_its_loss_scale(tmp_path: Path) -> None:
 def test_float16_on_a_cpu_and_an_unknown_precision_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no training in fp16: set the precision to bf16 or no"):
         make_accelerator(_HALF, SaeRun(tmp_path))
-    with pytest.raises(ValueError, match="no precision 'fp32': bf16, fp16 and no are"):
+    with pytest.raises(ValueError, match="no precision 'fp32'; there are bf16, fp16 and no"):
         replace(CONFIG, precision="fp32")
 
 

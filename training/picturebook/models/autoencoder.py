@@ -1,4 +1,4 @@
-"""The autoencoder: 128 x 128 pixels to 16 x 16 cells and back, trained on crops round the things."""
+"""The autoencoder: 128 x 128 pixels to 16 x 16 cells and back, trained on crops around the objects."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class AutoencoderConfig:
     block_out_channels: tuple[int, ...] = (32, 32, 96, 192)
     """Channels at 128, 64, 32 and 16 pixels."""
     latent_channels: int = 8
-    """Numbers that a cell of 8 x 8 pixels is told with."""
+    """Channels of a latent, which encodes 8 x 8 pixels."""
     crop: int = 64
     """Side of the training crops in pixels."""
     kl_weight: float = 1e-6
@@ -35,7 +35,7 @@ class AutoencoderConfig:
 
 
 def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
-    """An untrained `AutoencoderKL`. No attention in the middle: cells far apart need not know of each other."""
+    """An untrained `AutoencoderKL` without attention in the middle: distant cells are independent."""
     n = len(config.block_out_channels)
     autoencoder = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * n,
@@ -57,23 +57,23 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
 
 
 def to_pixels(image: npt.NDArray[np.uint8]) -> Tensor:
-    """Pictures [..., H, W, 3] in 0..255 as tensors [..., 3, H, W] in -1..1."""
+    """Images [..., H, W, 3] in 0..255 as tensors [..., 3, H, W] in -1..1."""
     return torch.from_numpy(image).movedim(-1, -3).float() / 127.5 - 1
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """One tensor [3, H, W] in -1..1 as a picture."""
+    """One tensor [3, H, W] in -1..1 as an image."""
     array = ((pixels.clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).movedim(0, -1)
     return Image.fromarray(array.cpu().numpy())
 
 
 def psnr(pixels: Tensor, rebuilt: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in -1..1, from the mean squared error over all of them."""
+    """Peak signal-to-noise ratio in dB of images in -1..1, from the mean squared error over all of them."""
     return float(10 * torch.log10(4 / (pixels - rebuilt.clamp(-1, 1)).square().mean()))
 
 
 def make_crops(number: int, n: int, crop: int) -> Batch:
-    """Batch `number` of `n` crops, two a scene, on the grid of cells, most of them round a thing."""
+    """Batch `number` of `n` crops, two a scene, on the grid of cells, most of them around an object."""
     rng = np.random.default_rng([7, number])
     crops = []
     for i in range((n + 1) // 2):
@@ -91,7 +91,7 @@ def make_crops(number: int, n: int, crop: int) -> Batch:
 
 
 class AutoencoderLoss(nn.Module):
-    """Mean absolute error of pixels and of their differences, plus a whisper of KL."""
+    """Error of pixels (L1 and MSE) and of their differences (L1), plus a small KL term."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class AutoencoderLoss(nn.Module):
         self.autoencoder.to(memory_format=torch.channels_last)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Loss of pictures [B, 3, H, W] in -1..1."""
+        """Loss of images [B, 3, H, W] in -1..1."""
         posterior = self.autoencoder.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist
         rebuilt = self.autoencoder.decode(posterior.sample()).sample.float()
         edges = F.l1_loss(rebuilt.diff(dim=-1), pixels.diff(dim=-1)) + F.l1_loss(
@@ -112,7 +112,7 @@ class AutoencoderLoss(nn.Module):
 
 
 class AutoencoderTask:
-    """Training of the autoencoder."""
+    """The training task of the autoencoder."""
 
     name = "autoencoder"
 
@@ -125,7 +125,7 @@ class AutoencoderTask:
         return partial(make_crops, n=n, crop=self.config.crop)
 
     def show(self, model: nn.Module, path: Path) -> dict[str, float]:
-        """PSNR on 64 held-out scenes; a picture of 16 of them above their reconstructions."""
+        """PSNR on 64 held-out scenes; an image of 16 of them above their reconstructions."""
         assert isinstance(model, AutoencoderLoss)
         device = next(model.parameters()).device
         images = np.stack([paint(make_scene(i, "test")).image for i in range(64)])
@@ -142,6 +142,6 @@ class AutoencoderTask:
 
 @torch.no_grad()
 def reconstruct(autoencoder: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """Pictures [B, 3, H, W] through the posterior mean and back."""
+    """Reconstructions of images [B, 3, H, W] through the posterior mean."""
     rebuilt: Tensor = autoencoder.decode(autoencoder.encode(pixels).latent_dist.mode()).sample
     return rebuilt.float()

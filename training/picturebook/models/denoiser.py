@@ -1,4 +1,4 @@
-"""The denoiser: a text encoder and a U-Net, trained together to tell the noise in latents from a caption."""
+"""The denoiser: a text encoder and a U-Net, trained together to predict the noise in latents given a caption."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class DenoiserConfig:
     n_heads: tuple[int, int] = (1, 4)
     """Attention heads at the two levels."""
     layers_per_block: int = 1
-    """Residual blocks a level on the way down; one more on the way up."""
+    """Residual blocks per level on the way down; one more on the way up."""
     text_width: int = 128
     """Width of the text encoder, and of the cross-attention's keys."""
     text_layers: int = 3
@@ -36,15 +36,15 @@ class DenoiserConfig:
     snr_gamma: float = 5.0
     """Loss weight min(snr, gamma) / snr of the noise's error (Hang et al. 2023, Min-SNR)."""
     noisy: float = 0.4
-    """Share of the samples that is moved to the noisiest third of the timesteps, where things find their places; they
-    are scenes whose captions say which."""
+    """Fraction of samples in the noisiest third of the timesteps, where layout is decided; their captions state a
+    relation."""
     layout_weight: float = 0.1
-    """Weight of what the text encoder is asked beside, before the U-Net learns and while it does: to tell from the
-    caption alone what stands where.
+    """Weight of an auxiliary loss of the text encoder, before and during the U-Net's training: predicting the layout
+    from the caption alone.
 
-    The order of two things is worth a bit or two of a picture, too little to be found by the noise's error in the
-    training that this model gets: after 230,000 samples a relation turned round changed that error by nothing. Stable
-    Diffusion's text encoder, too, was taught with pictures before the U-Net was.
+    The order of two objects is worth one or two bits of an image, too little for the noise loss to find in so short a
+    training: after 230,000 samples, reversing a relation did not change that loss. Stable Diffusion's text encoder,
+    too, was pretrained on images.
     """
 
 
@@ -100,8 +100,8 @@ def build_text_encoder(config: DenoiserConfig) -> CLIPTextModel:
 
 
 class LayoutReader(nn.Module):
-    """Reads from the encoded text which thing covers each cell, in the way in which the U-Net reads it: every cell asks
-    all tokens once. Only training has it.
+    """Predicts the object that covers each cell from the encoded text, as the U-Net reads it: one cross-attention from
+    cells to tokens. Used in training only.
     """
 
     def __init__(self, width: int, n_cells: int, n_heads: int = 4) -> None:
@@ -113,18 +113,18 @@ class LayoutReader(nn.Module):
 
     def forward(self, text: Tensor) -> Tensor:
         """Logits [B, len(OBJECTS) + 1, n_cells] of an encoded text [B, L, width]."""
-        asked = self.cells.to(text.dtype).expand(len(text), -1, -1)
+        queries = self.cells.to(text.dtype).expand(len(text), -1, -1)
         query, key, value = (
             part.reshape(len(text), part.shape[1], self.n_heads, -1).transpose(1, 2)
-            for part in (asked, self.keys(text), self.values(text))
+            for part in (queries, self.keys(text), self.values(text))
         )
-        told = nn.functional.scaled_dot_product_attention(query, key, value)
-        logits: Tensor = self.classes(told.transpose(1, 2).flatten(2))
+        attended = nn.functional.scaled_dot_product_attention(query, key, value)
+        logits: Tensor = self.classes(attended.transpose(1, 2).flatten(2))
         return logits.transpose(1, 2)
 
 
 class TextLoss(nn.Module):
-    """How well what stands where can be read from the encoded caption."""
+    """Cross-entropy of the layout predicted from the encoded caption."""
 
     def __init__(self, config: DenoiserConfig, size: int) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class TextLoss(nn.Module):
 
 
 class TextTask:
-    """Training of the text encoder before the U-Net's."""
+    """The training task of the text encoder, before the U-Net's."""
 
     name = "text"
 
@@ -151,11 +151,11 @@ class TextTask:
         return partial(draw_captions, self.data, n=n)
 
     def show(self, model: nn.Module, path: Path) -> dict[str, float]:  # noqa: ARG002 (there is nothing to draw)
-        """Cross-entropy on held-out scenes, with their captions and with the relation in them turned round."""
+        """Cross-entropy on held-out scenes, with their captions and with relations reversed."""
         device = next(model.parameters()).device
         tokens, layout = self.held_out.tokens[:, 0].long(), self.held_out.layout.long().to(device)
-        told, turned = (model(words.to(device), layout) for words in (tokens, turn_relations(tokens)))
-        return {"held_out_loss": float(told), "held_out_loss_turned": float(turned)}
+        as_captioned, turned = (model(words.to(device), layout) for words in (tokens, turn_relations(tokens)))
+        return {"held_out_loss": float(as_captioned), "held_out_loss_turned": float(turned)}
 
 
 class DenoiserLoss(nn.Module):
@@ -192,7 +192,7 @@ class DenoiserLoss(nn.Module):
 
 
 class DenoiserTask:
-    """Training of the denoiser on latents computed before."""
+    """The training task of the denoiser, on precomputed latents."""
 
     name = "denoiser"
 
@@ -217,7 +217,7 @@ class DenoiserTask:
         return partial(draw_batch, self.data, n=n, timesteps=N_TIMESTEPS, noisy=self.config.noisy, placed=placed)
 
     def show(self, model: nn.Module, path: Path) -> dict[str, float]:
-        """Loss on held-out scenes with fixed noise, and how often they tell their relation; a sheet of captions."""
+        """Loss on held-out scenes with fixed noise, and accuracy on relations; a sheet of images of captions."""
         assert isinstance(model, DenoiserLoss)
         device = next(model.parameters()).device
         losses = []
@@ -232,8 +232,8 @@ class DenoiserTask:
 
 
 def relations_told_apart(model: DenoiserLoss, data: Latents, n: int = 96) -> float:
-    """Share of scenes whose noise is predicted better with their caption than with the relation in it turned round, in
-    the sum over a few noisy timesteps. Chance is one half.
+    """Fraction of scenes whose noise is predicted better with their caption than with its relation reversed, summed
+    over a few noisy timesteps. Chance is 0.5.
     """
     device = next(model.parameters()).device
     whole = data.tokens[:, 0].long()
@@ -253,7 +253,7 @@ def relations_told_apart(model: DenoiserLoss, data: Latents, n: int = 96) -> flo
 
 
 def turn_relations(tokens: Tensor) -> Tensor:
-    """Tokens with left and right, above and below exchanged."""
+    """Tokens with left and right, and above and below, exchanged."""
     tokenizer = build_tokenizer()
     turned = tokens.clone()
     for first, second in (("left", "right"), ("above", "below")):

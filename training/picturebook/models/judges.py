@@ -1,7 +1,7 @@
-"""Judges of pictures, trained on painted scenes: two segmenters of things and places, and a classifier of styles.
+"""Judges of images, trained on painted scenes: two segmenters of objects and backgrounds, and a style classifier.
 
-The second segmenter is of another architecture: where labels come from one and scores from the other, no claim rests on
-the taste of a single network.
+The second segmenter has another architecture: labels come from one and scores from the other, so that no result depends
+on the biases of a single network.
 """
 
 from collections.abc import Callable
@@ -41,13 +41,13 @@ class JudgeConfig:
     hidden_sizes: tuple[int, ...] = (32, 64, 128, 192)
     """Channels of the segmenter, a transformer, at 32, 16, 8 and 4 cells."""
     depths: tuple[int, ...] = (1, 2, 2, 2)
-    """Its layers at each."""
+    """Its layers at each resolution."""
     decoder_size: int = 96
-    """Channels in which it joins the four."""
+    """Channels of its decoder."""
     second_sizes: tuple[int, ...] = (24, 48, 96, 160)
     """Channels of the second segmenter, a convolutional network, at 32, 16, 8 and 4 cells."""
     second_depths: tuple[int, ...] = (1, 1, 2, 1)
-    """Its layers at each."""
+    """Its layers at each resolution."""
     second_decoder_size: int = 48
     """Channels of its feature pyramid."""
     style_sizes: tuple[int, ...] = (24, 48, 96)
@@ -62,14 +62,14 @@ _LABELS = {
 
 
 def build_segmenter(config: JudgeConfig) -> SegformerForSemanticSegmentation:
-    """An untrained segmenter: pictures [B, 3, 128, 128] in -1..1 to logits [B, labels, 32, 32]."""
+    """An untrained segmenter: images [B, 3, 128, 128] in -1..1 to logits [B, labels, 32, 32]."""
     return SegformerForSemanticSegmentation(
         SegformerConfig(
             hidden_sizes=list(config.hidden_sizes),
             depths=list(config.depths),
             num_attention_heads=[1, 2, 4, 4],
             decoder_hidden_size=config.decoder_size,
-            # Scenes are made without end: there is nothing to overfit.
+            # Scenes never repeat: there is nothing to overfit.
             classifier_dropout_prob=0.0,
             # Its fused form has the slower backward pass on a CPU.
             attn_implementation="eager",
@@ -79,7 +79,7 @@ def build_segmenter(config: JudgeConfig) -> SegformerForSemanticSegmentation:
 
 
 def build_second_segmenter(config: JudgeConfig) -> UperNetForSemanticSegmentation:
-    """An untrained segmenter: pictures [B, 3, 128, 128] in -1..1 to logits [B, labels, 128, 128]."""
+    """An untrained segmenter: images [B, 3, 128, 128] in -1..1 to logits [B, labels, 128, 128]."""
     return UperNetForSemanticSegmentation(
         UperNetConfig(
             backbone_config=ResNetConfig(
@@ -98,7 +98,7 @@ def build_second_segmenter(config: JudgeConfig) -> UperNetForSemanticSegmentatio
 
 
 def build_style_classifier(config: JudgeConfig) -> ResNetForImageClassification:
-    """An untrained classifier: pictures [B, 3, 128, 128] in -1..1 to logits [B, styles]."""
+    """An untrained classifier: images [B, 3, 128, 128] in -1..1 to logits [B, styles]."""
     return ResNetForImageClassification(
         ResNetConfig(
             embedding_size=config.style_sizes[0],
@@ -118,8 +118,8 @@ def make_scenes(number: int, n: int, split: Split = "train") -> Batch:
 
 
 def make_training_scenes(number: int, n: int) -> Batch:
-    """Batch `number` of `n` scenes to learn from: with more things than captions tell of, and half of them softened,
-    because what is to be judged has gone through an autoencoder.
+    """Batch `number` of `n` training scenes: with more objects than captions name, and half of them blurred, because
+    judged images have gone through an autoencoder.
     """
     batch = _paint([crowd(make_scene(number * n + i), n=i % 5) for i in range(n)])
     generator = torch.Generator().manual_seed(number)
@@ -149,7 +149,7 @@ class JudgesLoss(nn.Module):
         self.style_classifier = build_style_classifier(config)
 
     def forward(self, pixels: Tensor, labels: Tensor, styles: Tensor) -> Tensor:
-        """Loss of pictures [B, 3, H, W], label maps [B, H, W] and styles [B]."""
+        """Loss of images [B, 3, H, W], label maps [B, H, W] and styles [B]."""
         centres = labels[:, 2::4, 2::4]
         loss = F.cross_entropy(self.style_classifier(pixels).logits.float(), styles)
         for segmenter in (self.segmenter, self.second_segmenter):
@@ -158,7 +158,7 @@ class JudgesLoss(nn.Module):
 
 
 def segment_logits(segmenter: Segmenter, pixels: Tensor, size: int) -> Tensor:
-    """Logits [B, labels, size, size] of pictures [B, 3, H, W]."""
+    """Logits [B, labels, size, size] of images [B, 3, H, W]."""
     logits: Tensor = segmenter(pixels).logits
     if logits.shape[-1] == size:
         return logits
@@ -166,7 +166,7 @@ def segment_logits(segmenter: Segmenter, pixels: Tensor, size: int) -> Tensor:
 
 
 class JudgesTask:
-    """Training of the three judges."""
+    """The training task of the three judges."""
 
     name = "judges"
 
@@ -179,7 +179,7 @@ class JudgesTask:
         return partial(make_training_scenes, n=n)
 
     def show(self, model: nn.Module, path: Path) -> dict[str, float]:
-        """Mean IoUs and style accuracy on held-out scenes; a sheet of scenes with what the two segmenters see."""
+        """Mean IoUs and style accuracy on held-out scenes; a sheet of scenes with both segmentations."""
         assert isinstance(model, JudgesLoss)
         device = next(model.parameters()).device
         segmenters: tuple[Segmenter, ...] = (model.segmenter, model.second_segmenter)
@@ -212,7 +212,7 @@ def mean_iou(counts: Tensor) -> float:
 
 
 def _sheet(pixels: Tensor, *seen: Tensor) -> Image.Image:
-    """Scenes above their label maps, one colour a label."""
+    """Scenes above their label maps, one colour per label."""
     colours = (np.random.default_rng(0).uniform(40, 255, (len(LABELS), 3))).astype(np.uint8)
     top = ((pixels.clamp(-1, 1) + 1) * 127.5).to(torch.uint8).movedim(1, -1).numpy()
     rows = [np.concatenate(list(part), axis=1) for part in (top, *(colours[labels.numpy()] for labels in seen))]

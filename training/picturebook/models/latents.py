@@ -1,4 +1,4 @@
-"""Latents of many scenes with their captions as tokens, computed once, kept as shards of safetensors."""
+"""Latents of many scenes with their captions as tokens, computed once and stored as safetensors shards."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -25,12 +25,12 @@ from training.picturebook.world.tokens import MAX_TOKENS, build_tokenizer
 SHARD = 2048
 """Scenes in a shard."""
 WORDINGS = 16
-"""Texts kept for each scene: captions in the first half, captions with words left out in the second."""
+"""Texts stored for each scene: captions in the first half, captions after word dropout in the second."""
 DROPPED_P = (0.7, 0.3)
-"""Probability that training sees a text of the second half, at the last timestep of denoising and at the first.
+"""Probability that training uses a text of the second half, at the least noisy timestep and at the noisiest.
 
-Once a thing can be seen, a good denoiser has no use for its name. A small one leans on the name all the same, and bits
-are then counted where a word told nothing: so names are kept from it most where the picture shows the most.
+Once an object is visible, a good denoiser does not need its name. A small one still relies on it, which would count
+bits for a word without information: so words are dropped most where the image shows most.
 """
 _CHUNK = 64
 
@@ -41,15 +41,15 @@ class Latents(NamedTuple):
     """What the denoiser is trained on."""
 
     latents: Tensor
-    """[N, C, h, w] float16, standardised a channel."""
+    """[N, C, h, w] float16, each channel standardised."""
     tokens: Tensor
     """[N, WORDINGS, MAX_TOKENS] int16."""
     layout: Tensor
-    """[N, h, w] uint8: class of the thing whose square covers a cell; `len(OBJECTS)` where there is none."""
+    """[N, h, w] uint8: class of the object that covers a cell; `len(OBJECTS)` where there is none."""
 
 
 def compute_latents(autoencoder: AutoencoderKL, n_scenes: int, folder: Path, split: Split, n_workers: int) -> None:
-    """Paint and encode `n_scenes` scenes (rounded up to a multiple of 64); shards already there are kept."""
+    """Paint and encode `n_scenes` scenes (rounded up to a multiple of 64); existing shards are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     device = next(autoencoder.parameters()).device
     with _painters(n_workers) as paint_all:
@@ -90,7 +90,7 @@ def draw_batch(
 ) -> Batch:
     """Batch `number`: latents, one text of each scene, noise, and timesteps stratified over the batch.
 
-    noisy: share of the samples that is moved to the noisiest third of the timesteps, where things find their places.
+    noisy: fraction of samples moved to the noisiest third of the timesteps, where layout is decided.
     placed: rows of `data` from which these samples come; None: from all, like the others.
     """
     generator = torch.Generator().manual_seed(number)

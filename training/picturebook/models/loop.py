@@ -1,7 +1,7 @@
 """One training loop for all small models here: accelerate, bf16 autocast, EMA, checkpoints that survive any kill.
 
-A `Task` says what a batch is, what the loss is, and what to show; the loop does the rest. Batches are functions of the
-step alone, so that a run that was killed and resumed sees the batches that it would have seen.
+A `Task` defines batches, loss and evaluation. Batches are functions of the step alone, so that a resumed run sees the
+batches that an unbroken one would have seen.
 """
 
 import json
@@ -33,28 +33,28 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long and how fast a model is trained."""
+    """Length and optimiser settings of a training."""
 
     n_steps: int
     """Optimiser steps."""
     batch_size: int
     """Samples a step, over all processes."""
     learning_rate: float
-    """Peak learning rate: reached after the warm-up, kept, and brought to zero at the end."""
+    """Peak learning rate, after the warm-up and before the decay."""
     n_warmup: int = 200
     """Steps of linear warm-up."""
     lr_decay_fraction: float = 0.3
-    """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
+    """Fraction of the steps, at the end, over which the learning rate falls linearly to zero."""
     ema_decay: float = 0.999
-    """Decay of the averaged weights, which are the ones that are kept; smaller in the first steps."""
+    """Decay of the moving average of the weights, which is what is exported; smaller in the first steps."""
     weight_decay: float = 0.01
-    """Weight decay of the matrices and kernels."""
+    """Weight decay of hidden matrices and kernels."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
 
 
 class Task(Protocol):
-    """What is trained. Its `model` computes the loss inside `forward`, so that several processes stay correct."""
+    """What is trained. Its `model` computes the loss inside `forward`, as DistributedDataParallel requires."""
 
     name: str
     """Name of the run's folder."""
@@ -66,7 +66,7 @@ class Task(Protocol):
         ...
 
     def show(self, model: nn.Module, path: Path) -> dict[str, float]:
-        """Measure the averaged model, write a picture of what it does to `path`, return the figures."""
+        """Evaluate the averaged model, write an image of what it does to `path`, return the metrics."""
         ...
 
 
@@ -174,7 +174,7 @@ def _optimizers(model: nn.Module, config: LoopConfig) -> dict[str, torch.optim.O
 
 
 def _prefetch(maker: Callable[[int], Batch], numbers: Iterator[int], n_workers: int) -> Iterator[Batch]:
-    """Batches in order, a few of them made ahead while the last one is used."""
+    """Batches in order, a few of them prepared ahead."""
     pool: Executor
     if n_workers:
         pool = ProcessPoolExecutor(

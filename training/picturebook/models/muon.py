@@ -2,8 +2,8 @@
 
 Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
 
-The momentum of a matrix is replaced by the nearest semi-orthogonal matrix, found by a few Newton-Schulz iterations. torch's
-own Muon takes 2-D weights only; a kernel [out, in, h, w] is treated as the matrix [out, in * h * w] here.
+The momentum of a matrix is replaced by the nearest semi-orthogonal matrix, found by a few Newton-Schulz iterations.
+torch's own Muon takes 2-D weights only; a kernel [out, in, h, w] is treated as the matrix [out, in * h * w] here.
 """
 
 from collections.abc import Callable, Iterable

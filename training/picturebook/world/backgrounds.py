@@ -1,4 +1,4 @@
-"""Painted places. A painter turns a random generator into a picture and the row where the ground begins."""
+"""Painted backgrounds. A painter takes a random generator and returns an image and the row where the ground begins."""
 
 from collections.abc import Callable
 from functools import cache
@@ -11,16 +11,16 @@ from PIL import Image
 SIZE = 128
 """Side of a scene in pixels."""
 N_VARIANTS = 128
-"""Different paintings of each place."""
+"""Paintings of each background."""
 
-Picture = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.float32]
 Colour = tuple[float, float, float]
 
 
 class Background(NamedTuple):
-    """A painted place."""
+    """A painted background."""
 
-    image: Picture
+    image: Pixels
     """[SIZE, SIZE, 3] in 0..1."""
     horizon: int
     """Row where the ground (or the water) begins."""
@@ -28,7 +28,7 @@ class Background(NamedTuple):
 
 @cache
 def background(background: str, variant: int) -> Background:
-    """The variant-th painting of a place, 0 <= variant < N_VARIANTS."""
+    """The variant-th painting of a background, 0 <= variant < N_VARIANTS."""
     rng = np.random.default_rng([sorted(_PAINTERS).index(background), variant])
     image, horizon = _PAINTERS[background](rng)
     image = (image * rng.uniform(0.93, 1.05)).clip(0, 1).astype(np.float32)
@@ -38,38 +38,38 @@ def background(background: str, variant: int) -> Background:
     return Background(image, horizon)
 
 
-def _noise(rng: np.random.Generator, rows: int, columns: int) -> Picture:
+def _noise(rng: np.random.Generator, rows: int, columns: int) -> Pixels:
     """Smooth noise in -1..1, [SIZE, SIZE], from a grid of `rows` x `columns` random values."""
     grid = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
     return np.asarray(Image.fromarray(grid).resize((SIZE, SIZE), Image.Resampling.BICUBIC), dtype=np.float32)
 
 
-def _gradient(top: Colour, bottom: Colour, start: int = 0, end: int = SIZE) -> Picture:
+def _gradient(top: Colour, bottom: Colour, start: int = 0, end: int = SIZE) -> Pixels:
     """Colour running from `top` at row `start` to `bottom` at row `end`, [SIZE, SIZE, 3]."""
     t = np.clip((np.arange(SIZE, dtype=np.float32) - start) / max(end - start, 1), 0, 1)[:, None, None]
     column = (1 - t) * np.array(top, dtype=np.float32) + t * np.array(bottom, dtype=np.float32)
     return np.broadcast_to(column, (SIZE, SIZE, 3)).astype(np.float32)
 
 
-def _below(rng: np.random.Generator, row: float, swing: float, waves: int) -> Picture:
+def _below(rng: np.random.Generator, row: float, swing: float, waves: int) -> Pixels:
     """Mask of what lies under a hilly line round `row`, [SIZE, SIZE, 1] in 0..1 with a soft rim of one pixel."""
     line = row + swing * _noise(rng, 1, waves)[0]
-    mask: Picture = np.clip(np.arange(SIZE, dtype=np.float32)[:, None] - line[None] + 0.5, 0, 1)[..., None]
+    mask: Pixels = np.clip(np.arange(SIZE, dtype=np.float32)[:, None] - line[None] + 0.5, 0, 1)[..., None]
     return mask.astype(np.float32)
 
 
-def _over(base: Picture, paint: Picture | Colour, mask: Picture) -> Picture:
-    blended: Picture = base + mask * (np.asarray(paint, dtype=np.float32) - base)
+def _over(base: Pixels, paint: Pixels | Colour, mask: Pixels) -> Pixels:
+    blended: Pixels = base + mask * (np.asarray(paint, dtype=np.float32) - base)
     return blended
 
 
-def _sky(rng: np.random.Generator, top: Colour, bottom: Colour, horizon: int, clouds: float = 0.35) -> Picture:
+def _sky(rng: np.random.Generator, top: Colour, bottom: Colour, horizon: int, clouds: float = 0.35) -> Pixels:
     sky = _gradient(top, bottom, 0, horizon)
     cloud = np.clip(_noise(rng, 9, 5) - 0.25, 0, 1)[..., None] * clouds
     return _over(sky, (1.0, 1.0, 1.0), cloud.astype(np.float32))
 
 
-def _grass(rng: np.random.Generator) -> tuple[Picture, int]:
+def _grass(rng: np.random.Generator) -> tuple[Pixels, int]:
     horizon = int(rng.integers(52, 76))
     image = _sky(rng, (0.45, 0.74, 0.96), (0.82, 0.93, 0.99), horizon)
     far = _below(rng, horizon - 8, 7, 5)
@@ -79,7 +79,7 @@ def _grass(rng: np.random.Generator) -> tuple[Picture, int]:
     return _over(image, meadow, _below(rng, horizon, 5, 4)), horizon
 
 
-def _forest(rng: np.random.Generator) -> tuple[Picture, int]:
+def _forest(rng: np.random.Generator) -> tuple[Pixels, int]:
     horizon = int(rng.integers(72, 88))
     image = _gradient((0.16, 0.36, 0.26), (0.30, 0.50, 0.30), 0, horizon)
     image += 0.07 * _noise(rng, 10, 14)[..., None]
@@ -94,7 +94,7 @@ def _forest(rng: np.random.Generator) -> tuple[Picture, int]:
     return _over(image, floor, _below(rng, horizon, 4, 6)), horizon
 
 
-def _beach(rng: np.random.Generator) -> tuple[Picture, int]:
+def _beach(rng: np.random.Generator) -> tuple[Pixels, int]:
     shore = int(rng.integers(56, 72))
     image = _sky(rng, (0.40, 0.76, 0.95), (0.88, 0.96, 0.98), shore)
     water = _gradient((0.10, 0.60, 0.75), (0.35, 0.83, 0.84), shore - 18, shore)
@@ -104,7 +104,7 @@ def _beach(rng: np.random.Generator) -> tuple[Picture, int]:
     return _over(image, sand, _below(rng, shore + 2, 2, 6)), shore
 
 
-def _sea(rng: np.random.Generator) -> tuple[Picture, int]:
+def _sea(rng: np.random.Generator) -> tuple[Pixels, int]:
     horizon = int(rng.integers(36, 56))
     image = _sky(rng, (0.58, 0.80, 0.96), (0.90, 0.95, 0.98), horizon, 0.5)
     water = _gradient((0.16, 0.52, 0.78), (0.04, 0.22, 0.50), horizon, SIZE)
@@ -115,7 +115,7 @@ def _sea(rng: np.random.Generator) -> tuple[Picture, int]:
     return _over(image, water, _below(rng, horizon, 1.0, 3)), horizon
 
 
-def _snow(rng: np.random.Generator) -> tuple[Picture, int]:
+def _snow(rng: np.random.Generator) -> tuple[Pixels, int]:
     horizon = int(rng.integers(56, 76))
     image = _gradient((0.62, 0.70, 0.82), (0.84, 0.88, 0.94), 0, horizon)
     image = _over(image, (0.74, 0.80, 0.90), _below(rng, horizon - 14, 12, 6))
@@ -128,7 +128,7 @@ def _snow(rng: np.random.Generator) -> tuple[Picture, int]:
     return _over(image, (1.0, 1.0, 1.0), flakes[..., None]), horizon
 
 
-def _desert(rng: np.random.Generator) -> tuple[Picture, int]:
+def _desert(rng: np.random.Generator) -> tuple[Pixels, int]:
     horizon = int(rng.integers(52, 76))
     image = _gradient((0.98, 0.72, 0.42), (0.99, 0.90, 0.68), 0, horizon)
     image = _over(image, (0.80, 0.47, 0.28), _below(rng, horizon - 9, 9, 4))
@@ -137,7 +137,7 @@ def _desert(rng: np.random.Generator) -> tuple[Picture, int]:
     return _over(image, (0.86, 0.53, 0.26), 0.7 * _below(rng, horizon + 26, 9, 3)), horizon
 
 
-def _street(rng: np.random.Generator) -> tuple[Picture, int]:
+def _street(rng: np.random.Generator) -> tuple[Pixels, int]:
     horizon = int(rng.integers(72, 84))
     image = _gradient((0.72, 0.80, 0.88), (0.88, 0.90, 0.92), 0, horizon)
     x = -int(rng.integers(0, 10))
@@ -162,7 +162,7 @@ def _street(rng: np.random.Generator) -> tuple[Picture, int]:
 _WALLS: tuple[Colour, ...] = ((0.62, 0.42, 0.36), (0.55, 0.56, 0.60), (0.70, 0.62, 0.52), (0.48, 0.52, 0.58))
 
 
-def _kitchen(rng: np.random.Generator) -> tuple[Picture, int]:
+def _kitchen(rng: np.random.Generator) -> tuple[Pixels, int]:
     horizon = int(rng.integers(68, 84))
     tint = _TILES[int(rng.integers(len(_TILES)))]
     image = _gradient(tint, tint, 0, horizon)
@@ -177,7 +177,7 @@ def _kitchen(rng: np.random.Generator) -> tuple[Picture, int]:
 
 _TILES: tuple[Colour, ...] = ((0.93, 0.91, 0.84), (0.84, 0.92, 0.90), (0.95, 0.87, 0.84), (0.88, 0.90, 0.95))
 
-_PAINTERS: dict[str, Callable[[np.random.Generator], tuple[Picture, int]]] = {
+_PAINTERS: dict[str, Callable[[np.random.Generator], tuple[Pixels, int]]] = {
     "grass": _grass,
     "forest": _forest,
     "beach": _beach,

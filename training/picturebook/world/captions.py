@@ -1,7 +1,7 @@
 """The grammar: what a scene holds, how a caption says it, and how probable each word is given the others.
 
-A `Story` is what is drawn (nouns, relation, place, style); a `Caption` is one way of putting it into words. Both are drawn from
-finite distributions whose probabilities are known, so that the information a word can carry has an exact ceiling.
+A `Story` is what is drawn (nouns, relation, background, style); a `Caption` is one wording of it. Both come from finite
+distributions with known probabilities, which bounds exactly the information that a word can carry.
 """
 
 import zlib
@@ -39,19 +39,19 @@ RELATIONS: tuple[Relation, ...] = ("left", "right", "above", "below")
 N_OBJECTS_P = (0.35, 0.5, 0.15)
 """Probability of one, two and three nouns."""
 RELATED_P = 0.8
-"""Probability that a pair stands in a relation that its caption tells."""
+"""Probability that a pair stands in a relation that the caption states."""
 AT_HOME_P = 0.5
-"""Probability that the place is one where one of the nouns is at home; otherwise any place is equally likely."""
+"""Probability that the background is drawn from the nouns' homes; otherwise all are equally likely."""
 BACKGROUND_NAMED_P = 0.75
 STYLE_P = (0.4, 0.12, 0.12, 0.12, 0.12, 0.12)
 STYLE_NAMED_P = 0.85
 BACKGROUND_FIRST_P = 0.2
 STYLE_FIRST_P = 0.5
 OPENINGS: tuple[tuple[str, float], ...] = (("", 0.7), ("a picture of ", 0.15), ("there is ", 0.15))
-"""What an untold style puts before the nouns."""
+"""What stands before the nouns if the style is not named."""
 PAIRINGS: tuple[tuple[str, float], ...] = (("and", 0.7), ("with", 0.3))
 EMPTY_P = 1 / 3
-"""Probability that a caption from which words are left out loses all of them."""
+"""Probability that word dropout removes the whole caption."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Story:
     nouns: tuple[str, ...]
     """Names of one to three nouns in the order in which a caption names them."""
     relation: Relation | None
-    """How the first of two nouns stands to the second, if the caption is to say so."""
+    """Position of the first of two nouns relative to the second, if the caption states it."""
     background: str
     style: str
 
     @property
     def held_out(self) -> bool:
-        """Whether one of its pairs of nouns (or its single noun), with this place and style, is kept from training."""
+        """Whether one of its pairs of nouns (or its single noun), with this background and style, is held out."""
         first = self.nouns
         groups = [first] if len(first) == 1 else [(a, b) for i, a in enumerate(first) for b in first[i + 1 :]]
         return any(
@@ -86,12 +86,12 @@ class Caption:
     pairing: str
     """What joins two nouns that stand in no relation: `and` or `with`."""
     background_word: str | None
-    """The word chosen for the place, or None when it is not told."""
+    """The word chosen for the background, or None if it is not named."""
     background_first: bool
     style_named: bool
     style_first: bool
     opening: str
-    """One of `OPENINGS`; always the empty one when the style is told."""
+    """One of `OPENINGS`; always the empty one if the style is named."""
 
     @property
     def text(self) -> str:
@@ -146,7 +146,7 @@ def _single_weights() -> Probabilities:
 
 @cache
 def _homes(noun: str) -> Probabilities:
-    """Probability of each place when the scene is set where this noun is at home, [places]."""
+    """Probability of each background at this noun's homes, [backgrounds]."""
     home = np.zeros(len(BACKGROUNDS))
     for object_name in NOUNS[NOUN_INDEX[noun]].objects:
         backgrounds = OBJECTS[OBJECT_INDEX[object_name]].homes
@@ -157,7 +157,7 @@ def _homes(noun: str) -> Probabilities:
 
 
 def background_probabilities(nouns: tuple[str, ...]) -> Probabilities:
-    """Probability of each place given the nouns, [places]."""
+    """Probability of each background given the nouns, [backgrounds]."""
     home: Probabilities = np.mean([_homes(noun) for noun in nouns], axis=0)
     mixed: Probabilities = AT_HOME_P * home + (1 - AT_HOME_P) / len(BACKGROUNDS)
     return mixed
@@ -175,7 +175,7 @@ def nouns_probability(nouns: tuple[str, ...]) -> float:
 
 
 def sense_probabilities(noun: str, background: str) -> dict[str, float]:
-    """Probability of each thing that a noun can be in a place."""
+    """Probability of each object that a noun can mean on a background."""
     objects = NOUNS[NOUN_INDEX[noun]].objects
     if len(objects) == 1:
         return {objects[0]: 1.0}
@@ -261,14 +261,14 @@ def _sample_story(rng: np.random.Generator) -> Story:
 
 def sample_caption(rng: np.random.Generator, story: Story) -> Caption:
     """One way of putting a story into words."""
-    place_words = BACKGROUNDS[BACKGROUND_INDEX[story.background]].words
+    background_words = BACKGROUNDS[BACKGROUND_INDEX[story.background]].words
     style_named = story.style != "plain" and rng.random() < STYLE_NAMED_P
     opening = OPENINGS[_choose(rng, tuple(p for _, p in OPENINGS))][0]
     return Caption(
         story=story,
         words=tuple(_any_of(rng, NOUNS[NOUN_INDEX[noun]].words) for noun in story.nouns),
         pairing=PAIRINGS[_choose(rng, tuple(p for _, p in PAIRINGS))][0],
-        background_word=_any_of(rng, place_words) if rng.random() < BACKGROUND_NAMED_P else None,
+        background_word=_any_of(rng, background_words) if rng.random() < BACKGROUND_NAMED_P else None,
         background_first=bool(rng.random() < BACKGROUND_FIRST_P),
         style_named=style_named,
         style_first=bool(rng.random() < STYLE_FIRST_P),
@@ -277,11 +277,11 @@ def sample_caption(rng: np.random.Generator, story: Story) -> Caption:
 
 
 def drop_words(rng: np.random.Generator, text: str) -> str:
-    """What is left of a caption when words are left out: nothing, or some of its words.
+    """Word dropout: an empty caption, or one with some of its words.
 
-    The partial texts are made by the functions that attribution uses, and are of the kinds that it compares: one or two
-    words left out (CMI, conditional PID), or all but one or two (MI, PID). Without them the denoiser would be asked
-    about texts it never saw, and the bits it reports would measure its surprise.
+    Partial texts are made by the functions that attribution uses and are of the kinds that it compares: without one or
+    two words (CMI, conditional PID), or one or two words alone (MI, PID). Otherwise such texts would be out of
+    distribution for the denoiser.
     """
     if rng.random() < EMPTY_P:
         return ""
@@ -294,11 +294,11 @@ def drop_words(rng: np.random.Generator, text: str) -> str:
 
 
 def log2_word_given_rest(caption: Caption, word: str) -> float:
-    """log2 p(word | rest of the caption): minus this is the most bits that the word can tell, on average.
+    """log2 p(word | rest of the caption): its negative bounds the bits that the word can carry, on average.
 
-    The rest is the caption with the word left out, and what could have stood there is every other filling of the same
-    slot that leaves the same rest. Words that no slot chose follow from the rest (articles, prepositions) or
-    tell nothing of the picture (`and` against `with`): 0.0.
+    The rest is the caption without the word; the alternatives are all fillings of the same slot that leave the same
+    rest. 0.0 for words that no slot chose: they follow from the rest (articles, prepositions) or say nothing about the
+    image (`and` or `with`).
 
     Raises:
         ValueError: The word is not in the caption.
@@ -318,7 +318,7 @@ def log2_word_given_rest(caption: Caption, word: str) -> float:
 
 
 def _alternatives(caption: Caption, word: str) -> Iterator[Caption]:
-    """The caption with the slot that chose `word` filled in every possible way, itself included."""
+    """The caption with the slot of `word` filled in every possible way, itself included."""
     story = caption.story
     if word in caption.words:
         at = caption.words.index(word)
@@ -326,7 +326,7 @@ def _alternatives(caption: Caption, word: str) -> Iterator[Caption]:
             nouns = (*story.nouns[:at], noun.name, *story.nouns[at + 1 :])
             for other in noun.words:
                 words = (*caption.words[:at], other, *caption.words[at + 1 :])
-                # When the place is not told, it is summed over by keeping it out of the text.
+                # A background that is not named is summed over.
                 for background in (
                     BACKGROUNDS
                     if caption.background_word is None

@@ -1,7 +1,7 @@
 """The drawings: three artists' emoji, fetched once, kept in the package as small WebP files.
 
-`python -m training.picturebook.world.drawings` fetches them anew with npm (or reads `--from FOLDER`, where the three packages
-lie unpacked); training itself needs no network.
+`python -m training.picturebook.world.drawings` fetches them again with npm, or reads the three unpacked packages in
+`--from FOLDER`; training itself needs no network.
 """
 
 import argparse
@@ -82,11 +82,11 @@ def fetch(folder: Path) -> None:
 
 
 def keep(folder: Path) -> None:
-    """Crop, resize and store the drawings of every thing from the packages under `folder/<artist>`."""
+    """Crop, resize and store the drawings of every object from the packages under `folder/<artist>`."""
     for artist in ARTISTS:
-        for object_name in OBJECTS:
-            source = folder / artist / SOURCES[artist].path.format(object_name.codepoint)
-            target = FOLDER / artist / f"{object_name.name}.webp"
+        for drawn in OBJECTS:
+            source = folder / artist / SOURCES[artist].path.format(drawn.codepoint)
+            target = FOLDER / artist / f"{drawn.name}.webp"
             target.parent.mkdir(parents=True, exist_ok=True)
             with Image.open(source) as image:
                 crop_to_square(image, SIZE).save(target, lossless=True, quality=100, method=6, exact=False)

@@ -1,7 +1,7 @@
 """Scenes: a story laid out, painted, and known to the pixel.
 
-Things stand on a grid of the autoencoder's cells and come in few sizes, so that the same drawing gives the same latents
-wherever it stands: what a small denoiser must learn is what goes where, not every sub-pixel shift of every drawing.
+Objects stand on the grid of the autoencoder's cells and come in few sizes, so that a drawing gives the same latents
+wherever it stands: a small denoiser then learns what goes where, not every sub-pixel shift of every drawing.
 """
 
 from dataclasses import dataclass, replace
@@ -25,15 +25,15 @@ from training.picturebook.world.styles import apply_style
 from training.picturebook.world.world import ARTISTS, BACKGROUND_INDEX, OBJECT_INDEX, OBJECTS
 
 CELL = 8
-"""Side of an autoencoder cell in pixels; every thing's corner lies on a multiple of it."""
+"""Side of an autoencoder cell in pixels; every object's corner lies on a multiple of it."""
 SIZES: dict[int, tuple[int, ...]] = {1: (56, 64), 2: (48, 56), 3: (40, 48)}
-"""Sides of the drawings by how many things a scene holds."""
+"""Sides of the drawings by number of objects in a scene."""
 ANYWHERE_P = 0.4
-"""Probability that things stand anywhere, whatever their habitat."""
+"""Probability that objects ignore their habitat."""
 
 
 class Box(NamedTuple):
-    """A thing in a scene."""
+    """The square of an object in a scene."""
 
     object_name: str
     x: int
@@ -46,7 +46,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """A story laid out; `paint` makes the picture."""
+    """A story laid out; `paint` makes the image."""
 
     seed: tuple[int, ...]
     story: Story
@@ -54,7 +54,7 @@ class Scene:
     """In the order of the story's nouns."""
     artist: str
     variant: int
-    """Which painting of the place."""
+    """Number of the background's painting."""
 
 
 class Painting(NamedTuple):
@@ -68,7 +68,7 @@ class Painting(NamedTuple):
 
 def make_scene(seed: int, split: Split = "train") -> Scene:
     """The scene of a seed. The three splits have different seeds, stories of `train` and `test` never share a
-    combination of nouns, place and style.
+    combination of nouns, background and style.
     """
     key = (("train", "test", "any").index(split), seed)
     rng = np.random.default_rng(key)
@@ -76,7 +76,7 @@ def make_scene(seed: int, split: Split = "train") -> Scene:
 
 
 def lay_out(rng: np.random.Generator, story: Story, seed: tuple[int, ...] = ()) -> Scene:
-    """Choose what the nouns mean, and where things stand."""
+    """Choose what the nouns mean and where the objects stand."""
     objects = []
     for noun in story.nouns:
         senses = sense_probabilities(noun, story.background)
@@ -88,7 +88,7 @@ def lay_out(rng: np.random.Generator, story: Story, seed: tuple[int, ...] = ()) 
     boxes = None
     while boxes is None:
         boxes = _place(rng, objects, story.relation, horizon, anywhere)
-        # A layout that keeps failing is crowded by its habitat: let go of that.
+        # If no layout fits the habitats, ignore them.
         anywhere = anywhere or boxes is None
     return Scene(seed, story, boxes, ARTISTS[int(rng.integers(len(ARTISTS)))], variant)
 
@@ -102,7 +102,7 @@ def _place(
     tries: int = 60,
 ) -> tuple[Box, ...] | None:
     """Boxes that do not overlap and keep the relation; None after `tries` failures."""
-    # Above and below are told of things of every habitat, each as often one way as the other.
+    # `above` and `below` occur equally often for objects of every habitat.
     anywhere = anywhere or relation in ("above", "below")
     for _ in range(tries):
         boxes: list[Box] = []
@@ -119,7 +119,7 @@ def _place(
 
 
 def _rows(object_name: str, size: int, horizon: int) -> tuple[int, int]:
-    """First and last row where the top edge of a thing may lie in its habitat."""
+    """First and last row for the top edge of an object in its habitat."""
     if OBJECTS[OBJECT_INDEX[object_name]].habitat == "high":
         return 0, max(CELL, horizon - size + CELL)
     return min(max(horizon + 12 - size + CELL, 0), SIZE - size - CELL), SIZE - size
@@ -134,7 +134,7 @@ def _apart(boxes: list[Box]) -> bool:
 
 
 def crowd(scene: Scene, n: int, tries: int = 12) -> Scene:
-    """The scene with up to `n` more things, of any class, where there is room: more to see for who learns to see."""
+    """The scene with up to `n` more objects of any class, where there is room: more training data for the judges."""
     rng = np.random.default_rng([*scene.seed, 4])
     boxes = list(scene.boxes)
     for _ in range(tries):
@@ -158,7 +158,7 @@ def relation_holds(relation: Relation, first: Box, second: Box) -> bool:
 
 
 def paint(scene: Scene) -> Painting:
-    """The picture of a scene and its label map."""
+    """The image of a scene and its label map."""
     rng = np.random.default_rng([*scene.seed, 1])
     canvas = background(scene.story.background, scene.variant).image.copy()
     labels = np.full((SIZE, SIZE), len(OBJECTS) + BACKGROUND_INDEX[scene.story.background], dtype=np.uint8)
@@ -172,7 +172,7 @@ def paint(scene: Scene) -> Painting:
 
 
 def layout_of(scene: Scene) -> npt.NDArray[np.uint8]:
-    """[SIZE / CELL, SIZE / CELL]: class of the thing whose square covers a cell; `len(OBJECTS)` where there is none."""
+    """[SIZE / CELL, SIZE / CELL]: class of the object that covers a cell; `len(OBJECTS)` where there is none."""
     layout = np.full((SIZE // CELL, SIZE // CELL), len(OBJECTS), dtype=np.uint8)
     for box in scene.boxes:
         rows, columns = (slice(start // CELL, (start + box.size) // CELL) for start in (box.y, box.x))
@@ -181,5 +181,5 @@ def layout_of(scene: Scene) -> npt.NDArray[np.uint8]:
 
 
 def caption_of(scene: Scene, wording: int = 0) -> Caption:
-    """The caption of a scene in one of its wordings; another `wording`, another caption."""
+    """The caption of a scene in one of its wordings."""
     return sample_caption(np.random.default_rng([*scene.seed, 2, wording]), scene.story)

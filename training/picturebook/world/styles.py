@@ -1,6 +1,6 @@
-"""Styles: what turns a plainly painted scene into a watercolour, pixels, sepia, night or a poster.
+"""Styles: filters that turn a plainly painted scene into a watercolour, pixels, sepia, night or a poster.
 
-All act on broad areas and colours, so that they survive an autoencoder that keeps eight numbers for 8 x 8 pixels.
+All act on broad areas and colours, so that they survive an autoencoder with eight channels per 8 x 8 pixels.
 """
 
 from collections.abc import Callable
@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-Picture = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 Painter = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
-def apply_style(style: str, image: Picture, rng: np.random.Generator) -> Picture:
-    """The picture [H, W, 3] in a style."""
+def apply_style(style: str, image: Pixels, rng: np.random.Generator) -> Pixels:
+    """The image [H, W, 3] in a style."""
     if style == "plain":
         return image
     return np.asarray(_STYLES[style](Image.fromarray(image), rng))

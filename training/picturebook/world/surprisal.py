@@ -1,4 +1,4 @@
-"""How rare each word of the grammar is in its captions: the most bits that it can tell on average, given nothing."""
+"""Surprisal of each word of the grammar in its captions: an upper bound on the bits that it carries given nothing."""
 
 import json
 from collections import Counter
@@ -12,11 +12,11 @@ from core.files import write_text
 from training.picturebook.world.captions import sample_caption, sample_story, vocabulary
 
 N_CAPTIONS = 400_000
-"""Drawn captions; the rarest words are then known to 0.03 bit."""
+"""Sampled captions; the rarest words are then known to 0.03 bit."""
 
 
 def surprisals(n_captions: int = N_CAPTIONS, seed: int = 0) -> dict[str, float]:
-    """-log2 of the share of captions that have a word, by word, in bits."""
+    """-log2 of the fraction of captions with a word, in bits, by word."""
     rng = np.random.default_rng(seed)
     counts = Counter(
         word for _ in range(n_captions) for word in distinct_words(sample_caption(rng, sample_story(rng)).text)
@@ -25,5 +25,5 @@ def surprisals(n_captions: int = N_CAPTIONS, seed: int = 0) -> dict[str, float]:
 
 
 def write_surprisals(path: Path, n_captions: int = N_CAPTIONS) -> None:
-    """Store them as JSON, a line a word."""
+    """Store the surprisals as JSON, one line per word."""
     write_text(path, json.dumps(surprisals(n_captions), indent=1) + "\n")

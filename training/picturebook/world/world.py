@@ -1,6 +1,6 @@
-"""What exists in the picture book: things, places, styles, and the words for them.
+"""What exists in the picture book: objects, backgrounds, styles, and the words for them.
 
-Everything that another module needs to know about a class stands here once. Order matters: class indices are positions
+All facts about a class are declared here. Order matters: class indices are positions
 in `OBJECTS` and, after them, in `BACKGROUNDS`, and weights trained on one order mean nothing on another.
 """
 
@@ -12,26 +12,26 @@ Habitat = Literal["low", "high"]
 
 @dataclass(frozen=True)
 class Object:
-    """A class of drawings: one thing that can be seen."""
+    """A class of drawings."""
 
     name: str
-    """Unique name, also of its folder of drawings; two things may share a word."""
+    """Unique name, also of its files; two objects may share a word."""
     codepoint: str
     """Unicode code point of the emoji it is drawn as, in hex."""
     habitat: Habitat
     """Whether it usually stands on the ground (or swims) or hangs in the air."""
     homes: tuple[str, ...]
-    """Places where it is usually found."""
+    """Backgrounds where it is usually found."""
 
 
 @dataclass(frozen=True)
 class Noun:
-    """A meaning that captions can name: one thing, or two that share a word."""
+    """A noun of the captions: it means one object, or two if it is a homonym."""
 
     words: tuple[str, ...]
     """Words for it, equally likely: more than one are synonyms."""
     objects: tuple[str, ...]
-    """Names of the things it can be: more than one make it a homonym."""
+    """Names of the objects it can mean; more than one make it a homonym."""
 
     @property
     def name(self) -> str:
@@ -41,18 +41,18 @@ class Noun:
 
 @dataclass(frozen=True)
 class Background:
-    """A background."""
+    """Where a scene is set."""
 
     words: tuple[str, ...]
     """Words for it, equally likely."""
     preposition: str
     """`on` or `in`."""
     wild: bool
-    """Decides what a homonym means here: a wild place has the animal, a tame one the tool."""
+    """Which sense of a homonym is likely: the animal where it is wild, the tool elsewhere."""
 
     @property
     def name(self) -> str:
-        """The place's first word, which identifies it."""
+        """The background's first word, which identifies it."""
         return self.words[0]
 
 
@@ -119,7 +119,7 @@ NOUNS: tuple[Noun, ...] = (
     Noun(("moon",), ("moon",)),
     Noun(("star",), ("star",)),
 )
-"""Four pairs of synonyms; two homonyms, whose first thing is the wild sense and whose second the tame one."""
+"""Four pairs of synonyms; two homonyms, the wild sense first."""
 
 BACKGROUNDS: tuple[Background, ...] = (
     Background(("grass",), "on", wild=True),
@@ -138,18 +138,16 @@ STYLES: tuple[str, ...] = ("plain", "watercolour", "pixel", "sepia", "night", "p
 ARTISTS: tuple[str, ...] = ("noto", "twemoji", "fluent")
 
 PLANTED_PAIR = ("butterfly", "sunflower")
-"""These two nouns share a picture far more often than chance: a correlation of known strength."""
+"""These two nouns occur together far more often than by chance: a correlation of known strength."""
 
 SENSE_IN_ITS_BACKGROUND = 0.9
-"""Probability that a homonym has its wild sense in a wild place, and its tame sense in a tame one."""
+"""Probability that a homonym has its wild sense on a wild background, and its tame sense on a tame one."""
 
-OBJECT_INDEX = {object_name.name: i for i, object_name in enumerate(OBJECTS)}
+OBJECT_INDEX = {drawn.name: i for i, drawn in enumerate(OBJECTS)}
 BACKGROUND_INDEX = {background.name: i for i, background in enumerate(BACKGROUNDS)}
 NOUN_INDEX = {noun.name: i for i, noun in enumerate(NOUNS)}
 
-LABELS: tuple[str, ...] = tuple(object_name.name for object_name in OBJECTS) + tuple(
-    background.name for background in BACKGROUNDS
-)
-"""Names of the classes of a scene's label map: things, then places."""
+LABELS: tuple[str, ...] = tuple(drawn.name for drawn in OBJECTS) + tuple(background.name for background in BACKGROUNDS)
+"""Names of the classes of a scene's label map: objects, then backgrounds."""
 
-assert all(set(object_name.homes) <= {background.name for background in BACKGROUNDS} for object_name in OBJECTS)
+assert all(set(drawn.homes) <= {background.name for background in BACKGROUNDS} for drawn in OBJECTS)
