@@ -146,7 +146,7 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
     def average(mine: list[Tensor], new: list[Tensor], n_averaged: Tensor) -> None:
         step = int(n_averaged) - 1
         if mine[0].is_floating_point():
-            get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(mine, new, n_averaged)
+            get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(mine, new, n_averaged)  # type: ignore[no-untyped-call]
         else:
             for old, value in zip(mine, new, strict=True):
                 old.copy_(value)
