@@ -14,7 +14,7 @@ from core.sae.autoencoder import SaeId
 from training.benchmark import conformance
 from training.sae.bank import TrainerConfig
 from training.sae.stream import StreamBatch
-from training.sae.trainer import Run, make_accelerator, train_saes
+from training.sae.trainer import SaeRun, make_accelerator, train_saes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("accelerate_forgets")]
 
@@ -51,7 +51,7 @@ class Planted:
 
 def train(folder: Path, device: torch.device, config: TrainerConfig) -> tuple[dict[str, Tensor], list[float]]:
     """Weights, and the unexplained variance at every sync."""
-    run = Run(folder, checkpoint_interval_s=0)
+    run = SaeRun(folder, checkpoint_interval_s=0)
     saes = train_saes(Planted(device), [ID], config, run, make_accelerator(config, run))
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return dict(saes[ID].state_dict()), [line["saes"][ID.path]["fvu"] for line in lines]

@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from core.ui.concepts.dictionary import QUICK, first_lines
-from core.ui.jobs import draw, foretell
-from core.ui.runtime import Runtime
 
 from core.artifacts import find_model
 from core.folders import cache_folder, collections_folder
 from core.sae.collection import INDEX
 from core.sae.trained import find_trained
 from core.segmentation.open_vocabulary import load_open_segmenter
+from core.ui.backend.dictionary import QUICK, first_lines
+from core.ui.backend.jobs import generate, predict_layout
+from core.ui.backend.runtime import Runtime
 from core.ui.concepts.tab import concepts_html
 from core.ui.layout.tab import layout_html
 from core.ui.look.scene import Scene
@@ -110,7 +110,7 @@ def test_the_three_lines_end_in_a_page_with_concepts(
         f"mid_block.attentions.0 ({branch})" for branch in ("cond", "uncond")
     ]
     told = [record.message for record in caplog.records if str(root) in record.message]
-    assert told == [f"The concepts are those trained on this computer, in {root}; `--saes` takes others."]
+    assert told == [f"concepts: those trained on this computer, in {root}; choose others with `--saes`"]
     table = next(iter(dictionary.tables.values()))
     assert table.info.made_with["segmenter"] == "clipseg"
     assert table.info.made_with["first_prompt"] == 8  # two buffers of four went into the training
@@ -119,9 +119,9 @@ def test_the_three_lines_end_in_a_page_with_concepts(
     assert any(table[number].gallery for number in range(len(table)))
 
     # The tabs read a picture with the one block that there is.
-    *_, item = draw(runtime, None, "a cat on the moon", 0, 4, 3.0)
+    *_, item = generate(runtime, None, "a cat on the moon", 0, 4, 3.0)
     assert isinstance(item, Scene)
-    kept = runtime.trace(item.key)
+    kept = runtime.cached_trace(item.key)
     assert kept is not None
     assert [str(place) for place in kept.sites()] == [
         "mid_block.attentions.0 (uncond)",
@@ -129,7 +129,7 @@ def test_the_three_lines_end_in_a_page_with_concepts(
     ]
     assert "mid_block.attentions.0|cond" in concepts_html(runtime, item, kept)
     assert 'data-steps="4"' in layout_html(runtime, item, kept)
-    *_, layout = foretell(runtime, None, "a cat on the moon", 0)
+    *_, layout = predict_layout(runtime, None, "a cat on the moon", 0)
     assert layout.labels.shape == (8, 8)
 
     # Where another collection is asked for, this one does not stand in for it.

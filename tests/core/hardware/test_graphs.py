@@ -15,11 +15,11 @@ from torch import Tensor
 
 from core.activations.attention import record_attention
 from core.activations.hooks import edit, record
-from core.diffusion import graphs
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.loading import load_model
 from core.diffusion.predictor import Conditions
 from core.diffusion.text_encoder import MASK, TEXT
+from core.hardware import graphs
 from core.hardware.graph_capture import Output, Work
 from core.hardware.graphs import MAX_BATCH, N_EAGER, CallGraphs
 from tests.fakes.taped import TapeCapture

@@ -5,10 +5,10 @@ from html import unescape
 
 import pytest
 
-from core.ui.concepts.dictionary import first_lines, no_concepts_html
+from core.ui.backend.dictionary import first_lines, no_concepts_html
+from core.ui.backend.runtime import Runtime
 from core.ui.look.theme import launch_options
 from core.ui.page import build_demo
-from core.ui.runtime import Runtime
 from tests.core.ui.conftest import App, Visitor
 from tests.fakes.engine import FakeEngine
 

@@ -251,7 +251,7 @@ def test_saes_are_trained_while_a_sampler_feeds_them() -> None:
     assert alone > together > 0
     # 24 SAEs: three hookpoints, two branches, three times and all of them; as many samples as the 2 x 2 block has.
     assert together / float(str(both["images a second"])) == pytest.approx(24 * 4)
-    assert "2 such rounds" in table.notes[0]
+    assert "2 such buffers" in table.notes[0]
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

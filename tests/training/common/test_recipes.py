@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.spec import BUILT_IN
-from core.ui.concepts.dictionary import QUICK, QUICK_MINUTES, QUICK_PICTURES, first_lines, no_concepts_html
+from core.ui.backend.dictionary import QUICK, QUICK_MINUTES, QUICK_PICTURES, first_lines, no_concepts_html
 from training.benchmark.full_size import components
 from training.common.recipe import read_recipe
 from training.common.report import ROOT
