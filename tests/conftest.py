@@ -1,5 +1,6 @@
 """A small StableDiffusionPipeline with random weights: the embedded model's classes and shapes, untrained."""
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.loading import load_model
 from tests.fakes.hub import Hub, point_client_at, serve
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads would only wait for each other
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TEXT = """moon desert photo a the and on in of cat dog whale ship house tree sun apple cake grass sea sky snow city
 watercolour painting left right above below at night red blue green big small"""

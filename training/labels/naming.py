@@ -7,13 +7,13 @@ values, plus a constant (Tusher et al. 2001, "Significance analysis of microarra
 the permuted values of all latents together give p-values, and the Benjamini-Hochberg procedure selects the labels.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import false_discovery_control, mannwhitneyu  # type: ignore[import-untyped]
 from torch import Tensor
 
 from core.arrays import Bools, Floats, Ints
@@ -139,29 +139,22 @@ def p_values(real: Floats, permuted: Floats, candidates: Bools) -> Floats:
 
 def benjamini_hochberg(p: Floats, rate: float = FALSE_DISCOVERY_RATE) -> Bools:
     """Which p-values are significant at a false discovery rate (Benjamini and Hochberg 1995)."""
-    order = np.argsort(p)
-    passed = p[order] <= rate * np.arange(1, len(p) + 1) / len(p)
-    stands = np.zeros(len(p), dtype=bool)
-    if passed.any():
-        stands[order[: np.flatnonzero(passed)[-1] + 1]] = True
-    return stands
+    significant: Bools = false_discovery_control(p) <= rate
+    return significant
 
 
 def aurocs(means: Floats, properties: Bools) -> Aurocs:
     """AUROCs of means [N, d_sae] as predictors of binary properties [N, n]."""
-    n = len(means)
-    ranks, ties = np.empty(means.shape), np.empty(means.shape[1])
-    for latent, column in enumerate(means.T):
-        _, inverse, counts = np.unique(column, return_inverse=True, return_counts=True)
-        ranks[:, latent] = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-        ties[latent] = (counts**3.0 - counts).sum()
-    with_it = properties.sum(0)[:, None].astype(np.float64)
-    pairs = with_it * (n - with_it)
-    n_pairs = np.maximum(pairs, 1)
-    auroc = np.where(pairs > 0, (properties.T @ ranks - with_it * (with_it + 1) / 2) / n_pairs, 0.5)
-    deviation = np.sqrt((n + 1 - ties / max(n * (n - 1), 1)).clip(0) / (12 * n_pairs))
-    z = (auroc - 0.5) / np.maximum(deviation, 1e-12)
-    return Aurocs(auroc, np.vectorize(lambda one: math.erfc(one / math.sqrt(2)) / 2, otypes=[float])(z))
+    auroc = np.full((properties.shape[1], means.shape[1]), 0.5)
+    p_value = auroc.copy()
+    for row, has_it in enumerate(properties.T):
+        if has_it.any() and not has_it.all():
+            test = mannwhitneyu(
+                means[has_it], means[~has_it], alternative="greater", method="asymptotic", use_continuity=False
+            )
+            auroc[row] = test.statistic / (has_it.sum() * (~has_it).sum())
+            p_value[row] = np.nan_to_num(test.pvalue, nan=0.5)  # NaN where all means are equal
+    return Aurocs(auroc, p_value)
 
 
 def name_latents(tally: FiringStatistics, attributes: ImageAttributes, names: LabelVocabulary) -> list[LabelledLatent]:
