@@ -56,7 +56,7 @@ class ModelSpec:
     image_size: int | None = None
     """Side of the square image in pixels; None: read from the loaded U-Net and autoencoder."""
     half: bool = True
-    """Whether it computes in float16 on CUDA unless told otherwise."""
+    """Whether the model runs in float16 on CUDA by default."""
     gigabytes: float | None = None
     """Size of the weights that are used here, in float32."""
     assets: Path | None = None
@@ -81,7 +81,7 @@ BUILT_IN = {
     "picturebook": ModelSpec(
         name="picturebook",
         source=str(_PICTUREBOOK / "model"),
-        # Styles enter through the two blocks after the bottleneck alone (README, what an edit changes).
+        # The up blocks are listed because styles enter only there (training/evaluate/README.md, "Changing the style").
         hookpoints=(
             "down_blocks.0.attentions.0",
             "mid_block.attentions.0",

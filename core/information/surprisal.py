@@ -1,7 +1,7 @@
-"""How rare words are: the bits it takes to guess a word where nothing else is known. Imports no torch.
+"""The surprisal of words: -log2 of a word's frequency without any context, in bits. Imports no torch.
 
-Of the embedded model's words its own captions tell, in a table made with the model. Of other models' the package
-`wordfreq` tells, if somebody has installed it: how often a word comes up in English text.
+The embedded model comes with a table made from its training captions. For other models, frequencies in English text
+come from the package `wordfreq`, if it is installed.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 from core.spec import ModelSpec
 
 TABLE = "surprisals.json"
-"""The table among a model's assets."""
+"""Name of the table in the folder of a model's assets."""
 
 
 @cache
@@ -25,7 +25,10 @@ def _read(path: Path) -> dict[str, float]:
 
 
 def load_surprisal(spec: ModelSpec) -> Callable[[str], float] | None:
-    """Bits of a word's surprisal, by word, infinite for one that is never met; None where nothing tells them."""
+    """A function from a word to its surprisal in bits; None if the model has no table and `wordfreq` is not installed.
+
+    The surprisal of a word that never occurs is infinite.
+    """
     if spec.assets is not None:
         table = _read(spec.assets / TABLE)
         return lambda word: table.get(word, math.inf)

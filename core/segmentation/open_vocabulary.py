@@ -58,7 +58,7 @@ _SAME_BOX = 0.7
 def classes_of(prompts: Iterable[str], tags: Sequence[str] = TAGS, n_words: int = 64) -> tuple[str, ...]:
     """The tags, and the `n_words` most frequent words of the prompts, without function words and numbers.
 
-    Nouns are not told from verbs: a word that names nothing visible just gets empty masks.
+    Other words than nouns are kept: one that names nothing visible just gets empty masks.
     """
     known = {tag.casefold() for tag in tags}
     counts = Counter(word for prompt in prompts for word in distinct_words(prompt))

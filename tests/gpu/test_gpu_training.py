@@ -98,6 +98,6 @@ def test_training_that_is_resumed_ends_where_it_would_have(
 def test_the_whole_path_runs_on_a_small_model(device: torch.device) -> None:
     pytest.importorskip("pandas", reason="tables of concepts are pandas frames")
     pytest.importorskip("pyarrow", reason="tables of concepts are Parquet files")
-    table = conformance.part(str(device), small=True)
+    table = conformance.measure(str(device), small=True)
     assert "4 x 4 x 64, 2 x 2 x 64, 4 x 4 x 64" in table.markdown()
     assert any("SAE training step" in str(row["what"]) for row in table.rows)

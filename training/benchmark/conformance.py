@@ -1,9 +1,9 @@
-"""The whole path at the size of Stable Diffusion v1.4, without its weights: shapes, time and memory.
+"""The main functions at the size of Stable Diffusion v1.4, without its weights: shapes, time and memory.
 
-A pipeline of the published configuration with random weights goes through everything that is done with a model: it is
-drawn from, recorded, taken apart by sparse autoencoders, labelled, edited, measured, foretold. Each has a line with its
-time, its evaluations of the U-Net and the most memory that was held meanwhile. On CUDA in float16 and with the usual
-numbers of steps and evaluations; on a CPU in bfloat16 and with as few as show that it works.
+A pipeline with the published configuration and random weights generates and records images, encodes them with sparse
+autoencoders, labels and edits concepts, predicts a layout, attributes an image to its words, and trains an SAE. The
+table gives the time, the U-Net evaluations and the peak memory of each step. On CUDA the model runs in float16 with the
+usual numbers of steps and evaluations; on a CPU in bfloat16 with as few as show that it works.
 """
 
 import logging
@@ -49,71 +49,71 @@ log = logging.getLogger(__name__)
 PROMPT = "a cat on the grass"
 EXPANSION, K = 4, 20
 SAE_BATCH = 4096
-"""Positions in a training step, as published."""
+"""Positions per training step, as in Tinaz et al. 2025."""
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How much is computed, on how large a model."""
+class Workload:
+    """How much is computed, and the size of the model."""
 
     dtype: str
-    """Of the model."""
+    """Name of the model's dtype."""
     n_steps: int
-    """Of the sampler."""
+    """Steps of the sampler."""
     n_calls: int
-    """Timed calls of the U-Net, and training steps."""
+    """Timed U-Net calls per batch size, and timed training steps."""
     batch: int
-    """Latents in the largest calls."""
+    """Latents in the largest U-Net call."""
     attribution: Sampler
-    """How a picture is measured."""
+    """Sampler of the information estimates."""
     words: tuple[str, ...] | None
-    """Which of its words; None: all."""
+    """Words to attribute the image to; None: all words of the prompt."""
     max_evals: int | None
-    """At most."""
-    question_evals: int | None
-    """Most evaluations of each other question about a picture; None: they are not asked."""
+    """Limit on the U-Net evaluations of the attribution; None: no limit."""
+    analysis_evals: int | None
+    """Limit on the U-Net evaluations of each other analysis of an image; None: those analyses are skipped."""
     size: Size = FULL
-    """Of the model."""
+    """Size of the model."""
 
 
-CPU = Effort("bfloat16", 2, 3, 2, Sampler(n_points=2, min_replicates=2), ("cat",), 8, None)
-CUDA = Effort("float16", 50, 10, 32, Sampler(), None, None, 512)
+CPU = Workload("bfloat16", 2, 3, 2, Sampler(n_points=2, min_replicates=2), ("cat",), 8, None)
+CUDA = Workload("float16", 50, 10, 32, Sampler(), None, None, 512)
 
 
-def part(device: str | None, *, small: bool = False) -> Table:
-    """The benchmark's part `conformance`; `small` tries it out on a model of the same shape and a few channels.
+def measure(device: str | None, *, small: bool = False) -> Table:
+    """Measure the benchmark `conformance`; `small` uses a model with the same blocks but few channels.
 
     Raises:
-        ValueError: Something has another shape than the published model's, or is not finite.
+        ValueError: A shape differs from the published model's, or an update is not finite.
     """
-    site = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    effort = CUDA if site.type == "cuda" else CPU
+    torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    work = CUDA if torch_device.type == "cuda" else CPU
     if small:
-        effort = replace(effort, size=SMALL, question_evals=effort.question_evals or 16)
+        work = replace(work, size=SMALL, analysis_evals=work.analysis_evals or 16)
     with TemporaryDirectory() as folder:
-        book = _Book(site)
+        book = _Measurements(torch_device)
         with book.timed("write the pipeline"):
-            _write(Path(folder) / "model", effort.dtype, small)
-        model = _load(Path(folder) / "model", site, effort, book)
-        updates = _draw(model, effort, book)
-        _take_apart(model, updates, Path(folder) / "saes", effort, book)
-        _edit_and_predict(model, Path(folder) / "saes", effort, book)
-        _attribute(model, effort, book)
-        if effort.question_evals is not None:
-            _ask(model, effort, effort.question_evals, book)
-        _train(updates, site, effort, book)
-    where = torch.cuda.get_device_name(site) if site.type == "cuda" else "the CPU"
+            _write(Path(folder) / "model", work.dtype, small)
+        model = _load(Path(folder) / "model", torch_device, work, book)
+        updates = _generate(model, work, book)
+        _encode_and_label(model, updates, Path(folder) / "saes", work, book)
+        _edit_and_predict(model, Path(folder) / "saes", work, book)
+        _attribute(model, work, book)
+        if work.analysis_evals is not None:
+            _analyse(model, work, work.analysis_evals, book)
+        _train(updates, torch_device, work, book)
+    hardware = torch.cuda.get_device_name(torch_device) if torch_device.type == "cuda" else "the CPU"
     notes = [
-        f"A Stable Diffusion v1.4 of the published configuration and random weights, {effort.dtype}, on {where}.",
-        f"Memory is the most held at once while a line was made, weights included: "
-        f"{'by tensors on the GPU' if site.type == 'cuda' else 'by the process, libraries and all'}.",
-        f"Pictures of {effort.n_steps} steps. Nothing that is drawn, labelled or measured here means anything.",
+        f"Stable Diffusion v1.4 with the published configuration and random weights, {work.dtype}, on {hardware}.",
+        "Peak memory, weights included: "
+        f"{'tensors on the GPU' if torch_device.type == 'cuda' else 'the whole process, libraries included'}.",
+        f"Images of {work.n_steps} steps. With random weights, the images, labels and bits mean nothing.",
     ]
-    return Table("conformance", "The size of Stable Diffusion v1.4", book.rows, notes)
+    return Table("conformance", "The main functions at the size of Stable Diffusion v1.4", book.rows, notes)
 
 
-class _Book:
-    """What was done, and what it took."""
+class _Measurements:
+    """The rows of the table: time, U-Net evaluations and peak memory of each step."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -121,15 +121,15 @@ class _Book:
         self.rows: list[dict[str, Cell]] = []
 
     @contextmanager
-    def timed(self, what: str) -> Iterator["_Line"]:
-        """A line for what is done inside."""
-        line = _Line()
+    def timed(self, what: str) -> Iterator["_Row"]:
+        """Measure the block, and add a row for it."""
+        row = _Row()
         reset_peak(self._device)
         before, started = self._n_evals(), perf_counter()
-        yield line
+        yield row
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        seconds = perf_counter() - started if line.seconds is None else line.seconds
+        seconds = perf_counter() - started if row.seconds is None else row.seconds
         held, n_evals = peak(self._device), self._n_evals() - before
         self.rows.append(
             {
@@ -137,7 +137,7 @@ class _Book:
                 "seconds": seconds,
                 "U-Net evaluations": n_evals or None,
                 "peak GiB": None if held is None else held / GIB,
-                "found": "; ".join(line.found),
+                "details": "; ".join(row.details),
             }
         )
         log.info("%s", self.rows[-1])
@@ -146,17 +146,17 @@ class _Book:
         return 0 if self.model is None else self.model.n_unet_rows
 
 
-class _Line:
-    """What a line says besides."""
+class _Row:
+    """What a step adds to its row."""
 
     def __init__(self) -> None:
-        self.found: list[str] = []
+        self.details: list[str] = []
         self.seconds: float | None = None
-        """What to tell in the place of the whole time."""
+        """Shown instead of the time of the whole block."""
 
 
 def _write(folder: Path, dtype: str, small: bool) -> None:
-    # In a process of its own: drawing the weights in float32 takes more memory than anything that is measured here.
+    # In its own process, because initialising the weights in float32 takes more memory than any measured step.
     code = (
         "import pathlib, sys, torch; from training.benchmark import full_size as f; "
         f"f.save_pipeline(pathlib.Path(sys.argv[1]), torch.{dtype}, f.{'SMALL' if small else 'FULL'})"
@@ -164,55 +164,59 @@ def _write(folder: Path, dtype: str, small: bool) -> None:
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT)
 
 
-def _load(folder: Path, device: torch.device, effort: Effort, book: _Book) -> Diffuser:
+def _load(folder: Path, device: torch.device, work: Workload, book: _Measurements) -> Diffuser:
     published = BUILT_IN["sd-v1-4"]
     spec = replace(
         published,
         name="full-size",
         source=str(folder),
         revision=None,
-        num_inference_steps=effort.n_steps,
-        image_size=8 * effort.size.latent_side,
+        num_inference_steps=work.n_steps,
+        image_size=8 * work.size.latent_side,
     )
-    with book.timed("load it") as line:
-        model = core.load_model(spec, device=device, dtype=None if device.type == "cuda" else effort.dtype)
-        line.found.append(f"{sum(p.numel() for p in model.unet.parameters()) / 1e6:.0f} million weights in the U-Net")
+    with book.timed("load the pipeline") as row:
+        model = core.load_model(spec, device=device, dtype=None if device.type == "cuda" else work.dtype)
+        row.details.append(
+            f"{sum(p.numel() for p in model.unet.parameters()) / 1e6:.0f} million parameters in the U-Net"
+        )
     _expect("hookpoints nearest the bottleneck", nearest_hookpoints(model.unet), published.hookpoints)
-    _expect("dtype", model.dtype, getattr(torch, effort.dtype))
-    _expect("latents", model.latent_shape, _latents(effort))
+    _expect("dtype", model.dtype, getattr(torch, work.dtype))
+    _expect("latents", model.latent_shape, _latents(work))
     book.model = model
-    for n in dict.fromkeys((1, 2, effort.batch)):
-        with book.timed(f"U-Net calls of {n}") as line:
-            seconds = unet_seconds(model, n, effort.n_calls)
-            line.seconds = Figure("", seconds).median
-            line.found.append(f"{line.seconds / n:.3g} s a latent; slowest call {max(seconds):.3g} s")
+    for n in dict.fromkeys((1, 2, work.batch)):
+        with book.timed(f"U-Net call of {n}") as row:
+            seconds = unet_seconds(model, n, work.n_calls)
+            row.seconds = Figure("", seconds).median
+            row.details.append(f"{row.seconds / n:.3g} s per latent; slowest call {max(seconds):.3g} s")
     return model
 
 
-def _draw(model: Diffuser, effort: Effort, book: _Book) -> dict[ActivationKey, Tensor]:
-    """The updates of a picture, all of them."""
-    with book.timed("draw a picture and record it") as line, record(model) as recording:
+def _generate(model: Diffuser, work: Workload, book: _Measurements) -> dict[ActivationKey, Tensor]:
+    """All residual updates of one generated image."""
+    with book.timed("generate and record an image") as row, record(model) as recording:
         image = model.generate(PROMPT, seed=0, previews=False).image
         shapes = tuple(tuple(recording[ActivationKey(name, "cond", 0)].shape[1:]) for name in model.hookpoints)
-        line.found.append(", ".join(f"{h} x {w} x {c}" for c, h, w in shapes))
-    _expect("updates", shapes, effort.size.updates)
-    _expect("recorded updates", len(recording), 3 * 2 * effort.n_steps)
-    _expect("size of a picture", image.size, (8 * effort.size.latent_side,) * 2)
-    with book.timed("encode a picture"):
-        _expect("encoded picture", tuple(model.encode(image).shape), (1, *_latents(effort)))
+        row.details.append(", ".join(f"{h} x {w} x {c}" for c, h, w in shapes))
+    _expect("updates", shapes, work.size.updates)
+    _expect("recorded updates", len(recording), 3 * 2 * work.n_steps)
+    _expect("image size", image.size, (8 * work.size.latent_side,) * 2)
+    with book.timed("encode an image"):
+        _expect("encoded image", tuple(model.encode(image).shape), (1, *_latents(work)))
     updates = dict(recording.items())
     if not all(update.isfinite().all() for update in updates.values()):
-        raise ValueError("Some updates are not finite.")
+        raise ValueError("Some residual updates are not finite.")
     return updates
 
 
-def _latents(effort: Effort) -> tuple[int, int, int]:
-    return 4, effort.size.latent_side, effort.size.latent_side
+def _latents(work: Workload) -> tuple[int, int, int]:
+    return 4, work.size.latent_side, work.size.latent_side
 
 
-def _take_apart(model: Diffuser, updates: dict[ActivationKey, Tensor], root: Path, effort: Effort, book: _Book) -> None:
-    """Make a collection of SAEs, encode with it, and let the labelling pipeline write its tables."""
-    d_in = effort.size.channels[-1]
+def _encode_and_label(
+    model: Diffuser, updates: dict[ActivationKey, Tensor], root: Path, work: Workload, book: _Measurements
+) -> None:
+    """Write a collection of SAEs with random weights, encode with it, and label its concepts."""
+    d_in = work.size.channels[-1]
     d_sae = EXPANSION * d_in
     ids = [SaeId(name, "cond", "all") for name in model.hookpoints]
     for sae_id in ids:
@@ -221,23 +225,23 @@ def _take_apart(model: Diffuser, updates: dict[ActivationKey, Tensor], root: Pat
         save_sae(sae, root / sae_id.path, {"model": model.spec.name}, torch.float16)
     write_index(root, ids, model=model.spec.name)
     saes = load_saes(root, model)
-    with book.timed("encode the updates of one step") as line:
+    with book.timed("encode the updates of one step") as row:
         codes = {}
         for site, sae in saes.items():
             x = updates[ActivationKey(site.hookpoint, site.branch, 0)][0].flatten(1).T
             codes[site] = sae.encode(x.to(sae.b_dec.device, torch.float32))
-        line.found.append(", ".join(f"{len(code.indices)} x {K} of {d_sae}" for code in codes.values()))
-    positions = [height * width for _, height, width in effort.size.updates]
+        row.details.append(", ".join(f"{len(code.indices)} x {K} of {d_sae}" for code in codes.values()))
+    positions = [height * width for _, height, width in work.size.updates]
     _expect("codes", [tuple(code.indices.shape) for code in codes.values()], [(n, K) for n in positions])
     config = LabelConfig(images=4, batch=4, permutations=3, gallery=1, backgrounds=(), styles=(), words={})
-    with book.timed("draw, segment and label 4 pictures") as line:
-        label_collection(config, root, model, _Halves(), _Always(), LabelRun(root.parent / "labels"))
+    with book.timed("generate, segment and label 4 images") as row:
+        label_collection(config, root, model, _HalvesSegmenter(), _ConstantPrompt(), LabelRun(root.parent / "labels"))
         tables = [load_concepts(root, *site) for site in saes]
-        line.found.append(f"{sum(len(table.frame) for table in tables)} rows of concepts")
-    _expect("rows of concepts", [len(table.frame) for table in tables], [d_sae] * len(ids))
+        row.details.append(f"{sum(len(table.frame) for table in tables)} concepts")
+    _expect("concepts", [len(table.frame) for table in tables], [d_sae] * len(ids))
 
 
-def _edit_and_predict(model: Diffuser, root: Path, effort: Effort, book: _Book) -> None:
+def _edit_and_predict(model: Diffuser, root: Path, work: Workload, book: _Measurements) -> None:
     saes = load_saes(root, model)
     editor = Editor(model, saes, lambda site: load_concepts(root, *site))
     site = next(iter(saes))
@@ -245,61 +249,61 @@ def _edit_and_predict(model: Diffuser, root: Path, effort: Effort, book: _Book) 
     concept = Target(site, int(np.nanargmax(means)))
     edit = GlobalEdit(concepts=[concept], branches=[site.branch], steps=(0, 0), strength=8.0)
 
-    def drawn(strength: float) -> Tensor:
+    def edited_latents(strength: float) -> Tensor:
         contexts = [editor.editing([replace(edit, strength=strength)])]
         return model.generate(PROMPT, seed=0, previews=False, contexts=contexts).latents
 
-    with book.timed("draw a picture with an edit"):
-        edited = drawn(8.0)
-    plain, none = model.generate(PROMPT, seed=0, previews=False).latents, drawn(0.0)
-    _expect("an edit of strength 0 changes", float((plain - none).abs().max()), 0.0)
-    if not (edited - plain).abs().max() > 0:
+    with book.timed("generate an edited image"):
+        edited = edited_latents(8.0)
+    unedited, zero = model.generate(PROMPT, seed=0, previews=False).latents, edited_latents(0.0)
+    _expect("largest change by an edit of strength 0", float((unedited - zero).abs().max()), 0.0)
+    if not (edited - unedited).abs().max() > 0:
         raise ValueError("An edit of strength 8 changed nothing.")
-    with book.timed("foretell a layout from the first step") as line:
+    with book.timed("predict the layout from the first step") as row:
         layout = core.predict_layout(model, PROMPT, seed=0, step=0, source=root)
-        line.found.append(f"{' x '.join(map(str, layout.labels.shape))} positions")
-    _expect("layout", layout.labels.shape, effort.size.updates[1][1:])
+        row.details.append(f"{' x '.join(map(str, layout.labels.shape))} positions")
+    _expect("layout", layout.labels.shape, work.size.updates[1][1:])
 
 
-def _attribute(model: Diffuser, effort: Effort, book: _Book) -> None:
+def _attribute(model: Diffuser, work: Workload, book: _Measurements) -> None:
     latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(1))
-    with book.timed("attribute a picture to its words") as line:
-        a = core.attribute(
-            model, latents, PROMPT, words=effort.words, sampler=effort.attribution, max_evals=effort.max_evals
-        )
-        line.found += [
+    with book.timed("attribute an image to its words") as row:
+        a = core.attribute(model, latents, PROMPT, words=work.words, sampler=work.attribution, max_evals=work.max_evals)
+        row.details += [
             f"{len(a.words)} words, {a.n_evals} evaluations, {a.stopped}",
             f"rounding up to {100 * a.settings['rounding']:.2g} % of a word's bits, so {a.settings['dtype']} was used",
         ]
-    _expect("map", a.maps.shape[1:], _latents(effort)[1:])
+    _expect("map", a.maps.shape[1:], _latents(work)[1:])
     np.testing.assert_allclose(a.maps.sum((1, 2)), a.bits, rtol=1e-6)
 
 
-def _ask(model: Diffuser, effort: Effort, max_evals: int, book: _Book) -> None:
-    """Everything else that can be asked of a picture."""
+def _analyse(model: Diffuser, work: Workload, max_evals: int, book: _Measurements) -> None:
+    """Partial information decomposition, caption ranking, likelihood and counterfactual word removal."""
     latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(2))
-    how: dict[str, Any] = {"sampler": effort.attribution, "max_evals": max_evals}
-    with book.timed("decompose what two words tell") as line:
-        d = core.decompose(model, latents, PROMPT, "cat", "grass", **how)
-        line.found.append(f"{d.n_evals} evaluations in {d.settings['dtype']} after the check for rounding, {d.stopped}")
-    _expect("map of a part", d.redundancy.map.shape, _latents(effort)[1:])
-    with book.timed("rank two captions") as line:
-        r = core.rank_captions(model, latents, [PROMPT, "a dog in the snow"], **how)
-        line.found.append(f"{r.n_evals} evaluations in {r.settings['dtype']}, {r.stopped}")
-    with book.timed("likelihood of a picture") as line:
-        found = core.likelihood(model, latents, PROMPT, **how)
-        line.found.append(f"{found.n_evals} evaluations in {found.settings['dtype']}, {found.stopped}")
-    with book.timed("draw a picture again without a word") as line:
+    options: dict[str, Any] = {"sampler": work.attribution, "max_evals": max_evals}
+    with book.timed("decompose the bits of two words") as row:
+        d = core.decompose(model, latents, PROMPT, "cat", "grass", **options)
+        row.details.append(
+            f"{d.n_evals} evaluations in {d.settings['dtype']} after the check for rounding, {d.stopped}"
+        )
+    _expect("map of the redundancy", d.redundancy.map.shape, _latents(work)[1:])
+    with book.timed("rank two captions") as row:
+        r = core.rank_captions(model, latents, [PROMPT, "a dog in the snow"], **options)
+        row.details.append(f"{r.n_evals} evaluations in {r.settings['dtype']}, {r.stopped}")
+    with book.timed("likelihood of an image") as row:
+        result = core.likelihood(model, latents, PROMPT, **options)
+        row.details.append(f"{result.n_evals} evaluations in {result.settings['dtype']}, {result.stopped}")
+    with book.timed("remove a word from an image") as row:
         c = core.change_word(model, latents, PROMPT, "cat")
-        line.found.append(f"there and back again in {effort.n_steps} steps")
-    _expect("map of the change", c.change.shape, _latents(effort)[1:])
+        row.details.append(f"inverted and generated again in {work.n_steps} steps")
+    _expect("map of the change", c.change.shape, _latents(work)[1:])
 
 
-def _train(updates: dict[ActivationKey, Tensor], device: torch.device, effort: Effort, book: _Book) -> None:
-    """Time a step of one SAE's training on a batch of the published size, made of what was recorded."""
-    wide = torch.cat([update[0].flatten(1).T for update in updates.values()])
-    x = wide.repeat(-(-SAE_BATCH // len(wide)), 1)[:SAE_BATCH].to(device, torch.float32)
-    sae_id, n = SaeId("any", "cond", "all"), effort.n_calls
+def _train(updates: dict[ActivationKey, Tensor], device: torch.device, work: Workload, book: _Measurements) -> None:
+    """Time a training step of one SAE on a batch of `SAE_BATCH` positions, taken from the recorded updates."""
+    rows = torch.cat([update[0].flatten(1).T for update in updates.values()])
+    x = rows.repeat(-(-SAE_BATCH // len(rows)), 1)[:SAE_BATCH].to(device, torch.float32)
+    sae_id, n = SaeId("any", "cond", "all"), work.n_calls
     bank = SaeBank(
         {sae_id: x.shape[1]}, TrainerConfig(n_steps=n + 1, k=K, expansion=EXPANSION, n_calibration_batches=1)
     ).to(device)
@@ -318,39 +322,39 @@ def _train(updates: dict[ActivationKey, Tensor], device: torch.device, effort: E
         bank.after_step()
         return float(loss.detach())  # waits for the device
 
-    with book.timed(f"SAE training step of {SAE_BATCH} positions") as line:
-        line.seconds = Figure("", [_seconds(step) for _ in range(n + 1)][1:]).median
+    with book.timed(f"SAE training step of {SAE_BATCH} positions") as row:
+        row.seconds = Figure("", [_seconds(step) for _ in range(n + 1)][1:]).median
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(step: Callable[[], object]) -> float:
     started = perf_counter()
-    work()
+    step()
     return perf_counter() - started
 
 
-def _expect(what: str, found: Any, wanted: Any) -> None:
-    if found != wanted:
-        raise ValueError(f"Of {what} there should be {wanted}, there is {found}.")
+def _expect(what: str, actual: object, expected: object) -> None:
+    if actual != expected:
+        raise ValueError(f"Unexpected {what}: {actual} instead of {expected}.")
 
 
-class _Always:
-    """The same prompt, whatever the number."""
+class _ConstantPrompt:
+    """A prompt source that always gives `PROMPT`."""
 
     def prompt(self, number: int) -> str:
-        """The prompt."""
+        """`PROMPT`, whatever the number."""
         del number
         return PROMPT
 
 
-class _Halves:
-    """In the place of a segmenter: the left half of every picture is one thing, the right half another."""
+class _HalvesSegmenter:
+    """A stand-in for a segmenter: it finds one class in the left half of every image and another in the right half."""
 
     def class_names(self) -> tuple[str, ...]:
-        """Of the two."""
+        """The names of the two classes."""
         return ("left", "right")
 
     def segment(self, images: Sequence[Image.Image]) -> Segmentation:
-        """Their masks."""
+        """The same two masks for every image, with scores of 1."""
         width, height = images[0].size
         left = torch.zeros(height, width, dtype=torch.bool)
         left[:, : width // 2] = True
@@ -362,5 +366,5 @@ BENCHMARK = Benchmark(
     description=__doc__,
     settings=False,
     quick=True,
-    measure=lambda run, small: [part(run.device, small=small)],
+    measure=lambda run, small: [measure(run.device, small=small)],
 )

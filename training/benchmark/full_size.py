@@ -1,6 +1,6 @@
-"""Stable Diffusion v1.4 in everything but its weights: the published configuration, random weights, our own tokens.
+"""Stable Diffusion v1.4 with its published configuration, but with random weights and a byte-level tokenizer.
 
-What is measured on it, shapes, memory and time, is what the real one would show; what it draws is noise.
+Shapes, memory and time are those of the real model; the images are noise.
 """
 
 from collections.abc import Mapping
@@ -18,20 +18,22 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Size:
-    """What makes the model large: that of Stable Diffusion v1.4 by default."""
+    """Widths and depths of the model; the defaults are those of Stable Diffusion v1.4."""
 
     channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    """Of the U-Net's levels."""
+    """Channels of the U-Net's four levels."""
     vae_channels: tuple[int, ...] = (128, 256, 512, 512)
-    """Of the autoencoder's."""
+    """Channels of the autoencoder's four levels."""
     text_width: int = 768
-    """Of the text encoder, with heads of 64."""
+    """Width of the text encoder, a multiple of its head size 64."""
     text_layers: int = 12
+    """Layers of the text encoder."""
     latent_side: int = 64
+    """Height and width of the latents; images are 8 times as large."""
 
     @property
     def updates(self) -> tuple[tuple[int, int, int], ...]:
-        """(C, H, W) of the updates at the hookpoints: at the third level, in the middle, at the third level again."""
+        """(C, H, W) of the residual updates at v1.4's hookpoints: third down block, middle block, second up block."""
         third, middle = self.latent_side // 4, self.latent_side // 8
         return (
             (self.channels[2], third, third),
@@ -42,11 +44,11 @@ class Size:
 
 FULL = Size()
 SMALL = Size((32, 64, 64, 64), (32, 32, 32, 32), 64, 2, 16)
-"""The same shape of everything, for trying out what is to be done with the full size."""
+"""The same blocks with few channels, for quick checks."""
 
 
 def components(size: Size = FULL) -> dict[str, torch.nn.Module]:
-    """The modules with weights, on the default device (that of `with torch.device(...)`)."""
+    """Text encoder, VAE and U-Net with new weights, on the default device (set by `with torch.device(...)`)."""
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=N_TOKENS,
@@ -93,12 +95,20 @@ def make_pipeline(
     tokenizer: CLIPTokenizer | None = None,
     seed: int = 0,
 ) -> StableDiffusionPipeline:
-    """The pipeline with weights of `seed`, drawn in float32 on the device; by default it spells words byte by byte."""
-    site = torch.device(device)
-    # The libraries draw from the global generators.
-    with torch.random.fork_rng(devices=[site] if site.type == "cuda" else []):
+    """A pipeline with random weights.
+
+    Args:
+        size: Size of the model.
+        dtype: Data type of the weights, which are initialised in float32 and then converted.
+        device: Device on which they are initialised.
+        tokenizer: Tokenizer of the prompts; by default `byte_tokenizer()`.
+        seed: Seed of the weights.
+    """
+    torch_device = torch.device(device)
+    # The libraries initialise weights from the global generators, whose state is restored afterwards.
+    with torch.random.fork_rng(devices=[torch_device] if torch_device.type == "cuda" else []):
         torch.manual_seed(seed)
-        with site:
+        with torch_device:
             modules: Mapping[str, Any] = {
                 name: torch.nn.Module.to(module, dtype=dtype) for name, module in components(size).items()
             }
@@ -122,12 +132,12 @@ def make_pipeline(
 
 
 def save_pipeline(folder: Path, dtype: torch.dtype, size: Size = FULL, seed: int = 0) -> None:
-    """Write the pipeline as `core.load_model` reads it: 2.1 GB in half precision."""
+    """Write the pipeline to a folder that `core.load_model` can read; at full size 2.1 GB in half precision."""
     make_pipeline(size, dtype=dtype, seed=seed).save_pretrained(folder, safe_serialization=True)
 
 
 def byte_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer of the right size without merges: it spells every word, byte by byte."""
+    """A CLIP tokenizer with v1.4's vocabulary size but no merges: every byte of a word is a token."""
     letters = list(_bytes_to_unicode().values())
     pieces = [*letters, *(letter + "</w>" for letter in letters)]
     fillers = [f"<|unused{i}|>" for i in range(N_TOKENS - len(pieces) - 2)]
@@ -136,7 +146,7 @@ def byte_tokenizer() -> CLIPTokenizer:
 
 
 def _bytes_to_unicode() -> dict[int, str]:
-    """A printable character for every byte, as byte-level BPE writes them: itself, or one from 256 on."""
+    """The printable character that byte-level BPE uses for each byte: itself, or a character from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}

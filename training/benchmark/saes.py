@@ -1,5 +1,5 @@
-"""SAE training at Stable Diffusion's size: ours, the trainers of other libraries, and the matrix product that bounds
-them, on the same batches, taking turns in one run.
+"""Training SAEs at the size of Stable Diffusion v1.4: our trainer, those of three other libraries, and the encoder's
+matrix product alone as a lower bound on the time of a step. All take turns on the same batches within one run.
 """
 
 import json
@@ -32,73 +32,73 @@ PEERS = {
     "dictionary_learning": "dictionary-learning==0.1.0",
     "sae_lens": "sae-lens==6.54.12",
 }
-"""What a baseline's environment needs, besides torch."""
+"""Peer libraries, and the package installed into each one's environment besides torch."""
 TORCH = "torch==2.13.0"
 PEER_TARGET, FLOOR_TARGET = 1.5, 2.0
-"""Least times as fast as the fastest peer, and most times as slow as the encoder's product: on a CPU alone, on an
-accelerator forwards and backwards."""
+"""Targets: at least this many times as fast as the fastest peer, and at most this many times the time of the encoder's
+matrix product, which on an accelerator includes the gradient of the weights."""
 _DIRECTIONS = 16384
-"""Planted directions: more than there are latents, as in activations."""
+"""Directions of the synthetic activations at d_in 1280: more than there are latents, as in real activations."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How much is measured; the sizes are those of Stable Diffusion v1.4's widest hookpoints."""
+class SaeBenchmarkSettings:
+    """Sizes of the SAE and of the measurement; the defaults fit the widest hookpoints of Stable Diffusion v1.4."""
 
     d_in: int = 1280
     d_sae: int = 5120
     k: int = 20
     batch_size: int = 4096
     n_batches: int = 12
-    """Different batches, gone through again and again."""
+    """Distinct training batches, used in a cycle."""
     n_steps: int = 60
     turn: int = 5
-    """Steps that a baseline takes before it is the next one's turn."""
+    """Training steps a baseline takes in a row before the next one does."""
     learning_rate: float = 1e-3
     peers: tuple[str, ...] = tuple(PEERS)
+    """Keys of `PEERS` to compare with."""
     device: str = "cpu"
-    """Where all of them compute: `cpu` or `cuda`."""
+    """Device of all baselines: `cpu` or `cuda`."""
 
 
-QUICK = Settings(d_in=64, d_sae=256, k=4, batch_size=256, n_batches=4, n_steps=12, turn=4, peers=())
+QUICK = SaeBenchmarkSettings(d_in=64, d_sae=256, k=4, batch_size=256, n_batches=4, n_steps=12, turn=4, peers=())
 
 
 class Result(NamedTuple):
-    """What one baseline did."""
+    """Times, error and memory of one baseline in one precision."""
 
     name: str
     precision: str
     turns: list[list[float]]
-    """Seconds a step, turn by turn, without the first turn, in which everything warms up, and on an accelerator without
-    the last."""
+    """Seconds per step in each turn; without the first turn, which warms up, and on an accelerator without the last."""
     fvu: float
-    """Squared error on the held-out batch after all steps, as a share of its variance."""
+    """Fraction of variance unexplained on the held-out batch after all steps."""
     peak_mib: float
-    """Most memory its process ever held on the device."""
+    """Peak memory of its process on the device, in MiB."""
 
     @property
     def by_turn(self) -> list[float]:
-        """Median seconds a step of each turn."""
+        """Median seconds per step in each turn."""
         return [statistics.median(turn) for turn in self.turns]
 
 
-def part(settings: Settings, folder: Path) -> Table:
-    """The benchmark's part `sae`."""
+def measure(settings: SaeBenchmarkSettings, folder: Path) -> Table:
+    """Measure the benchmark `sae`; the peers' environments are installed under `folder`."""
     pythons = {name: environment(name, folder / "peers") for name in settings.peers}
-    entrants = [("product", "bf16"), ("ours", "bf16"), ("ours", "fp32")]
-    entrants += [(name, precision) for name in settings.peers for precision in ("bf16", "fp32")]
+    competitors = [("product", "bf16"), ("ours", "bf16"), ("ours", "fp32")]
+    competitors += [(name, precision) for name in settings.peers for precision in ("bf16", "fp32")]
     with TemporaryDirectory() as scratch:
         data = Path(scratch) / "batches.safetensors"
-        save_file(planted(settings), data)
-        results = _race(entrants, pythons, data, settings)
+        save_file(planted_batches(settings), data)
+        results = _take_turns(competitors, pythons, data, settings)
     return tabulate(results, settings)
 
 
 def environment(name: str, folder: Path) -> Path:
-    """The interpreter of a peer's own environment, made where it is not there yet.
+    """The Python interpreter of a peer's virtual environment, which is installed under `folder` on first use.
 
-    torchvision comes along with some of them and, in a build for another torch, keeps them from being imported: none of
-    them needs it here.
+    torchvision is uninstalled again: some peers depend on it, and a build for another torch breaks their import, but
+    nothing here needs it.
     """
     home = folder / PEERS[name]
     python = home / "bin" / "python"
@@ -113,59 +113,63 @@ def environment(name: str, folder: Path) -> Path:
     return python
 
 
-def planted(settings: Settings, seed: int = 0) -> dict[str, Tensor]:
-    """Batches `train` [n, batch_size, d_in] and `held_out` [batch_size, d_in], bfloat16: k of many directions each,
-    some directions far more frequent than others, a mean and a little noise.
+def planted_batches(settings: SaeBenchmarkSettings, seed: int = 0) -> dict[str, Tensor]:
+    """Synthetic activations in bfloat16: `train` [n_batches, batch_size, d_in] and `held_out` [batch_size, d_in].
+
+    Each row is a sum of k directions from a fixed overcomplete set, drawn with power-law frequencies, plus a mean and a
+    little noise.
     """
     generator = torch.Generator().manual_seed(seed)
     n_directions = _DIRECTIONS * settings.d_in // 1280
     directions = F.normalize(torch.randn(n_directions, settings.d_in, generator=generator), dim=1)
-    odds = 1 / torch.arange(1, n_directions + 1).float() ** 0.7
+    frequencies = 1 / torch.arange(1, n_directions + 1).float() ** 0.7
     mean = torch.randn(settings.d_in, generator=generator) / settings.d_in**0.5
-    parts = []
+    batches = []
     for _ in range(settings.n_batches + 1):
         n = settings.batch_size
-        chosen = torch.multinomial(odds, n * settings.k, replacement=True, generator=generator).view(n, settings.k)
-        sizes = 0.5 + torch.empty(n, settings.k).exponential_(generator=generator)
-        x = F.embedding_bag(chosen, directions, per_sample_weights=sizes, mode="sum") + mean
-        parts.append((x + 0.02 * torch.randn(x.shape, generator=generator)).bfloat16())
-    *train, held_out = parts
+        chosen = torch.multinomial(frequencies, n * settings.k, replacement=True, generator=generator).view(
+            n, settings.k
+        )
+        weights = 0.5 + torch.empty(n, settings.k).exponential_(generator=generator)
+        x = F.embedding_bag(chosen, directions, per_sample_weights=weights, mode="sum") + mean
+        batches.append((x + 0.02 * torch.randn(x.shape, generator=generator)).bfloat16())
+    *train, held_out = batches
     return {"train": torch.stack(train), "held_out": held_out}
 
 
-def _race(
-    entrants: Sequence[tuple[str, str]], pythons: dict[str, Path], data: Path, settings: Settings
+def _take_turns(
+    competitors: Sequence[tuple[str, str]], pythons: dict[str, Path], data: Path, settings: SaeBenchmarkSettings
 ) -> list[Result]:
-    """Let the baselines take turns."""
+    """Train the baselines, a (name, precision) each, in turns; one whose process fails is left out."""
     with ExitStack() as stack:
-        running = {
-            entrant: stack.enter_context(_contestant(*entrant, pythons.get(entrant[0]), data, settings))
-            for entrant in entrants
-        }
-        turns: dict[tuple[str, str], list[dict[str, Any]]] = {entrant: [] for entrant in entrants}
+        running = {one: stack.enter_context(_process(*one, pythons.get(one[0]), data, settings)) for one in competitors}
+        turns: dict[tuple[str, str], list[dict[str, Any]]] = {one: [] for one in competitors}
         for number in range(settings.n_steps // settings.turn):
-            for entrant, process in list(running.items()):
+            for one, process in list(running.items()):
                 answer = _take_turn(process)
                 if answer is None:
-                    log.warning("%s in %s cannot take part", *entrant)
-                    del running[entrant]
+                    log.warning("%s in %s failed and is left out", *one)
+                    del running[one]
                 else:
-                    turns[entrant].append(answer)
+                    turns[one].append(answer)
             log.info("turn %d of %d", number + 1, settings.n_steps // settings.turn)
     return [
         Result(
-            *entrant, [turn["seconds"] for turn in told[1:] if turn["seconds"]], told[-1]["fvu"], told[-1]["peak_mib"]
+            *one,
+            [answer["seconds"] for answer in answers[1:] if answer["seconds"]],
+            answers[-1]["fvu"],
+            answers[-1]["peak_mib"],
         )
-        for entrant, told in turns.items()
-        if entrant in running
+        for one, answers in turns.items()
+        if one in running
     ]
 
 
 @contextmanager
-def _contestant(
-    name: str, precision: str, python: Path | None, data: Path, settings: Settings
+def _process(
+    name: str, precision: str, python: Path | None, data: Path, settings: SaeBenchmarkSettings
 ) -> Iterator["subprocess.Popen[str]"]:
-    """A baseline's process, ended in any case."""
+    """The process of a baseline, killed on exit."""
     options: dict[str, Any] = {
         "data": data,
         "device": settings.device,
@@ -178,14 +182,14 @@ def _contestant(
         "lr": settings.learning_rate,
     }
     script = Path(__file__).with_name("baselines.py")
-    words = [str(python or sys.executable), str(script), name]
-    words += [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    command = [str(python or sys.executable), str(script), name]
+    command += [word for key, value in options.items() for word in (f"--{key}", str(value))]
     environ = {**os.environ, "WANDB_MODE": "disabled", "ACCELERATE_USE_CPU": str(settings.device == "cpu")}
     if python is None:
         environ["PYTHONPATH"] = str(ROOT)
-    with TemporaryDirectory() as elsewhere:  # a folder in which nothing of ours can be imported by accident
+    with TemporaryDirectory() as empty:  # so that a peer cannot import our packages by accident
         process = subprocess.Popen(
-            words, encoding="utf-8", env=environ, cwd=elsewhere, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            command, encoding="utf-8", env=environ, cwd=empty, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         try:
             yield process
@@ -195,7 +199,7 @@ def _contestant(
 
 
 def _take_turn(process: "subprocess.Popen[str]") -> dict[str, Any] | None:
-    """What the baseline says after its turn; None if it broke down."""
+    """Let a baseline take its turn; its answer, or None if the process has ended."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -207,8 +211,8 @@ def _take_turn(process: "subprocess.Popen[str]") -> dict[str, Any] | None:
     return dict(json.loads(line)) if line else None
 
 
-def tabulate(results: Sequence[Result], settings: Settings) -> Table:
-    """Rows of baselines, each beside the floor and beside ours, turn by turn."""
+def tabulate(results: Sequence[Result], settings: SaeBenchmarkSettings) -> Table:
+    """A row per baseline, compared turn by turn with the encoder's matrix product and with our trainer in bf16."""
     floor = next(np.array(r.by_turn) for r in results if r.name == "product")
     ours = next(r for r in results if (r.name, r.precision) == ("ours", "bf16"))
     peers = [r for r in results if r.name in PEERS]
@@ -239,15 +243,14 @@ def tabulate(results: Sequence[Result], settings: Settings) -> Table:
     s = settings
     notes = [
         f"d_in {s.d_in}, d_sae {s.d_sae}, k {s.k}, batches of {s.batch_size}, {s.n_steps} steps of Adam at "
-        f"{s.learning_rate:g} in turns of {s.turn}, on {s.device}; ratios are medians over turns, the first left out. "
-        "FVU: on a held-out batch, after the last step.",
-        "Activations are planted: k of many directions each, a mean, and noise. `product`: the encoder's matrix "
-        f"product in bf16{'' if s.device == 'cpu' else ', with its gradient for the weights,'} and nothing else. No "
-        "latent counts as dead within the run, for any trainer. Aims: at least "
-        f"{PEER_TARGET} times as fast as the fastest peer, at no higher FVU, and at most {FLOOR_TARGET:g} times the "
-        "product.",
-        "Peers, each in an environment of its own: " + ", ".join(PEERS[name] for name in s.peers) + ". sparsify's "
-        "trainer wants a language model, so its coder is stepped as that trainer steps it, with Adam. "
+        f"{s.learning_rate:g} in turns of {s.turn}, on {s.device}; ratios are medians over turns without the first. "
+        "FVU: fraction of variance unexplained on a held-out batch after the last step.",
+        "The activations are synthetic: sums of k of many directions, a mean, and noise. `product`: only the encoder's "
+        f"matrix product in bf16{'' if s.device == 'cpu' else ', with its gradient for the weights'}. No trainer "
+        f"counts any latent as dead during the run. Targets: at least {PEER_TARGET} times as fast as the fastest peer "
+        f"at no higher FVU, and at most {FLOOR_TARGET:g} times the time of the product.",
+        "Peers, each in its own environment: " + ", ".join(PEERS[name] for name in s.peers) + ". sparsify's trainer "
+        "needs a language model, so its coder is trained with the same steps and Adam. "
         "Peers in bf16 run under torch.autocast.",
     ]
     return Table("sae", "Training sparse autoencoders", rows, notes)
@@ -256,7 +259,7 @@ def tabulate(results: Sequence[Result], settings: Settings) -> Table:
 BENCHMARK = Benchmark(
     title="SAE training",
     description=__doc__,
-    settings=Settings(),
+    settings=SaeBenchmarkSettings(),
     quick=QUICK,
-    measure=lambda run, settings: [part(replace(settings, device=run.resolved_device), run.folder)],
+    measure=lambda run, settings: [measure(replace(settings, device=run.resolved_device), run.folder)],
 )

@@ -26,7 +26,7 @@ from training.sae.trainer import SaeRun, make_accelerator, train_saes
 
 
 @dataclass(frozen=True)
-class Settings:
+class StreamingSettings:
     """What is trained, and on what."""
 
     recipe: SaeRecipe = field(default_factory=lambda: read_recipe(SaeRecipe, RECIPE.with_name("sd_v1_4_saes.json")))
@@ -41,7 +41,7 @@ class Settings:
     """Buffers measured, after one to warm up."""
 
 
-QUICK = Settings(
+QUICK = StreamingSettings(
     spec=ModelSpec("small", "", num_inference_steps=3, guidance_scale=7.5),
     size=SMALL,
     images=4,
@@ -50,7 +50,7 @@ QUICK = Settings(
 """A quick check; its results mean nothing."""
 
 
-def make_diffuser(settings: Settings, device: str) -> Diffuser:
+def make_diffuser(settings: StreamingSettings, device: str) -> Diffuser:
     """The model with random weights, in the precision in which `core.load_model` would have it on this device."""
     tokenizer = build_tokenizer()  # whole words: byte by byte, the grammar's prompts would be too long
     tokenizer.model_max_length = 77
@@ -87,8 +87,8 @@ class _Timed:
         return time.perf_counter()
 
 
-def part(settings: Settings, device: str) -> Table:
-    """The benchmark's part `streaming`."""
+def measure(settings: StreamingSettings, device: str) -> Table:
+    """Measure the benchmark `streaming`."""
     model = make_diffuser(settings, device)
     recipe = settings.recipe
     ids = recipe.sae_ids(model)
@@ -124,7 +124,7 @@ def part(settings: Settings, device: str) -> Table:
 BENCHMARK = Benchmark(
     title="SAE training fed by the sampler",
     description=__doc__,
-    settings=Settings(),
+    settings=StreamingSettings(),
     quick=QUICK,
-    measure=lambda run, settings: [part(settings, run.resolved_device)],
+    measure=lambda run, settings: [measure(settings, run.resolved_device)],
 )

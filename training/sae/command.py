@@ -112,14 +112,14 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def run_folder(command: str, spec: ModelSpec, recipe: Path) -> Path:
-    """Where a command keeps its checkpoints of a recipe and model unless told otherwise."""
+    """Default folder of a command's checkpoints for a recipe and a model."""
     return cache_folder(command) / model_key(spec) / recipe.stem
 
 
 def collection_folder(spec: ModelSpec, recipe: Path) -> Path:
-    """Where the SAEs of a recipe and model go unless told otherwise: those of the package into the package."""
-    ours = spec.name in EMBEDDED and recipe.resolve() == RECIPE.resolve()
-    return EMBEDDED[spec.name] if ours else collections_folder(spec) / recipe.stem
+    """Default folder of the SAEs of a recipe and a model; inside the package for the SAEs that ship with it."""
+    shipped = spec.name in EMBEDDED and recipe.resolve() == RECIPE.resolve()
+    return EMBEDDED[spec.name] if shipped else collections_folder(spec) / recipe.stem
 
 
 def train_collection(recipe: SaeRecipe, spec: ModelSpec, run: SaeRun, out: Path) -> None:

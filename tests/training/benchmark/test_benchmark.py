@@ -230,7 +230,7 @@ def test_numbers_are_shown_with_three_digits_and_absent_ones_as_nothing() -> Non
 
 
 def test_sae_trainers_race_on_the_same_batches(tmp_path: Path) -> None:
-    table = saes.part(saes.QUICK, tmp_path)
+    table = saes.measure(saes.QUICK, tmp_path)
     rows = {(row["trainer"], row["precision"]): row for row in table.rows}
     assert list(rows) == [("product", "bf16"), ("ours", "bf16"), ("ours", "fp32")]
     assert rows["product", "bf16"]["times the product"] == 1
@@ -238,12 +238,12 @@ def test_sae_trainers_race_on_the_same_batches(tmp_path: Path) -> None:
     assert isinstance(full, float)
     assert 0 < full < 1  # it learned something in eight steps
     assert low == pytest.approx(full, abs=0.02)
-    assert not list(tmp_path.iterdir())  # no peer was asked for, none was installed
+    assert not list(tmp_path.iterdir())  # no peer was requested, so none was installed
 
 
 def test_saes_are_trained_while_a_sampler_feeds_them() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
-    table = streaming.part(streaming.QUICK, "cpu")
+    table = streaming.measure(streaming.QUICK, "cpu")
     sampler, both = table.rows
     assert (sampler["what"], both["what"]) == ("the sampler", "sampler and training")
     assert both["share of the time"] == "100 %"
@@ -257,15 +257,15 @@ def test_saes_are_trained_while_a_sampler_feeds_them() -> None:
 
 def test_the_sampler_that_feeds_is_stable_diffusions() -> None:
     with torch.device("meta"):
-        unet: Any = components(streaming.Settings().size)["unet"]
+        unet: Any = components(streaming.StreamingSettings().size)["unet"]
     assert sum(weight.numel() for weight in unet.parameters()) == 859_520_964  # as v1.4's weights have
-    hookpoints = streaming.Settings().spec.hookpoints
+    hookpoints = streaming.StreamingSettings().spec.hookpoints
     assert [unet.get_submodule(name).in_channels for name in hookpoints] == [1280, 1280, 1280]
-    assert len(streaming.Settings().recipe.times) == 4
+    assert len(streaming.StreamingSettings().recipe.times) == 4
 
 
-def test_small_calls_are_timed_beside_diffusers_and_without_graphs() -> None:
-    table = latency.part("cpu", quick=True)
+def test_small_calls_are_timed_in_diffusers_and_without_graphs() -> None:
+    table = latency.measure("cpu", quick=True)
     assert [str(row["what"]).split(",")[0] for row in table.rows] == [
         *(f"U-Net call of {n}" for n in (1, 2, 8, 32)),
         *["image"] * 3,
@@ -287,10 +287,10 @@ def test_random_weights_follow_their_seed_and_leave_the_global_generator_alone()
 
 
 def test_planted_activations_are_sparse_sums_of_the_same_directions() -> None:
-    settings = saes.Settings(d_in=64, k=3, batch_size=300, n_batches=2)
-    data = saes.planted(settings)
+    settings = saes.SaeBenchmarkSettings(d_in=64, k=3, batch_size=300, n_batches=2)
+    data = saes.planted_batches(settings)
     assert data["train"].shape == (2, 300, 64)
-    assert torch.equal(data["held_out"], saes.planted(settings)["held_out"])
+    assert torch.equal(data["held_out"], saes.planted_batches(settings)["held_out"])
     assert not torch.equal(data["train"][0], data["train"][1])
 
 
@@ -299,16 +299,18 @@ def test_a_target_counts_only_at_no_higher_loss() -> None:
         return saes.Result(name, precision, [[seconds] * 2] * 3, fvu, 100)
 
     def met(peer: saes.Result) -> object:
-        entrants = [result("product", "bf16", 1, 0), result("ours", "bf16", 1.8, 0.30), peer]
-        return next(row["met"] for row in saes.tabulate(entrants, saes.Settings()).rows if row["trainer"] == "ours")
+        results = [result("product", "bf16", 1, 0), result("ours", "bf16", 1.8, 0.30), peer]
+        return next(
+            row["met"] for row in saes.tabulate(results, saes.SaeBenchmarkSettings()).rows if row["trainer"] == "ours"
+        )
 
     assert met(result("sae_lens", "fp32", 3.6, 0.31)) is True
     assert met(result("sae_lens", "fp32", 3.6, 0.29)) is False
     assert met(result("sae_lens", "fp32", 2.0, 0.31)) is False
-    # On an accelerator the floor is the product both ways, and the table says so.
+    # On an accelerator the lower bound includes the gradient of the weights, and the notes say so.
     slow = [result("product", "bf16", 1, 0), result("ours", "bf16", 2.1, 0.3)]
     for device in ("cpu", "cuda"):
-        table = saes.tabulate(slow, saes.Settings(device=device, peers=()))
+        table = saes.tabulate(slow, saes.SaeBenchmarkSettings(device=device, peers=()))
         assert table.rows[1]["met"] is False
         assert any("gradient for the weights" in note for note in table.notes) == (device == "cuda")
 
@@ -317,17 +319,17 @@ def test_on_an_accelerator_a_turn_is_timed_as_a_whole_and_the_last_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(saes.QUICK, n_steps=4, turn=2)
-    save_file(saes.planted(settings), tmp_path / "data")
-    asked = argparse.Namespace(data=tmp_path / "data", device="cpu", steps=4, turn=2)
-    told: list[dict[str, list[float]]] = []
+    save_file(saes.planted_batches(settings), tmp_path / "data")
+    args = argparse.Namespace(data=tmp_path / "data", device="cpu", steps=4, turn=2)
+    sent: list[dict[str, list[float]]] = []
     waits: list[float] = []
-    monkeypatch.setattr(baselines, "say", told.append)
+    monkeypatch.setattr(baselines, "send", sent.append)
     monkeypatch.setattr("sys.stdin", io.StringIO("\n" * 2))
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda: (waits.append(1), time.sleep(0.05)))
-    batches = baselines.Batches(asked)
+    batches = baselines.Batches(args)
     batches.on_device = True
     assert len(list(batches)) == 4
-    (first,) = told
+    (first,) = sent
     assert len(waits) == 2  # before each turn, so that its clock starts on an idle device
     assert first["seconds"] == [first["seconds"][0]] * 2
-    assert first["seconds"][0] >= 0.05 / 2  # what the device did after it was asked counts
+    assert first["seconds"][0] >= 0.05 / 2  # work the device did after the calls returned counts

@@ -1,4 +1,4 @@
-"""What is done with a model, done at the size of Stable Diffusion v1.4; and on a small model of the same shape."""
+"""The benchmark `conformance` on a small model, and, when slow tests run, at the size of Stable Diffusion v1.4."""
 
 import sys
 
@@ -12,16 +12,16 @@ from training.benchmark.full_size import END, FULL, N_TOKENS, START, byte_tokeni
 STEPS = [
     "write",
     "load",
-    "draw a picture and record",
+    "generate and record an image",
     "encode the updates",
-    "label",
-    "edit",
+    "segment and label",
+    "edited image",
     "layout",
     "attribute",
     "decompose",
     "rank",
     "likelihood",
-    "again without a word",
+    "remove a word",
     "training step",
 ]
 
@@ -39,16 +39,17 @@ def test_the_tokenizer_spells_what_it_is_given_in_ids_that_the_text_encoder_has(
 
 
 def test_everything_is_done_on_a_small_model() -> None:
-    table = conformance.part("cpu", small=True)
-    told = [str(row["what"]) for row in table.rows]
-    assert all(any(step in what for what in told) for step in STEPS)
+    table = conformance.measure("cpu", small=True)
+    steps = [str(row["what"]) for row in table.rows]
+    assert all(any(expected in step for step in steps) for expected in STEPS)
     assert "4 x 4 x 64, 2 x 2 x 64, 4 x 4 x 64" in table.markdown()
     assert all(float(row["seconds"] or 0) > 0 for row in table.rows)
     evals = {str(row["what"]): row["U-Net evaluations"] for row in table.rows}
-    assert evals["draw a picture and record it"] == 4  # two steps of two branches
-    assert evals["draw a picture again without a word"] == 12  # two steps: four guesses back, two pictures forwards
-    assert evals["attribute a picture to its words"] == 8 + 8 + 8  # and the check for rounding, in both precisions
-    assert evals["load it"] is None
+    assert evals["generate and record an image"] == 4  # two steps of two branches
+    # Two steps: four fixed-point iterations of the inversion, then two images.
+    assert evals["remove a word from an image"] == 12
+    assert evals["attribute an image to its words"] == 8 + 8 + 8  # and the check for rounding, in both precisions
+    assert evals["load the pipeline"] is None
     if sys.platform == "linux":
         assert all(0.1 < float(row["peak GiB"] or 0) < 64 for row in table.rows)
     assert FULL.updates == ((1280, 16, 16), (1280, 8, 8), (1280, 16, 16))
@@ -56,13 +57,13 @@ def test_everything_is_done_on_a_small_model() -> None:
 
 def test_what_is_not_as_published_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conformance, "nearest_hookpoints", lambda _: ("mid_block.attentions.0",))
-    with pytest.raises(ValueError, match="Of hookpoints nearest the bottleneck there should be"):
-        conformance.part("cpu", small=True)
+    with pytest.raises(ValueError, match="Unexpected hookpoints nearest the bottleneck"):
+        conformance.measure("cpu", small=True)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_everything_is_done_at_full_size() -> None:
-    table = conformance.part("cuda" if torch.cuda.is_available() else "cpu")
+    table = conformance.measure("cuda" if torch.cuda.is_available() else "cpu")
     assert "16 x 16 x 1280, 8 x 8 x 1280, 16 x 16 x 1280" in table.markdown()
     assert "8 x 8 positions" in table.markdown()
