@@ -73,6 +73,7 @@ def test_a_concept_has_a_page_that_a_link_opens(open_page: Open) -> None:
     assert "concept=" not in again.url
 
 
+@pytest.mark.slow
 def test_a_card_follows_the_picture_and_can_be_opened_again(open_page: Open) -> None:
     page = open_page()
     open_concepts(page)
@@ -88,6 +89,7 @@ def test_a_card_follows_the_picture_and_can_be_opened_again(open_page: Open) -> 
     expect(card).to_be_visible()
 
 
+@pytest.mark.slow
 def test_concepts_can_be_searched_and_browsed(open_page: Open) -> None:
     page = open_page()
     open_concepts(page)

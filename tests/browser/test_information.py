@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
@@ -23,6 +24,7 @@ def open_example(page: Page) -> None:
     page.wait_for_function("() => !document.querySelector('.id-status .id-bar i')")
 
 
+@pytest.mark.slow
 def test_two_words_are_decomposed_and_restored_by_the_link(open_page: Open, tmp_path: Path) -> None:
     page = open_page()
     open_example(page)
@@ -64,6 +66,7 @@ def test_a_question_is_stopped(open_page: Open) -> None:
     expect(page.locator(".id-stop")).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_a_word_is_removed(open_page: Open) -> None:
     page = open_page()
     open_example(page)
@@ -85,6 +88,7 @@ def test_a_word_is_removed(open_page: Open) -> None:
     assert "without=penguin" in page.url
 
 
+@pytest.mark.slow
 def test_the_likelihood_is_measured(open_page: Open) -> None:
     page = open_page(width=390, height=844)
     open_example(page)
@@ -104,6 +108,7 @@ def test_the_likelihood_is_measured(open_page: Open) -> None:
     expect(page.locator(".id-likelihood.old .id-old")).to_have_text("previous picture")
 
 
+@pytest.mark.slow
 def test_captions_are_ranked(open_page: Open) -> None:
     page = open_page(width=390, height=844)
     open_example(page)

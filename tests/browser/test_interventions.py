@@ -39,6 +39,7 @@ def open_interventions(page: Page) -> None:
     expect(page.locator("#id-iv-what input").first).not_to_have_value("")
 
 
+@pytest.mark.slow
 def test_a_link_restores_an_edit(open_page: Open, tmp_path: Path) -> None:
     page = open_page(query=link(PENGUIN))
     wait_until_done(page)
@@ -121,6 +122,7 @@ def test_an_edit_is_suggested_and_invalid_input_reported(open_page: Open) -> Non
     expect(page.locator(".id-iv-hint")).to_contain_text("middle, with the prompt")
 
 
+@pytest.mark.slow
 def test_edits_are_painted_listed_and_cancelled(open_page: Open) -> None:
     page = open_page(query="?" + urlencode({**SETTINGS, "steps": 20}))
     expect(page.get_by_label("to step")).to_have_value("8")  # the form is that of the new picture

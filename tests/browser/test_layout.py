@@ -44,6 +44,7 @@ def test_slider_and_film_strip_walk_together(open_page: Open) -> None:
     assert "step=1" in page.url
 
 
+@pytest.mark.slow
 def test_another_readout_is_shown_without_the_server(open_page: Open) -> None:
     page = open_page()
     open_layout(page)
@@ -64,6 +65,7 @@ def test_another_readout_is_shown_without_the_server(open_page: Open) -> None:
     expect(again.locator(".id-layout-option")).to_have_text("decoder 1, with the prompt (conditional), all classes")
 
 
+@pytest.mark.slow
 def test_the_steps_play_like_a_film(open_page: Open) -> None:
     page = open_page()
     open_layout(page)
@@ -80,6 +82,7 @@ def test_the_steps_play_like_a_film(open_page: Open) -> None:
     expect(page.locator(".id-layout-at")).to_contain_text("step 4 of")
 
 
+@pytest.mark.slow
 def test_another_image_has_another_layout(open_page: Open) -> None:
     page = open_page()
     open_layout(page)

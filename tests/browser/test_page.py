@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
@@ -38,6 +39,7 @@ def wait_until_measured(page: Page, word: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_prompt_becomes_an_image_and_its_words_get_bits(open_page: Open) -> None:
     page = open_page()
     generate(page, "a cat on the grass")
@@ -110,6 +112,7 @@ def test_an_unknown_word_offers_words_to_click(open_page: Open) -> None:
     expect(page.locator(".id-unknown")).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_the_error_curves_stay_unfolded_from_word_to_word(open_page: Open) -> None:
     page = open_page(width=390, height=844)
     page.wait_for_selector(READY)

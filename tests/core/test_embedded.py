@@ -80,6 +80,7 @@ def test_the_judges_know_held_out_scenes(judges: Judges) -> None:
         assert mean_iou(overlap(segmenter.segment(images).label_map(), labels)) > 0.7  # one label everywhere: 0.003
 
 
+@pytest.mark.slow
 def test_held_out_captions_are_drawn_right(model: Diffuser, judges: Judges) -> None:
     captions = [caption_of(scene) for scene in held_out_scenes(48)]
     sights = look(judges, list(draw(model, [caption.text for caption in captions], range(48))))

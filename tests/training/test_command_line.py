@@ -36,7 +36,7 @@ WRONG = {
         "There is no tracker wanbd; there are .*wandb",
     ),
     "labels, no recipe": ("labels --recipe {here}/none.json", "none.json cannot be read as a recipe"),
-    "labels, unknown model": ("labels --model {here}", r"is no StableDiffusionPipeline folder"),
+    "labels, unknown model": ("labels --model {here}", r"is not a StableDiffusionPipeline folder"),
     "labels, no SAEs": ("labels --saes {here}/empty --run-dir {here}/run", "There is no SAE in .*Train some with"),
     "labels, odd batch": ("labels --batch 5 --run-dir {here}/run", "batch has to be even"),
     "labels, no number": ("labels --images many", "argument --images: invalid int value: 'many'"),

@@ -57,7 +57,7 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
 
 def test_errors_about_bad_images_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "words.png").write_text("not a picture")
-    with pytest.raises(ImageError, match=r"words\.png is not a picture.*PNG"):
+    with pytest.raises(ImageError, match=r"words\.png is not an image.*PNG"):
         prepare_image(tmp_path / "words.png", 64)
     with pytest.raises(ImageError, match="There is no file"):
         prepare_image(tmp_path / "none.png", 64)

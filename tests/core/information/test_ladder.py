@@ -60,12 +60,14 @@ def test_the_optimal_denoiser_measures_every_rung(bits: float) -> None:
     assert (error < 0.03 * bits + 0.05).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", RUNGS)
 def test_a_trained_denoiser_measures_direct_bits_to_a_tenth(network: Network, bits: float) -> None:
     off, error = apart(*estimates(TrainedRung(bits, network)))
     assert abs(off[0]) < 0.1 * bits + 3 * error[0]
 
 
+@pytest.mark.slow
 def test_orthogonal_bits_of_a_trained_denoiser_are_too_few_of_many_and_too_many_of_few(network: Network) -> None:
     """A network that is not fully trained shrinks large differences of predictions, and adds spurious ones."""
     few, few_error = apart(*estimates(TrainedRung(RUNGS[0], network)))

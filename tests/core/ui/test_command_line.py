@@ -53,7 +53,7 @@ def test_a_mistake_ends_in_one_line_with_the_remedy(
 def test_a_folder_without_a_model_and_a_used_port_are_mistakes(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, used_port: int
 ) -> None:
-    assert "is no StableDiffusionPipeline folder" in mistake(capsys, "--model", str(tmp_path))
+    assert "is not a StableDiffusionPipeline folder" in mistake(capsys, "--model", str(tmp_path))
     assert f"Port {used_port} is in use" in mistake(capsys, "--port", str(used_port))
 
 

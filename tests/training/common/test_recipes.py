@@ -64,9 +64,9 @@ def test_the_arithmetic_of_the_estimates() -> None:
         with FlopCounterMode(display=False) as decoder:
             modules["vae"].decode(x)  # type: ignore[operator]
     a_latent, an_image = unet.get_total_flops() / 1e12, decoder.get_total_flops() / 1e12
-    assert f"latent is {a_latent:.3f} TFLOP, decoding a picture {an_image:.2f}" in README
+    assert f"latent is {a_latent:.3f} TFLOP, decoding an image {an_image:.2f}" in README
     rate = 0.4 * 989
-    assert f"{1000 * a_latent / rate:.1f} ms an evaluation" in README
+    assert f"{1000 * a_latent / rate:.1f} ms per evaluation" in README
     evals = 200_192 * 50 * 2
     assert f"{evals / 1e6:.1f} million | {evals * a_latent / rate / 3600:.1f} |" in README
     assert f"{4 * evals / 1e6:.1f} million | {4 * evals * a_latent / rate / 3600:.0f} |" in README
@@ -84,12 +84,11 @@ def test_the_first_hour_is_what_it_is_said_to_take() -> None:
     an_image = stream.batch_size // stream.images_per_buffer * stream.batches_per_buffer
     n_steps = BUILT_IN["sd-v1-4"].num_inference_steps
     assert an_image / (64 * n_steps) == pytest.approx(0.64)
-    assert "two thirds of all that were drawn" in README
     assert f"{training.n_steps:,} steps of {stream.batch_size:,} positions" in README
     assert stream.sampler_batch_size * 2 == 32  # latents of the call that was measured
 
     a_latent = 0.106 / 32
-    assert f"{1000 * a_latent:.1f} ms a latent" in README
+    assert f"{1000 * a_latent:.1f} ms per latent" in README
     assert recipe.n_images == training.n_steps // stream.batches_per_buffer * stream.images_per_buffer == 2048
     train = recipe.n_images * n_steps * 2
     config = LabelConfig()
@@ -109,8 +108,8 @@ def test_the_first_hour_is_what_it_is_said_to_take() -> None:
 
     pool = 2 * an_image * stream.images_per_buffer * 1280 * 2 / 1e9
     assert f"activations {pool:.2f}" in README
-    assert f"{4.1 * 2**30 / 1e9:.1f}, two autoencoders 0.42" in README
-    assert f"so {4.1 * 2**30 / 1e9 + 0.42 + pool:.1f}" in README
+    assert f"the measured call {4.1 * 2**30 / 1e9:.1f}, two SAEs 0.42" in README
+    assert f"Training takes {4.1 * 2**30 / 1e9 + 0.42 + pool:.1f} GB" in README
 
 
 def test_the_three_lines_are_everywhere_the_same() -> None:

@@ -341,7 +341,7 @@ def test_the_evaluation_runs_and_is_cached(model: Diffuser, tmp_path: Path) -> N
         patch.object(layout, "watch", side_effect=watch) as watched,
         patch("training.evaluate.layout.probe.N_ITERATIONS", 5),
         patch.object(layout, "load_judges", lambda _: judges),
-        patch("core.concepts.table.load_concepts", lambda *_: table_of(LABELS[:32], LABELS, 32)),
+        patch("core.load_concepts", lambda *_: table_of(LABELS[:32], LABELS, 32)),
     ):
         tables = run.evaluate(tiny, model, options)
         before = model.n_unet_calls

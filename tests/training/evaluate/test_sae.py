@@ -101,6 +101,7 @@ def test_steps_are_the_nearest_or_spread_evenly() -> None:
     assert steps_of(SaeId("x", "cond", "all"), 2, 5) == [0, 1]
 
 
+@pytest.mark.slow
 def test_two_values_of_k_are_compared(model: Diffuser, tmp_path: Path) -> None:
     hookpoint = model.spec.default_hookpoint
     for name, sae in (("few", autoencoder(32, 64, 2)), ("all", signs(32))):
@@ -143,6 +144,7 @@ def check_card(root: Path, saes: dict[SaeId, SparseAutoencoder], tables: list[Ta
     compile(card.split("```python\n")[1].split("```")[0], "README.md", "exec")
 
 
+@pytest.mark.slow
 def test_perfect_autoencoders_explain_everything_and_cost_nothing(model: Diffuser, tmp_path: Path) -> None:
     hookpoint = model.spec.default_hookpoint
     channels = 32

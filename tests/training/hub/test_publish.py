@@ -400,7 +400,7 @@ def test_the_token_is_used_and_appears_nowhere(root: Path, hub: Hub, tmp_path: P
     hub.fail("upload", 500)
     hub.fail("commit", 500, on="models/")
     outputs = [in_its_own_process(hub, tmp_path, "--saes", str(root)) for _ in range(2)]
-    assert [one.returncode for one in outputs] == [1, 0], outputs
+    assert [one.returncode for one in outputs] == [2, 0], outputs
     assert "Run the same command again to continue" in outputs[0].stderr
     assert SAES in outputs[1].stdout
     assert all(one.token for one in hub.log if one.stage in ("create", "preupload", "commit"))

@@ -187,7 +187,7 @@ def drive(python: Path, folder: Path, env: Mapping[str, str]) -> None:
         assert bits["bits"][0] > 0
         hits = client.predict(query="cat", api_name="/concepts")["hits"]
         assert json.dumps(hits).count("cat") > 0
-        assert app.said("is ready after") is not None
+        assert app.logged_at("is ready after") is not None
 
 
 @pytest.fixture
@@ -197,6 +197,7 @@ def space_env(tmp_path: Path) -> dict[str, str]:
     return {**kept, "SPACE_ID": "me/space", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
 
 
+@pytest.mark.slow
 def test_the_staged_folder_starts_and_answers(staged: Path, space_env: dict[str, str], tmp_path: Path) -> None:
     """With the present interpreter, on a Space that lends its GPU: its package `spaces` is a stand-in."""
     (tmp_path / "site").mkdir()

@@ -543,7 +543,7 @@ def test_mistakes_are_reported_before_anything_is_generated(model: Diffuser, col
         LabelConfig(batch=5)
     with pytest.raises(ValueError, match="There is no SAE in"):
         label(tmp_path, model, LabelRun(tmp_path))
-    with pytest.raises(ValueError, match=r"5 processes cannot share 4 batches\. Start 4 at most"):
+    with pytest.raises(ValueError, match=r"5 processes cannot share 4 batches\. Start at most 4"):
         label(collection, model, LabelRun(tmp_path / "run", rank=4, world=5))
     recipe = Labeller(CONFIG, collection, model, Halves(), Prompt()).recipe({"model": "another"})
     save_checkpoint(tmp_path / "run" / "0-of-1", Checkpoint(1, {**recipe, "rank": 0}, {"state": {}}))
