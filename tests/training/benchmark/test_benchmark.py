@@ -264,6 +264,7 @@ def test_the_sampler_that_feeds_is_stable_diffusions() -> None:
     assert len(streaming.StreamingSettings().recipe.times) == 4
 
 
+@pytest.mark.slow
 def test_small_calls_are_timed_in_diffusers_and_without_graphs() -> None:
     table = latency.measure("cpu", quick=True)
     assert [str(row["what"]).split(",")[0] for row in table.rows] == [
