@@ -35,7 +35,7 @@ def test_the_three_tabs_say_how_to_make_concepts_once_the_model_is_there(loading
     assert loading_app.runtime.ready.wait(20)
     panels = visitor.run("tick", "")["data"][3:]
     assert len(panels) == 3
-    for panel, room in zip(panels, ("id-thoughts empty", "id-layout empty", "id-iv empty"), strict=True):
+    for panel, room in zip(panels, ("id-active empty", "id-layout empty", "id-iv empty"), strict=True):
         assert room in panel
         assert 'class="id-button id-copy"' in panel
         copied = unescape(panel.split("<pre>")[1].split("</pre>")[0])
