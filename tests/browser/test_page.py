@@ -97,7 +97,7 @@ def test_the_page_goes_on_after_cancel(open_page: Open) -> None:
     wait_until_measured(page, "dog")
 
 
-@pytest.mark.slow  # on a busy machine the message of the first click is sometimes lost; tests/core/ui has the validator's
+@pytest.mark.slow  # on a busy machine the first click's message is sometimes lost; tests/core/ui has the validator
 def test_an_unknown_word_offers_words_to_click(open_page: Open) -> None:
     page = open_page()
     page.wait_for_selector(READY)

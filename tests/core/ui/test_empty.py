@@ -41,7 +41,8 @@ def test_the_three_tabs_say_how_to_make_concepts_once_the_model_is_there(loading
         copied = unescape(panel.split("<pre>")[1].split("</pre>")[0])
         assert tuple(copied.split("\n")) == first_lines(NAME)
         assert "<b>sd" not in panel  # the name is text
-    assert "concepts for my models/&lt;b&gt;sd. Make them" in visitor.run("find", event={"word": "cat"})["data"][1]
+    found = visitor.run("find_concepts", event={"word": "cat"})["data"][1]
+    assert "concepts for my models/&lt;b&gt;sd. Make them" in found
 
 
 def test_with_concepts_nothing_is_said(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
