@@ -44,6 +44,7 @@ WRONG = {
     "labels, no segmenter": ("labels --segmenter {here}/empty --run-dir {here}/run", "empty"),
     "evaluate, unknown name": ("evaluate saes", "invalid choice: 'saes'"),
     "evaluate, unknown model": ("evaluate pid --model pictrebook --out {here}/out", "There is no model 'pictrebook'"),
+    "evaluate, unknown part": ("evaluate pid --parts nope --out {here}/out", "There is no part 'nope'"),
     "evaluate, no SAEs": ("evaluate sae --saes {here}/empty --out {here}/out", "There is no SAE in"),
     "evaluate, unwritable": ("evaluate pid --out {here}/file/out", "--out: .*/file/out cannot be written"),
     "publish, no collection": ("publish me/saes --saes {here}/empty --dry-run", "lacks recipe or saes: train with"),
