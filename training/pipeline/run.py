@@ -33,6 +33,7 @@ from training.picturebook.models.denoiser import DenoiserConfig, DenoiserLoss, D
 from training.picturebook.models.judges import JudgeConfig, JudgesLoss, JudgesTask, make_scenes
 from training.picturebook.models.latents import Latents, compute_latents, load_latents
 from training.picturebook.models.loop import LoopConfig, train
+from training.picturebook.world.dropout import WordDropout
 from training.picturebook.world.surprisal import write_surprisals
 from training.picturebook.world.world import BACKGROUNDS, NOUNS, STYLES
 from training.pipeline.export import (
@@ -91,6 +92,8 @@ class PicturebookConfig:
     """Training of the autoencoder."""
     n_scenes: int = 65536
     """Scenes the denoiser is trained on, in every epoch with other captions and noise."""
+    dropout: WordDropout = field(default_factory=WordDropout)
+    """What half of their texts lack."""
     n_held_out: int = 512
     """Held-out scenes on which its loss and the judges are measured at each checkpoint."""
     n_drawn: int = 16
@@ -162,8 +165,9 @@ class PicturebookRun:
         """Paint and encode the scenes the denoiser is trained on, and some held-out ones."""
         autoencoder = self._autoencoder().to(self.device, memory_format=torch.channels_last)
         folder = self.folder / "latents"
-        compute_latents(autoencoder, self.config.n_held_out, folder, "test", self.n_workers)
-        compute_latents(autoencoder, self.config.n_scenes, folder, "train", self.n_workers)
+        dropout = self.config.dropout
+        compute_latents(autoencoder, self.config.n_held_out, folder, "test", dropout, self.n_workers)
+        compute_latents(autoencoder, self.config.n_scenes, folder, "train", dropout, self.n_workers)
 
     def train_text(self) -> None:
         """Train the text encoder to represent where the objects of a caption are."""

@@ -1,9 +1,17 @@
 import numpy as np
 import torch
+from PIL import Image
 
-from training.picturebook.models.denoiser import DenoiserConfig, DenoiserLoss, TextLoss, turn_relations
-from training.picturebook.models.latents import WORDINGS, Latents, draw_batch, draw_captions, tokenize
-from training.picturebook.world.scenes import layout_of, make_scene, paint
+from training.picturebook.models.denoiser import (
+    DenoiserConfig,
+    DenoiserLoss,
+    DenoiserTask,
+    TextLoss,
+    find_layout_rows,
+    turn_relations,
+)
+from training.picturebook.models.latents import WORDINGS, Latents, LayoutRows, draw_batch, draw_captions, tokenize
+from training.picturebook.world.scenes import caption_of, layout_of, make_scene, paint
 from training.picturebook.world.world import LABELS, OBJECTS
 
 CONFIG = DenoiserConfig(block_out_channels=(16, 32), n_heads=(1, 1), text_width=32, text_layers=2)
@@ -36,11 +44,49 @@ def test_noisy_timesteps_get_their_share_and_the_rest_is_even() -> None:
 
 def test_samples_that_are_moved_to_noise_come_from_the_rows_named() -> None:
     data = latents(10)
-    data.layout[3] = 7
-    batch = draw_batch(data, 0, 30_000, 1000, 0.4, placed=torch.tensor([3]))
-    of_three, late = batch["layout"][:, 0, 0] == 7, batch["timesteps"] >= 667
-    assert abs(float(of_three[late].double().mean()) - (0.4 + 0.2 / 10) / 0.6) < 0.02
-    assert abs(float(of_three[~late].double().mean()) - 0.1) < 0.02
+    data.layout[3], data.layout[5] = 7, 8
+    rows = LayoutRows(placed=torch.tensor([3]), crowded=torch.tensor([5]))
+    batch = draw_batch(data, 0, 30_000, 1000, noisy=0.4, crowded=0.25, layout_rows=rows)
+    late = batch["timesteps"] >= 667
+    for label, share in ((7, 0.3), (8, 0.1)):
+        seen = (batch["layout"][:, 0, 0] == label).double()
+        assert abs(float(seen[late].mean()) - (share + 0.2 / 10) / 0.6) < 0.02
+        assert abs(float(seen[~late].mean()) - 0.1) < 0.02
+        # Wherever in the noisiest third: not one group's rows at its end.
+        assert abs(float(seen[late & (batch["timesteps"] > 900)].mean()) - (share + 0.2 / 10) / 0.6) < 0.03
+
+
+def test_captions_that_say_most_of_the_layout_are_found_by_their_words() -> None:
+    texts = [
+        "a cat left of a dog",
+        "a cat and a dog",
+        "a boat, a hound and a bat on the grass",
+        "a pine above a ship",
+        "",
+    ]
+    rows = find_layout_rows(tokenize(texts))
+    assert rows.placed.tolist() == [0, 3]
+    assert rows.crowded.tolist() == [2]
+
+
+def test_three_objects_have_their_share_where_layout_is_decided() -> None:
+    """One caption in seven names three objects; of the noisiest third of the samples, three in ten."""
+    captions = [caption_of(make_scene(seed)) for seed in range(600)]
+    tokens = tokenize([caption.text for caption in captions])[:, None].expand(-1, WORDINGS, -1).short()
+    data = Latents(torch.zeros(600, 1, 1, 1), tokens, torch.zeros(600, 1, 1, dtype=torch.uint8))
+    for row, caption in enumerate(captions):
+        data.layout[row] = len(caption.words) + 10 * (caption.story.relation is not None)
+    maker = DenoiserTask(CONFIG, data, data, draw=lambda _: Image.new("RGB", (1, 1))).batch_maker(20_000)
+    batch = maker(0)
+    kind, late = batch["layout"].flatten(), batch["timesteps"] >= 667
+    among = sum(len(caption.words) == 3 for caption in captions) / 600
+    expected = (CONFIG.noisy * CONFIG.crowded + (1 - CONFIG.noisy) / 3 * among) / (
+        CONFIG.noisy + (1 - CONFIG.noisy) / 3
+    )
+    assert 0.28 < expected < 0.36
+    assert abs(float((kind[late] == 3).double().mean()) - expected) < 0.02
+    assert abs(float((kind[~late] == 3).double().mean()) - among) < 0.02
+    assert float((kind[late] > 10).double().mean()) > 0.45
 
 
 def test_turning_relations_twice_changes_nothing() -> None:

@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from training.picturebook.models.latents import Latents, draw_batch, draw_captions
+from training.picturebook.models.latents import Latents, LayoutRows, draw_batch, draw_captions
 from training.picturebook.models.loop import Batch
 from training.picturebook.world.tokens import MAX_TOKENS, build_tokenizer
-from training.picturebook.world.world import OBJECTS
+from training.picturebook.world.world import NOUNS, OBJECTS
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,10 @@ class DenoiserConfig:
     snr_gamma: float = 5.0
     """Loss weight min(snr, gamma) / snr of the noise's error (Hang et al. 2023, Min-SNR)."""
     noisy: float = 0.4
-    """Fraction of samples in the noisiest third of the timesteps, where layout is decided; their captions state a
-    relation."""
+    """Fraction of samples moved to the noisiest third of the timesteps, where layout is decided; their captions name
+    three objects or state a relation."""
+    crowded: float = 0.4
+    """Fraction of these whose captions name three objects."""
     layout_weight: float = 0.1
     """Weight of an auxiliary loss of the text encoder, before and during the U-Net's training: predicting the layout
     from the caption alone.
@@ -212,9 +214,15 @@ class DenoiserTask:
 
     def batch_maker(self, n: int) -> Callable[[int], Batch]:
         """Batches of latents, captions, noise, timesteps and layouts."""
-        whole = self.data.tokens[:, 0].long()
-        placed = (whole != turn_relations(whole)).any(1).nonzero().flatten()
-        return partial(draw_batch, self.data, n=n, timesteps=N_TIMESTEPS, noisy=self.config.noisy, placed=placed)
+        return partial(
+            draw_batch,
+            self.data,
+            n=n,
+            timesteps=N_TIMESTEPS,
+            noisy=self.config.noisy,
+            crowded=self.config.crowded,
+            layout_rows=find_layout_rows(self.data.tokens[:, 0].long()),
+        )
 
     def show(self, model: nn.Module, path: Path) -> dict[str, float]:
         """Loss on held-out scenes with fixed noise, and accuracy on relations; a sheet of images of captions."""
@@ -250,6 +258,15 @@ def relations_told_apart(model: DenoiserLoss, data: Latents, n: int = 96) -> flo
         )
         margin += wrong - right
     return float((margin > 0).float().mean())
+
+
+def find_layout_rows(tokens: Tensor) -> LayoutRows:
+    """The rows of whole captions, tokens [N, L], that state a relation, and those that name three objects."""
+    tokenizer = build_tokenizer()
+    nouns = tokenizer.convert_tokens_to_ids([f"{word}</w>" for noun in NOUNS for word in noun.words])
+    n_objects = torch.isin(tokens, torch.tensor(nouns, device=tokens.device)).sum(1)
+    related = (tokens != turn_relations(tokens)).any(1)
+    return LayoutRows(related.nonzero().flatten(), (n_objects == 3).nonzero().flatten())
 
 
 def turn_relations(tokens: Tensor) -> Tensor:

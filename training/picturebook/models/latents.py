@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ from torch import Tensor
 from core.files import write_atomically
 from training.picturebook.models.autoencoder import to_pixels
 from training.picturebook.models.loop import Batch
-from training.picturebook.world.captions import Split, drop_words
+from training.picturebook.world.captions import Split
+from training.picturebook.world.dropout import WordDropout, drop_words
 from training.picturebook.world.scenes import Scene, caption_of, layout_of, make_scene, paint
 from training.picturebook.world.tokens import MAX_TOKENS, build_tokenizer
 
@@ -48,7 +50,18 @@ class Latents(NamedTuple):
     """[N, h, w] uint8: class of the object that covers a cell; `len(OBJECTS)` where there is none."""
 
 
-def compute_latents(autoencoder: AutoencoderKL, n_scenes: int, folder: Path, split: Split, n_workers: int) -> None:
+class LayoutRows(NamedTuple):
+    """Rows of `Latents` whose captions say most about the layout."""
+
+    placed: Tensor
+    """Two objects in a stated relation."""
+    crowded: Tensor
+    """Three objects."""
+
+
+def compute_latents(
+    autoencoder: AutoencoderKL, n_scenes: int, folder: Path, split: Split, dropout: WordDropout, n_workers: int
+) -> None:
     """Paint and encode `n_scenes` scenes (rounded up to a multiple of 64); existing shards are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     device = next(autoencoder.parameters()).device
@@ -58,7 +71,7 @@ def compute_latents(autoencoder: AutoencoderKL, n_scenes: int, folder: Path, spl
             if target.exists():
                 continue
             starts = range(shard * SHARD, min((shard + 1) * SHARD, n_scenes), _CHUNK)
-            chunks = paint_all(_paint_chunk, starts, [split] * len(starts))
+            chunks = paint_all(partial(_paint_chunk, split=split, dropout=dropout), starts)
             parts: dict[str, list[Tensor]] = {name: [] for name in Latents._fields}
             for images, ids, layout in chunks:
                 parts["latents"].append(_encode(autoencoder, to_pixels(images).to(device)).half().cpu())
@@ -86,18 +99,29 @@ def load_latents(folder: Path, split: Split) -> Latents:
 
 
 def draw_batch(
-    data: Latents, number: int, n: int, timesteps: int, noisy: float = 0.0, placed: Tensor | None = None
+    data: Latents,
+    number: int,
+    n: int,
+    timesteps: int,
+    noisy: float = 0.0,
+    crowded: float = 0.0,
+    layout_rows: LayoutRows | None = None,
 ) -> Batch:
     """Batch `number`: latents, one text of each scene, noise, and timesteps stratified over the batch.
 
     noisy: fraction of samples moved to the noisiest third of the timesteps, where layout is decided.
-    placed: rows of `data` from which these samples come; None: from all, like the others.
+    crowded: fraction of these with three objects; the others have a relation.
+    layout_rows: rows of `data` from which these samples come; None: from all, like the others.
     """
     generator = torch.Generator().manual_seed(number)
     rows = torch.randint(len(data.latents), (n,), generator=generator)
     u = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
-    if placed is not None and len(placed):
-        rows = torch.where(u < noisy, placed[torch.randint(len(placed), (n,), generator=generator)], rows)
+    if layout_rows is not None:
+        of_three = torch.rand(n, generator=generator) < crowded
+        for group, wanted in zip(layout_rows, (~of_three, of_three), strict=True):
+            if len(group):
+                theirs = group[torch.randint(len(group), (n,), generator=generator)]
+                rows = torch.where((u < noisy) & wanted, theirs, rows)
     latents = data.latents[rows].float()
     times = torch.where(u < noisy, 2 / 3 + u / max(noisy, 1e-9) / 3, (u - noisy) / (1 - noisy))
     dropped = torch.rand(n, generator=generator) < DROPPED_P[0] + (DROPPED_P[1] - DROPPED_P[0]) * times
@@ -129,10 +153,10 @@ class _Chunk(NamedTuple):
     """[_CHUNK, h, w]"""
 
 
-def _paint_chunk(start: int, split: Split) -> _Chunk:
+def _paint_chunk(start: int, split: Split, dropout: WordDropout) -> _Chunk:
     """The scenes from `start` on."""
     scenes = [make_scene(start + i, split) for i in range(_CHUNK)]
-    texts = [_text(scene, wording) for scene in scenes for wording in range(WORDINGS)]
+    texts = [_text(scene, wording, dropout) for scene in scenes for wording in range(WORDINGS)]
     ids = tokenize(texts).numpy().astype(np.int16)
     return _Chunk(
         np.stack([paint(scene).image for scene in scenes]),
@@ -141,11 +165,11 @@ def _paint_chunk(start: int, split: Split) -> _Chunk:
     )
 
 
-def _text(scene: Scene, wording: int) -> str:
-    text = caption_of(scene, wording).text
+def _text(scene: Scene, wording: int, dropout: WordDropout) -> str:
+    caption = caption_of(scene, wording)
     if wording < WORDINGS // 2:
-        return text
-    return drop_words(np.random.default_rng([*scene.seed, 3, wording]), text)
+        return caption.text
+    return drop_words(np.random.default_rng([*scene.seed, 3, wording]), caption, dropout)
 
 
 _tokenizer = None

@@ -16,7 +16,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from core.diffusion.text import delete_words, distinct_words, only_words
+from core.diffusion.text import delete_words, distinct_words
 from training.common.splits import HELD_OUT
 from training.picturebook.world.world import (
     BACKGROUND_INDEX,
@@ -50,8 +50,6 @@ STYLE_FIRST_P = 0.5
 OPENINGS: tuple[tuple[str, float], ...] = (("", 0.7), ("a picture of ", 0.15), ("there is ", 0.15))
 """What stands before the nouns if the style is not named."""
 PAIRINGS: tuple[tuple[str, float], ...] = (("and", 0.7), ("with", 0.3))
-EMPTY_P = 1 / 3
-"""Probability that word dropout removes the whole caption."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +105,12 @@ class Caption:
         if self.style_named and not self.style_first:
             body = f"{body}, {self.story.style} style"
         return body
+
+    @property
+    def content_words(self) -> tuple[str, ...]:
+        """The different words that a slot of the story chose: objects, background, style and relation."""
+        chosen = [*self.words, self.background_word, self.story.style if self.style_named else None]
+        return tuple(dict.fromkeys(word for word in (*chosen, self.story.relation) if word is not None))
 
     def _nouns(self) -> str:
         objects = [f"a {word}" for word in self.words]
@@ -274,20 +278,6 @@ def sample_caption(rng: np.random.Generator, story: Story) -> Caption:
         style_first=bool(rng.random() < STYLE_FIRST_P),
         opening="" if style_named else opening,
     )
-
-
-def drop_words(rng: np.random.Generator, text: str) -> str:
-    """Word dropout: an empty caption, or one with some of its words.
-
-    Partial texts are made by the functions that attribution uses and are of the kinds that it compares: without one or
-    two words (CMI, conditional PID), or one or two words alone (MI, PID). Otherwise such texts would be out of
-    distribution for the denoiser.
-    """
-    if rng.random() < EMPTY_P:
-        return ""
-    words = distinct_words(text)
-    chosen = [words[i] for i in rng.permutation(len(words))[: 1 + int(rng.integers(2))]]
-    return only_words(text, chosen) if rng.random() < 0.5 else delete_words(text, chosen)
 
 
 # --- the ceiling ------------------------------------------------------------------------------------------------------
