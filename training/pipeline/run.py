@@ -3,8 +3,10 @@
 import argparse
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,18 +26,17 @@ from core.sae.trained import files_digest
 from core.segmentation.semantic import load_segmenter
 from core.spec import BUILT_IN, ModelSpec
 from training.common.allocator import keep_freed_memory
-from training.common.recipe import read_recipe
 from training.common.run_lock import locked
 from training.labels.command import label_collection
-from training.labels.labeller import LabelConfig, LabelRun
-from training.picturebook.models.autoencoder import AutoencoderConfig, AutoencoderTask, build_autoencoder
-from training.picturebook.models.denoiser import DenoiserConfig, DenoiserLoss, DenoiserTask, TextTask
-from training.picturebook.models.judges import JudgeConfig, JudgesLoss, JudgesTask, make_scenes
+from training.labels.labeller import LabelRun
+from training.picturebook.models.autoencoder import AutoencoderTask, build_autoencoder
+from training.picturebook.models.denoiser import DenoiserLoss, DenoiserTask, TextTask
+from training.picturebook.models.judges import JudgesLoss, JudgesTask, make_scenes
 from training.picturebook.models.latents import Latents, compute_latents, load_latents
-from training.picturebook.models.loop import LoopConfig, train
-from training.picturebook.world.dropout import WordDropout
+from training.picturebook.models.loop import LoopConfig, Task, train
+from training.picturebook.models.painting import PaintedScenes, painted_scenes
+from training.picturebook.world.captions import Split
 from training.picturebook.world.surprisal import write_surprisals
-from training.picturebook.world.world import BACKGROUNDS, NOUNS, STYLES
 from training.pipeline.export import (
     SHEET_CAPTIONS,
     assemble,
@@ -47,73 +48,21 @@ from training.pipeline.export import (
     standardise,
     strip_paths,
 )
+from training.pipeline.recipe import RECIPE, PicturebookConfig, read_config
 from training.prompts.sources import GRAMMAR, open_prompts
-from training.sae.command import RECIPE as SAE_RECIPE
-from training.sae.command import SaeRecipe, train_collection
+from training.sae.command import train_collection
 from training.sae.trainer import SaeRun
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "picturebook.json"
 PACKAGE = Path(core.__file__).parent / "picturebook"
 BY_EYE = Path(__file__).parents[1] / "picturebook" / "data" / "by_eye.md"
 """Counts by a person looking at generated images, for the card."""
 JUDGES = ("segmenter", "second_segmenter", "style_classifier")
 """Folders of the judges in the package, and their names in `JudgesLoss`."""
 
+SPLITS: dict[Split, str] = {"train": "n_scenes", "test": "n_held_out"}
+"""Splits of the scenes, and the settings that say how many each has."""
+
 logger = logging.getLogger(__name__)
-
-
-def _synonyms() -> dict[str, tuple[str, ...]]:
-    """The words of the grammar for each object and background."""
-    words = {background.name: background.words for background in BACKGROUNDS}
-    for noun in NOUNS:
-        words |= dict.fromkeys(noun.objects, noun.words)
-    return words
-
-
-@dataclass(frozen=True)
-class PicturebookLabels(LabelConfig):
-    """How the latents of the embedded model's autoencoders get names: the classes and words are those of its world."""
-
-    backgrounds: tuple[str, ...] = tuple(background.name for background in BACKGROUNDS)
-    """Classes that are backgrounds; all others are objects."""
-    styles: tuple[str, ...] = tuple(style for style in STYLES if style != "plain")
-    """Words that name a style."""
-    words: Mapping[str, Sequence[str]] = field(default_factory=_synonyms)
-    """By class, other words for it, for searching."""
-
-
-@dataclass(frozen=True)
-class PicturebookConfig:
-    """Recipe of the embedded model."""
-
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    """Architecture of the autoencoder."""
-    autoencoder_loop: LoopConfig = field(default_factory=lambda: LoopConfig(1200, 16, 2e-3))
-    """Training of the autoencoder."""
-    n_scenes: int = 65536
-    """Scenes the denoiser is trained on, in every epoch with other captions and noise."""
-    dropout: WordDropout = field(default_factory=WordDropout)
-    """What half of their texts lack."""
-    n_held_out: int = 512
-    """Held-out scenes on which its loss and the judges are measured at each checkpoint."""
-    n_drawn: int = 16
-    """Captions sampled at each checkpoint."""
-    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    """Architecture of the denoiser."""
-    text_loop: LoopConfig = field(default_factory=lambda: LoopConfig(700, 512, 2e-3))
-    """Training of the text encoder alone, before the denoiser."""
-    denoiser_loop: LoopConfig = field(default_factory=lambda: LoopConfig(4000, 32, 1.5e-3))
-    """Training of the denoiser."""
-    judges: JudgeConfig = field(default_factory=JudgeConfig)
-    """Architectures of the segmenters and the style classifier."""
-    judges_loop: LoopConfig = field(default_factory=lambda: LoopConfig(1500, 32, 1.5e-3))
-    """Training of the judges."""
-    saes: SaeRecipe = field(default_factory=lambda: read_recipe(SaeRecipe, SAE_RECIPE))
-    """Its sparse autoencoders; by default those of `python -m training sae`."""
-    labels: PicturebookLabels = field(default_factory=PicturebookLabels)
-    """Labelling of their latents."""
-    seed: int = 0
-    """Seed of the initial weights."""
 
 
 @dataclass(frozen=True)
@@ -141,46 +90,40 @@ class PicturebookRun:
 
     def train_autoencoder(self) -> None:
         """Train the autoencoder and standardise its latents."""
-        torch.manual_seed(self.config.seed)
-        task = AutoencoderTask(self.config.autoencoder)
-        if self.warm_start:
-            _load(task.model, self.package / "model", {"autoencoder.": "vae"})
-        train(
-            task,
-            self.config.autoencoder_loop,
-            self.folder,
-            n_workers=self.n_workers,
-            checkpoint_interval_s=self.checkpoint_interval_s,
-        )
+        with self._scenes("train", self.config.n_scenes) as scenes:
+            torch.manual_seed(self.config.seed)
+            task = AutoencoderTask(self.config.autoencoder, scenes, self.device)
+            if self.warm_start:
+                _load(task.model, self.package / "model", {"autoencoder.": "vae"})
+            self._train(task, self.config.autoencoder_loop)
         autoencoder = build_autoencoder(self.config.autoencoder)
         weights = load_file(self.folder / task.name / "ema.safetensors")
         autoencoder.load_state_dict(entries_under(weights, "autoencoder."))
         autoencoder.to(self.device).eval()
         with torch.no_grad():
-            scenes = [make_scenes(number, 64)["pixels"].to(self.device) for number in range(4)]
-            standardise(autoencoder, torch.cat([autoencoder.encode(pixels).latent_dist.mode() for pixels in scenes]))
+            images = [make_scenes(number, 64)["pixels"].to(self.device) for number in range(4)]
+            standardise(autoencoder, torch.cat([autoencoder.encode(pixels).latent_dist.mode() for pixels in images]))
         autoencoder.save_pretrained(self.folder / "vae")
 
     def encode_scenes(self) -> None:
         """Paint and encode the scenes the denoiser is trained on, and some held-out ones."""
         autoencoder = self._autoencoder().to(self.device, memory_format=torch.channels_last)
-        folder = self.folder / "latents"
-        dropout = self.config.dropout
-        compute_latents(autoencoder, self.config.n_held_out, folder, "test", dropout, self.n_workers)
-        compute_latents(autoencoder, self.config.n_scenes, folder, "train", dropout, self.n_workers)
+        for split, n in SPLITS.items():
+            with self._scenes(split, getattr(self.config, n)) as scenes:
+                compute_latents(autoencoder, scenes, self.folder / "latents", split)
 
     def train_text(self) -> None:
         """Train the text encoder to represent where the objects of a caption are."""
-        data, held_out = (load_latents(self.folder / "latents", split) for split in ("train", "test"))
+        data, held_out = (load_latents(self.folder / "latents", split, self.device) for split in SPLITS)
         torch.manual_seed(self.config.seed)
         task = TextTask(self.config.denoiser, data, held_out)
         if self.warm_start:
             _load(task.model, self.package / "model", {"text_encoder.": "text_encoder"})
-        train(task, self.config.text_loop, self.folder, n_workers=0, checkpoint_interval_s=self.checkpoint_interval_s)
+        self._train(task, self.config.text_loop)
 
     def train_denoiser(self) -> None:
         """Train the U-Net together with the text encoder."""
-        data, held_out = (load_latents(self.folder / "latents", split) for split in ("train", "test"))
+        data, held_out = (load_latents(self.folder / "latents", split, self.device) for split in SPLITS)
         factor = _scaling_factor(data)
         scaled, scaled_held_out = (part._replace(latents=part.latents * factor) for part in (data, held_out))
 
@@ -195,9 +138,7 @@ class PicturebookRun:
         pretrained = self.folder / "text" / "ema.safetensors"
         if pretrained.exists():
             task.model.load_state_dict({**task.model.state_dict(), **load_file(pretrained)})
-        train(
-            task, self.config.denoiser_loop, self.folder, n_workers=0, checkpoint_interval_s=self.checkpoint_interval_s
-        )
+        self._train(task, self.config.denoiser_loop)
 
     def train_judges(self) -> None:
         """Train the segmenters and the style classifier."""
@@ -205,13 +146,7 @@ class PicturebookRun:
         task = JudgesTask(self.config.judges, self.config.n_held_out)
         if self.warm_start:
             _load(task.model, self.package, {f"{name}.": name for name in JUDGES})
-        train(
-            task,
-            self.config.judges_loop,
-            self.folder,
-            n_workers=self.n_workers,
-            checkpoint_interval_s=self.checkpoint_interval_s,
-        )
+        self._train(task, self.config.judges_loop)
 
     def export(self) -> None:
         """Export what has been trained to the package, in fp16; judges that were not trained stay unchanged."""
@@ -272,6 +207,14 @@ class PicturebookRun:
         of_saes += evaluate(EVALUATIONS["layout"], model, options._replace(parts=["differences"]))
         write_sae_card(self.package / "saes", "picturebook", of_saes)
 
+    def _scenes(self, split: Split, n: int) -> AbstractContextManager[PaintedScenes]:
+        """The painted scenes of a split; what is missing is painted during the block."""
+        return painted_scenes(self.folder / "scenes" / split, n, split, self.config.dropout, self.n_workers)
+
+    def _train(self, task: Task, loop: LoopConfig) -> None:
+        interval = self.checkpoint_interval_s
+        train(task, loop, self.folder, n_workers=self.n_workers, checkpoint_interval_s=interval)
+
     def _digest(self, *names: str) -> str:
         """Hash of the weights in some folders of the package."""
         found = [path for name in names for path in (self.package / name).rglob("*.safetensors")]
@@ -322,15 +265,6 @@ def _load(model: torch.nn.Module, folder: Path, parts: dict[str, str]) -> None:
     logger.info("starting from the weights in %s", folder)
 
 
-def read_config(path: Path) -> PicturebookConfig:
-    """Read a recipe: JSON with fields of `PicturebookConfig`; the others have their defaults.
-
-    Raises:
-        ValueError: A name in it is not a field.
-    """
-    return read_recipe(PicturebookConfig, path)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument(
@@ -344,9 +278,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of checkpoints, from which a run resumes",
     )
     parser.add_argument("--out", type=Path, default=PACKAGE, help="folder of the finished model")
-    parser.add_argument("--workers", type=int, default=0, help="processes that paint scenes; 0 for a thread")
+    parser.add_argument(
+        "--workers", type=int, default=_default_workers(), help="processes that paint scenes; 0 for a thread"
+    )
     parser.add_argument("--checkpoint-interval-s", type=float, default=300, help="seconds between checkpoints")
     parser.add_argument("--warm-start", action="store_true", help="start from the weights in --out")
+
+
+def _default_workers() -> int:
+    """All cores but one where a GPU trains; a CPU that trains has none to spare."""
+    return max((os.cpu_count() or 1) - 1, 0) if torch.cuda.is_available() else 0
 
 
 def main(arguments: argparse.Namespace) -> None:

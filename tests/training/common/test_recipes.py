@@ -16,6 +16,9 @@ from training.common.recipe import read_recipe
 from training.common.report import ROOT
 from training.labels.command import STYLES
 from training.labels.labeller import LabelConfig
+from training.picturebook.models.autoencoder import CropSource
+from training.picturebook.models.painting import WORDINGS
+from training.pipeline.recipe import RECIPE, PicturebookConfig
 from training.sae.command import SaeRecipe
 
 FOLDER = ROOT / "training" / "recipes"
@@ -144,3 +147,19 @@ def test_the_job_asks_for_what_the_command_line_knows(tmp_path: Path) -> None:
     assert "h200" in known
     refused = subprocess.run([FOLDER / "hf_job.sh"], env={"PATH": env["PATH"]}, capture_output=True, text=True)
     assert refused.returncode
+
+
+def test_the_recipe_for_a_gpu_is_that_of_its_description() -> None:
+    recipe = read_recipe(PicturebookConfig, FOLDER / "picturebook_gpu.json")
+    loops = [recipe.autoencoder_loop, recipe.text_loop, recipe.denoiser_loop, recipe.judges_loop]
+    rows = [line for line in README.splitlines() if "batches of" in line and line.startswith("| ")]
+    shown = [re.findall(r"([\d,]+) batches of ([\d,]+)", row)[0] for row in rows]
+    assert shown == [(f"{loop.n_steps:,}", f"{loop.batch_size:,}") for loop in loops]
+    assert f"{recipe.n_scenes:,} with {WORDINGS} texts each" in README
+    assert recipe.denoiser_loop.compile
+    # By the end of its training the autoencoder has seen every scene.
+    assert CropSource.FIRST + recipe.autoencoder_loop.n_steps * CropSource.PER_BATCH > recipe.n_scenes
+    default = read_recipe(PicturebookConfig, RECIPE)
+    for name in ("autoencoder", "denoiser", "judges", "dropout"):
+        assert getattr(recipe, name) == getattr(default, name)
+    assert CropSource.FIRST + default.autoencoder_loop.n_steps * CropSource.PER_BATCH > default.n_scenes

@@ -40,7 +40,7 @@ from training.labels.naming import (
 )
 from training.labels.sampling import sample_and_encode
 from training.labels.tally import N_LEVELS, Entries, FiringStatistics, Shape, StepCodes
-from training.pipeline.run import PicturebookLabels
+from training.pipeline.recipe import PicturebookLabels
 from training.prompts.sources import FilePrompts
 
 # --- counting ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from training.picturebook.models.denoiser import (
     find_layout_rows,
     turn_relations,
 )
-from training.picturebook.models.latents import WORDINGS, Latents, LayoutRows, draw_batch, draw_captions, tokenize
+from training.picturebook.models.latents import Latents, LayoutRows, draw_batch, draw_captions
+from training.picturebook.models.painting import WORDINGS, tokenize
 from training.picturebook.world.scenes import caption_of, layout_of, make_scene, paint
 from training.picturebook.world.world import LABELS, OBJECTS
 

@@ -1,14 +1,23 @@
-from collections.abc import Callable
-from functools import partial
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial, partialmethod
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.training.picturebook.test_muon import OneByOne
 from training.common.checkpoint import Checkpoint, save_checkpoint
+from training.picturebook.models import loop
+from training.picturebook.models.denoiser import DenoiserConfig, DenoiserTask
+from training.picturebook.models.latents import Latents
 from training.picturebook.models.loop import Batch, LoopConfig, averaged, train
+from training.picturebook.models.painting import WORDINGS, tokenize
+from training.picturebook.world.scenes import caption_of, make_scene
 
 
 class Killed(Exception):
@@ -39,6 +48,8 @@ def a_batch(number: int, n: int) -> Batch:
 
 class RegressionTask:
     name = "regression"
+    draws_on_device = False
+    compiled: Sequence[nn.Module] = ()
 
     def __init__(self, kill_at: int = -1) -> None:
         torch.manual_seed(0)
@@ -62,7 +73,11 @@ def run(folder: Path, kill_at: int = -1, interval_s: float = 0) -> dict[str, Ten
     return load_file(folder / "regression" / "ema.safetensors")
 
 
-def test_a_killed_run_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_killed_run_ends_where_an_unbroken_one_does(
+    on_device: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RegressionTask, "draws_on_device", on_device)
     unbroken = run(tmp_path / "unbroken")
     with pytest.raises(Killed):
         run(tmp_path / "killed", kill_at=7)
@@ -117,3 +132,71 @@ def test_a_checkpoint_of_other_optimisers_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "regression", Checkpoint(1, {}, {"model": {"w": torch.zeros(1)}}))
     with pytest.raises(ValueError, match=r"optimizers was None, now .*muon"):
         run(tmp_path)
+
+
+TINY = DenoiserConfig(block_out_channels=(16, 32), n_heads=(1, 1), text_width=16, text_layers=1)
+
+
+class ADenoiser(DenoiserTask):
+    def show(self, model: nn.Module, path: Path) -> dict[str, float]:  # noqa: ARG002 (costs more than the steps)
+        return {}
+
+
+def a_denoiser() -> DenoiserTask:
+    """A tiny one, on latents that its captions say something of."""
+    captions = [caption_of(make_scene(seed)) for seed in range(64)]
+    tokens = tokenize([caption.text for caption in captions])[:, None].expand(-1, WORDINGS, -1).short()
+    generator = torch.Generator().manual_seed(0)
+    latents = 0.3 * torch.randn(64, 2, 4, 4, generator=generator)
+    latents += torch.tensor([float(caption.background_first) for caption in captions])[:, None, None, None]
+    data = Latents(latents.half(), tokens, torch.zeros(64, 4, 4, dtype=torch.uint8))
+    torch.manual_seed(0)
+    return ADenoiser(TINY, data, data, draw=lambda _: Image.new("RGB", (1, 1)))
+
+
+def losses(folder: Path, config: LoopConfig, task: DenoiserTask) -> list[float]:
+    train(task, config, folder, n_workers=0, checkpoint_interval_s=1e9, log_every=1)
+    lines = map(json.loads, (folder / "denoiser" / "log.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_the_loss_is_that_of_batches_made_ahead_and_matrices_stepped_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = LoopConfig(n_steps=10, batch_size=8, learning_rate=0.01, n_warmup=1)
+    drawn = losses(tmp_path / "drawn", config, a_denoiser())
+    monkeypatch.setattr(DenoiserTask, "draws_on_device", False)
+    monkeypatch.setattr(loop, "Muon", OneByOne)
+    ahead = losses(tmp_path / "ahead", config, a_denoiser())
+    assert drawn == pytest.approx(ahead, rel=0.01)
+    assert sum(drawn[-3:]) < 0.9 * sum(drawn[:3])  # there was something to learn
+
+
+@pytest.fixture
+def compiled_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as on a GPU, and run by torch itself: generating code takes minutes."""
+    monkeypatch.setattr(loop, "_compiles_on", lambda _: True)
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+
+
+@pytest.mark.usefixtures("compiled_by_torch")
+def test_compiling_takes_no_step(tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain")
+    task = RegressionTask()
+    task.compiled = (task.model.get_submodule("wide"),)
+    train(task, replace(CONFIG, compile=True), tmp_path, n_workers=0, checkpoint_interval_s=0, log_every=4)
+    assert task.compiled[0]._compiled_call_impl is not None
+    assert task.model.calls == CONFIG.n_steps + 1  # type: ignore[union-attr]
+    for name, value in load_file(tmp_path / "regression" / "ema.safetensors").items():
+        torch.testing.assert_close(value, plain[name])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_by_torch")
+def test_a_compiled_unet_learns_the_same_and_is_stored_the_same(tmp_path: Path) -> None:
+    config = LoopConfig(n_steps=3, batch_size=8, learning_rate=0.005, n_warmup=2)
+    plain = losses(tmp_path / "plain", config, a_denoiser())
+    compiled = losses(tmp_path / "compiled", replace(config, compile=True), a_denoiser())
+    assert compiled == pytest.approx(plain, rel=0.01)
+    names = [set(load_file(tmp_path / kind / "denoiser" / "ema.safetensors")) for kind in ("plain", "compiled")]
+    assert names[0] == names[1]

@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 import core
 from core.sae.collection import list_saes
-from training.picturebook.models.autoencoder import AutoencoderConfig, build_autoencoder, make_crops, psnr, reconstruct
-from training.picturebook.models.judges import mean_iou, overlap
+from training.picturebook.models.autoencoder import AutoencoderConfig, build_autoencoder, psnr, reconstruct
+from training.picturebook.models.judges import make_scenes, mean_iou, overlap
 from training.picturebook.world.surprisal import write_surprisals
 from training.pipeline import run as command
 from training.pipeline.export import standardise, strip_paths
@@ -122,7 +122,7 @@ def test_a_recipe_with_an_unknown_name_is_refused(tmp_path: Path) -> None:
 def test_standardising_changes_the_latents_and_no_picture() -> None:
     torch.manual_seed(0)
     autoencoder = build_autoencoder(AutoencoderConfig(block_out_channels=(16, 16, 16, 16))).eval()
-    pixels = make_crops(0, 8, 64)["pixels"]
+    pixels = make_scenes(0, 8)["pixels"]
     with torch.no_grad():
         before, rebuilt = autoencoder.encode(pixels).latent_dist, reconstruct(autoencoder, pixels)
         standardise(autoencoder, before.mean)

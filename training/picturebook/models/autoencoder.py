@@ -1,6 +1,6 @@
 """The autoencoder: 128 x 128 pixels to 16 x 16 cells and back, trained on crops around the objects."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from training.picturebook.models.loop import Batch
+from training.picturebook.models.painting import PaintedScenes
+from training.picturebook.models.resident import fits
 from training.picturebook.world.backgrounds import SIZE
 from training.picturebook.world.scenes import CELL, make_scene, paint
+from training.picturebook.world.world import OBJECTS
+
+AROUND_OBJECT_P = 0.75
+"""Fraction of the crops that are around an object."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,10 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
     return autoencoder
 
 
-def to_pixels(image: npt.NDArray[np.uint8]) -> Tensor:
+def to_pixels(image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
     """Images [..., H, W, 3] in 0..255 as tensors [..., 3, H, W] in -1..1."""
-    return torch.from_numpy(image).movedim(-1, -3).float() / 127.5 - 1
+    levels = image if isinstance(image, Tensor) else torch.from_numpy(image)
+    return levels.movedim(-1, -3).float() / 127.5 - 1
 
 
 def to_image(pixels: Tensor) -> Image.Image:
@@ -72,22 +79,59 @@ def psnr(pixels: Tensor, rebuilt: Tensor) -> float:
     return float(10 * torch.log10(4 / (pixels - rebuilt.clamp(-1, 1)).square().mean()))
 
 
-def make_crops(number: int, n: int, crop: int) -> Batch:
-    """Batch `number` of `n` crops, two a scene, on the grid of cells, most of them around an object."""
-    rng = np.random.default_rng([7, number])
-    crops = []
-    for i in range((n + 1) // 2):
-        scene = make_scene(number * n + i)
-        image = paint(scene).image
-        for _ in range(2):
-            x, y = (int(v) * CELL for v in rng.integers((SIZE - crop) // CELL + 1, size=2))
-            if rng.random() < 0.75:
-                box = scene.boxes[int(rng.integers(len(scene.boxes)))]
-                shift = rng.integers(-2, 3, size=2) * CELL
-                x = int(np.clip(box.x + (box.size - crop) // 2 // CELL * CELL + shift[0], 0, SIZE - crop))
-                y = int(np.clip(box.y + (box.size - crop) // 2 // CELL * CELL + shift[1], 0, SIZE - crop))
-            crops.append(image[y : y + crop, x : x + crop])
-    return {"pixels": to_pixels(np.stack(crops[:n]))}
+class CropSource:
+    """Crops of painted scenes, drawn where the model is, while the scenes are still being painted.
+
+    Batch i knows the first `FIRST + i * PER_BATCH` scenes, rounded to whole blocks, and waits until they are painted:
+    what it holds depends on its number alone.
+    """
+
+    FIRST = 2048
+    """Scenes before the first batch."""
+    PER_BATCH = 128
+    """Scenes that each batch adds: about what fifteen processes paint while a GPU takes a step."""
+    BLOCK = 1024
+    """Scenes that are copied to the device together."""
+
+    def __init__(self, scenes: PaintedScenes, crop: int, device: torch.device) -> None:
+        self.scenes, self.crop = scenes, crop
+        # On a CPU, and where a GPU has no room, these are the memory maps themselves.
+        self._images, self._layout = torch.from_numpy(scenes.images), torch.from_numpy(scenes.layout)
+        self._n_copied = len(scenes)
+        if device.type != "cpu" and fits(self._images.nbytes, device):
+            self._images, self._layout = (torch.empty_like(t, device=device) for t in (self._images, self._layout))
+            self._n_copied = 0
+
+    def __call__(self, number: int, n: int) -> Batch:
+        """Batch `number` of `n` crops on the grid of cells, three in four around a cell of an object."""
+        known = self._known(number)
+        self.scenes.wait(known)
+        self._copy(known)
+        device, side = self._images.device, self.crop // CELL
+        generator = torch.Generator(device).manual_seed(number)
+        rows = torch.randint(known, (n,), generator=generator, device=device)
+        # Top left corners in cells.
+        corners = torch.randint(SIZE // CELL - side + 1, (2, n), generator=generator, device=device)
+        covered = (self._layout[rows] < len(OBJECTS)).flatten(1).float()
+        cells = torch.multinomial(covered, 1, generator=generator).flatten()
+        around = torch.stack([cells // (SIZE // CELL), cells % (SIZE // CELL)]) - side // 2
+        on_object = torch.rand(n, generator=generator, device=device) < AROUND_OBJECT_P
+        y, x = torch.where(on_object, around.clamp(0, SIZE // CELL - side), corners) * CELL
+        span = torch.arange(self.crop, device=device)
+        crops = self._images[rows[:, None, None], (y[:, None] + span)[:, :, None], (x[:, None] + span)[:, None, :]]
+        return {"pixels": to_pixels(crops)}
+
+    def _known(self, number: int) -> int:
+        """How many scenes a batch draws from."""
+        return min((self.FIRST + number * self.PER_BATCH) // self.BLOCK * self.BLOCK, len(self.scenes))
+
+    def _copy(self, n: int) -> None:
+        """Copy what the first `n` scenes lack on the device."""
+        new = slice(self._n_copied, n)
+        if new.start < n:
+            self._images[new].copy_(torch.from_numpy(self.scenes.images[new]))
+            self._layout[new].copy_(torch.from_numpy(self.scenes.layout[new]))
+            self._n_copied = n
 
 
 class AutoencoderLoss(nn.Module):
@@ -115,14 +159,16 @@ class AutoencoderTask:
     """The training task of the autoencoder."""
 
     name = "autoencoder"
+    draws_on_device = True
+    compiled: Sequence[nn.Module] = ()
 
-    def __init__(self, config: AutoencoderConfig) -> None:
-        self.config = config
+    def __init__(self, config: AutoencoderConfig, scenes: PaintedScenes, device: torch.device) -> None:
+        self.config, self.crops = config, CropSource(scenes, config.crop, device)
         self.model: nn.Module = AutoencoderLoss(config)
 
     def batch_maker(self, n: int) -> Callable[[int], Batch]:
         """Batches of crops."""
-        return partial(make_crops, n=n, crop=self.config.crop)
+        return partial(self.crops, n=n)
 
     def show(self, model: nn.Module, path: Path) -> dict[str, float]:
         """PSNR on 64 held-out scenes; an image of 16 of them above their reconstructions."""

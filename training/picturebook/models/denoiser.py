@@ -1,6 +1,6 @@
 """The denoiser: a text encoder and a U-Net, trained together to predict the noise in latents given a caption."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -143,6 +143,8 @@ class TextTask:
     """The training task of the text encoder, before the U-Net's."""
 
     name = "text"
+    draws_on_device = True
+    compiled: Sequence[nn.Module] = ()
 
     def __init__(self, config: DenoiserConfig, data: Latents, held_out: Latents) -> None:
         self.data, self.held_out = data, held_out
@@ -197,6 +199,7 @@ class DenoiserTask:
     """The training task of the denoiser, on precomputed latents."""
 
     name = "denoiser"
+    draws_on_device = True
 
     def __init__(
         self,
@@ -207,10 +210,13 @@ class DenoiserTask:
     ) -> None:
         self.config, self.data, self.held_out, self.draw = config, data, held_out, draw
         model = DenoiserLoss(config, data.latents.shape[1], data.latents.shape[-1])
-        if not torch.cuda.is_available():
+        if torch.cuda.is_available():
+            model.unet.to(memory_format=torch.channels_last)
+        else:
             # On a CPU, the backward pass of torch's fused attention is slower than that of plain matrix products.
             model.unet.set_attn_processor(AttnProcessor())
         self.model: nn.Module = model
+        self.compiled: Sequence[nn.Module] = (model.unet,)
 
     def batch_maker(self, n: int) -> Callable[[int], Batch]:
         """Batches of latents, captions, noise, timesteps and layouts."""

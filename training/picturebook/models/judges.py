@@ -4,7 +4,7 @@ The second segmenter has another architecture: labels come from one and scores f
 on the biases of a single network.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -114,29 +114,34 @@ def build_style_classifier(config: JudgeConfig) -> ResNetForImageClassification:
 
 def make_scenes(number: int, n: int, split: Split = "train") -> Batch:
     """Batch `number` of `n` scenes: pixels, label maps and styles."""
-    return _paint([make_scene(number * n + i, split) for i in range(n)])
+    batch = _paint([make_scene(number * n + i, split) for i in range(n)])
+    return {"pixels": to_pixels(batch.pop("images")), **batch, "labels": batch["labels"].long()}
 
 
 def make_training_scenes(number: int, n: int) -> Batch:
-    """Batch `number` of `n` training scenes: with more objects than captions name, and half of them blurred, because
-    judged images have gone through an autoencoder.
-    """
-    batch = _paint([crowd(make_scene(number * n + i), n=i % 5) for i in range(n)])
+    """Batch `number` of `n` training scenes: with more objects than captions name, and half of them to be blurred."""
     generator = torch.Generator().manual_seed(number)
     softness = (2 * torch.rand(n, 1, 1, 1, generator=generator) - 1).clamp(min=0)
-    pixels = batch["pixels"]
-    padded = F.pad(pixels, (2, 2, 2, 2), mode="reflect")
-    blurred = F.avg_pool2d(F.avg_pool2d(padded, 3, stride=1), 3, stride=1)
-    return {**batch, "pixels": torch.lerp(pixels, blurred, softness)}
+    return {**_paint([crowd(make_scene(number * n + i), n=i % 5) for i in range(n)]), "softness": softness}
 
 
 def _paint(scenes: list[Scene]) -> Batch:
+    """Images [B, H, W, 3] and label maps [B, H, W] in bytes, which processes hand over quickly, and styles [B]."""
     paintings = [paint(scene) for scene in scenes]
     return {
-        "pixels": to_pixels(np.stack([painting.image for painting in paintings])),
-        "labels": torch.from_numpy(np.stack([painting.labels for painting in paintings])).long(),
+        "images": torch.from_numpy(np.stack([painting.image for painting in paintings])),
+        "labels": torch.from_numpy(np.stack([painting.labels for painting in paintings])),
         "styles": torch.tensor([STYLES.index(scene.story.style) for scene in scenes]),
     }
+
+
+def soften(pixels: Tensor, softness: Tensor) -> Tensor:
+    """Images [B, 3, H, W], each blurred by so much [B, 1, 1, 1], from 0 to 1: judged images have gone through an
+    autoencoder.
+    """
+    padded = F.pad(pixels, (2, 2, 2, 2), mode="reflect")
+    blurred = F.avg_pool2d(F.avg_pool2d(padded, 3, stride=1), 3, stride=1)
+    return torch.lerp(pixels, blurred, softness)
 
 
 class JudgesLoss(nn.Module):
@@ -148,9 +153,10 @@ class JudgesLoss(nn.Module):
         self.second_segmenter = build_second_segmenter(config)
         self.style_classifier = build_style_classifier(config)
 
-    def forward(self, pixels: Tensor, labels: Tensor, styles: Tensor) -> Tensor:
-        """Loss of images [B, 3, H, W], label maps [B, H, W] and styles [B]."""
-        centres = labels[:, 2::4, 2::4]
+    def forward(self, images: Tensor, labels: Tensor, styles: Tensor, softness: Tensor) -> Tensor:
+        """Loss of images [B, H, W, 3] and label maps [B, H, W] in bytes, styles [B], and softness [B, 1, 1, 1]."""
+        pixels = soften(to_pixels(images), softness)
+        centres = labels[:, 2::4, 2::4].long()
         loss = F.cross_entropy(self.style_classifier(pixels).logits.float(), styles)
         for segmenter in (self.segmenter, self.second_segmenter):
             loss = loss + F.cross_entropy(segment_logits(segmenter, pixels, centres.shape[-1]).float(), centres)
@@ -169,6 +175,8 @@ class JudgesTask:
     """The training task of the three judges."""
 
     name = "judges"
+    draws_on_device = False
+    compiled: Sequence[nn.Module] = ()
 
     def __init__(self, config: JudgeConfig, n_held_out: int) -> None:
         self.n_held_out = n_held_out

@@ -7,8 +7,9 @@ batches that an unbroken one would have seen.
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
@@ -51,6 +52,8 @@ class LoopConfig:
     """Weight decay of hidden matrices and kernels."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
+    compile: bool = False
+    """Whether what the task names is compiled where there is CUDA, for about a minute before the first step."""
 
 
 class Task(Protocol):
@@ -60,6 +63,10 @@ class Task(Protocol):
     """Name of the run's folder."""
     model: nn.Module
     """Called with a batch's entries by name, returns a scalar loss."""
+    draws_on_device: bool
+    """Whether batches are drawn where the model is, quickly; others are made by processes ahead of their use."""
+    compiled: Sequence[nn.Module]
+    """The parts of the model that are worth compiling; always called with the same shapes."""
 
     def batch_maker(self, n: int) -> "Callable[[int], Batch]":
         """A picklable function from a number to a batch of `n` samples."""
@@ -70,6 +77,22 @@ class Task(Protocol):
         ...
 
 
+@contextmanager
+def _fast_kernels() -> Iterator[None]:
+    """On CUDA, TensorFloat-32 and the fastest convolution for each shape; what follows keeps its precision."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@_fast_kernels()
 def train(
     task: Task,
     config: LoopConfig,
@@ -85,7 +108,7 @@ def train(
         task: Model, loss and data.
         config: Length and optimiser of the training.
         folder: Folder of all runs; a checkpoint in it is resumed.
-        n_workers: Processes that make batches; 0 makes them in a thread.
+        n_workers: Processes that make batches, if they are not drawn on the device; 0 makes them in a thread.
         checkpoint_interval_s: Least seconds between checkpoints; each comes with an image of what the model does.
         log_every: Steps between log lines; only there does the host wait for the device.
     """
@@ -106,11 +129,22 @@ def train(
     maker = task.batch_maker(n_local)
     rank, world = accelerator.process_index, accelerator.num_processes
     numbers = iter(range(step * world + rank, config.n_steps * world, world))
+    batches = map(maker, numbers) if task.draws_on_device else _prefetch(maker, numbers, n_workers)
+
+    def backward(batch: Batch) -> Tensor:
+        loss: Tensor = prepared(**{key: v.to(accelerator.device, non_blocking=True) for key, v in batch.items()})
+        accelerator.backward(loss)
+        return loss
+
+    if config.compile and _compiles_on(accelerator.device) and step < config.n_steps:
+        for module in task.compiled:
+            module.compile(dynamic=False)
+        backward(maker(step * world + rank))  # compiles; nothing is stepped
+        model.zero_grad()
     started, since, first = time.monotonic(), time.monotonic(), step
     total = torch.zeros((), device=accelerator.device)
-    for batch in _prefetch(maker, numbers, n_workers):
-        loss = prepared(**{key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()})
-        accelerator.backward(loss)
+    for batch in batches:
+        loss = backward(batch)
         accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         for optimizer, schedule in zip(prepared_optimizers, schedules, strict=True):
             optimizer.step()
@@ -137,6 +171,10 @@ def train(
             save_file(weights, part)
 
 
+def _compiles_on(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """Exponential moving average of a model's parameters and buffers; integer buffers are copied.
 
@@ -144,7 +182,7 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """
 
     def average(mine: list[Tensor], new: list[Tensor], n_averaged: Tensor) -> None:
-        step = int(n_averaged) - 1
+        step = int(ema.n_averaged) - 1  # on the host; the argument is a copy on the device, which would be waited for
         if mine[0].is_floating_point():
             average_of = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
             average_of(mine, new, n_averaged)
