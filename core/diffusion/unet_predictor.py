@@ -268,8 +268,8 @@ def _read_scheduler(scheduler: "DDIMScheduler") -> tuple[NoiseSchedule, bool]:
     from_noise = scheduler.config.get("rescale_betas_zero_snr") and schedule.spacing != "leading"
     if from_noise and prediction_type == "epsilon":
         raise ModelError(
-            f"Sampling starts at pure noise (rescale_betas_zero_snr with {schedule.spacing} spacing), where a U-Net that "
-            f"predicts the noise says nothing about the image. Such models predict v: if this one does, write "
+            f"Sampling starts at pure noise (rescale_betas_zero_snr with {schedule.spacing} spacing), where a U-Net "
+            f"that predicts the noise says nothing about the image. Such models predict v: if this one does, write "
             f'"prediction_type": "v_prediction" into scheduler/scheduler_config.json.'
         )
     return schedule, prediction_type == "v_prediction"
