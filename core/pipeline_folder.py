@@ -153,7 +153,7 @@ def check_weights(folder: Path, files: Iterable[str]) -> None:
             every = [f"{first}{i:05d}-of-{last}" for i in range(1, int(match["n"]) + 1)]
             missing = [name for name in every if not (folder / name).exists()]
             if missing:
-                raise ModelError(f"{folder} lacks {missing[0]}, one of {match['n']} parts of its weights. {_AGAIN}")
+                raise ModelError(f"{folder} lacks {missing[0]}, one of {int(match['n'])} parts of its weights. {_AGAIN}")
 
 
 _AGAIN = "Download or copy it again, as with `hf download owner/name --local-dir folder`."
