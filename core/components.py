@@ -17,6 +17,8 @@ _CHANNELS = {
     8: "an image-to-image model such as InstructPix2Pix",
     9: "an inpainting model",
 }
+_AUTOENCODERS = ("AutoencoderKL", "AsymmetricAutoencoderKL")
+"""Classes of autoencoders with a posterior over the latents of one image."""
 _TEXT_ONLY = (None, "text")
 """Kinds of the U-Net's additional embedding that need nothing but the text."""
 _NEEDED = "What is needed is a text-to-image model of the kind of Stable Diffusion 1 or 2 (StableDiffusionPipeline)."
@@ -31,6 +33,23 @@ def check_components(unet: Config, vae: Config, text_encoder: Config) -> None:
     _check_channels(unet, vae)
     _check_conditions(unet)
     _check_text(unet, text_encoder)
+
+
+def check_autoencoder(name: str) -> None:
+    """Check the class of an autoencoder: what is measured are the latents that the U-Net was trained on.
+
+    Raises:
+        ModelError: It does not encode to a distribution of latents.
+    """
+    if name not in _AUTOENCODERS:
+        tiny = ", made to look at drafts," if name == "AutoencoderTiny" else ""
+        raise ModelError(
+            f"The autoencoder (vae/) is of class {name}, which{tiny} does not encode an image to the distribution of "
+            f"latents that the U-Net was trained on and that information is measured in. An AutoencoderKL is needed: "
+            f"take vae/ of the model that the U-Net is from, as `AutoencoderKL.from_pretrained(model, "
+            f'subfolder="vae").save_pretrained("<folder>/vae")`, and name it in model_index.json: '
+            f'"vae": ["diffusers", "AutoencoderKL"].'
+        )
 
 
 def latent_side(sample_size: Any) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from core.components import check_components, latent_side
+from core.components import check_autoencoder, check_components, latent_side
 from core.errors import ModelError
 
 WEIGHTS = ("unet", "vae", "text_encoder")
@@ -19,7 +19,6 @@ INDEX = "model_index.json"
 
 _CLASSES = {
     "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL"),
     "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
@@ -111,6 +110,8 @@ def check_configs(folder: Path, otherwise: str | None = None) -> None:
                 f"{folder} has no {part!r}, which a StableDiffusionPipeline needs. Save the whole pipeline with "
                 f"{_SAVE}."
             )
+        if part == "vae":
+            check_autoencoder(found)
         if part in _CLASSES and found not in _CLASSES[part]:
             needed = " or ".join(_CLASSES[part])
             raise ModelError(f"{folder} is a {kind} whose {part!r} is a {found}; {needed} is needed. {_FAMILY}.")
@@ -153,7 +154,9 @@ def check_weights(folder: Path, files: Iterable[str]) -> None:
             every = [f"{first}{i:05d}-of-{last}" for i in range(1, int(match["n"]) + 1)]
             missing = [name for name in every if not (folder / name).exists()]
             if missing:
-                raise ModelError(f"{folder} lacks {missing[0]}, one of {int(match['n'])} parts of its weights. {_AGAIN}")
+                raise ModelError(
+                    f"{folder} lacks {missing[0]}, one of {int(match['n'])} parts of its weights. {_AGAIN}"
+                )
 
 
 _AGAIN = "Download or copy it again, as with `hf download owner/name --local-dir folder`."

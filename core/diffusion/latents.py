@@ -1,7 +1,7 @@
 """The autoencoder (VAE) of a Stable Diffusion pipeline: from images to latents and back."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -41,14 +41,8 @@ class LatentCodec:
         x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         x = x.to(self._device, self._dtype, memory_format=self._memory_format)
         load = Load("the encoder", self._dtype)
-        mean: Tensor = self._sizer.run(load, 1, 1, lambda _: self._mean(x), remedy=REMEDY)[0]
+        mean: Tensor = self._sizer.run(load, 1, 1, lambda _: self._vae.encode(x).latent_dist.mean, remedy=REMEDY)[0]
         return mean.float() * self._scaling_factor
-
-    def _mean(self, x: Tensor) -> Tensor:
-        """The mean of the posterior; a tiny autoencoder has no posterior, and its latents are what it encodes to."""
-        encoded: Any = self._vae.encode(x)
-        mean: Tensor = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-        return mean
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:

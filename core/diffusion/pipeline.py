@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from core.arguments import as_items
-from core.components import check_components
+from core.components import check_autoencoder, check_components
 from core.diffusion.hookpoints import check_hookpoints, nearest_hookpoints
 from core.diffusion.latents import LatentCodec
 from core.diffusion.predictor import Conditions
@@ -66,6 +66,7 @@ class PipelineParts:
                 nor v, lacks a hookpoint of the spec, or has another image size.
         """
         unet, vae, text_module = pipeline.unet.eval(), pipeline.vae.eval(), pipeline.text_encoder.eval()
+        check_autoencoder(type(vae).__name__)
         check_components(unet.config, vae.config, text_module.config.to_dict())
         for module in (unet, vae, text_module):
             module.requires_grad_(False)

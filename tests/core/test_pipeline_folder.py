@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from core.artifacts import find_model
 from core.components import check_components, latent_side
+from core.diffusion.diffuser import Diffuser
 from core.diffusion.loading import load_model
 from core.errors import ModelError
 from core.hub import hub_answer
+from core.spec import ModelSpec
+from tests.conftest import make_pipeline
 
 WEIGHTS = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
@@ -115,7 +117,6 @@ def test_weights_of_another_shape_are_refused(folder: Path) -> None:
         ({"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": ["transformers", "X"]}, "two text encoders"),
         ({"text_encoder": ["transformers", "T5EncoderModel"]}, "'text_encoder' is a T5EncoderModel; CLIPTextModel"),
         ({"tokenizer": ["transformers", "BertTokenizer"]}, "'tokenizer' is a BertTokenizer; CLIPTokenizer"),
-        ({"vae": ["diffusers", "VQModel"]}, "'vae' is a VQModel; AutoencoderKL"),
         ({"unet": ["diffusers", "OnnxRuntimeModel"]}, "'unet' is a OnnxRuntimeModel"),
         ({"unet": [None, None]}, "has no 'unet'"),
         ({"scheduler": 3}, "has no 'scheduler'"),
@@ -214,24 +215,20 @@ def test_a_folder_of_one_file_says_how_to_convert_it(tmp_path: Path) -> None:
         find_model(tmp_path / "v1-5-pruned.safetensors")
 
 
-def test_a_tiny_autoencoder_encodes_and_decodes(folder: Path) -> None:
-    from diffusers import AutoencoderTiny
-    from PIL import Image
+@pytest.mark.parametrize("name", ["AutoencoderTiny", "VQModel", "ConsistencyDecoderVAE"])
+def test_an_autoencoder_without_a_posterior_is_refused_with_the_remedy(folder: Path, name: str) -> None:
+    change(folder / "model_index.json", vae=["diffusers", name])
+    with pytest.raises(ModelError, match=rf"class {name}, which.*AutoencoderKL\.from_pretrained.*model_index"):
+        find_model(folder)
 
-    torch.manual_seed(0)
-    tiny = AutoencoderTiny(
-        latent_channels=8, encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4,
-        num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4, scaling_factor=1.0,
-    )  # fmt: skip
-    shutil.rmtree(folder / "vae")
-    tiny.save_pretrained(folder / "vae")
-    change(folder / "model_index.json", vae=["diffusers", "AutoencoderTiny"])
-    model = load_model(folder, device="cpu")
-    red = Image.new("RGB", (128, 128), (200, 30, 30))
-    x = model.encode(red)
-    pixels = torch.tensor([200.0, 30.0, 30.0])[None, :, None, None].expand(1, 3, 128, 128) / 127.5 - 1
-    torch.testing.assert_close(x, tiny.encode(pixels).latents.detach())
-    assert model.decode(x)[0].size == (128, 128)
+
+def test_a_tiny_autoencoder_in_a_pipeline_is_refused_too() -> None:
+    from diffusers import AutoencoderTiny
+
+    pipeline = make_pipeline()
+    pipeline.vae = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
+    with pytest.raises(ModelError, match="AutoencoderTiny, which, made to look at drafts"):
+        Diffuser(pipeline, ModelSpec("tiny", "nowhere"))
 
 
 def answer(status: int, **headers: str) -> Exception:

@@ -126,3 +126,9 @@ def test_one_thing_is_taken_where_several_are_meant(model: Diffuser, model_folde
             model.sample([PROMPT], seeds=seeds)
     with pytest.raises(ValueError, match="A seed is a whole number"):
         model.generate(PROMPT, seed=7.5)
+
+
+def test_embeddings_are_those_of_diffusers(model: Diffuser, model_folder: Path) -> None:
+    theirs = StableDiffusionPipeline.from_pretrained(model_folder, safety_checker=None)
+    wanted = theirs.encode_prompt(PROMPT, "cpu", 1, False)[0]
+    assert float((model.encode_text(PROMPT) - wanted).abs().max()) < 1e-5
