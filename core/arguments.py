@@ -2,18 +2,16 @@
 
 import operator
 from collections.abc import Iterable
-from typing import Any, TypeVar
-
-ItemT = TypeVar("ItemT")
+from typing import Any
 
 N_SEEDS = 2**64
 """Seeds lie from 0 to this, exclusive: what a generator of torch tells apart."""
 
 
-def as_items(given: ItemT | Iterable[ItemT]) -> tuple[ItemT, ...]:
+def as_items(given: Any) -> tuple[Any, ...]:
     """The items that were given, or the one that was: a text is one item, never its letters."""
     if isinstance(given, str) or not isinstance(given, Iterable):
-        return (given,)  # type: ignore[return-value]
+        return (given,)
     return tuple(given)
 
 

@@ -100,7 +100,9 @@ class ActivationStream:
         n_steps = model.spec.num_inference_steps if config.num_inference_steps is None else config.num_inference_steps
         _check(self.sae_ids, config, rank, world)
         if any(sae_id.branch == "uncond" for sae_id in self.sae_ids) and not is_guided(self._guidance_scale):
-            raise ValueError("A guidance_scale of 1 or less runs no uncond branch; leave its SAEs out or choose another scale.")
+            raise ValueError(
+                "A guidance_scale of 1 or less runs no uncond branch; leave its SAEs out or choose another scale."
+            )
         self._steps = {sae_id: _steps(sae_id, config, n_steps) for sae_id in self.sae_ids}
         self._n_steps = n_steps
         self._shapes = self._measure()
