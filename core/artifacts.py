@@ -20,15 +20,13 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 
 from core.errors import ArtifactError, ModelError
+from core.hub import hub_answer
+from core.pipeline_folder import check_configs, check_model_name, weights_of
 from core.spec import BUILT_IN, ModelSpec
 
-WEIGHTS = ("unet", "vae", "text_encoder")
-"""Components of a StableDiffusionPipeline whose weights are used here."""
 MANIFEST = "manifest.jsonl"
 """One JSON line per folder of the artifact: `path`, and under `files` the sha256 of each file by name."""
 READ = (".json", ".jsonl", ".md", ".parquet", ".safetensors", ".webp")
@@ -133,17 +131,13 @@ class Files:
                 return None
             raise ArtifactError(
                 f"{name} of {self.source.name} is not in this computer's cache and could not be fetched from the Hub: "
-                f"{error.__cause__ or error}"
+                f"{hub_answer(error, self.source.hub_id, self._revision)}"
             ) from error
         except EntryNotFoundError:
             return None
-        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-            raise ArtifactError(
-                f"There is no {self.source.name} on the Hub, or you have no access to it (`hf auth login`). Check the "
-                f"name and the revision."
-            ) from error
         except HUB_ERRORS as error:
-            raise ArtifactError(f"{name} could not be fetched from {self.source.name} on the Hub: {error}") from error
+            said = hub_answer(error, self.source.hub_id, self._revision)
+            raise ArtifactError(f"{name} could not be fetched from {self.source.name} on the Hub: {said}") from error
         if not self._is_pinned:
             # A branch may move between two downloads: from here on, all files are taken from the first one's commit.
             commit = path.parents[name.count("/")].name
@@ -189,14 +183,17 @@ def find_model(name: str | Path) -> ModelSpec:
         spec = BUILT_IN[text]
         if not _HUB_NAME.fullmatch(spec.source):
             remedy = f"Make it with `python -m training {text}`, or load another: a folder or a Hub id."
-            _check_model(Path(spec.source), f"The embedded model {text!r} does not exist yet. {remedy}")
+            check_configs(Path(spec.source), f"The embedded model {text!r} does not exist yet. {remedy}")
         return spec
+    if not Path(text).expanduser().is_dir():
+        check_model_name(text)
     source = find_source(name)
     if source is None:
         raise ModelError(neither("There is no model", name, BUILT_IN))
     if source.folder is None:
         return ModelSpec(name=source.hub_id, source=source.hub_id, revision=source.revision)
-    _check_model(source.folder, f"{source.folder} is not a StableDiffusionPipeline folder.")
+    check_configs(source.folder)
+    weights_of(source.folder)
     return ModelSpec(name=source.folder.resolve().name, source=str(source.folder))
 
 
@@ -253,28 +250,3 @@ def file_sha256(path: Path) -> str:
 def pickles_among(names: Iterable[str]) -> list[str]:
     """The names with the suffix of a pickle."""
     return [name for name in names if name.endswith(_PICKLES)]
-
-
-def _check_model(folder: Path, otherwise: str) -> None:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ModelError(f"{otherwise} (There is no {index}.)")
-    try:
-        components = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{index} is not JSON ({error}). Save the pipeline again.") from error
-    for component in ("tokenizer", "scheduler", *WEIGHTS):
-        if component not in components or not (folder / component).is_dir():
-            raise ModelError(
-                f"{folder} has no {component!r}, which a StableDiffusionPipeline needs. Save the whole pipeline "
-                f"with `pipeline.save_pretrained(folder)`."
-            )
-    for component in WEIGHTS:
-        files = [path.name for path in (folder / component).iterdir()]
-        if not any(name.endswith(".safetensors") for name in files):
-            pickles = pickles_among(files)
-            found = f"only {pickles[0]}, a pickle, which could run code when it is loaded" if pickles else "no weights"
-            raise ModelError(
-                f"{folder / component} has {found}. Save the pipeline as safetensors with "
-                f"`pipeline.save_pretrained(folder, safe_serialization=True)`."
-            )

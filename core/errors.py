@@ -1,5 +1,6 @@
 """Errors that a user can cause; every message says how to fix it. Imports no torch."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 
 
@@ -77,7 +78,9 @@ class WordNotInPromptError(PromptError):
 
     def __init__(self, word: str, words: Sequence[str]) -> None:
         self.word, self.words = word, list(words)
-        super().__init__(f"{word!r} is not in the prompt. Its words are: {', '.join(words)}.")
+        near = difflib.get_close_matches(word.lower(), words, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"{word!r} is not in the prompt.{hint} Its words are: {', '.join(words)}.")
 
 
 class Cancelled(RuntimeError):

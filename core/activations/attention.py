@@ -1,12 +1,12 @@
 """Cross-attention maps: how much each position of a block attends to each token of the prompt.
 
 `record_attention` is a context manager for a `Diffuser`, the counterpart of `core.activations.hooks.record` for
-attention. It wraps the attention processors of diffusers and does not replace them: whichever processor a layer has, it
-still computes the layer's output, unchanged to the bit. The maps are computed separately, from the layer's own queries
-and keys.
+attention. It hooks the attention layers and leaves their processors alone: whichever processor a layer has (sliced,
+memory-efficient, fused, an adapter's), it computes the layer's output, unchanged to the bit. The maps are computed
+separately, from the layer's own queries and keys of the text.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -31,10 +31,10 @@ class WordMaps(NamedTuple):
 
 def record_attention(
     model: Diffuser,
-    hookpoints: Iterable[str] | None = None,
+    hookpoints: str | Iterable[str] | None = None,
     *,
-    branches: Iterable[Branch] = BRANCHES,
-    steps: Iterable[int] | None = None,
+    branches: Branch | Iterable[Branch] = BRANCHES,
+    steps: int | Iterable[int] | None = None,
     sink: Sink | None = None,
     stop: bool = False,
 ) -> "AttentionRecording":
@@ -77,14 +77,13 @@ class AttentionRecording(Recording):
     def __init__(
         self,
         model: Diffuser,
-        hookpoints: Iterable[str] | None,
-        branches: Iterable[Branch],
-        steps: Iterable[int] | None,
+        hookpoints: str | Iterable[str] | None,
+        branches: Branch | Iterable[Branch],
+        steps: int | Iterable[int] | None,
         sink: Sink | None,
         stop: bool,
     ) -> None:
         super().__init__(model, hookpoints, branches, steps, sink, stop)
-        self._wrapped: list[tuple[Any, Any]] = []
         self._layers: dict[str, list[Tensor]] = {name: [] for name in self._hookpoints}
 
     def __enter__(self) -> Self:
@@ -95,21 +94,18 @@ class AttentionRecording(Recording):
             self._handles.append(block.register_forward_pre_hook(lambda *_, name=name: self._layers[name].clear()))
             for layer in block.transformer_blocks:
                 if layer.attn2 is not None:
-                    processor = layer.attn2.get_processor()
-                    self._wrapped.append((layer.attn2, processor))
-                    layer.attn2.set_processor(_Watched(processor, partial(self._see, name)))
+                    hook = layer.attn2.register_forward_pre_hook(partial(self._see, name), with_kwargs=True)
+                    self._handles.append(hook)
         return self
 
-    def _unhook(self) -> None:
-        super()._unhook()
-        while self._wrapped:
-            attention, processor = self._wrapped.pop()
-            attention.set_processor(processor)
-
-    def _see(self, name: str, attention: Any, hidden: Tensor, text: Tensor, mask: Tensor | None) -> None:
-        """Compute the map of a layer, [rows, positions, tokens], if this call is recorded."""
-        if self._wanted(name, len(hidden)):
-            self._layers[name].append(attention_map(attention, hidden, text, mask))
+    def _see(self, name: str, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The hook: compute the map of a layer, [rows, positions, tokens], if this call is recorded."""
+        given = dict(zip(("hidden_states", "encoder_hidden_states", "attention_mask"), args, strict=False)) | kwargs
+        hidden, text = given["hidden_states"], given.get("encoder_hidden_states")
+        if isinstance(text, tuple):  # an IP-Adapter's images come after the text
+            text = text[0]
+        if text is not None and self._wanted(name, len(hidden)):
+            self._layers[name].append(attention_map(attention, hidden, text, given.get("attention_mask")))
 
     def _act(self, wanted: list[tuple[ActivationKey, slice]], _: Tensor, after: Tensor) -> None:
         """At the end of the block, whose output has the shape of its grid."""
@@ -120,29 +116,6 @@ class AttentionRecording(Recording):
         maps = maps.reshape(*maps.shape[:2], *after.shape[-2:])
         # `Recording` keeps the difference to `before`; with zeros that is the maps, as tensors of their own.
         super()._act(wanted, torch.zeros_like(maps), maps)
-
-
-class _Watched:
-    """An attention processor that passes its inputs to an observer before it computes."""
-
-    def __init__(self, processor: Any, see: Callable[..., None]) -> None:
-        self._processor, self._see = processor, see
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-        **others: Any,
-    ) -> Tensor:
-        if encoder_hidden_states is not None:
-            self._see(attn, hidden_states, encoder_hidden_states, attention_mask)
-        output: Tensor = self._processor(
-            attn, hidden_states, encoder_hidden_states, attention_mask=attention_mask, temb=temb, **others
-        )
-        return output
 
 
 @torch.no_grad()
@@ -157,8 +130,12 @@ def attention_map(attention: Any, hidden: Tensor, text: Tensor, mask: Tensor | N
     """
     if attention.norm_cross:
         text = attention.norm_encoder_hidden_states(text)
-    query = attention.head_to_batch_dim(attention.to_q(hidden))
-    key = attention.head_to_batch_dim(attention.to_k(text))
+    # Custom Diffusion has trained matrices of its own, in the processor (Kumari et al. 2023, arXiv 2212.04488).
+    to_q, to_k = (
+        getattr(attention.processor, f"{name}_custom_diffusion", getattr(attention, name)) for name in ("to_q", "to_k")
+    )
+    query = attention.head_to_batch_dim(to_q(hidden))
+    key = attention.head_to_batch_dim(to_k(text))
     mask = attention.prepare_attention_mask(mask, text.shape[1], len(hidden))
     shares: Tensor = attention.get_attention_scores(query, key, mask)
     return shares.float().view(len(hidden), attention.heads, *shares.shape[1:]).mean(1)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self, get_args
 import torch
 from torch import Tensor
 
+from core.arguments import as_items
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.hookpoints import check_hookpoints, cross_attention_blocks
 from core.diffusion.sampling import Branch, StepContext
@@ -45,10 +46,10 @@ UpdateEdit = Callable[[ActivationKey, Tensor], Tensor | None]
 
 def record(
     model: Diffuser,
-    hookpoints: Iterable[str] | None = None,
+    hookpoints: str | Iterable[str] | None = None,
     *,
-    branches: Iterable[Branch] = BRANCHES,
-    steps: Iterable[int] | None = None,
+    branches: Branch | Iterable[Branch] = BRANCHES,
+    steps: int | Iterable[int] | None = None,
     sink: Sink | None = None,
     stop: bool = False,
 ) -> "Recording":
@@ -64,7 +65,7 @@ def record(
 
     Args:
         model: The model.
-        hookpoints: Cross-attention blocks; by default the model's own.
+        hookpoints: Cross-attention blocks, or one; by default the model's own.
         branches: Branches of classifier-free guidance. A run without guidance has "cond" only.
         steps: Sampler steps; None: all of them, and calls outside the sampler.
         sink: Called with every update, in which case none is kept.
@@ -81,10 +82,10 @@ def record(
 def edit(
     model: Diffuser,
     edits: UpdateEdit | Sequence[UpdateEdit],
-    hookpoints: Iterable[str] | None = None,
+    hookpoints: str | Iterable[str] | None = None,
     *,
-    branches: Iterable[Branch] = BRANCHES,
-    steps: Iterable[int] | None = None,
+    branches: Branch | Iterable[Branch] = BRANCHES,
+    steps: int | Iterable[int] | None = None,
 ) -> "Editing":
     """Change the residual updates of all U-Net calls inside the `with`.
 
@@ -108,14 +109,15 @@ class _Hooks:
     def __init__(
         self,
         model: Diffuser,
-        hookpoints: Iterable[str] | None,
-        branches: Iterable[Branch],
-        steps: Iterable[int] | None,
+        hookpoints: str | Iterable[str] | None,
+        branches: Branch | Iterable[Branch],
+        steps: int | Iterable[int] | None,
     ) -> None:
         self._model = model
-        self._hookpoints = model.hookpoints if hookpoints is None else tuple(dict.fromkeys(hookpoints))
+        self._hookpoints = model.hookpoints if hookpoints is None else tuple(dict.fromkeys(as_items(hookpoints)))
         check_hookpoints(model.unet, self._hookpoints)
-        self._branches, self._steps = frozenset(branches), None if steps is None else frozenset(steps)
+        self._branches: frozenset[Branch] = frozenset(as_items(branches))
+        self._steps: frozenset[int] | None = None if steps is None else frozenset(as_items(steps))
         wrong = sorted(self._branches.difference(BRANCHES))
         if wrong or not self._branches:
             raise ValueError(f"A branch is one of {', '.join(BRANCHES)}, not {wrong[0] if wrong else 'none'!r}.")
@@ -171,7 +173,8 @@ class _Hooks:
         """Raise a `ValueError` for branches or steps that this run of the sampler does not have."""
         if self._branches.isdisjoint(step_context.branches):
             raise ValueError(
-                f"This run has no branch {' or '.join(sorted(self._branches))}: a guidance_scale of 1 runs cond alone."
+                f"This run has no branch {' or '.join(sorted(self._branches))}: "
+                f"a guidance_scale of 1 or less runs cond alone."
             )
         if self._steps is not None and max(self._steps) >= step_context.n_steps:
             raise ValueError(
@@ -196,9 +199,9 @@ class Recording(_Hooks, Mapping[ActivationKey, Tensor]):
     def __init__(
         self,
         model: Diffuser,
-        hookpoints: Iterable[str] | None,
-        branches: Iterable[Branch],
-        steps: Iterable[int] | None,
+        hookpoints: str | Iterable[str] | None,
+        branches: Branch | Iterable[Branch],
+        steps: int | Iterable[int] | None,
         sink: Sink | None,
         stop: bool,
     ) -> None:
@@ -247,9 +250,9 @@ class Editing(_Hooks):
     def __init__(
         self,
         model: Diffuser,
-        hookpoints: Iterable[str] | None,
-        branches: Iterable[Branch],
-        steps: Iterable[int] | None,
+        hookpoints: str | Iterable[str] | None,
+        branches: Branch | Iterable[Branch],
+        steps: int | Iterable[int] | None,
         edits: tuple[UpdateEdit, ...],
     ) -> None:
         super().__init__(model, hookpoints, branches, steps)

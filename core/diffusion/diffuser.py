@@ -2,16 +2,17 @@
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
+from core.arguments import as_items, as_seed
 from core.diffusion.pipeline import PipelineParts
 from core.diffusion.sampler import DdimSampler, SamplingRun
-from core.diffusion.sampling import Generation, Preview, SamplerState, StepContext
+from core.diffusion.sampling import Generation, Preview, SamplerState, StepContext, is_guided
 from core.diffusion.schedule import stage_at
 from core.errors import Cancelled
 from core.hardware.memory import DEFAULT_LIMIT
@@ -57,7 +58,7 @@ class Diffuser(PipelineParts):
     ) -> None:
         """Wrap a pipeline; arguments and errors are those of `PipelineParts`."""
         super().__init__(pipeline, spec, device=device, memory_limit=memory_limit)
-        self.sampler = DdimSampler(self.predictor)
+        self.sampler = DdimSampler(self.predictor, self.predictor.predict_v if self.predictor.predicts_v else None)
         # Not an RLock: each next() of a job may run in another thread, and any of them has to be able to free it.
         self._lock = threading.Lock()
 
@@ -100,7 +101,7 @@ class Diffuser(PipelineParts):
             OutOfMemory: Not even one prompt fits.
         """
         scale = self.spec.guidance_scale if guidance_scale is None else guidance_scale
-        return self.predictor.in_parts(n, compute, rows_per_item=1 if scale == 1 else 2, max_size=max_size)
+        return self.predictor.in_parts(n, compute, rows_per_item=2 if is_guided(scale) else 1, max_size=max_size)
 
     def generate_iter(
         self,
@@ -110,7 +111,7 @@ class Diffuser(PipelineParts):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         previews: bool = True,
-        edits: Sequence[Edit] = (),
+        edits: Edit | Sequence[Edit] = (),
         contexts: Sequence[AbstractContextManager[Any]] = (),
         callback: Callback[Preview] | None = None,
     ) -> Job[Preview, Generation]:
@@ -123,7 +124,7 @@ class Diffuser(PipelineParts):
             prompt: The text.
             seed: Seed of the initial noise.
             num_inference_steps: Sampler steps; by default the model's.
-            guidance_scale: Scale of classifier-free guidance; by default the model's.
+            guidance_scale: Scale of classifier-free guidance; 1 or less is none; by default the model's.
             previews: Decode the predicted image after every step.
             edits: Edits by the model's own concepts, such as `core.SpatialEdit`.
             contexts: Recordings and edits, as for `sample`; entered before `edits`. A recording must not stop the run.
@@ -131,11 +132,11 @@ class Diffuser(PipelineParts):
 
         Raises:
             PromptError: The model cannot read the prompt.
-            ValueError: A number of steps that the sampler does not have, or an edit that does not apply.
+            ValueError: A number of steps that the sampler does not have, no seed, or an edit that does not apply.
         """
         self.check_prompt(prompt)
-        run = self._run([prompt], [int(seed)], num_inference_steps, guidance_scale, contexts=contexts)
-        if edits:
+        run = self._run(prompt, seed, num_inference_steps, guidance_scale, contexts=contexts)
+        if edits := as_items(edits):
             bound = edits[0].bind(self, edits, run.num_inference_steps)
             run = replace(run, contexts=[*contexts, bound])
         return Job(self._generate(run, previews), callback, _cancel)
@@ -144,9 +145,9 @@ class Diffuser(PipelineParts):
 
     def sample(
         self,
-        prompts: Sequence[str],
+        prompts: str | Iterable[str],
         *,
-        seeds: Sequence[int],
+        seeds: int | Iterable[int],
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         last_step: int | None = None,
@@ -158,28 +159,29 @@ class Diffuser(PipelineParts):
         Arguments are checked at once. The model is held from the first step until the generator ends or is closed.
 
         Args:
-            prompts: N texts; may be empty.
-            seeds: N seeds of the initial noise.
+            prompts: N texts, or one; may be empty.
+            seeds: N seeds of the initial noise, from 0 to 2**64 - 1.
             num_inference_steps: Sampler steps; by default the model's.
-            guidance_scale: Scale of classifier-free guidance; by default the model's.
+            guidance_scale: Scale of classifier-free guidance; 1 or less is none; by default the model's.
             last_step: Ends the run early; by default the last of all.
             after: Go on from a state of another run of this batch, in place of the seeds' noise.
             contexts: Recordings and edits, entered in this order once the model is held, and left before it is free.
 
         Raises:
             PromptError: The model cannot read a prompt.
-            ValueError: Not one seed per prompt; a step that the sampler does not have; an unfit state in `after`.
+            ValueError: Not one seed per prompt; no seed; a step that the sampler does not have; an unfit state in
+                `after`.
         """
         run = self._run(prompts, seeds, num_inference_steps, guidance_scale, last_step, after, contexts)
-        for prompt in prompts:
+        for prompt in run.prompts:
             if prompt:
                 self.check_prompt(prompt)
         return self._sample(run)
 
     def _run(
         self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
+        prompts: str | Iterable[str],
+        seeds: int | Iterable[int],
         num_inference_steps: int | None,
         guidance_scale: float | None,
         last_step: int | None = None,
@@ -190,8 +192,8 @@ class Diffuser(PipelineParts):
         n_steps = self.spec.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.schedule.sampler_timesteps(n_steps)
         return SamplingRun(
-            prompts=tuple(prompts),
-            seeds=tuple(seeds),
+            prompts=as_items(prompts),
+            seeds=tuple(as_seed(seed) for seed in as_items(seeds)),
             num_inference_steps=n_steps,
             guidance_scale=float(self.spec.guidance_scale if guidance_scale is None else guidance_scale),
             last_step=n_steps - 1 if last_step is None else last_step,

@@ -1,5 +1,6 @@
 """Loading a model: its files, precision and device."""
 
+import json
 import logging
 import re
 import warnings
@@ -11,10 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from core.artifacts import WEIGHTS, find_model, is_local
+from core.arguments import as_items
+from core.artifacts import HUB_ERRORS, find_model, is_local
 from core.diffusion.diffuser import Diffuser
 from core.errors import ModelError
 from core.hardware.memory import DEFAULT_LIMIT, GIB
+from core.hub import hub_answer
+from core.pipeline_folder import (
+    INDEX,
+    WEIGHTS,
+    check_configs,
+    check_weights,
+    choose_variants,
+    is_of_variant,
+    weights_of,
+)
 from core.spec import BUILT_IN, ModelSpec
 
 if TYPE_CHECKING:
@@ -28,10 +40,7 @@ measurement for a U-Net in float32 (1.6 GiB more on SD v1.4, with one latent at 
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Names of the dtypes that a model can compute in."""
-_INDEX = "model_index.json"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_HALF = re.compile(r"\.fp16(-\d+-of-\d+)?\.safetensors$")
-_PLAIN = re.compile(r"/[^.]+\.safetensors$")
 
 
 def load_model(
@@ -39,7 +48,7 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    hookpoints: Sequence[str] | None = None,
+    hookpoints: str | Sequence[str] | None = None,
     offload: bool | None = None,
     text_device: str | torch.device | None = None,
     memory_gib: float = DEFAULT_LIMIT / GIB,
@@ -65,7 +74,7 @@ def load_model(
     """
     spec = name if isinstance(name, ModelSpec) else find_model(name)
     if hookpoints:
-        spec = replace(spec, hookpoints=tuple(hookpoints))
+        spec = replace(spec, hookpoints=as_items(hookpoints))
     target = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     computes_in = _dtype(dtype) or (torch.float16 if target.type == "cuda" and spec.half else torch.float32)
     if not memory_gib > 0:
@@ -75,13 +84,21 @@ def load_model(
     modules = [getattr(pipeline, component) for component in WEIGHTS]
     if needs_offload(modules, target) if offload is None else offload:
         _offload(pipeline, spec, target)
-        return Diffuser(pipeline, spec, device=target, memory_limit=limit)
+        return _noted(Diffuser(pipeline, spec, device=target, memory_limit=limit))
     for module in modules:
         if text_device is not None and module is pipeline.text_encoder:
             torch.nn.Module.to(module, torch.device(text_device), torch.float32)
         else:
             torch.nn.Module.to(module, target)
-    return Diffuser(pipeline, spec, memory_limit=limit)
+    return _noted(Diffuser(pipeline, spec, memory_limit=limit))
+
+
+def _noted(model: Diffuser) -> Diffuser:
+    """The model, after the log has what of its folder is not used as it is."""
+    level = logging.INFO if model.spec.name in BUILT_IN else logging.WARNING
+    for note in model.notes:
+        log.log(level, "%s: %s", model.spec.name, note)
+    return model
 
 
 def needs_offload(modules: Sequence[torch.nn.Module], device: torch.device) -> bool:
@@ -113,103 +130,121 @@ def read_pipeline(spec: ModelSpec, dtype: torch.dtype) -> "StableDiffusionPipeli
     from diffusers import StableDiffusionPipeline
 
     half = dtype != torch.float32
+    folder = Path(spec.source).expanduser() if is_local(spec) else _fetch(spec, half)
+    check_configs(folder)
+    files = weights_of(folder)
+    variants = choose_variants(files, prefer_half=half)
+    check_weights(folder, [file for file in files if is_of_variant(file, variants)])
     try:
-        folder = Path(spec.source).expanduser() if is_local(spec) else _fetch(spec, half)
         with _without_progress_bars():
+            parts = {part: _read_part(folder, part, variants[part], dtype) for part in WEIGHTS}
             pipeline = StableDiffusionPipeline.from_pretrained(
                 folder,
-                variant=choose_variant(_weights(folder), prefer_half=half),
-                torch_dtype=dtype,
-                use_safetensors=True,
+                **parts,
                 local_files_only=True,
                 safety_checker=None,
                 feature_extractor=None,
+                image_encoder=None,
                 requires_safety_checker=False,
             )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(_message(spec, error)) from error
+    except ModelError:
+        raise
+    except Exception as error:  # whatever the libraries raise at a folder that they cannot read
+        raise ModelError(
+            f"The model {spec.name!r} could not be loaded from {folder}: {error}\nIt has to be a "
+            f"StableDiffusionPipeline with safetensors weights."
+        ) from error
     for component in WEIGHTS:
         # A few weights are read in a wider dtype than requested. torch's own `to`, because that of diffusers warns.
         torch.nn.Module.to(getattr(pipeline, component), dtype=dtype)
     return pipeline
 
 
+def _read_part(folder: Path, part: str, variant: str | None, dtype: torch.dtype) -> torch.nn.Module:
+    """A component with its weights; its class is one that `check_configs` allows."""
+    import diffusers
+    import transformers
+
+    name = json.loads((folder / INDEX).read_text(encoding="utf-8"))[part][-1]
+    library, wanted = (transformers, "dtype") if part == "text_encoder" else (diffusers, "torch_dtype")
+    module: torch.nn.Module
+    module, found = getattr(library, name).from_pretrained(
+        folder / part,
+        variant=variant,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+        **{wanted: dtype},
+    )
+    missing = sorted(found["missing_keys"])
+    if missing:  # the libraries would go on with random numbers in their place
+        raise ModelError(
+            f"The weights of {folder / part} lack {len(missing)} tensors, such as {missing[0]}: they are not of this "
+            f"architecture, or only a part of it (an adapter). Save the whole pipeline again with "
+            f"`pipeline.save_pretrained(folder, safe_serialization=True)`."
+        )
+    return module
+
+
 def _fetch(spec: ModelSpec, half: bool) -> Path:
-    """The cached folder of a repository on the Hub with all needed files, downloading those that are missing."""
+    """The cached folder of a repository on the Hub with all needed files, downloading those that are missing.
+
+    Raises:
+        ModelError: It cannot be fetched, or is no pipeline that could be used, which is found out before its weights
+            are fetched.
+    """
     from huggingface_hub import snapshot_download
 
     def fetch(**options: Any) -> Any:
         return snapshot_download(spec.source, revision=spec.revision, **options)
 
     def cached() -> Path | None:
-        with suppress(OSError):
-            folder = Path(fetch(allow_patterns=[_INDEX], local_files_only=True))
-            return folder if any(_whole(_weights(folder), pattern) for pattern in (_HALF, _PLAIN)) else None
+        with suppress(OSError, ValueError):
+            folder = Path(fetch(allow_patterns=[INDEX], local_files_only=True))
+            return folder if set(choose_variants(weights_of(folder), prefer_half=half)) == set(WEIGHTS) else None
         return None
 
     if _COMMIT.fullmatch(spec.revision or "") and (folder := cached()):
         return folder  # a commit never changes, so the Hub need not be asked
     try:
         listed = fetch(dry_run=True)
-    except OSError:
+        needed = needed_files([file.filename for file in listed], half=half)
+        missing = sum(file.file_size or 0 for file in listed if file.will_download and file.filename in needed)
+        if missing and INDEX in needed:
+            check_configs(Path(fetch(allow_patterns=[name for name in needed if not name.endswith(".safetensors")])))
+            log.info("%s: fetching %.1f GB from https://huggingface.co/%s", spec.name, missing / 1e9, spec.source)
+        return Path(fetch(allow_patterns=needed))
+    except ModelError:
+        raise
+    except HUB_ERRORS as error:
         if folder := cached():
             return folder
-        raise
-    needed = needed_files([file.filename for file in listed], half=half)
-    missing = sum(file.file_size or 0 for file in listed if file.will_download and file.filename in needed)
-    if missing:
-        log.info("%s: fetching %.1f GB from https://huggingface.co/%s", spec.name, missing / 1e9, spec.source)
-    return Path(fetch(allow_patterns=needed))
+        raise ModelError(_message(spec, error)) from error
 
 
 def needed_files(files: Sequence[str], *, half: bool) -> list[str]:
     """The files of a repository that are used here: no safety checker, and no weights in other formats."""
-    weights = _HALF if choose_variant(files, prefer_half=half) else _PLAIN
+    variants = choose_variants(files, prefer_half=half)
 
     def is_needed(file: str) -> bool:
         part, _, name = file.rpartition("/")
         if part not in ("tokenizer", "scheduler", *WEIGHTS):
-            return file == _INDEX
-        return name.endswith((".json", ".txt")) or bool(weights.search(file))
+            return file == INDEX
+        return name.endswith((".json", ".txt")) or is_of_variant(file, variants)
 
     return [file for file in files if is_needed(file)]
 
 
-def _weights(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for part in WEIGHTS for path in (folder / part).glob("*.safetensors")]
-
-
-def choose_variant(files: Sequence[str], *, prefer_half: bool) -> str | None:
-    """The variant of weights to load: `fp16`, or None for the plain files.
-
-    Args:
-        files: Paths in the repository or folder, such as `unet/diffusion_pytorch_model.fp16.safetensors`.
-        prefer_half: Whether to load half precision if there are both; otherwise it is loaded only if there is nothing
-            else.
-    """
-    return "fp16" if _whole(files, _HALF) and (prefer_half or not _whole(files, _PLAIN)) else None
-
-
-def _whole(files: Sequence[str], pattern: re.Pattern[str]) -> bool:
-    """Whether every component has weights whose names match."""
-    return all(any(f.startswith(f"{part}/") and pattern.search(f) for f in files) for part in WEIGHTS)
-
-
 def _message(spec: ModelSpec, error: Exception) -> str:
-    if is_local(spec):
-        return (
-            f"The model {spec.name!r} could not be loaded from {spec.source}: {error}\nIt has to be a "
-            f"StableDiffusionPipeline with safetensors weights."
-        )
     size = ""
     if spec.gigabytes:
         size = f" ({spec.gigabytes / 2:.1f} GB in half precision, where it has such files, else {spec.gigabytes:.1f})"
     there = f"https://huggingface.co/{spec.source}" + (f" at revision {spec.revision}" if spec.revision else "")
     embedded = next(iter(BUILT_IN))
     return (
-        f"The weights of {spec.name!r} are not on this machine and could not be fetched{size} from {there}: {error}\n"
-        f"The Hub has to be reachable, and the repository a StableDiffusionPipeline with safetensors weights that is "
-        f"open to you (`hf auth login`). {embedded!r} needs no download."
+        f"The weights of {spec.name!r} are not on this machine and could not be fetched{size} from {there}: "
+        f"{hub_answer(error, spec.source, spec.revision)}\nThe repository has to be a StableDiffusionPipeline with "
+        f"safetensors weights. {embedded!r} needs no download."
     )
 
 

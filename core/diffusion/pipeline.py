@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from core.arguments import as_items
+from core.components import check_autoencoder, check_components
 from core.diffusion.hookpoints import check_hookpoints, nearest_hookpoints
 from core.diffusion.latents import LatentCodec
 from core.diffusion.predictor import Conditions
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.text_encoder import TEXT, TextEncoder
-from core.diffusion.unet_predictor import UNetPredictor
+from core.diffusion.unet_predictor import UNetPredictor, sampler_notes, uncompiled
 from core.diffusion.vocabulary import Vocabulary
 from core.errors import ModelError
 from core.hardware.batch_sizer import BatchSizer, memory_format_for
@@ -38,6 +40,8 @@ class PipelineParts:
     """Makes the conditions of the predictor."""
     codec: LatentCodec
     """Encodes and decodes images."""
+    notes: tuple[str, ...]
+    """What of the pipeline is not used as it is, and what is in its place: parts of sentences about the model."""
     sizer: BatchSizer
     """Decides how many latents or images fit into a call."""
 
@@ -58,9 +62,12 @@ class PipelineParts:
             memory_limit: As for `DeviceMemory`, in bytes.
 
         Raises:
-            ModelError: The U-Net predicts neither noise nor v, lacks a hookpoint of the spec, or another image size.
+            ModelError: The parts do not fit together, or the U-Net needs more than a text; it predicts neither noise
+                nor v, lacks a hookpoint of the spec, or has another image size.
         """
         unet, vae, text_module = pipeline.unet.eval(), pipeline.vae.eval(), pipeline.text_encoder.eval()
+        check_autoencoder(type(vae).__name__)
+        check_components(unet.config, vae.config, text_module.config.to_dict())
         for module in (unet, vae, text_module):
             module.requires_grad_(False)
         where = device or torch.device(unet.device)
@@ -74,10 +81,11 @@ class PipelineParts:
         self.codec = LatentCodec(vae, self.predictor.latent_shape[-1], where, self.sizer)
         if spec.image_size is not None and spec.image_size != self.image_size:
             raise ModelError(f"{spec.name!r} should draw {spec.image_size} pixels, its weights {self.image_size}.")
-        hookpoints = spec.hookpoints or nearest_hookpoints(unet)
-        check_hookpoints(unet, hookpoints)
+        self._unet = uncompiled(unet)
+        hookpoints = spec.hookpoints or nearest_hookpoints(self._unet)
+        check_hookpoints(self._unet, hookpoints)
         self.spec = replace(spec, hookpoints=hookpoints, image_size=self.image_size)
-        self._unet = unet
+        self.notes = tuple(sampler_notes(pipeline.scheduler))
 
     @property
     def hookpoints(self) -> tuple[str, ...]:
@@ -143,11 +151,11 @@ class PipelineParts:
         """Raise a `PromptError` for a prompt that is empty, too long, or has unknown words."""
         self.vocabulary.check(prompt)
 
-    def encode_text(self, texts: Sequence[str]) -> Conditions:
+    def encode_text(self, texts: str | Sequence[str]) -> Conditions:
         """Conditions for `predict_noise`, one row a text; the empty text is allowed. Encoded texts are cached."""
-        return self.text_encoder.encode(texts)
+        return self.text_encoder.encode(as_items(texts))
 
-    def text_embeddings(self, texts: Sequence[str]) -> Tensor:
+    def text_embeddings(self, texts: str | Sequence[str]) -> Tensor:
         """Embeddings [N, L, D] of texts. Where another of them has more tokens, a text's last rows are zeros."""
         return self.encode_text(texts).tensors[TEXT]
 

@@ -34,6 +34,15 @@ class Conditions:
 
         return self._map(select)
 
+    def __sub__(self, other: Tensor) -> Tensor:
+        """How far the embeddings are from others, [N, L, D], such as diffusers' own of the same texts.
+
+        Raises:
+            ValueError: There is more than embeddings in it, as with texts of different lengths.
+        """
+        (embeddings,) = self.tensors.values()
+        return embeddings - other
+
     def repeat(self, n: int) -> "Conditions":
         """All rows n times: row i comes again at i + N, i + 2 N, ..."""
         return self._map(lambda tensor: tensor.repeat(n, *[1] * (tensor.ndim - 1)))

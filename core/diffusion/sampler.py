@@ -1,6 +1,7 @@
 """The DDIM sampler with classifier-free guidance, on any noise predictor."""
 
-from collections.abc import Generator, Sequence
+import math
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from core.diffusion.predictor import Conditions, NoisePredictor
-from core.diffusion.sampling import Branch, SamplerState, StepContext, ddim_step
+from core.diffusion.sampling import Branch, SamplerState, StepContext, ddim_step, ddim_step_of_v, is_guided
 from core.diffusion.schedule import step_times
 
 
@@ -18,8 +19,8 @@ class SamplingRun:
     """One run of the sampler: a batch of N prompts that are denoised together.
 
     Raises:
-        ValueError: Not one seed per prompt; a last step that the run does not have; a state to go on from that is of
-            another batch, of another number of steps, or not before the last step.
+        ValueError: Not one seed per prompt; a scale that is no number; a last step that the run does not have; a state
+            to go on from that is of another batch, of another number of steps, or not before the last step.
     """
 
     prompts: tuple[str, ...]
@@ -29,7 +30,7 @@ class SamplingRun:
     num_inference_steps: int
     """S, steps from noise to image."""
     guidance_scale: float
-    """Scale of classifier-free guidance; 1 evaluates the conditional branch only."""
+    """Scale of classifier-free guidance; 1 or less evaluates the conditional branch only."""
     last_step: int
     """The run ends after this step; S - 1 is the last of all."""
     after: SamplerState | None = None
@@ -41,6 +42,8 @@ class SamplingRun:
         n_prompts, n_seeds, n_steps = len(self.prompts), len(self.seeds), self.num_inference_steps
         if n_prompts != n_seeds or not n_prompts:
             raise ValueError(f"{n_prompts} prompts and {n_seeds} seeds were given; there must be one seed each.")
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"The guidance scale is a number such as 7.5, not {self.guidance_scale}.")
         if not 0 <= self.last_step < n_steps:
             raise ValueError(f"The last step must be between 0 and {n_steps - 1}, not {self.last_step}.")
         if self.after is None:
@@ -55,7 +58,7 @@ class SamplingRun:
     @property
     def branches(self) -> tuple[Branch, ...]:
         """The branches of guidance that are evaluated, in the order of the batch."""
-        return ("uncond", "cond") if self.guidance_scale != 1 else ("cond",)
+        return ("uncond", "cond") if is_guided(self.guidance_scale) else ("cond",)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -69,8 +72,14 @@ class DdimSampler:
     step_context: StepContext | None
     """The present step, while the noise predictor is called; None otherwise. Hooks in the network read it."""
 
-    def __init__(self, predictor: NoisePredictor) -> None:
+    def __init__(
+        self, predictor: NoisePredictor, predict_v: Callable[[Tensor, Tensor, Conditions], Tensor] | None = None
+    ) -> None:
+        """`predict_v` is for a network that predicts v: in place of `predict_noise`, which says nothing about the image
+        where there is only noise, as at the first step of a schedule with zero terminal SNR."""
         self._predictor = predictor
+        self._predict = predict_v or predictor.predict_noise
+        self._step = ddim_step_of_v if predict_v else ddim_step
         self.step_context = None
 
     def run(self, run: SamplingRun, conditions: Conditions) -> Generator[SamplerState, None, None]:
@@ -84,10 +93,10 @@ class DdimSampler:
             step_context = StepContext(step, n_steps, float(times[step]), run.branches)
             self.step_context = step_context
             try:
-                eps = self._guided(x, float(log_snrs[step]), conditions, run.guidance_scale)
+                predicted = self._guided(x, float(log_snrs[step]), conditions, run.guidance_scale)
             finally:
                 self.step_context = None
-            x0, x = ddim_step(x, eps, float(alphas[step]), float(alphas_after[step]))
+            x0, x = self._step(x, predicted, float(alphas[step]), float(alphas_after[step]))
             yield SamplerState(step_context, x, x0)
 
     def _initial_noise(self, seeds: Sequence[int]) -> Tensor:
@@ -97,11 +106,11 @@ class DdimSampler:
         return torch.cat(noise).to(self._predictor.device)
 
     def _guided(self, x: Tensor, log_snr: float, conditions: Conditions, guidance_scale: float) -> Tensor:
-        """Classifier-free guidance (Ho & Salimans 2022): e_uncond + s (e_cond - e_uncond), in one batch."""
+        """Classifier-free guidance (Ho & Salimans 2022): e_uncond + s (e_cond - e_uncond), in one batch; v likewise."""
         n = len(conditions)
         rows = x.repeat(n // len(x), 1, 1, 1)
-        eps = self._predictor.predict_noise(rows, torch.full((n,), log_snr, dtype=torch.float64), conditions)
+        predicted = self._predict(rows, torch.full((n,), log_snr, dtype=torch.float64), conditions)
         if n == len(x):
-            return eps
-        uncond, cond = eps.chunk(2)
+            return predicted
+        uncond, cond = predicted.chunk(2)
         return uncond + guidance_scale * (cond - uncond)

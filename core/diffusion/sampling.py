@@ -26,6 +26,12 @@ Branch = Literal["cond", "uncond"]
 """The conditional branch of classifier-free guidance, with the prompts, and the unconditional one, with empty texts."""
 
 
+def is_guided(guidance_scale: float) -> bool:
+    """Whether a scale of guidance needs the unconditional branch: above 1. Otherwise the prompt alone counts, as in
+    diffusers, so that 0 means no guidance too."""
+    return guidance_scale > 1
+
+
 class StepContext(NamedTuple):
     """The step in which the sampler calls the noise predictor; hooks in the network read it."""
 
@@ -65,7 +71,7 @@ class Generation:
     num_inference_steps: int
     """Sampler steps, one U-Net evaluation each."""
     guidance_scale: float
-    """Scale of classifier-free guidance."""
+    """Scale of classifier-free guidance; 1 or less means none."""
     previews: tuple[Preview, ...]
     """One per step, first to last; empty where previews were not requested."""
 
@@ -73,4 +79,11 @@ class Generation:
 def ddim_step(x: Tensor, eps: Tensor, abar: float, abar_after: float) -> tuple[Tensor, Tensor]:
     """The predicted clean latents, and the latents after one deterministic step (Song et al. 2021, eq. 12, eta 0)."""
     x0 = (x - (1 - abar) ** 0.5 * eps) / abar**0.5
+    return x0, abar_after**0.5 * x0 + (1 - abar_after) ** 0.5 * eps
+
+
+def ddim_step_of_v(x: Tensor, v: Tensor, abar: float, abar_after: float) -> tuple[Tensor, Tensor]:
+    """`ddim_step` from v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans & Ho 2022), which tells x0 at any SNR."""
+    x0 = abar**0.5 * x - (1 - abar) ** 0.5 * v
+    eps = abar**0.5 * v + (1 - abar) ** 0.5 * x
     return x0, abar_after**0.5 * x0 + (1 - abar_after) ** 0.5 * eps

@@ -4,8 +4,9 @@ With abar the cumulative product of a trained schedule, log-SNR is a = log(abar 
 x_a = sqrt(sigmoid(a)) x + sqrt(sigmoid(-a)) eps, eps standard normal. a falls as the timestep grows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,8 +16,13 @@ from core.spec import STAGES, Stage
 
 STEPS_OFFSET = 1
 """Added to every timestep of the "leading" spacing, as Stable Diffusion does."""
-_SMALLEST = 2.0**-24
-"""Distance of abar from 0 and 1. Schedules rescaled to zero terminal SNR end in 0; log-SNR has to stay finite."""
+Spacing = Literal["leading", "trailing", "linspace"]
+"""How the sampler's steps lie among the trained timesteps (Lin et al. 2024, arXiv 2305.08891, table 2)."""
+_SMALLEST = 2.0**-40
+"""Smallest abar. Schedules rescaled to zero terminal SNR end in 0; log-SNR has to stay finite, and latents are the same
+to a millionth."""
+_LARGEST = 1 - 2.0**-24
+"""Largest abar before the last step's."""
 
 
 def scaled_linear_betas(beta_start: float = 0.00085, beta_end: float = 0.012, n: int = 1000) -> Floats:
@@ -26,18 +32,51 @@ def scaled_linear_betas(beta_start: float = 0.00085, beta_end: float = 0.012, n:
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """A trained noise schedule, and the DDIM steps through it ("leading" spacing, offset 1, eta 0)."""
+    """A trained noise schedule, and the DDIM steps through it (eta 0)."""
 
     alphas_cumprod: Floats
     """abar at each trained timestep, [T], falling."""
     final_alpha_cumprod: float
     """abar after the last sampler step: abar[0], or 1 where a folder's scheduler says `set_alpha_to_one`."""
+    spacing: Spacing = "leading"
+    """Where the sampler's steps lie."""
+    steps_offset: int = STEPS_OFFSET
+    """Added to every timestep of the leading spacing."""
 
     @classmethod
-    def from_alphas_cumprod(cls, alphas_cumprod: ArrayLike, set_alpha_to_one: bool = False) -> "NoiseSchedule":
-        """A schedule from its abar, [T]."""
-        abar = np.asarray(alphas_cumprod, dtype=np.float64).clip(_SMALLEST, 1 - _SMALLEST)
-        return cls(abar, 1.0 if set_alpha_to_one else float(abar[0]))
+    def from_alphas_cumprod(
+        cls,
+        alphas_cumprod: ArrayLike,
+        set_alpha_to_one: bool = False,
+        spacing: Spacing = "leading",
+        steps_offset: int = STEPS_OFFSET,
+    ) -> "NoiseSchedule":
+        """A schedule from its abar, [T].
+
+        Raises:
+            ValueError: There is no such spacing.
+        """
+        if spacing not in get_args(Spacing):
+            raise ValueError(f"Timesteps are spaced {', '.join(get_args(Spacing))}, not {spacing!r}.")
+        abar = np.asarray(alphas_cumprod, dtype=np.float64).clip(_SMALLEST, _LARGEST)
+        return cls(abar, 1.0 if set_alpha_to_one else float(abar[0]), spacing, steps_offset)
+
+    @classmethod
+    def from_scheduler(cls, alphas_cumprod: ArrayLike, config: Mapping[str, Any]) -> "NoiseSchedule":
+        """The schedule of a scheduler of diffusers, as its `DDIMScheduler` reads that scheduler's configuration.
+
+        Raises:
+            ValueError: It spaces its timesteps in another way.
+        """
+        abar = np.array(alphas_cumprod, dtype=np.float64)
+        if config.get("rescale_betas_zero_snr"):
+            abar[-1] = 0  # some schedulers keep it a little above
+        return cls.from_alphas_cumprod(
+            abar,
+            bool(config.get("set_alpha_to_one", True)),
+            config.get("timestep_spacing", "leading"),
+            int(config.get("steps_offset", 0)),
+        )
 
     @classmethod
     def stable_diffusion(cls) -> "NoiseSchedule":
@@ -61,11 +100,20 @@ class NoiseSchedule:
         return np.interp(np.asarray(log_snr, np.float64), log_snrs[::-1], np.arange(len(log_snrs))[::-1])
 
     def sampler_timesteps(self, n_steps: int) -> Ints:
-        """Timesteps of the sampler from noise to image, [S]; 50 of 1000 are 981, 961, ..., 1."""
+        """Timesteps of the sampler from noise to image, [S]; 50 of 1000, leading, are 981, 961, ..., 1."""
         n_trained = len(self.alphas_cumprod)
         if not 1 <= n_steps < n_trained:
             raise ValueError(f"The number of steps must be between 1 and {n_trained - 1}, not {n_steps}.")
-        return np.arange(n_steps)[::-1] * (n_trained // n_steps) + STEPS_OFFSET
+        if self.spacing == "linspace":
+            return np.linspace(0, n_trained - 1, n_steps).round()[::-1].astype(np.int64)
+        if self.spacing == "trailing":
+            return np.round(n_trained - np.arange(n_steps) * (n_trained / n_steps)).astype(np.int64) - 1
+        timesteps = np.arange(n_steps)[::-1] * (n_trained // n_steps) + self.steps_offset
+        if timesteps[0] >= n_trained:
+            raise ValueError(
+                f"{n_steps} steps with an offset of {self.steps_offset} begin after the trained timesteps."
+            )
+        return timesteps
 
     def sampler_log_snrs(self, n_steps: int) -> Floats:
         """Log-SNR at each step of the sampler, [S], rising."""

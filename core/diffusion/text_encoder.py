@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from core.diffusion.predictor import Conditions
 from core.diffusion.vocabulary import Vocabulary
+from core.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -27,8 +28,19 @@ class TextEncoder:
     """The words and lengths of text that it can read."""
 
     def __init__(self, module: "CLIPTextModel", tokenizer: "CLIPTokenizer", device: torch.device | None = None) -> None:
-        """`device` is where embeddings go; by default they stay where the module is."""
-        self._module, self.vocabulary = module, Vocabulary(tokenizer)
+        """`device` is where embeddings go; by default they stay where the module is.
+
+        Raises:
+            ModelError: The tokenizer is not this encoder's.
+        """
+        highest, n_known = max(tokenizer.get_vocab().values()), int(module.config.vocab_size)
+        if highest >= n_known:
+            raise ModelError(
+                f"The tokenizer has tokens up to number {highest} and the text encoder embeddings for {n_known}: they "
+                f"are of different models. Take the tokenizer that the text encoder was trained with, or save the "
+                f"pipeline again after its embeddings were resized."
+            )
+        self._module, self.vocabulary = module, Vocabulary(tokenizer, module.config.max_position_embeddings)
         self._device = device or torch.device(module.device)
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -62,5 +74,5 @@ class TextEncoder:
         """[L, D]; a text that is too long for one pass is read in windows, whose rows are joined."""
         self.vocabulary.check_length(text)
         tokens = torch.tensor(self.vocabulary.windows(text), device=self._module.device)
-        embedding: Tensor = self._module(tokens)[0].flatten(0, 1)
+        embedding: Tensor = self._module(tokens).last_hidden_state.flatten(0, 1)
         return embedding.to(self._device)

@@ -1,13 +1,14 @@
 """A U-Net of diffusers as a noise predictor: log-SNR in place of timesteps, and batches that fit into memory."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from core.components import latent_side
 from core.diffusion.predictor import Conditions
 from core.diffusion.schedule import NoiseSchedule
 from core.diffusion.text_encoder import MASK, TEXT
@@ -36,6 +37,8 @@ class UNetPredictor:
     """Where it computes."""
     dtype: torch.dtype
     """What it computes in."""
+    predicts_v: bool
+    """Whether the U-Net predicts v = sqrt(abar) eps - sqrt(1 - abar) x0, and not eps."""
     n_calls: int
     """Forward calls of the U-Net so far."""
     n_rows: int
@@ -55,26 +58,43 @@ class UNetPredictor:
 
         Args:
             unet: Predicts the noise, or v.
-            scheduler: The pipeline's, for the trained noise schedule; its sampling method is not used.
+            scheduler: The pipeline's, for the trained noise schedule and the spacing of the sampler's steps; its
+                sampling method is not used.
             window_length: Rows of the embedding of a usual text, for the estimate of memory.
             device: Where the U-Net computes, if it waits in main memory between calls; None: where it is.
             sizer: Decides how many latents go into a call.
 
         Raises:
-            ModelError: The U-Net predicts something else, or has no noise schedule of the DDPM type.
+            ModelError: The U-Net predicts something else, draws images that are not square, or has no noise schedule
+                of the DDPM type.
         """
         self._unet, self._window_length, self._sizer = unet, window_length, sizer
-        self.schedule, self._prediction_type = _read_scheduler(scheduler)
-        side = int(unet.config.sample_size)
+        self.schedule, self.predicts_v = _read_scheduler(scheduler)
+        side = latent_side(unet.config.get("sample_size"))
         self.latent_shape = (int(unet.config.in_channels), side, side)
         self.device, self.dtype = device or torch.device(unet.device), unet.dtype
         self._memory_format = memory_format_for(self.device)
-        self._modules = tuple(unet.modules())
+        self._hooked = uncompiled(unet)
+        self._modules = tuple(self._hooked.modules())
         self.n_calls = self.n_rows = 0
         self.graphs = CallGraphs(unet, enabled=self.device.type == "cuda" and device is None)
 
     def predict_noise(self, x: Tensor, log_snr: Tensor, conditions: Conditions) -> Tensor:
         """Predictions of eps, [B, C, h, w] float32, for latents x [B, C, h, w] at log_snr [B] under B conditions."""
+        return self._in_calls(lambda *part: self.call(*part), x, log_snr, conditions)
+
+    def predict_v(self, x: Tensor, log_snr: Tensor, conditions: Conditions) -> Tensor:
+        """What a U-Net that predicts v says, [B, C, h, w] float32; arguments as for `predict_noise`."""
+        return self._in_calls(self._output, x, log_snr, conditions)
+
+    def _in_calls(
+        self,
+        call: Callable[[Tensor, Tensor, Conditions], Tensor],
+        x: Tensor,
+        log_snr: Tensor,
+        conditions: Conditions,
+    ) -> Tensor:
+        """The rows of `call`, as many at once as fit."""
         n = len(x)
         # Hooks expect whole batches: of one in parts, a recording would keep the last part, and an edit miss its rows.
         whole = n > 1 and self.has_hooks()
@@ -83,7 +103,7 @@ class UNetPredictor:
         def compute(part: slice) -> Tensor:
             counted = self.n_calls, self.n_rows
             try:
-                return self.call(x[part], log_snr[part], conditions[part])
+                return call(x[part], log_snr[part], conditions[part])
             except RuntimeError:
                 self.n_calls, self.n_rows = counted
                 self.graphs.clear()  # memory may have run out, and theirs is better spent on the call
@@ -95,11 +115,19 @@ class UNetPredictor:
     @torch.no_grad()
     def call(self, x: Tensor, log_snr: Tensor, conditions: Conditions) -> Tensor:
         """`predict_noise` in one call of the U-Net."""
+        out = self._output(x, log_snr, conditions)
+        if not self.predicts_v:
+            return out
+        abar = self._on_device(torch.sigmoid(log_snr.double().cpu()))[:, None, None, None]
+        return abar.sqrt() * out + (1 - abar).sqrt() * x.to(self.device, torch.float32)
+
+    @torch.no_grad()
+    def _output(self, x: Tensor, log_snr: Tensor, conditions: Conditions) -> Tensor:
+        """What the U-Net predicts, in one call."""
         self.n_calls += 1
         self.n_rows += len(x)
-        a = log_snr.double().cpu()
-        timesteps = torch.from_numpy(np.atleast_1d(self.schedule.timestep_at(a.numpy())))
-        with _full_convolutions(), self.graphs.replaying(len(x)):
+        timesteps = torch.from_numpy(np.atleast_1d(self.schedule.timestep_at(log_snr.double().cpu().numpy())))
+        with _full_convolutions(), self.graphs.replaying(len(x)), self._hooks_seen():
             out: Tensor = self._unet(
                 x.to(self.device, self.dtype, memory_format=self._memory_format),
                 self._on_device(timesteps),
@@ -107,10 +135,7 @@ class UNetPredictor:
                 encoder_attention_mask=self._mask(conditions),
                 return_dict=False,
             )[0].float()
-        if self._prediction_type == "epsilon":
-            return out
-        abar = self._on_device(torch.sigmoid(a))[:, None, None, None]
-        return abar.sqrt() * out + (1 - abar).sqrt() * x.to(self.device, torch.float32)
+        return out
 
     def _on_device(self, values: Tensor) -> Tensor:
         """In float32 on the device. Without waiting for a GPU, which may still be at work on the last call."""
@@ -120,6 +145,12 @@ class UNetPredictor:
         """[B, L] which rows of the embeddings are of the text; None where all are."""
         mask = conditions.tensors.get(MASK)
         return None if mask is None or mask.all() else mask.to(self.device)
+
+    def _hooks_seen(self) -> AbstractContextManager[object]:
+        """A context in which a compiled U-Net calls the hooks of its modules; compiled code knows those alone that were
+        there when it was compiled."""
+        compiled = self._unet is not self._hooked or any(m._compiled_call_impl is not None for m in self._modules)
+        return torch.compiler.set_stance("force_eager") if compiled and self.has_hooks() else nullcontext()
 
     def has_hooks(self) -> bool:
         """Whether there is a hook on any module of the U-Net."""
@@ -203,13 +234,42 @@ def _full_convolutions() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def _read_scheduler(scheduler: "DDIMScheduler") -> tuple[NoiseSchedule, str]:
-    """The trained noise schedule, and what the U-Net predicts. The folder's choice of a sampler is ignored."""
+def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
+    """The module that `torch.compile` has wrapped, or the module itself; it has the parts' own names."""
+    inner = getattr(module, "_orig_mod", module)
+    return inner if isinstance(inner, torch.nn.Module) else module
+
+
+def sampler_notes(scheduler: "DDIMScheduler") -> list[str]:
+    """Sentences on what of a pipeline's scheduler is not kept, and what is used in its place."""
+    name, config = type(scheduler).__name__, scheduler.config
+    if name != "DDIMScheduler":
+        spacing = config.get("timestep_spacing", "leading")
+        return [
+            f"its sampler, {name}, is not used: DDIM (deterministic) samples in its place, with the noise schedule and "
+            f"the {spacing} spacing of timesteps that its configuration names."
+        ]
+    lost = [name for name in ("thresholding", "clip_sample") if config.get(name)]
+    return [f"{name} of its DDIMScheduler is not used: latents are never clipped." for name in lost]
+
+
+def _read_scheduler(scheduler: "DDIMScheduler") -> tuple[NoiseSchedule, bool]:
+    """The trained noise schedule with the sampler's steps, and whether the U-Net predicts v."""
     abar = getattr(scheduler, "alphas_cumprod", None)
     if abar is None:
         raise ModelError(f"{type(scheduler).__name__} has no cumulative alphas; only DDPM-type models are supported.")
     prediction_type = scheduler.config.get("prediction_type", "epsilon")
     if prediction_type not in ("epsilon", "v_prediction"):
         raise ModelError(f"The U-Net predicts {prediction_type!r}; only 'epsilon' and 'v_prediction' are supported.")
-    to_one = bool(scheduler.config.get("set_alpha_to_one", False))
-    return NoiseSchedule.from_alphas_cumprod(abar.double().cpu().numpy(), to_one), prediction_type
+    try:
+        schedule = NoiseSchedule.from_scheduler(abar.double().cpu().numpy(), scheduler.config)
+    except ValueError as error:
+        raise ModelError(f"{type(scheduler).__name__}: {error}") from error
+    from_noise = scheduler.config.get("rescale_betas_zero_snr") and schedule.spacing != "leading"
+    if from_noise and prediction_type == "epsilon":
+        raise ModelError(
+            f"Sampling starts at pure noise (rescale_betas_zero_snr with {schedule.spacing} spacing), where a U-Net "
+            f"that predicts the noise says nothing about the image. Such models predict v: if this one does, write "
+            f'"prediction_type": "v_prediction" into scheduler/scheduler_config.json.'
+        )
+    return schedule, prediction_type == "v_prediction"

@@ -1,15 +1,15 @@
 """`attribute`: the information that each word of a prompt carries about an image."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.arguments import as_items, as_seed
 from core.arrays import Floats
 from core.diffusion.predictor import PromptedModel
-from core.diffusion.text import delete_words, distinct_words, only_words
+from core.diffusion.text import delete_words, distinct_words, occurrences, only_words, plain
 from core.errors import PromptError, WordNotInPromptError
 from core.information.estimator import Comparison, Estimate
 from core.information.measuring import (
@@ -79,7 +79,7 @@ def attribute_iter(
     check_text(model, prompt)
     check_given(given)
     chosen = choose_words(prompt, words)
-    budget = Budget(int(seed), float(rel_error), max_evals, batch_size, sampler_for(model, sampler))
+    budget = Budget(as_seed(seed), float(rel_error), max_evals, batch_size, sampler_for(model, sampler))
     whole = [Comparison("", prompt)] if whole_prompt else []
     plan = Plan(compare(prompt, chosen, given) + whole, budget, f"{len(chosen)} words")
     n_bins = n_bins_for(model, image, num_inference_steps)
@@ -110,7 +110,7 @@ def check_given(given: Given) -> None:
 
 
 def choose_words(prompt: str, words: Sequence[str] | None) -> tuple[str, ...]:
-    """The requested words, lower case, in the order of the prompt; None requests all.
+    """The requested words and phrases, as `Word.text` spells them, in the order of the prompt; None requests all.
 
     Raises:
         PromptError: A word that is not in the prompt, or a prompt without words.
@@ -118,10 +118,15 @@ def choose_words(prompt: str, words: Sequence[str] | None) -> tuple[str, ...]:
     present = distinct_words(prompt)
     if not present:
         raise PromptError("The prompt has no word to attribute anything to.")
-    wanted = {word.strip().lower() for word in ([words] if isinstance(words, str) else words or present)}
-    for word in sorted(wanted.difference(present)):
-        raise WordNotInPromptError(word, difflib.get_close_matches(word, present, n=1) or present)
-    return tuple(word for word in present if word in wanted)
+    if not words:
+        return tuple(present)
+    first: dict[str, int] = {}
+    for word in as_items(words):
+        found = occurrences(prompt, word)
+        if not found:
+            raise WordNotInPromptError(word.strip(), present)
+        first[plain(word)] = found[0].start
+    return tuple(sorted(first, key=lambda word: (first[word], -len(word))))
 
 
 def compare(prompt: str, words: Sequence[str], given: Given) -> list[Comparison]:

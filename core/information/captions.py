@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from core.arguments import as_seed
 from core.arrays import Floats
 from core.diffusion.predictor import PromptedModel
 from core.errors import PromptError
@@ -66,7 +67,7 @@ def rank_captions_iter(
     if not 0.5 < certainty < 1:
         raise ValueError(f"certainty is a probability above 0.5 and below 1, such as 0.95, not {certainty}.")
     context, others = ("", texts) if orthogonal else (texts[0], texts[1:])
-    budget = Budget(int(seed), max_evals=max_evals, batch_size=batch_size, sampler=sampler_for(model, sampler))
+    budget = Budget(as_seed(seed), max_evals=max_evals, batch_size=batch_size, sampler=sampler_for(model, sampler))
     plan = Plan([Comparison(context, text) for text in others], budget, f"{len(texts)} captions")
     settings = settings_of(model, budget, certainty=certainty, orthogonal=orthogonal)
 

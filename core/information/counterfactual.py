@@ -19,7 +19,7 @@ from core.arrays import Floats
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.predictor import PromptedModel
 from core.diffusion.sampling import ddim_step
-from core.diffusion.text import delete_words, replace_word, split_words
+from core.diffusion.text import delete_words, plain, replace_word
 from core.errors import Cancelled, PromptError
 from core.information.attribution import choose_words
 from core.information.measuring import check_text, default_steps, latents_of
@@ -264,8 +264,8 @@ def _check(
 def _replaced(prompt: str, word: str, to: str) -> str:
     """The prompt with a word replaced, if the replacement is a different word."""
     to = to.strip()
-    if not split_words(to):
+    if not plain(to):
         raise PromptError(f"{to!r} is no word to put in the place of {word!r}; leave `to` out to delete it.")
-    if to.lower() == word:
+    if plain(to) == word:
         raise PromptError(f"{word!r} would stay what it is; give another word.")
     return replace_word(prompt, word, to)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from core.arrays import Floats
+from core.diffusion.text import plain
 from core.information.results import Given, Measurement, mean_and_stderr
 
 
@@ -105,7 +106,7 @@ class Decomposition(Measurement):
             ValueError: It was not measured.
         """
         for pair in self.pairs:
-            if set(pair.words) == {first.lower(), second.lower()}:
+            if set(pair.words) == {plain(first), plain(second)}:
                 return pair
         raise ValueError(f"There is no pair of {first!r} and {second!r}; the words are {', '.join(self.words)}.")
 

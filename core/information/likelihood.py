@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.arguments import as_seed
 from core.arrays import Floats
 from core.diffusion.predictor import PromptedModel
 from core.information.estimator import Comparison, Estimate
@@ -108,7 +109,7 @@ def likelihood_iter(
     check_text(model, prompt)
     if not 0 < error < math.inf:
         raise ValueError(f"error has to be a positive number of bits a dimension, such as 0.01, not {error}.")
-    budget = Budget(int(seed), float(error), max_evals, batch_size, sampler)
+    budget = Budget(as_seed(seed), float(error), max_evals, batch_size, sampler)
     plan = Plan([Comparison("", prompt)], budget, "2 prompts")
     n_bins = n_bins_for(model, image, num_inference_steps)
     edges = model.schedule.bin_edges(n_bins, *integrated_range(model, sampler))

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from core.arguments import as_seed
 from core.diffusion.predictor import PromptedModel
-from core.diffusion.text import delete_words, only_words
+from core.diffusion.text import delete_words, only_words, plain
 from core.errors import PromptError
 from core.information.attribution import check_given, choose_words
 from core.information.decomposition import Decomposition, PairInformation, Replicates, split
@@ -81,7 +82,7 @@ def decompose_iter(
     pairs = [_pair(prompt, *pair, given) for pair in combinations(chosen, 2)]
     surprisals = {word: float(surprisal(word)) for word in chosen} if surprisal else {}
     comparisons = list(dict.fromkeys(comparison for pair in pairs for comparison in pair.comparisons))
-    budget = Budget(int(seed), float(rel_error), max_evals, batch_size, sampler_for(model, sampler))
+    budget = Budget(as_seed(seed), float(rel_error), max_evals, batch_size, sampler_for(model, sampler))
     plan = Plan(comparisons, budget, f"{len(chosen)} words")
     settings = settings_of(model, budget, rel_error=budget.rel_error, surprisals=surprisals)
 
@@ -145,8 +146,8 @@ def _pair(prompt: str, first: str, second: str, given: Given) -> _Pair:
 
 
 def _different(prompt: str, words: tuple[str, ...]) -> tuple[str, ...]:
-    """The requested words, lower case, in the order given; all of the prompt's by default."""
-    requested = [word.strip().lower() for word in words]
+    """The requested words and phrases, in the order given; all of the prompt's words by default."""
+    requested = [plain(word) for word in words]
     for word in requested:
         if requested.count(word) > 1:
             raise PromptError(f"{word!r} was given twice; give two different words of the prompt.")

@@ -160,7 +160,7 @@ def test_a_repository_without_index_and_manifest_is_read_offline_too(
             assert torch.equal(core.load_sae("other/saes", *IDS[1]).W_dec, core.load_sae(folder, *IDS[1]).W_dec)
     with pytest.raises(ArtifactError, match="other/saes has no SAEs"):
         core.load_sae("other/saes", *IDS[0])
-    with pytest.raises(ArtifactError, match=r"There is no no/where on the Hub.*hf auth login"):
+    with pytest.raises(ArtifactError, match=r"from no/where on the Hub.*\(404\).*hf auth login"):
         core.load_sae("no/where", *IDS[0])
 
 

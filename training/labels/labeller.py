@@ -31,6 +31,7 @@ from core.concepts.io import (
     weights_sha256,
 )
 from core.diffusion.diffuser import Diffuser
+from core.diffusion.sampling import is_guided
 from core.diffusion.text import distinct_words
 from core.sae.autoencoder import SaeId
 from core.sae.collection import list_saes, load_sae, mark_labelled
@@ -170,7 +171,7 @@ class Labeller:
         ids = list_saes(root)
         if not ids:
             raise ValueError(f"There is no SAE in {root}. Train some with `python -m training sae`.")
-        if model.spec.guidance_scale == 1 and any(sae_id.branch == "uncond" for sae_id in ids):
+        if not is_guided(model.spec.guidance_scale) and any(sae_id.branch == "uncond" for sae_id in ids):
             raise ValueError(f"{model.spec.name} is sampled without guidance: SAEs of branch uncond have no input.")
         self._saes = {sae_id: load_sae(root, *sae_id, device=model.device) for sae_id in ids}
         n_steps = model.spec.num_inference_steps

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
+from core.diffusion.sampling import is_guided
 from core.diffusion.schedule import step_at
 from core.sae.autoencoder import SaeId
 from training.prompts.sources import Prompts
@@ -98,8 +99,10 @@ class ActivationStream:
         self.sae_ids = tuple(sae_ids)
         n_steps = model.spec.num_inference_steps if config.num_inference_steps is None else config.num_inference_steps
         _check(self.sae_ids, config, rank, world)
-        if any(sae_id.branch == "uncond" for sae_id in self.sae_ids) and self._guidance_scale == 1:
-            raise ValueError("A guidance_scale of 1 runs no uncond branch; leave its SAEs out or choose another scale.")
+        if any(sae_id.branch == "uncond" for sae_id in self.sae_ids) and not is_guided(self._guidance_scale):
+            raise ValueError(
+                "A guidance_scale of 1 or less runs no uncond branch; leave its SAEs out or choose another scale."
+            )
         self._steps = {sae_id: _steps(sae_id, config, n_steps) for sae_id in self.sae_ids}
         self._n_steps = n_steps
         self._shapes = self._measure()

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 
 from core.arrays import Floats
-from core.diffusion.text import distinct_words, split_words
+from core.diffusion.text import delete_words, occurrences
 from core.information.results import Attribution, Given
 from core.spec import STAGES, Stage
 from core.ui.look.colours import ink_on, scale_hex
@@ -32,15 +32,14 @@ def plus_minus(value: float, error: float) -> str:
 
 
 def chips(prompt: str, a: Attribution) -> str:
-    """Every word of the prompt as a button, coloured and weighted by its bits, with the text between them."""
+    """Every measured word or phrase of the prompt as a button, coloured and weighted by its bits; the rest as text."""
     top = float((a.bits + half_width(a)).max(initial=1e-9))
     index = {word: i for i, word in enumerate(a.words)}
     parts: list[str] = []
     at = 0
-    for word in split_words(prompt):
+    for word in occurrences(prompt, a.words):
         parts.append(_gap(prompt[at : word.start]))
-        text = prompt[word.start : word.end]
-        parts.append(_chip(text, index[word.text], a, top) if word.text in index else _gap(text))
+        parts.append(_chip(prompt[word.start : word.end], index[word.text], a, top))
         at = word.end
     parts.append(_gap(prompt[at:]))
     return f'<div class="id-words" role="group" aria-label="Words of the prompt">{"".join(parts)}</div>'
@@ -158,7 +157,7 @@ def _sentence(a: Attribution, i: int) -> str:
 
 def given_phrase(given: Given, prompt: str, words: Sequence[str]) -> str:
     """What the bits of some words are measured against, as the end of a sentence."""
-    rest = set(distinct_words(prompt)).difference(words)
+    rest = delete_words(prompt, words)
     return " beyond the other words" if given == "rest" and rest else " compared with an empty prompt"
 
 

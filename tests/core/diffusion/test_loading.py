@@ -13,9 +13,10 @@ import torch
 
 from core.artifacts import find_model
 from core.diffusion import loading
-from core.diffusion.loading import choose_variant, load_model, needs_offload
+from core.diffusion.loading import load_model, needs_offload
 from core.errors import ModelError
 from core.information.attribution import attribute
+from core.pipeline_folder import choose_variants
 from core.spec import BUILT_IN
 from tests.conftest import make_pipeline
 
@@ -30,18 +31,23 @@ OTHERS = ["safety_checker/model.safetensors", "unet/diffusion_pytorch_model.non_
 @pytest.mark.parametrize(
     ("files", "prefer_half", "expected"),
     [
-        ([*PLAIN, *HALF, *OTHERS], True, "fp16"),
-        ([*PLAIN, *HALF, *OTHERS], False, None),
-        ([*PLAIN, *SHARDS], True, "fp16"),
-        ([*PLAIN, *HALF[:2]], True, None),  # one component has none
-        (HALF, False, "fp16"),  # there is nothing else
-        ([], True, None),
+        ([*PLAIN, *HALF, *OTHERS], True, ("fp16",) * 3),
+        ([*PLAIN, *HALF, *OTHERS], False, (None,) * 3),
+        ([*PLAIN, *SHARDS], True, ("fp16",) * 3),
+        ([*PLAIN, *HALF[:2]], True, ("fp16", "fp16", None)),  # each component by itself, as diffusers does
+        ([HALF[0], *PLAIN[1:]], False, ("fp16", None, None)),
+        (HALF, False, ("fp16",) * 3),  # there is nothing else
+        ([OTHERS[1], *PLAIN[1:]], True, ("non_ema", None, None)),
+        ([OTHERS[1], HALF[0], *PLAIN[1:]], False, ("non_ema", None, None)),
+        (["vae/diffusion_pytorch_model-00001-of-00002.bf16.safetensors", "vae/lora.safetensors"], False, ("bf16",)),
+        ([], True, ()),
     ],
 )
-def test_half_precision_files_are_read_where_every_component_has_them(
-    files: Sequence[str], prefer_half: bool, expected: str | None
+def test_each_component_has_the_weights_that_fit_best(
+    files: Sequence[str], prefer_half: bool, expected: tuple[str | None, ...]
 ) -> None:
-    assert choose_variant(files, prefer_half=prefer_half) == expected
+    found = choose_variants(files, prefer_half=prefer_half)
+    assert tuple(found[part] for part in (*NAMES,) if part in found) == expected
 
 
 @dataclass
@@ -118,11 +124,11 @@ def test_only_what_is_read_is_fetched(hub: Hub, dtype: str, expected: list[str])
 
 def test_a_commit_that_is_cached_is_loaded_without_asking(hub: Hub) -> None:
     load_model(f"some/model@{'0' * 40}", device="cpu", dtype="float16")
-    assert hub.asked == 2  # for the list, and for the files
+    assert hub.asked == 3  # for the list, for what kind of model it is, and for the weights
     assert load_model(f"some/model@{'0' * 40}", device="cpu").dtype == torch.float32  # from the files that are there
-    assert hub.asked == 2
+    assert hub.asked == 3
     load_model("some/model@main", device="cpu")  # which may have moved
-    assert hub.asked == 4
+    assert hub.asked == 6
 
 
 def test_without_a_network_the_cache_will_do(hub: Hub) -> None:
@@ -136,7 +142,7 @@ def test_without_a_network_the_cache_will_do(hub: Hub) -> None:
 
 def test_the_error_about_missing_weights_has_their_size_and_source(hub: Hub) -> None:
     hub.online = False
-    with pytest.raises(ModelError, match=r"(?s)'sd'.*2\.1 GB in half.*4\.3.*co/some/model at revision x: no network"):
+    with pytest.raises(ModelError, match=r"(?s)'sd'.*2\.1 GB in half.*4\.3.*co/some/model at revision x: .*no network"):
         load_model(replace(BUILT_IN["sd-v1-4"], name="sd", source="some/model", revision="x"), device="cpu")
     with pytest.raises(ModelError, match=r"(?s)could not be fetched from.*'picturebook' needs no download"):
         load_model("some/model", device="cpu")
