@@ -19,7 +19,6 @@ def generate(page: Page, prompt: str, steps: int = 6) -> None:
     field = page.get_by_label("Steps")
     expect(field).not_to_have_value("")
     field.fill(str(steps))
-    page.get_by_label("20%").check()
     page.locator("#id-prompt textarea").fill(prompt)
     # Nobody types within a moment of unfolding a control for the first time, while the page still sets it up.
     page.evaluate("() => new Promise((done) => requestIdleCallback(() => requestAnimationFrame(done)))")
@@ -41,6 +40,7 @@ def wait_until_measured(page: Page, word: str) -> None:
 @pytest.mark.slow
 def test_a_prompt_becomes_an_image_and_its_words_get_bits(open_page: Opener) -> None:
     page = open_page()
+    page.get_by_label("20%").check()
     generate(page, "a cat on the grass")
     expect(page.locator(".id-status")).to_contain_text(re.compile(r"left|Reading|Waiting"))
     wait_until_measured(page, "grass")
@@ -122,10 +122,10 @@ def test_the_page_goes_on_after_cancel(page: Page) -> None:
     expect(page.locator(".id-status")).to_contain_text("Cancelled")
     expect(page.locator("#id-cancel")).to_be_hidden()
     generate(page, "a dog", steps=4)
-    page.wait_for_selector(".id-panel .id-chip[data-word='dog']")  # of a first repeat; `slow` tests wait for the last
-    page.locator("#id-cancel").click()
-    expect(page.locator("#id-cancel")).to_be_hidden()
+    expect(page.locator(".id-status")).to_contain_text("Reading the words")
     expect(page.locator("button.id-frame")).to_have_count(4)
+    page.locator("#id-cancel").click()  # what the words are worth, a slow test waits for
+    expect(page.locator("#id-cancel")).to_be_hidden()
 
 
 @pytest.mark.slow
