@@ -148,7 +148,7 @@ def test_who_pinned_a_revision_keeps_it(root: Path, hub: Hub) -> None:
 
 
 def slow(*values: Any) -> Any:
-    """Another fault of a stage that has one already."""
+    """A fault that goes the way of another: of a stage that has one already, or of its neighbour."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
@@ -157,16 +157,16 @@ def slow(*values: Any) -> Any:
     [
         ("info", 500, ""),
         slow("info", "drop", ""),
-        ("tree", 500, ""),
+        slow("tree", 500, ""),
         ("resolve", 500, ""),
         ("preupload", 429, ""),
         slow("preupload", 500, "models/"),
-        ("batch", 500, ""),
+        slow("batch", 500, ""),
         slow("upload", 500, ""),
-        ("upload", "drop", ""),
+        slow("upload", "drop", ""),
         ("upload", "corrupt", ""),
         ("verify", 500, ""),
-        ("validate", 500, ""),
+        slow("validate", 500, ""),
         ("commit", 500, ""),
         slow("commit", 429, "models/"),
         ("commit", "drop", "models/"),
