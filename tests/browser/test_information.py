@@ -10,6 +10,8 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Opener, wait_while_it_goes_on
 
+pytestmark = pytest.mark.timeout(1200)  # on a busy machine
+
 
 def wait_for_answer(page: Page, name: str) -> None:
     wait_while_it_goes_on(

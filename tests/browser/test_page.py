@@ -38,6 +38,7 @@ def wait_until_measured(page: Page, word: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # on a busy machine
 def test_a_prompt_becomes_an_image_and_its_words_get_bits(open_page: Opener) -> None:
     page = open_page()
     page.get_by_label("20%").check()
