@@ -4,27 +4,63 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from core.diffusion.diffuser import Diffuser
-from core.diffusion.loading import load_model
 from tests.fakes.hub import Hub, point_client_at, serve
 
+if TYPE_CHECKING:  # the process that hands out the tests has no use for torch, and waits seconds for it
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTokenizer
+
+    from core.diffusion.diffuser import Diffuser
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: more threads would only wait for each other
-    torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, which reads it then
+
+DEAR = (
+    "tests/browser/",
+    "tests/test_types.py",
+    "tests/training/pipeline/",
+    "tests/training/test_first_hour.py",
+    "tests/training/sae/test_trainer.py",
+    "tests/core/ui/",
+)
+"""What takes longest runs first, so that no process is left alone with it in the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        return next((n for n, start in enumerate(DEAR) if item.nodeid.startswith(start)), len(DEAR))
+
+    items.sort(key=rank)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`: the order above, and all browser tests in one process, which share a page."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class InOrder(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return DEAR[0] if nodeid.startswith(DEAR[0]) else str(super()._split_scope(nodeid))
+
+    if config.getvalue("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False  # by the number of tests, which says little about their time
+    return InOrder(config, log)
+
 
 TEXT = """moon desert photo a the and on in of cat dog whale ship house tree sun apple cake grass sea sky snow city
 watercolour painting left right above below at night red blue green big small"""
 MAX_LENGTH = 24
 
 
-def word_tokenizer(words: list[str]) -> CLIPTokenizer:
+def word_tokenizer(words: list[str]) -> "CLIPTokenizer":
     """A CLIP tokenizer that knows whole words alone; its merges build each from its letters."""
+    from transformers import CLIPTokenizer
+
     tokens = ["<|startoftext|>", "<|endoftext|>", ",</w>", ".</w>"]
     merges = []
     for word in words:
@@ -43,8 +79,12 @@ def word_tokenizer(words: list[str]) -> CLIPTokenizer:
 
 def make_pipeline(
     channels: int = 16, vae_channels: tuple[int, ...] = (8, 8, 16, 16), prediction_type: str = "epsilon"
-) -> StableDiffusionPipeline:
+) -> "StableDiffusionPipeline":
     """128x128 pixels, latents 8x16x16, U-Net levels 16x16 and 8x8 with cross-attention at the hookpoints."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
     torch.manual_seed(0)
     tokenizer = word_tokenizer(TEXT.split())
     n_tokens = len(tokenizer.get_vocab())
@@ -119,8 +159,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model(model_folder: Path) -> Diffuser:
+def model(model_folder: Path) -> "Diffuser":
     """The small model, loaded as a user would load it."""
+    from core.diffusion.loading import load_model
+
     return load_model(model_folder, device="cpu")
 
 

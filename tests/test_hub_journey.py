@@ -7,11 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 from gradio_client import Client
 
 from core.sae.collection import EMBEDDED, find_collection
+from core.ui.backend.runtime import Runtime
 from tests.fakes.hub import Hub, environment, point_client_at, serve
 from training.common.report import Table
 from training.hub.cards import write_sae_card
@@ -43,22 +46,44 @@ def program(*words: str, hub: Hub, home: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, *words], env=told, stdout=pipe, stderr=subprocess.STDOUT, text=True)
 
 
-def test_the_cards_snippets_run_as_they_stand(hub: Hub, tmp_path: Path) -> None:
+@pytest.fixture
+def stranger(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The hub as this process sees it with an empty cache and no token."""
+    point_client_at(hub, tmp_path / "cache", monkeypatch, token=None)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    hub.log.clear()
+    return hub
+
+
+def test_the_cards_snippets_run_as_they_stand(stranger: Hub) -> None:
+    hub = stranger
     cards = [hub.model(REPO).files["README.md"].decode(), hub.dataset(TABLES).files["README.md"].decode()]
     blocks = [block for card in cards for block in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)]
     assert len(blocks) == 3
-    hub.log.clear()
-    told = "\nprint(sae.cfg.d_in, ((sae.decode(code) - x).square().sum() / x.square().sum()).item(), len(table))\n"
-    run = program("-c", "\n".join(blocks) + told, hub=hub, home=tmp_path)
-    output = run.communicate(timeout=250)[0]
-    assert run.returncode == 0, output
-    d_in, error, n_concepts = output.splitlines()[-1].split()
-    assert (int(d_in), int(n_concepts)) == (192, 768)
-    assert float(error) < 0.3
+    names: dict[str, Any] = {}
+    exec("\n".join(blocks), names)
+    sae, code, x = names["sae"], names["code"], names["x"]
+    assert (sae.cfg.d_in, len(names["table"])) == (192, 768)
+    assert float((sae.decode(code) - x).square().sum() / x.square().sum()) < 0.3
     weights = {path for path in hub.asked("resolve") if path.endswith("sae_weights.safetensors")}
     assert [path.split("/")[-4:-1] for path in weights] == [["mid_block.attentions.0", "cond", "tall"]]
 
 
+def test_the_page_finds_the_concepts_that_came_down(stranger: Hub) -> None:
+    runtime = Runtime("picturebook", device="cpu", saes=REPO)
+    runtime._load()
+    assert runtime.error is None
+    dictionary = runtime.dictionary
+    assert dictionary is not None
+    assert dictionary.source == REPO
+    table = next(iter(dictionary.tables.values()))
+    assert "penguin" in table[table.numbers("penguin")[0]].gallery[0].entry.prompt
+    for name in ("sae_weights.safetensors", "concepts.parquet"):
+        assert len([path for path in stranger.asked("resolve", "GET") if path.endswith(name)]) == 8
+
+
+@pytest.mark.slow
 def test_the_app_runs_on_what_came_down(hub: Hub, tmp_path: Path) -> None:
     hub.log.clear()
     run = program("app.py", "--saes", REPO, hub=hub, home=tmp_path)

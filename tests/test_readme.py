@@ -4,9 +4,13 @@ import contextlib
 import io
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from core.information import measuring
+from core.spec import BUILT_IN
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,12 +30,23 @@ def run_python(document: str) -> str:
     return printed.getvalue()
 
 
+@pytest.fixture(params=["quick", pytest.param("whole", marks=pytest.mark.slow)])
+def measured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of few steps and measurements that end early, or those that the documents show."""
+    if request.param == "quick":
+        monkeypatch.setattr(measuring, "MAX_REPLICATES", 2)
+        few = replace(BUILT_IN["picturebook"], num_inference_steps=13)  # core/README.md records the last of them
+        monkeypatch.setitem(BUILT_IN, "picturebook", few)
+
+
+@pytest.mark.usefixtures("measured")
 def test_the_readmes_python_runs_as_it_stands() -> None:
     lines = dict(line.split(maxsplit=1) for line in run_python("README.md").splitlines())
     assert set(lines) == {"a", "cat", "on", "the", "grass"}
     assert all("±" in line for line in lines.values())
 
 
+@pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize("document", ["core/README.md", "core/information/README.md"])
 def test_the_python_of_other_documents_runs_as_it_stands(document: str) -> None:
     run_python(document)
@@ -45,7 +60,7 @@ def test_ci_runs_the_readmes_test_line_and_no_other() -> None:
     lines = found.stdout.splitlines()
     assert len(lines) == 1
     assert f"{lines[0]}\n" in blocks(README, "bash")
-    for part in ("pip install", "ruff check .", "ruff format --check .", "mypy", "pytest"):
+    for part in ("pip install", "ruff check .", "ruff format --check .", "pytest"):  # `test_types.py` runs mypy
         assert part in lines[0]
 
 

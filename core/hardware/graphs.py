@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.hardware.graph_calls import equal, forward_of, is_tensors, kind_of_call, kind_of_tensor
 from core.hardware.graph_capture import Capture, CudaCapture, Output, Work
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class CallGraphs:
         """The output of some work, and its graph; None if recording fails, which turns everything off."""
         expected = work(*given)
         try:
-            if not _is_tensors(expected):
+            if not is_tensors(expected):
                 raise RuntimeError(f"the U-Net's parts return tensors, not a {type(expected).__name__}")
             # An input made in inference mode could not be written outside it.
             with torch.inference_mode(False), torch.no_grad():
@@ -114,7 +115,7 @@ class CallGraphs:
                 if self._capture is None:
                     self._capture = self._make_capture()
                 graph = _Graph(inputs, self._capture(work, inputs))
-                if not _equal(expected, graph(given)):
+                if not equal(expected, graph(given)):
                     raise RuntimeError("a replay does not equal the call")
         except RuntimeError as error:  # running out of memory is one
             self.enabled = False
@@ -126,7 +127,7 @@ class CallGraphs:
 
     def _input(self, slot: int, like: Tensor) -> Tensor:
         """The tensor from which graphs read an argument; shared by all arguments of the same kind."""
-        key = (slot, _kind(like))
+        key = (slot, kind_of_tensor(like))
         if key not in self._inputs:
             self._inputs[key] = torch.empty_like(like)
         return self._inputs[key].copy_(like)
@@ -201,7 +202,7 @@ class _Forward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The output of the module: replayed, recorded, or computed as usual."""
         owner, forward = self._owner, type(self.module).forward
-        kind = _kinds(args, kwargs) if owner.is_active() and owner.enabled else None
+        kind = kind_of_call(args, kwargs) if owner.is_active() and owner.enabled else None
         if kind is None or not self._check_state():
             return forward(self.module, *args, **kwargs)
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
@@ -213,7 +214,7 @@ class _Forward:
             self._n_calls[kind] += 1
             if self._n_calls[kind] <= N_EAGER:
                 return forward(self.module, *args, **kwargs)
-            output, graph = owner.record(_work(self.module, args, kwargs), given)
+            output, graph = owner.record(forward_of(self.module, args, kwargs), given)
         if graph is not None:
             self._graphs[kind] = graph
             while len(self._graphs) > MAX_GRAPHS:
@@ -262,48 +263,3 @@ def _blocks(unet: torch.nn.Module) -> list[torch.nn.Module]:
     levels = [*getattr(unet, "down_blocks", ()), getattr(unet, "mid_block", None), *getattr(unet, "up_blocks", ())]
     lists = [part for level in levels if level is not None for part in level.children()]
     return [block for part in lists if isinstance(part, torch.nn.ModuleList) for block in part]
-
-
-def _kind(tensor: Tensor) -> tuple[Any, ...]:
-    return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
-
-
-def _kinds(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
-    """What two calls of one graph have in common; None if an argument is neither a tensor nor a plain value."""
-    kinds: list[Any] = [len(args), *kwargs]
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            kinds.append(_kind(value))
-        elif value is None or isinstance(value, bool | int | float | str):
-            kinds.append((type(value), value))
-        else:
-            return None
-    return tuple(kinds)
-
-
-def _work(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Work:
-    """The forward of a module as a function of its tensor arguments, with the others fixed."""
-    names, n_args, tensor = tuple(kwargs), len(args), object()
-    template = [tensor if isinstance(value, Tensor) else value for value in (*args, *kwargs.values())]
-
-    def work(*given: Tensor) -> Output:
-        rest = iter(given)
-        values = [next(rest) if value is tensor else value for value in template]
-        output: Output = type(module).forward(
-            module, *values[:n_args], **dict(zip(names, values[n_args:], strict=True))
-        )
-        return output
-
-    return work
-
-
-def _is_tensors(output: Any) -> bool:
-    return isinstance(output, Tensor) or (type(output) is tuple and all(isinstance(part, Tensor) for part in output))
-
-
-def _equal(a: Output, b: Output) -> bool:
-    """Whether two outputs are equal to the bit; NaN equals NaN."""
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        a, b = (a,), (b,)  # type: ignore[assignment]
-    pairs: list[Any] = list(zip(a, b, strict=True))
-    return all(bool(((x == y) | (x.isnan() & y.isnan())).all()) for x, y in pairs)

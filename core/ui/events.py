@@ -11,7 +11,7 @@ import gradio as gr
 from core.ui.attribution.tab import measure_updates, panel_html
 from core.ui.backend import jobs
 from core.ui.backend.errors import JobError
-from core.ui.backend.fields import MODEL, QUIET
+from core.ui.backend.fields import LATEST, MODEL, QUIET, copied
 from core.ui.backend.inputs import generation_problems, upload_problems, verdicts
 from core.ui.backend.jobs import GenerationProgress, Waiting
 from core.ui.backend.link import PageLink, read_link
@@ -71,8 +71,7 @@ def wire(runtime: Runtime, page: Page) -> None:
         lambda query: found_html(runtime, query),
         concepts.query,
         concepts.found,
-        queue=False,
-        **{**QUIET, "trigger_mode": "always_last"},
+        **LATEST,
     )
     concepts.found.find(events.find_concepts, None, [concepts.query, concepts.found], queue=False, **QUIET)
 
@@ -89,13 +88,9 @@ def wire(runtime: Runtime, page: Page) -> None:
 
     page.cancel.click(events.cancel, None, page.status, queue=False, **QUIET)
     panels = [page.concepts.panel, page.layout.panel, page.interventions.panel]
-    page.clock.tick(events.tick, [bar.prompt], [page.badge, page.clock, bar.hints, *panels], **QUIET)
-    bar.prompt.change(
-        lambda prompt: hints(runtime.unknown_words(prompt or ""), runtime.spec.name),
-        bar.prompt,
-        bar.hints,
-        **{**QUIET, "trigger_mode": "always_last"},
-    )
+    typed, prompt = copied([bar.prompt.change], [bar.prompt])
+    typed.then(events.hints, prompt, bar.hints, **LATEST)
+    page.clock.tick(events.tick, prompt, [page.badge, page.clock, bar.hints, *panels], **QUIET)
     page.unload(events.leave)
     stopping = [page.cancel.click, bar.generate.click, bar.prompt.submit, bar.analyse.click, bar.examples.pick]
     wire_questions(runtime, page.questions, page.scene, tab.rel_error, stopping, page.unload)
@@ -263,7 +258,12 @@ class _PageEvents:
         """The page was closed: cancel its job."""
         self.runtime.tickets.cancel(_session(request))
 
-    def tick(self, prompt: str) -> list[Any]:
+    def hints(self, prompt: list[str] | None) -> str:
+        """The words of the prompt that the model does not know; `prompt` is its copy, one item or None."""
+        text = prompt[0] if prompt else ""
+        return hints(self.runtime.unknown_words(text or ""), self.runtime.spec.name)
+
+    def tick(self, prompt: list[str] | None) -> list[Any]:
         """Update the badge until the model is loaded: (badge, timer, hints, concepts, layout, interventions)."""
         runtime = self.runtime
         badge, panels = badge_html(*runtime.badge()), [gr.skip()] * 3
@@ -271,8 +271,7 @@ class _PageEvents:
             return [badge, gr.skip(), gr.skip(), *panels]
         if runtime.dictionary is None:  # say so before the first image
             panels = [concepts_html(runtime, None, None), layout_html(runtime, None, None), why_empty_html(runtime)]
-        unknown = hints(runtime.unknown_words(prompt or ""), runtime.spec.name)
-        return [badge, gr.Timer(active=False), unknown, *panels]
+        return [badge, gr.Timer(active=False), self.hints(prompt), *panels]
 
     def _viewer(self, scene: Scene | None) -> str:
         return viewer_html(scene, self.runtime.spec.stages, self.runtime.spec.num_inference_steps)

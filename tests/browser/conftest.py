@@ -17,6 +17,7 @@ from core.spec import BUILT_IN
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
+READY = ".id-badge.ready"
 FLAGS = (  # noqa: SIM905 - as one would type them
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -76,26 +77,63 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
-@pytest.fixture
-def open_page(browser: Browser, url: str) -> Iterator[Any]:
-    """Opens the page at a width, and fails the test if the page requests other hosts or raises errors."""
-    pages: list[Page] = []
-    problems: list[str] = []
+class Opener:
+    """Opens pages, and collects what is wrong with them: requests to other hosts, and errors of scripts."""
 
-    def open_at(width: int = 1400, height: int = 900, query: str = "", scheme: Any = "light") -> Page:
-        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    def __init__(self, browser: Browser, url: str) -> None:
+        self.browser, self.url = browser, url
+        self.pages: list[Page] = []
+        self.problems: list[str] = []
+
+    def __call__(self, width: int = 1400, height: int = 900, query: str = "") -> Page:
+        page = self.browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
         page.set_default_timeout(90_000)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda request: problems.append(request.url) if other_host(request.url) else None)
-        page.goto(url + query)
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("request", lambda request: self.problems.append(request.url) if self.elsewhere(request.url) else None)
+        page.goto(self.url + query)
         page.wait_for_selector("#id-prompt textarea")
-        pages.append(page)
+        self.pages.append(page)
         return page
 
-    def other_host(address: str) -> bool:
-        return not address.startswith((url, "data:", "blob:"))
+    def elsewhere(self, address: str) -> bool:
+        return not address.startswith((self.url, "data:", "blob:"))
 
-    yield open_at
-    for page in pages:
+
+@pytest.fixture
+def open_page(browser: Browser, url: str) -> Iterator[Opener]:
+    """Opens new pages, and fails the test if they request other hosts or raise errors."""
+    opener = Opener(browser, url)
+    yield opener
+    for page in opener.pages:
         page.close()
-    assert problems == []
+    assert opener.problems == []
+
+
+@pytest.fixture(scope="session")
+def shared(browser: Browser, url: str) -> tuple[Page, list[str]]:
+    """The page that most tests share, since opening one takes seconds, and its problems."""
+    opener = Opener(browser, url)
+    page = opener()
+    page.wait_for_selector(READY)
+    return page, opener.problems
+
+
+@pytest.fixture
+def page(shared: tuple[Page, list[str]]) -> Iterator[Page]:
+    """The shared page at 1400 pixels without a chosen step. Its image and its tab are those of the last test."""
+    page, problems = shared
+    page.set_viewport_size({"width": 1400, "height": 900})
+    page.evaluate("() => idPage.state.step !== null && idPage.chooseStep(idPage.state.step)")
+    yield page
+    found, problems[:] = problems[:], []
+    assert found == []
+
+
+def wait_while_it_goes_on(page: Page, condition: str, arg: Any = None) -> None:
+    """Until a JavaScript function of `arg` is true, however slow the machine, if the progress goes on meanwhile."""
+    text = "[...document.querySelectorAll('.id-status, .id-question-progress')].map((one) => one.textContent).join()"
+    met = False
+    while not met:
+        before = page.evaluate(text)
+        page.wait_for_function(f"([before, arg]) => ({condition})(arg) || {text} !== before", arg=[before, arg])
+        met = page.evaluate(condition, arg)

@@ -1,6 +1,5 @@
 """The Concepts tab in a real browser, with the embedded model and its tables."""
 
-from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -8,8 +7,7 @@ from playwright.sync_api import Page, expect
 
 from core.concepts.io import TABLE
 from core.sae.collection import EMBEDDED
-
-Open = Callable[..., Page]
+from tests.browser.conftest import Opener
 
 pytestmark = pytest.mark.skipif(
     not any(EMBEDDED["picturebook"].glob(f"*/*/*/{TABLE}")), reason="there are no concept tables yet"
@@ -22,8 +20,7 @@ def open_concepts(page: Page) -> None:
     page.wait_for_selector(".id-active-item")
 
 
-def test_a_step_and_a_point_are_shown_without_the_server(open_page: Open) -> None:
-    page = open_page()
+def test_a_step_and_a_point_are_shown_without_the_server(page: Page) -> None:
     open_concepts(page)
     requested: list[str] = []
     page.on("request", lambda request: requested.append(request.url) if "queue" in request.url else None)
@@ -50,8 +47,7 @@ def test_a_step_and_a_point_are_shown_without_the_server(open_page: Open) -> Non
     assert requested == []
 
 
-def test_a_concept_has_a_page_that_a_link_opens(open_page: Open) -> None:
-    page = open_page()
+def test_a_concept_has_a_page_that_a_link_opens(page: Page, open_page: Opener) -> None:
     open_concepts(page)
     page.locator(".id-active-item").first.focus()
     page.keyboard.press("Enter")
@@ -74,7 +70,7 @@ def test_a_concept_has_a_page_that_a_link_opens(open_page: Open) -> None:
 
 
 @pytest.mark.slow
-def test_a_card_follows_the_picture_and_can_be_opened_again(open_page: Open) -> None:
+def test_a_card_follows_the_picture_and_can_be_opened_again(open_page: Opener) -> None:
     page = open_page()
     open_concepts(page)
     page.locator(".id-active-item").first.click()
@@ -90,7 +86,7 @@ def test_a_card_follows_the_picture_and_can_be_opened_again(open_page: Open) -> 
 
 
 @pytest.mark.slow
-def test_concepts_can_be_searched_and_browsed(open_page: Open) -> None:
+def test_concepts_can_be_searched_and_browsed(open_page: Opener) -> None:
     page = open_page()
     open_concepts(page)
     field = page.locator("#id-concept-query textarea, #id-concept-query input").first
@@ -111,8 +107,8 @@ def test_concepts_can_be_searched_and_browsed(open_page: Open) -> None:
 
 
 @pytest.mark.parametrize("width", [390, 1400])
-def test_nothing_is_wider_than_the_page(open_page: Open, width: int) -> None:
-    page = open_page(width)
+def test_nothing_is_wider_than_the_page(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
     open_concepts(page)
     page.locator(".id-active-item").first.click()
     page.wait_for_selector(".id-concept-card")

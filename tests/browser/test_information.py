@@ -2,18 +2,23 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-Open = Callable[..., Page]
+from tests.browser.conftest import Opener, wait_while_it_goes_on
+
+pytestmark = pytest.mark.timeout(1200)  # on a busy machine
 
 
-def done(name: str) -> str:
-    return f".id-{name}.id-answer:not(.empty):not(.running):not(.old)"
+def wait_for_answer(page: Page, name: str) -> None:
+    wait_while_it_goes_on(
+        page,
+        "answer => document.querySelector(answer) !== null",
+        f".id-{name}.id-answer:not(.empty):not(.running):not(.old)",
+    )
 
 
 def open_example(page: Page) -> None:
@@ -21,17 +26,17 @@ def open_example(page: Page) -> None:
     page.wait_for_selector(".id-badge.ready")
     page.wait_for_selector(".id-overlay:not([hidden])")
     page.get_by_label("20%").check()
-    page.wait_for_function("() => !document.querySelector('.id-status .id-bar i')")
+    wait_while_it_goes_on(page, "() => !document.querySelector('.id-status .id-bar i')")
 
 
 @pytest.mark.slow
-def test_two_words_are_decomposed_and_restored_by_the_link(open_page: Open, tmp_path: Path) -> None:
+def test_two_words_are_decomposed_and_restored_by_the_link(open_page: Opener, tmp_path: Path) -> None:
     page = open_page()
     open_example(page)
     page.locator(".id-chip[data-word='penguin']").click()
     page.locator(".id-chip[data-word='snow']").press("Shift+Enter")
     expect(page.locator(".id-question-progress").first).to_contain_text(re.compile("Waiting|Measuring"))
-    page.wait_for_selector(done("pair"))
+    wait_for_answer(page, "pair")
     expect(page.locator(".id-pair .id-lead")).to_contain_text("“penguin” and “snow” together contributed")
     expect(page.locator(".id-chip.second")).to_have_attribute("data-word", "snow")
 
@@ -57,9 +62,8 @@ def test_two_words_are_decomposed_and_restored_by_the_link(open_page: Open, tmp_
     expect(again.locator(".id-pair .id-lead")).to_contain_text("“penguin” and “snow” together contributed")
 
 
-def test_a_question_is_stopped(open_page: Open) -> None:
-    page = open_page()
-    open_example(page)
+def test_a_question_is_stopped(page: Page) -> None:
+    page.get_by_role("tab", name="Attribution").click()
     page.locator(".id-pair-go").click()
     page.locator(".id-stop").first.click()
     expect(page.locator(".id-question-progress").first).to_contain_text("Stopped.")
@@ -67,7 +71,7 @@ def test_a_question_is_stopped(open_page: Open) -> None:
 
 
 @pytest.mark.slow
-def test_a_word_is_removed(open_page: Open) -> None:
+def test_a_word_is_removed(open_page: Opener) -> None:
     page = open_page()
     open_example(page)
     page.locator(".id-chip[data-word='penguin']").click()
@@ -78,7 +82,7 @@ def test_a_word_is_removed(open_page: Open) -> None:
     expect(page.locator("#id-other-word")).to_contain_text("This model does not know 'pengiun'")
     other.fill("")
     page.locator(".id-counterfactual-go").click()
-    page.wait_for_selector(done("counterfactual"))
+    wait_for_answer(page, "counterfactual")
     error = re.search(r"reproduces the picture to ([\d.]+)%", page.locator(".id-counterfactual").inner_text())
     change = re.search(r"([\d.]+)% of the picture changes", page.locator(".id-counterfactual .id-lead").inner_text())
     assert error
@@ -89,11 +93,11 @@ def test_a_word_is_removed(open_page: Open) -> None:
 
 
 @pytest.mark.slow
-def test_the_likelihood_is_measured(open_page: Open) -> None:
+def test_the_likelihood_is_measured(open_page: Opener) -> None:
     page = open_page(width=390, height=844)
     open_example(page)
     page.locator(".id-likelihood-go").click()
-    page.wait_for_selector(done("likelihood"))
+    wait_for_answer(page, "likelihood")
     lead = page.locator(".id-likelihood .id-lead").inner_text()
     found = re.search(r"has (.+) ± 0.02 bits per dimension with its prompt, and (.+) ± 0.02 without", lead)
     assert found
@@ -109,7 +113,7 @@ def test_the_likelihood_is_measured(open_page: Open) -> None:
 
 
 @pytest.mark.slow
-def test_captions_are_ranked(open_page: Open) -> None:
+def test_captions_are_ranked(open_page: Opener) -> None:
     page = open_page(width=390, height=844)
     open_example(page)
     page.get_by_text("Which caption fits this picture?").click()
@@ -121,7 +125,7 @@ def test_captions_are_ranked(open_page: Open) -> None:
     expect(page.locator("#id-captions")).to_contain_text("Write two captions or more")
     field.fill("a whale in the sea\na penguin and a tree on the snow")
     page.locator("#id-compare").click()
-    page.wait_for_selector(done("ranking"))
+    wait_for_answer(page, "ranking")
     expect(page.locator(".id-ranking .id-lead")).to_contain_text("“a penguin and a tree on the snow” fits better")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert "captions=" in page.url

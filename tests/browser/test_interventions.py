@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -12,8 +11,8 @@ from playwright.sync_api import Page, expect
 
 from core.concepts.io import TABLE
 from core.sae.collection import EMBEDDED
+from tests.browser.conftest import Opener, wait_while_it_goes_on
 
-Open = Callable[..., Page]
 RESULT = ".id-iv[data-query]:not(.running, .old)"
 PENGUIN = {"kind": "move", "label": "penguin", "region": "top-left", "stage": "early", "strength": 4}
 SETTINGS = {"prompt": "a penguin on the snow", "seed": 1, "steps": 6, "guidance": 4, "tab": "interventions"}
@@ -29,8 +28,11 @@ def link(*edits: dict[str, object], **more: object) -> str:
 
 
 def wait_until_done(page: Page) -> None:
-    page.wait_for_selector(RESULT)
-    page.wait_for_function("() => !document.querySelector('.id-status .id-bar i')")
+    wait_while_it_goes_on(
+        page,
+        "result => document.querySelector(result) && !document.querySelector('.id-status .id-bar i')",
+        RESULT,
+    )
 
 
 def open_interventions(page: Page) -> None:
@@ -40,7 +42,7 @@ def open_interventions(page: Page) -> None:
 
 
 @pytest.mark.slow
-def test_a_link_restores_an_edit(open_page: Open, tmp_path: Path) -> None:
+def test_a_link_restores_an_edit(open_page: Opener, tmp_path: Path) -> None:
     page = open_page(query=link(PENGUIN))
     wait_until_done(page)
     expect(page.locator(".id-iv-lead")).to_contain_text("penguin → top left · early · strength 4")
@@ -79,8 +81,7 @@ def test_a_link_restores_an_edit(open_page: Open, tmp_path: Path) -> None:
     assert "compare=stages" in page.url
 
 
-def test_an_edit_is_suggested_and_invalid_input_reported(open_page: Open) -> None:
-    page = open_page()
+def test_an_edit_is_suggested_and_invalid_input_reported(page: Page) -> None:
     open_interventions(page)
     what = page.locator("#id-iv-what input").first
     expect(what).to_have_value("penguin")
@@ -123,7 +124,7 @@ def test_an_edit_is_suggested_and_invalid_input_reported(open_page: Open) -> Non
 
 
 @pytest.mark.slow
-def test_edits_are_painted_listed_and_cancelled(open_page: Open) -> None:
+def test_edits_are_painted_listed_and_cancelled(open_page: Opener) -> None:
     page = open_page(query="?" + urlencode({**SETTINGS, "steps": 20}))
     expect(page.get_by_label("to step")).to_have_value("8")  # the form is that of the new picture
     page.locator("#id-iv-where label", has_text="brush").click()
@@ -150,8 +151,8 @@ def test_edits_are_painted_listed_and_cancelled(open_page: Open) -> None:
 
 
 @pytest.mark.parametrize("width", [390, 1400])
-def test_nothing_is_wider_than_the_page(open_page: Open, width: int) -> None:
-    page = open_page(width)
+def test_nothing_is_wider_than_the_page(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
     open_interventions(page)
     page.locator("#id-iv-where label", has_text="brush").click()
     expect(page.locator("#id-iv-brush canvas").first).to_be_visible()

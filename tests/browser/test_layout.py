@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,8 @@ from playwright.sync_api import Page, expect
 
 from core.concepts.io import TABLE
 from core.sae.collection import EMBEDDED
+from tests.browser.conftest import Opener
 
-Open = Callable[..., Page]
 PAINTED = "() => document.querySelector('.id-layout-map').toDataURL()"
 
 pytestmark = pytest.mark.skipif(
@@ -26,8 +25,7 @@ def open_layout(page: Page) -> None:
     expect(page.locator(".id-layout-at")).not_to_be_empty()
 
 
-def test_slider_and_film_strip_walk_together(open_page: Open) -> None:
-    page = open_page()
+def test_slider_and_film_strip_walk_together(page: Page) -> None:
     open_layout(page)
     expect(page.locator(".id-layout-at")).to_contain_text("step 1 of")
     expect(page.locator(".id-overlay")).to_be_visible()
@@ -45,7 +43,7 @@ def test_slider_and_film_strip_walk_together(open_page: Open) -> None:
 
 
 @pytest.mark.slow
-def test_another_readout_is_shown_without_the_server(open_page: Open) -> None:
+def test_another_readout_is_shown_without_the_server(open_page: Opener) -> None:
     page = open_page()
     open_layout(page)
     requested: list[str] = []
@@ -66,7 +64,7 @@ def test_another_readout_is_shown_without_the_server(open_page: Open) -> None:
 
 
 @pytest.mark.slow
-def test_the_steps_play_like_a_film(open_page: Open) -> None:
+def test_the_steps_play_like_a_film(open_page: Opener) -> None:
     page = open_page()
     open_layout(page)
     page.locator(".id-layout-slider").fill("20")
@@ -83,7 +81,7 @@ def test_the_steps_play_like_a_film(open_page: Open) -> None:
 
 
 @pytest.mark.slow
-def test_another_image_has_another_layout(open_page: Open) -> None:
+def test_another_image_has_another_layout(open_page: Opener) -> None:
     page = open_page()
     open_layout(page)
     before = page.locator(".id-layout-data").get_attribute("data-layout")
@@ -96,8 +94,7 @@ def test_another_image_has_another_layout(open_page: Open) -> None:
     expect(page.locator(".id-overlay")).to_be_visible()
 
 
-def test_the_downloads(open_page: Open, tmp_path: Path) -> None:
-    page = open_page()
+def test_the_downloads(page: Page, tmp_path: Path) -> None:
     open_layout(page)
     downloads = page.locator(".id-layout .id-downloads")
     for name in ("CSV", "JSON"):
@@ -113,7 +110,7 @@ def test_the_downloads(open_page: Open, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [390, 1400])
-def test_nothing_is_wider_than_the_page(open_page: Open, width: int) -> None:
-    page = open_page(width)
+def test_nothing_is_wider_than_the_page(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
     open_layout(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

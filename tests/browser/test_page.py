@@ -2,15 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-Open = Callable[..., Page]
-READY = ".id-badge.ready"
+from tests.browser.conftest import READY, Opener, wait_while_it_goes_on
 
 
 def generate(page: Page, prompt: str, steps: int = 6) -> None:
@@ -21,10 +19,9 @@ def generate(page: Page, prompt: str, steps: int = 6) -> None:
     field = page.get_by_label("Steps")
     expect(field).not_to_have_value("")
     field.fill(str(steps))
-    page.get_by_label("20%").check()
     page.locator("#id-prompt textarea").fill(prompt)
     # Nobody types within a moment of unfolding a control for the first time, while the page still sets it up.
-    page.wait_for_timeout(500)
+    page.evaluate("() => new Promise((done) => requestIdleCallback(() => requestAnimationFrame(done)))")
     if field.input_value() != str(steps):
         field.fill(str(steps))
     expect(field).to_have_value(str(steps))
@@ -32,16 +29,19 @@ def generate(page: Page, prompt: str, steps: int = 6) -> None:
 
 
 def wait_until_measured(page: Page, word: str) -> None:
-    page.wait_for_function(
+    wait_while_it_goes_on(
+        page,
         "word => document.querySelector(`.id-panel:not(.running) .id-chip[data-word='${word}']`)"
         " && !document.querySelector('.id-status .id-bar i')",
-        arg=word,
+        word,
     )
 
 
 @pytest.mark.slow
-def test_a_prompt_becomes_an_image_and_its_words_get_bits(open_page: Open) -> None:
+@pytest.mark.timeout(1200)  # on a busy machine
+def test_a_prompt_becomes_an_image_and_its_words_get_bits(open_page: Opener) -> None:
     page = open_page()
+    page.get_by_label("20%").check()
     generate(page, "a cat on the grass")
     expect(page.locator(".id-status")).to_contain_text(re.compile(r"left|Reading|Waiting"))
     wait_until_measured(page, "grass")
@@ -80,41 +80,57 @@ def test_a_prompt_becomes_an_image_and_its_words_get_bits(open_page: Open) -> No
     expect(again.locator(".id-chip[data-word='on']").first).to_have_attribute("aria-pressed", "true")
 
 
-def test_a_start_logs_two_lines(open_page: Open, log: Path) -> None:
-    open_page().wait_for_selector(READY)
+def test_a_start_logs_two_lines(page: Page, log: Path) -> None:  # noqa: ARG001 - the page waited for the model
     first, second = log.read_text(encoding="utf-8").splitlines()[:2]
     assert first.startswith("The page is at http://127.0.0.1:")
     assert re.fullmatch(r"\S+ is ready after [\d.]+ s", second)
 
 
-def test_the_page_goes_on_after_cancel(open_page: Open) -> None:
-    page = open_page()
-    generate(page, "a cat", steps=150)
-    page.locator("#id-cancel").click()
-    expect(page.locator(".id-status")).to_contain_text("Cancelled")
-    expect(page.locator("#id-cancel")).to_be_hidden()
-    generate(page, "a dog", steps=4)
-    wait_until_measured(page, "dog")
-
-
-@pytest.mark.slow  # on a busy machine the first click's message is sometimes lost; tests/core/ui has the validator
-def test_an_unknown_word_offers_words_to_click(open_page: Open) -> None:
-    page = open_page()
-    page.wait_for_selector(READY)
+def test_an_unknown_word_offers_words_to_click(page: Page) -> None:
     field = page.locator("#id-prompt textarea")
     field.fill("a catt on the grass")
     suggestion = page.locator(".id-suggest", has_text=re.compile("^cat$"))
     suggestion.wait_for()
     page.locator("#id-generate").click()
-    expect(page.locator("#id-prompt")).to_contain_text("catt")
     expect(page.locator("#id-bar")).to_contain_text("This model does not know 'catt'")
+    # The message outlives the progress of other events: what a search, a question and Cancel show comes later.
+    page.get_by_role("tab", name="Concepts").click()
+    page.locator("#id-concept-query textarea, #id-concept-query input").first.fill("zeppelin")
+    expect(page.locator("#id-concept-found")).to_contain_text("No concept is labelled “zeppelin”")
+    page.get_by_role("tab", name="Attribution").click()
+    page.locator(".id-pair-go").click()
+    page.locator(".id-stop").first.click()
+    expect(page.locator(".id-question-progress").first).to_contain_text("Stopped.")
+    expect(page.locator("#id-prompt")).to_contain_text("This model does not know 'catt'")
     suggestion.click()
     expect(field).to_have_value("a cat on the grass")
     expect(page.locator(".id-unknown")).to_have_count(0)
+    expect(page.locator("#id-prompt")).not_to_contain_text("does not know")
+
+
+def test_a_narrow_page_does_not_scroll_sideways(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate("window.scrollTo(99, 0), window.scrollX") == 0
+
+
+def test_the_page_goes_on_after_cancel(page: Page) -> None:
+    generate(page, "a cat", steps=150)
+    expect(page.locator(".id-status")).to_contain_text("Drawing")  # until then, Cancel is about what ran before
+    page.locator("#id-cancel").click()
+    expect(page.locator(".id-status")).to_contain_text("Cancelled")
+    expect(page.locator("#id-cancel")).to_be_hidden()
+    generate(page, "a dog", steps=4)
+    expect(page.locator(".id-status")).to_contain_text("Reading the words")
+    expect(page.locator("button.id-frame")).to_have_count(4)
+    page.locator("#id-cancel").click()  # what the words are worth, a slow test waits for
+    expect(page.locator("#id-cancel")).to_be_hidden()
 
 
 @pytest.mark.slow
-def test_the_error_curves_stay_unfolded_from_word_to_word(open_page: Open) -> None:
+def test_the_error_curves_stay_unfolded_from_word_to_word(open_page: Opener) -> None:
     page = open_page(width=390, height=844)
     page.wait_for_selector(READY)
     page.wait_for_selector(".id-overlay:not([hidden])")
@@ -133,11 +149,3 @@ def test_the_error_curves_stay_unfolded_from_word_to_word(open_page: Open) -> No
     page.locator(".id-card:not([hidden]) .id-curves summary").click()
     page.locator(".id-chip[data-word='house']").click()
     expect(chart).to_be_hidden()
-
-
-def test_a_narrow_page_does_not_scroll_sideways(open_page: Open) -> None:
-    for scheme in ("light", "dark"):
-        page = open_page(width=390, height=844, scheme=scheme)
-        page.wait_for_selector(".id-badge")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert page.evaluate("window.scrollTo(99, 0), window.scrollX") == 0

@@ -16,6 +16,7 @@ from core.folders import cache_folder, collections_folder
 from core.sae.collection import INDEX
 from core.sae.trained import find_trained
 from core.segmentation.open_vocabulary import load_open_segmenter
+from core.spec import ModelSpec
 from core.ui.backend.dictionary import QUICK, first_lines
 from core.ui.backend.jobs import generate, predict_layout
 from core.ui.backend.runtime import Runtime
@@ -52,6 +53,9 @@ def lines(
 ) -> tuple[Path, Command, tuple[str, str, str]]:
     """A model's folder, what runs a line, and the page's three lines for it, with a small copy of the recipe."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # The 50 steps of a model that says nothing else are many for images that nobody looks at.
+    defaults = tuple(12 if value == 50 else value for value in ModelSpec.__init__.__defaults__ or ())
+    monkeypatch.setattr(ModelSpec.__init__, "__defaults__", defaults)
     model = tmp_path / "a model"
     shutil.copytree(model_folder, model)
     recipe = json.loads((ROOT / QUICK).read_text())

@@ -6,11 +6,9 @@ table gives the time, the U-Net evaluations and the peak memory of each step. On
 usual numbers of steps and evaluations; on a CPU in bfloat16 with as few as show that it works.
 """
 
-import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 import core
@@ -29,22 +26,19 @@ from core.concepts.trace import load_saes
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.hookpoints import nearest_hookpoints
 from core.edits import Editor, GlobalEdit, Target
-from core.hardware.memory import GIB, peak, reset_peak
 from core.information.quadrature import Sampler
 from core.sae.autoencoder import SaeConfig, SaeId, SparseAutoencoder
 from core.sae.collection import write_index
 from core.sae.io import save_sae
-from core.segmentation.semantic import Segmentation
 from core.spec import BUILT_IN
 from training.benchmark.benchmark import Benchmark
-from training.benchmark.full_size import FULL, SMALL, Size
+from training.benchmark.full_size import FULL, SMALL, ConstantPrompt, HalvesSegmenter, Size, save_pipeline
 from training.benchmark.speed import unet_seconds
-from training.common.report import ROOT, Cell, Figure, Table
+from training.common.report import ROOT, Figure, Table
+from training.common.timed_steps import TimedSteps
 from training.labels.command import label_collection
 from training.labels.labeller import LabelConfig, LabelRun
 from training.sae.bank import Moments, SaeBank, TrainerConfig
-
-log = logging.getLogger(__name__)
 
 PROMPT = "a cat on the grass"
 EXPANSION, K = 4, 20
@@ -91,7 +85,7 @@ def measure(device: str | None, *, small: bool = False) -> Table:
     if small:
         work = replace(work, size=SMALL, analysis_evals=work.analysis_evals or 16)
     with TemporaryDirectory() as folder:
-        book = _Measurements(torch_device)
+        book = TimedSteps(torch_device)
         with book.timed("write the pipeline"):
             _write(Path(folder) / "model", work.dtype, small)
         model = _load(Path(folder) / "model", torch_device, work, book)
@@ -112,59 +106,19 @@ def measure(device: str | None, *, small: bool = False) -> Table:
     return Table("conformance", "The main functions at the size of Stable Diffusion v1.4", book.rows, notes)
 
 
-class _Measurements:
-    """The rows of the table: time, U-Net evaluations and peak memory of each step."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.model: Diffuser | None = None
-        self.rows: list[dict[str, Cell]] = []
-
-    @contextmanager
-    def timed(self, what: str) -> Iterator["_Row"]:
-        """Measure the block, and add a row for it."""
-        row = _Row()
-        reset_peak(self._device)
-        before, started = self._n_evals(), perf_counter()
-        yield row
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        seconds = perf_counter() - started if row.seconds is None else row.seconds
-        held, n_evals = peak(self._device), self._n_evals() - before
-        self.rows.append(
-            {
-                "what": what,
-                "seconds": seconds,
-                "U-Net evaluations": n_evals or None,
-                "peak GiB": None if held is None else held / GIB,
-                "details": "; ".join(row.details),
-            }
-        )
-        log.info("%s", self.rows[-1])
-
-    def _n_evals(self) -> int:
-        return 0 if self.model is None else self.model.n_unet_rows
-
-
-class _Row:
-    """What a step adds to its row."""
-
-    def __init__(self) -> None:
-        self.details: list[str] = []
-        self.seconds: float | None = None
-        """Shown instead of the time of the whole block."""
-
-
 def _write(folder: Path, dtype: str, small: bool) -> None:
+    if small:
+        save_pipeline(folder, getattr(torch, dtype), SMALL)
+        return
     # In its own process, because initialising the weights in float32 takes more memory than any measured step.
     code = (
         "import pathlib, sys, torch; from training.benchmark import full_size as f; "
-        f"f.save_pipeline(pathlib.Path(sys.argv[1]), torch.{dtype}, f.{'SMALL' if small else 'FULL'})"
+        f"f.save_pipeline(pathlib.Path(sys.argv[1]), torch.{dtype}, f.FULL)"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT)
 
 
-def _load(folder: Path, device: torch.device, work: Workload, book: _Measurements) -> Diffuser:
+def _load(folder: Path, device: torch.device, work: Workload, book: TimedSteps) -> Diffuser:
     published = BUILT_IN["sd-v1-4"]
     spec = replace(
         published,
@@ -191,7 +145,7 @@ def _load(folder: Path, device: torch.device, work: Workload, book: _Measurement
     return model
 
 
-def _generate(model: Diffuser, work: Workload, book: _Measurements) -> dict[ActivationKey, Tensor]:
+def _generate(model: Diffuser, work: Workload, book: TimedSteps) -> dict[ActivationKey, Tensor]:
     """All residual updates of one generated image."""
     with book.timed("generate and record an image") as row, record(model) as recording:
         image = model.generate(PROMPT, seed=0, previews=False).image
@@ -213,7 +167,7 @@ def _latents(work: Workload) -> tuple[int, int, int]:
 
 
 def _encode_and_label(
-    model: Diffuser, updates: dict[ActivationKey, Tensor], root: Path, work: Workload, book: _Measurements
+    model: Diffuser, updates: dict[ActivationKey, Tensor], root: Path, work: Workload, book: TimedSteps
 ) -> None:
     """Write a collection of SAEs with random weights, encode with it, and label its concepts."""
     d_in = work.size.channels[-1]
@@ -235,13 +189,14 @@ def _encode_and_label(
     _expect("codes", [tuple(code.indices.shape) for code in codes.values()], [(n, K) for n in positions])
     config = LabelConfig(images=4, batch=4, permutations=3, gallery=1, backgrounds=(), styles=(), words={})
     with book.timed("generate, segment and label 4 images") as row:
-        label_collection(config, root, model, _HalvesSegmenter(), _ConstantPrompt(), LabelRun(root.parent / "labels"))
+        run = LabelRun(root.parent / "labels")
+        label_collection(config, root, model, HalvesSegmenter(), ConstantPrompt(PROMPT), run)
         tables = [load_concepts(root, *site) for site in saes]
         row.details.append(f"{sum(len(table.frame) for table in tables)} concepts")
     _expect("concepts", [len(table.frame) for table in tables], [d_sae] * len(ids))
 
 
-def _edit_and_predict(model: Diffuser, root: Path, work: Workload, book: _Measurements) -> None:
+def _edit_and_predict(model: Diffuser, root: Path, work: Workload, book: TimedSteps) -> None:
     saes = load_saes(root, model)
     editor = Editor(model, saes, lambda site: load_concepts(root, *site))
     site = next(iter(saes))
@@ -265,7 +220,7 @@ def _edit_and_predict(model: Diffuser, root: Path, work: Workload, book: _Measur
     _expect("layout", layout.labels.shape, work.size.updates[1][1:])
 
 
-def _attribute(model: Diffuser, work: Workload, book: _Measurements) -> None:
+def _attribute(model: Diffuser, work: Workload, book: TimedSteps) -> None:
     latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(1))
     with book.timed("attribute an image to its words") as row:
         a = core.attribute(model, latents, PROMPT, words=work.words, sampler=work.attribution, max_evals=work.max_evals)
@@ -277,7 +232,7 @@ def _attribute(model: Diffuser, work: Workload, book: _Measurements) -> None:
     np.testing.assert_allclose(a.maps.sum((1, 2)), a.bits, rtol=1e-6)
 
 
-def _analyse(model: Diffuser, work: Workload, max_evals: int, book: _Measurements) -> None:
+def _analyse(model: Diffuser, work: Workload, max_evals: int, book: TimedSteps) -> None:
     """Partial information decomposition, caption ranking, likelihood and counterfactual word removal."""
     latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(2))
     options: dict[str, Any] = {"sampler": work.attribution, "max_evals": max_evals}
@@ -299,7 +254,7 @@ def _analyse(model: Diffuser, work: Workload, max_evals: int, book: _Measurement
     _expect("map of the change", c.change.shape, _latents(work)[1:])
 
 
-def _train(updates: dict[ActivationKey, Tensor], device: torch.device, work: Workload, book: _Measurements) -> None:
+def _train(updates: dict[ActivationKey, Tensor], device: torch.device, work: Workload, book: TimedSteps) -> None:
     """Time a training step of one SAE on a batch of `SAE_BATCH` positions, taken from the recorded updates."""
     rows = torch.cat([update[0].flatten(1).T for update in updates.values()])
     x = rows.repeat(-(-SAE_BATCH // len(rows)), 1)[:SAE_BATCH].to(device, torch.float32)
@@ -335,30 +290,6 @@ def _seconds(step: Callable[[], object]) -> float:
 def _expect(what: str, actual: object, expected: object) -> None:
     if actual != expected:
         raise ValueError(f"Unexpected {what}: {actual} instead of {expected}.")
-
-
-class _ConstantPrompt:
-    """A prompt source that always gives `PROMPT`."""
-
-    def prompt(self, number: int) -> str:
-        """`PROMPT`, whatever the number."""
-        del number
-        return PROMPT
-
-
-class _HalvesSegmenter:
-    """A stand-in for a segmenter: it finds one class in the left half of every image and another in the right half."""
-
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the two classes."""
-        return ("left", "right")
-
-    def segment(self, images: Sequence[Image.Image]) -> Segmentation:
-        """The same two masks for every image, with scores of 1."""
-        width, height = images[0].size
-        left = torch.zeros(height, width, dtype=torch.bool)
-        left[:, : width // 2] = True
-        return Segmentation(torch.stack([left, ~left]).repeat(len(images), 1, 1, 1), torch.ones(len(images), 2))
 
 
 BENCHMARK = Benchmark(

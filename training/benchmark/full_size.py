@@ -1,16 +1,20 @@
-"""Stable Diffusion v1.4 with its published configuration, but with random weights and a byte-level tokenizer.
+"""Stable Diffusion v1.4 with its published configuration, but with random weights and a byte-level tokenizer; and
+stand-ins for its prompts and its segmenter.
 
 Shapes, memory and time are those of the real model; the images are noise.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from core.segmentation.semantic import Segmentation
 
 N_TOKENS = 49408
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -150,3 +154,30 @@ def _bytes_to_unicode() -> dict[int, str]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+class ConstantPrompt:
+    """A prompt source that always gives the same prompt."""
+
+    def __init__(self, prompt: str) -> None:
+        self._prompt = prompt
+
+    def prompt(self, number: int) -> str:
+        """The prompt, whatever the number."""
+        del number
+        return self._prompt
+
+
+class HalvesSegmenter:
+    """A stand-in for a segmenter: it finds one class in the left half of every image and another in the right half."""
+
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the two classes."""
+        return ("left", "right")
+
+    def segment(self, images: Sequence[Image.Image]) -> Segmentation:
+        """The same two masks for every image, with scores of 1."""
+        width, height = images[0].size
+        left = torch.zeros(height, width, dtype=torch.bool)
+        left[:, : width // 2] = True
+        return Segmentation(torch.stack([left, ~left]).repeat(len(images), 1, 1, 1), torch.ones(len(images), 2))

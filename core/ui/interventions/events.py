@@ -10,7 +10,7 @@ from gradio.events import Dependency
 
 from core.ui.attribution.tab import AttributionTab, measure_updates
 from core.ui.backend.errors import JobError
-from core.ui.backend.fields import MODEL, QUIET
+from core.ui.backend.fields import LATEST, MODEL, QUIET, copied
 from core.ui.backend.inputs import verdicts
 from core.ui.backend.jobs import EditProgress, Waiting, intervene
 from core.ui.backend.link import read_link
@@ -55,7 +55,6 @@ _UPLOADED = (
 _STALE = "edits"
 """What of the page is outdated while a run computes, for `status_html`."""
 _AT_ONCE: dict[str, Any] = {**QUIET, "queue": False}
-_LATEST: dict[str, Any] = {**_AT_ONCE, "trigger_mode": "always_last"}
 
 
 class EditLink(NamedTuple):
@@ -134,17 +133,17 @@ def wire_interventions(
     for event in (restored, *images):
         event.success(events.fill, known, form, **QUIET)
 
-    selection = [tab.kind, tab.what, tab.site]
     # Not on `change`: filling the form changes several fields at once, and the answers would come in any order.
-    selected = [tab.kind.input, tab.what.input, tab.site.input]
-    gr.on(selected, events.hint, selection, tab.hint, **_LATEST)
+    triggers = [tab.kind.input, tab.what.input, tab.site.input]
+    selected, selection = copied(triggers, [tab.kind, tab.what, tab.site])
+    selected.then(lambda values: events.hint(*values), selection, tab.hint, **LATEST)
     tab.hint.point(events.point, [scene, tab.kind], [tab.what, tab.site, tab.hint], **_AT_ONCE)
     tab.hint.choose(events.choose_label, [tab.kind, tab.site], [tab.what, tab.hint], **_AT_ONCE)
     kind_defaults = [tab.region, tab.stage, tab.first, tab.last, tab.strength]
     tab.kind.input(events.kind_changed, [scene, tab.kind], kind_defaults, **_AT_ONCE)
     tab.region.input(brush_updates, [scene, tab.region, tab.cells], [tab.painter, tab.brush], **_AT_ONCE)
     painted = [tab.painter.input, tab.painter.change, tab.painter.apply, tab.painter.clear]
-    gr.on(painted, events.paint, tab.painter, tab.cells, **_LATEST)
+    gr.on(painted, events.paint, tab.painter, tab.cells, **LATEST)
     tab.stage.input(events.stage_changed, [scene, tab.stage], [tab.first, tab.last], **_AT_ONCE)
     gr.on([tab.first.input, tab.last.input], lambda: CUSTOM_STEPS, None, tab.stage, **_AT_ONCE)
 

@@ -12,6 +12,7 @@ from core.diffusion.loading import load_model
 from core.diffusion.predictor import Conditions
 from core.diffusion.text_encoder import MASK, TEXT
 from core.errors import PromptTooLongError
+from core.information.quadrature import Sampler
 from training.benchmark.full_size import SMALL, save_pipeline
 
 SHORT = "a cat"
@@ -83,7 +84,7 @@ def test_attention_to_words_beyond_the_first_window(speller: Diffuser) -> None:
 
 def test_words_of_a_long_prompt_are_attributed(speller: Diffuser) -> None:
     image = speller.generate(LONG, num_inference_steps=2, previews=False)
-    found = core.attribute(speller, image, LONG, max_evals=192)
+    found = core.attribute(speller, image, LONG, sampler=Sampler(n_points=8, min_replicates=2), max_evals=48)
     assert found.words == ("cat", "strawberries")
     assert (found.bits > 0).all()
     # Without either word the prompt is of one window: it meets the long one in the same batches.

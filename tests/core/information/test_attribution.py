@@ -20,8 +20,9 @@ PROMPT = "red cat sea"
 LOW, HIGH = -5.0, 7.0
 """The range that is integrated."""
 BITS = 1 / math.log(2)
-N_COVERED = 480
-"""Repeats for the coverage of intervals; 95 % comes out as 93 to 97 % of them with 95 % probability."""
+COVERED = [(6, 0.90, 0.985), pytest.param(24, 0.92, 0.97, marks=pytest.mark.slow)]
+"""Seeds for each of 20 images, and what share of 95 % intervals should hold the truth. Of 480 repeats it is 93 to 97 %
+with 95 % probability; of 120, 91 to 99 %."""
 
 
 def run(world: GaussianWorld, x: torch.Tensor, n_replicates: int | None = None, **options: Any) -> Attribution:
@@ -82,7 +83,7 @@ def test_orthogonal_bits_are_their_integral_at_that_image(world: GaussianWorld, 
 def test_both_average_to_the_mutual_information(given: str) -> None:
     world, rng = GaussianWorld(WORDS), np.random.default_rng(2)
     orthogonal, direct = [], []
-    for seed in range(250):
+    for seed in range(125):
         world.draw_words(rng)
         result = run(world, world.draw_image(rng), n_replicates=8, given=given, seed=seed)
         orthogonal.append(result.bits)
@@ -95,12 +96,13 @@ def test_both_average_to_the_mutual_information(given: str) -> None:
     for values in (orthogonal, direct):
         error = np.std(values, axis=0) / math.sqrt(len(values))
         assert (np.abs(np.mean(values, axis=0) - inside) < 4 * error).all()
-        assert (error < 0.05 * inside).all()
+        assert (error < 0.07 * inside).all()
 
 
+@pytest.mark.parametrize(("n_seeds", "least", "most"), COVERED)
 @pytest.mark.parametrize("stopping", [False, True])
-def test_intervals_cover(stopping: bool) -> None:
-    """95 % intervals of totals, cells and direct totals, over 20 images and 24 seeds each."""
+def test_intervals_cover(stopping: bool, n_seeds: int, least: float, most: float) -> None:
+    """95 % intervals of totals, cells and direct totals, over 20 images."""
     world, rng = GaussianWorld(WORDS), np.random.default_rng(3)
     totals, cells, direct, looks = [], [], [], []
     for picture in range(20):
@@ -108,7 +110,7 @@ def test_intervals_cover(stopping: bool) -> None:
         x = world.draw_image(rng)
         maps = true_maps(world, x)
         signed = BITS * np.array([world.direct(x, world.without(word), PROMPT, LOW, HIGH) for word in WORDS])
-        for repeat in range(N_COVERED // 20):
+        for repeat in range(n_seeds):
             options: dict[str, Any] = {"rel_error": 0.05} if stopping else {"n_replicates": 8}
             result = run(world, x, seed=100 * picture + repeat, **options)
             low, high = result.interval()
@@ -117,9 +119,8 @@ def test_intervals_cover(stopping: bool) -> None:
             cells.append(np.abs(result.maps - maps) <= factor * result.map_stderr)
             direct.append(np.abs(result.direct_bits - signed) <= factor * result.direct_stderr)
             looks.append(result.n_replicates)
-    assert 0.92 <= np.mean(totals) <= 0.97
-    assert 0.92 <= np.mean(cells) <= 0.97
-    assert 0.92 <= np.mean(direct) <= 0.97
+    for held in (totals, cells, direct):
+        assert least <= np.mean(held) <= most
     if stopping:  # the rule is put to the test: runs end at several looks
         assert len(set(looks)) >= 3
 

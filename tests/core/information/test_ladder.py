@@ -48,7 +48,7 @@ def test_the_rungs_have_the_bits_that_they_say_and_the_range_loses_little(bits: 
     assert BITS * world.information("", "word") == pytest.approx(bits)
     within = BITS * world.information_within("", "word", LOW, HIGH)
     assert 0.985 * bits < within < bits  # what lies outside log-SNR -5 to 7
-    true = np.array([known(world, x) for x in images(world, 300)])
+    true = np.array([known(world, x) for x in images(world, 75)])
     error = true.std(0, ddof=1) / math.sqrt(len(true))
     assert (np.abs(true.mean(0) - within) < 4 * error).all()
 

@@ -81,16 +81,17 @@ def test_the_parts_add_up(world: GaussianWorld, x: torch.Tensor, given: Given) -
         assert part.map.sum() == pytest.approx(part.bits)
 
 
+@pytest.mark.parametrize("n_seeds", [4, pytest.param(12, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stopping", [False, True])
-def test_intervals_cover(stopping: bool) -> None:
-    """95 % intervals of all parts, totals and cells, over 12 images and 12 seeds each."""
+def test_intervals_cover(stopping: bool, n_seeds: int) -> None:
+    """95 % intervals of all parts, totals and cells, over 12 images."""
     world, rng = GaussianWorld(WORDS), np.random.default_rng(3)
     totals, cells, looks = [], [], []
     for picture in range(12):
         world.draw_words(rng)
         x = world.draw_image(rng)
         truth = {pair: true_parts(world, x, *pair, "rest") for pair in combinations(WORDS, 2)}
-        for repeat in range(12):
+        for repeat in range(n_seeds):
             options: dict[str, Any] = {"rel_error": 0.05} if stopping else {"n_replicates": 8}
             result = run(world, x, PROMPT, seed=100 * picture + repeat, **options)
             factor = result.interval_factor()

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from gradio_client import Client
 from PIL import Image
 
 from core.information.stored import save_example
@@ -17,6 +18,8 @@ from core.ui.look.theme import launch_options
 from core.ui.page import build_demo
 from tests.fakes.engine import FakeEngine, FakeModel, attribution, paint
 
+HTTP = httpx.Client(verify=False, timeout=60)
+"""One for all requests: each new one would read the certificates of all authorities, for pages of this computer."""
 EXAMPLE = {"prompt": "a cat on the grass", "seed": 3, "steps": 6, "guidance": 4.0}
 
 
@@ -48,12 +51,12 @@ class Visitor:
         """Put an event into the queue; `event` is the data that the page's script sends with it."""
         number = self.function(name)._id
         body = {"data": list(data), "fn_index": number, "session_hash": self.session, "event_data": event}
-        return httpx.post(f"{self.app.url}gradio_api/queue/join", json=body, timeout=30)
+        return HTTP.post(f"{self.app.url}gradio_api/queue/join", json=body, timeout=30)
 
     def results(self) -> Iterator[tuple[str, Any]]:
         """(message, data) of everything the queue sends to this session until it closes the stream."""
         url = f"{self.app.url}gradio_api/queue/data?session_hash={self.session}"
-        with httpx.stream("GET", url, timeout=60) as stream:
+        with HTTP.stream("GET", url, timeout=60) as stream:
             for line in stream.iter_lines():
                 if line.startswith("data:"):
                     message = json.loads(line[5:])
@@ -88,6 +91,12 @@ def app(examples_dir: Path) -> Iterator[App]:
     assert runtime.ready.wait(20)
     yield App(demo, runtime, url)
     demo.close()
+
+
+@pytest.fixture(scope="session")
+def client(app: App) -> Client:
+    """A client of the API; making one reads the whole description of the page."""
+    return Client(app.url, verbose=False, ssl_verify=False)
 
 
 @pytest.fixture

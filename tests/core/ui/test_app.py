@@ -15,7 +15,7 @@ from PIL import Image
 
 from core.ui.backend.runtime import Runtime
 from core.ui.page import build_demo
-from tests.core.ui.conftest import App, Visitor
+from tests.core.ui.conftest import HTTP, App, Visitor
 from tests.fakes.engine import FakeEngine, paint
 
 CAT = ("a cat", 0, 5, 4)
@@ -37,7 +37,7 @@ def problems(response: httpx.Response) -> dict[str, str]:
 
 def uploaded(app: App, path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        answer = httpx.post(f"{app.url}gradio_api/upload", files={"files": (path.name, file)})
+        answer = HTTP.post(f"{app.url}gradio_api/upload", files={"files": (path.name, file)})
     return {"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}
 
 
@@ -118,8 +118,7 @@ def test_cancelling_a_measurement_keeps_its_partial_result(app: App, visitor: Vi
     assert "Cancelled" in text
 
 
-def test_a_client_that_cancels_frees_the_model(app: App) -> None:
-    client = Client(app.url, verbose=False)
+def test_a_client_that_cancels_frees_the_model(app: App, client: Client) -> None:
     job = client.submit("a dog on snow", 0, 200, 4, api_name="/generate")
     while not any(name == "draw a dog on snow" for name, _ in app.model.calls):
         time.sleep(0.01)
@@ -134,12 +133,12 @@ def test_a_client_that_cancels_frees_the_model(app: App) -> None:
 def test_stored_examples_are_shown_at_once_and_from_a_link(app: App, visitor: Visitor) -> None:
     calls = len(app.model.calls)
     body = {"fn_index": visitor.function("pick")._id, "session_hash": "x", "event_data": {"name": "cat"}, "data": []}
-    shown = httpx.post(f"{app.url}gradio_api/run/predict", json=body).json()["data"]
+    shown = HTTP.post(f"{app.url}gradio_api/run/predict", json=body).json()["data"]
     assert shown[0] == "a cat on the grass"
     assert 'data-word="grass"' in shown[8]
     query = "?prompt=a+cat+on+the+grass&seed=3&steps=6&guidance=4&given=nothing"
     body = {"fn_index": visitor.function("load")._id, "session_hash": "y", "data": []}
-    shown = httpx.post(f"{app.url}gradio_api/queue/join{query}", json=body)
+    shown = HTTP.post(f"{app.url}gradio_api/queue/join{query}", json=body)
     restored = [data for message, data in Visitor(app, "y").results() if message == "process_completed"][-1]["data"]
     assert restored[4] == "nothing"
     assert "” alone contributed" in restored[8]
@@ -169,7 +168,22 @@ def test_bad_input_is_reported_next_to_its_field(
     answer = problems(visitor.join("begin_generate", *data))
     assert list(answer) == [field]
     assert says in answer[field]
-    assert drawn(visitor, *CAT)["data"][0]  # and the app goes on
+
+
+def test_the_app_goes_on_after_bad_input(visitor: Visitor) -> None:
+    problems(visitor.join("begin_generate", "a zebra", 0, 5, 4))
+    assert drawn(visitor, *CAT)["data"][0]
+
+
+def test_no_event_wipes_what_a_validator_wrote_beside_a_field(app: App) -> None:
+    """The browser does so for the fields that an event shows progress on, and for its inputs when it begins."""
+    events = [event for event in app.demo.fns.values() if event.api_visibility == "private"]
+    assert len(events) > 30
+    assert [event.name for event in events if event.outputs and event.show_progress_on != []] == []
+    checked = {field._id for event in events if event.validator for field in event.inputs}
+    waiting = [event for event in events if event.trigger_mode == "always_last"]
+    assert len(waiting) >= 4
+    assert [event.name for event in waiting if checked & {field._id for field in event.inputs}] == []
 
 
 def make_files(folder: Path) -> dict[str, Path]:
@@ -209,9 +223,10 @@ def test_an_unusual_image_is_used_and_the_page_says_how(
     viewer, _, status = visitor.run("load_user_image", ticket, file, "a cat", 0)["data"]
     assert note in status
     assert "no denoising steps" in viewer
-    panel, _ = visitor.run("measure", ticket, None, "rest", 0.2)["data"]
-    assert 'data-uploaded="1"' in panel
-    assert "id-link" not in panel
+    if name == "clear.png":
+        panel, _ = visitor.run("measure", ticket, None, "rest", 0.2)["data"]
+        assert 'data-uploaded="1"' in panel
+        assert "id-link" not in panel
 
 
 def test_an_image_needs_a_caption_and_a_caption_an_image(app: App, visitor: Visitor, image_file: Path) -> None:
@@ -222,8 +237,7 @@ def test_an_image_needs_a_caption_and_a_caption_an_image(app: App, visitor: Visi
     assert "Choose an image" in problems(visitor.join("begin_load_user_image", None, "a cat", 0))["image"]
 
 
-def test_a_client_generates_and_measures(app: App) -> None:
-    client = Client(app.url, verbose=False)
+def test_a_client_generates_and_measures(client: Client) -> None:
     path, settings = client.predict("a cat on snow", 2, 4, 3.5, api_name="/generate")
     with Image.open(path) as image:
         assert image.convert("RGB").tobytes() == paint("a cat on snow", 2).tobytes()
@@ -236,7 +250,7 @@ def test_a_client_generates_and_measures(app: App) -> None:
 
 
 def test_the_public_endpoints(app: App) -> None:
-    info = httpx.get(f"{app.url}gradio_api/info").json()
+    info = HTTP.get(f"{app.url}gradio_api/info").json()
     public = "attribute change_word concept concepts decompose generate intervene layout likelihood rank_captions"
     assert sorted(info["named_endpoints"]) == [f"/{name}" for name in public.split()]
     assert info["unnamed_endpoints"] == {}
@@ -255,9 +269,8 @@ def test_the_public_endpoints(app: App) -> None:
     ],
 )
 def test_a_client_gets_the_reason_of_a_refusal(
-    app: App, image_file: Path, arguments: tuple[Any, ...], says: str
+    client: Client, image_file: Path, arguments: tuple[Any, ...], says: str
 ) -> None:
-    client = Client(app.url, verbose=False)
     with pytest.raises(AppError, match=says):
         client.predict(handle_file(str(image_file)), *arguments, api_name="/attribute")
 
@@ -265,13 +278,13 @@ def test_a_client_gets_the_reason_of_a_refusal(
 @pytest.mark.parametrize("path", ["/etc/passwd", str(Path(__file__)), "../../../etc/passwd"])
 def test_a_client_cannot_name_a_file_of_the_server(app: App, path: str) -> None:
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    started = httpx.post(f"{app.url}gradio_api/call/attribute", json={"data": [file, "a cat", "", "rest", 0.2, 0]})
+    started = HTTP.post(f"{app.url}gradio_api/call/attribute", json={"data": [file, "a cat", "", "rest", 0.2, 0]})
     if started.status_code == 200:
-        events = httpx.get(f"{app.url}gradio_api/call/attribute/{started.json()['event_id']}", timeout=30).text
+        events = HTTP.get(f"{app.url}gradio_api/call/attribute/{started.json()['event_id']}", timeout=30).text
         assert "event: error" in events
         assert "not an image" not in events  # that would mean that it had been opened
         assert "root:" not in events
-    answer = httpx.get(f"{app.url}gradio_api/file={path}")
+    answer = HTTP.get(f"{app.url}gradio_api/file={path}")
     assert answer.status_code in (403, 404)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import gradio as gr
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -49,7 +48,7 @@ from core.ui.look.scene import Scene
 from core.ui.look.theme import launch_options
 from core.ui.page import build_demo
 from tests.core.edits.test_edits import COND, MIDDLE, make_editor
-from tests.core.ui.conftest import App, Visitor
+from tests.core.ui.conftest import HTTP, App, Visitor
 
 STEPS, SIZE = 5, 128
 PROMPT = "a cat on the grass"
@@ -521,7 +520,7 @@ def test_invalid_input_is_reported_next_to_its_field(editing_app: App, changed: 
 def test_an_uploaded_image_cannot_be_edited(editing_app: App, image_file: Path) -> None:
     visitor = Visitor(editing_app)
     with image_file.open("rb") as file:
-        answer = httpx.post(f"{editing_app.url}gradio_api/upload", files={"files": (image_file.name, file)})
+        answer = HTTP.post(f"{editing_app.url}gradio_api/upload", files={"files": (image_file.name, file)})
     upload = ({"path": answer.json()[0], "meta": {"_type": "gradio.FileData"}}, "a cat", 0)
     ticket = int(visitor.run("begin_load_user_image", *upload)["data"][0])
     visitor.run("load_user_image", ticket, *upload)
@@ -549,7 +548,7 @@ def test_cancel_frees_the_model(editing_app: App) -> None:
 
 
 def test_a_client_requests_an_edit(editing_app: App, tmp_path: Path) -> None:
-    client = Client(editing_app.url, verbose=False)
+    client = Client(editing_app.url, verbose=False, ssl_verify=False)
     arguments: dict[str, Any] = {"prompt": PROMPT, "seed": 3, "steps": STEPS, "guidance": 4, "label": "cat"}
     arguments |= {"region": "top-right", "stage": "early", "strength": 9}
     unedited, edited, measured = client.predict(**arguments, api_name="/intervene")

@@ -262,7 +262,7 @@ def reading_app(examples_dir: Path) -> Iterator[App]:
 
 
 def test_a_client_predicts_a_layout(reading_app: App) -> None:
-    client = Client(reading_app.url, verbose=False)
+    client = Client(reading_app.url, verbose=False, ssl_verify=False)
     options: dict[str, Any] = {"prompt": "a cat", "seed": 2, "steps": 4, "guidance": 4, "step": 1}
     found = client.predict(**options, api_name="/layout")
     assert found == {"labels": [[0, 1], [-1, 1]], "classes": ["cat", "sea"], "scores": [[[0.2, 0.2]] * 2] * 2}

@@ -357,8 +357,7 @@ def test_a_question_does_not_cancel_another(visitor: Visitor) -> None:
 # --- the API ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_client_decomposes_words(app: App, image_file: Path) -> None:
-    client = Client(app.url, verbose=False)
+def test_a_client_decomposes_words(client: Client, image_file: Path) -> None:
     file = handle_file(str(image_file))
     found = client.predict(file, "a cat and a dog", "cat, dog", "nothing", 0.1, 0, api_name="/decompose")
     (pair,) = found["pairs"]
@@ -379,8 +378,7 @@ def test_a_client_decomposes_words(app: App, image_file: Path) -> None:
             client.predict(file, *wrong, "rest", 0.1, 0, api_name="/decompose")
 
 
-def test_a_client_ranks_captions(app: App, image_file: Path) -> None:
-    client = Client(app.url, verbose=False)
+def test_a_client_ranks_captions(client: Client, image_file: Path) -> None:
     file = handle_file(str(image_file))
     found = client.predict(file, "\n".join(CAPTIONS), 0.9, 0, api_name="/rank_captions")
     assert found["order"] == [2, 1, 0]
@@ -395,8 +393,7 @@ def test_a_client_ranks_captions(app: App, image_file: Path) -> None:
             client.predict(file, captions, certainty, 0, api_name="/rank_captions")
 
 
-def test_a_client_changes_a_word(app: App, image_file: Path) -> None:
-    client = Client(app.url, verbose=False)
+def test_a_client_changes_a_word(client: Client, image_file: Path) -> None:
     file = handle_file(str(image_file))
     before, after, found = client.predict(file, "a cat and a dog", "cat", "crab", api_name="/change_word")
     assert Path(before).read_bytes() != Path(after).read_bytes()
@@ -407,8 +404,7 @@ def test_a_client_changes_a_word(app: App, image_file: Path) -> None:
             client.predict(file, "a cat and a dog", word, to, api_name="/change_word")
 
 
-def test_a_client_measures_a_likelihood(app: App, image_file: Path) -> None:
-    client = Client(app.url, verbose=False)
+def test_a_client_measures_a_likelihood(client: Client, image_file: Path) -> None:
     file = handle_file(str(image_file))
     found = client.predict(file, "a cat and a dog", 0.02, 3, api_name="/likelihood")
     assert found["gain"] == 15

@@ -17,11 +17,7 @@ def tsc() -> list[str]:
         return [installed]
     if (npx := shutil.which("npx")) is None:
         pytest.skip("needs Node.js")
-    command = [npx, "-y", "-p", "typescript@5", "tsc"]
-    found = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=240)
-    if found.returncode != 0 and "CI" not in os.environ:
-        pytest.skip(f"npx cannot fetch TypeScript: {found.stderr[-200:]}")
-    return command
+    return [npx, "-y", "-p", "typescript@5", "tsc"]
 
 
 def test_every_script_is_checked() -> None:
@@ -32,4 +28,6 @@ def test_every_script_is_checked() -> None:
 def test_the_types_of_the_scripts(tsc: list[str]) -> None:
     """The same as `npx -y -p typescript@5 tsc -p core/ui/assets/jsconfig.json`."""
     done = subprocess.run([*tsc, "-p", str(ASSETS / "jsconfig.json")], capture_output=True, text=True, timeout=240)
+    if done.returncode != 0 and "error TS" not in done.stdout and "CI" not in os.environ:
+        pytest.skip(f"npx cannot fetch TypeScript: {done.stderr[-200:]}")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -229,6 +229,7 @@ def test_numbers_are_shown_with_three_digits_and_absent_ones_as_nothing() -> Non
     assert "| 1235 | 0.0123 | 3 |  | **no** |" in text
 
 
+@pytest.mark.slow  # three processes
 def test_sae_trainers_race_on_the_same_batches(tmp_path: Path) -> None:
     table = saes.measure(saes.QUICK, tmp_path)
     rows = {(row["trainer"], row["precision"]): row for row in table.rows}

@@ -21,6 +21,7 @@ from PIL import Image
 
 from core.errors import ModelError
 from core.spec import BUILT_IN
+from training import __main__ as command_line
 from training.benchmark.app import serve
 from training.common.report import ROOT
 from training.hub.space import SpaceConfig, described, preload, push, stage
@@ -147,17 +148,20 @@ def test_it_is_pushed_in_one_commit(staged: Path, monkeypatch: pytest.MonkeyPatc
     assert content["delete_patterns"] == "*"
 
 
-def test_nothing_is_pushed_without_a_name_or_on_a_dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_pushed_without_a_name_or_on_a_dry_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(huggingface_hub, "HfApi", None)
-    command = [sys.executable, "-m", "training", "deploy-space"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode
-    assert "--dry-run" in done.stderr
+    monkeypatch.setattr(sys, "argv", ["training", "deploy-space"])
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main()
+    assert "--dry-run" in capsys.readouterr().err
     kept = tmp_path / "cached"
-    done = subprocess.run([*command, "--dry-run", "--out", str(kept)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "sdk: gradio" in done.stdout
-    assert "core/picturebook/model/model_index.json" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["training", "deploy-space", "--dry-run", "--out", str(kept)])
+    command_line.main()
+    shown = capsys.readouterr().out
+    assert "sdk: gradio" in shown
+    assert "core/picturebook/model/model_index.json" in shown
     assert (kept / "app.py").is_file()
 
 

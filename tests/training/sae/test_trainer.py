@@ -132,7 +132,7 @@ def test_planted_features_are_found(tmp_path: Path, architecture: Any) -> None:
 def test_auxk_revives_latents_that_would_stay_dead() -> None:
     stream = Planted(n=128)
     silent_in_the_end = dict.fromkeys((0.0, 1 / 4), 0)
-    for aux_weight, seed in itertools.product(silent_in_the_end, range(3)):
+    for aux_weight, seed in itertools.product(silent_in_the_end, range(2)):
         config = replace(CONFIG, n_steps=150, aux_weight=aux_weight, dead_after_fraction=0.02, seed=seed)
         state = SaeTrainState(FIRST, 8, config)
         x = stream.samples(0, 0).double()
@@ -147,7 +147,7 @@ def test_auxk_revives_latents_that_would_stay_dead() -> None:
             state.sae.normalize_decoder()
             state.update_dead_latents()
         silent_in_the_end[aux_weight] += state.n_dead
-    assert silent_in_the_end[0.0] >= 3 * 4
+    assert silent_in_the_end[0.0] >= 2 * 4
     assert silent_in_the_end[1 / 4] <= 0.75 * silent_in_the_end[0.0]
 
 
@@ -295,6 +295,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     assert log_of(tmp_path) == before
 
 
+@pytest.mark.slow  # beside that of a run killed at any moment of saving, where an exception stands for the signal
 def test_a_real_kill_is_survived(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys; from pathlib import Path; from training.common import checkpoint\n"

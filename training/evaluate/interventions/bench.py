@@ -115,11 +115,16 @@ class InterventionBench:
         self._outputs: dict[tuple[str, int], JudgeOutputs] = {}
         self._outcomes: dict[tuple[Kind, Split, Arm], list[EditOutcome]] = {}
 
+    @cached_property
+    def objects(self) -> tuple[str, ...]:
+        """The objects that requests are about."""
+        return labelled_objects(self.editor, self.settings.n_objects)
+
     def requests(self, kind: Kind, split: Split) -> list[Request]:
         """The requests of a kind, grouped by object."""
         settings = self.settings
         seeds = range(self.n_seeds(kind)) if split == "test" else range(_SWEPT, _SWEPT + settings.n_sweep_seeds)
-        return make_requests(kind, labelled_objects(self.editor, settings.n_objects), seeds, settings.n_targets)
+        return make_requests(kind, self.objects, seeds, settings.n_targets)
 
     def n_seeds(self, kind: Kind) -> int:
         """Images per object and target."""
