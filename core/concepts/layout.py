@@ -28,7 +28,7 @@ from core.activations.hooks import ActivationKey, record
 from core.arrays import Float32s, Ints
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import Branch
-from core.sae.autoencoder import AllTimes, Code, SparseAutoencoder
+from core.sae.autoencoder import AllTimes, Code, SaeId, SparseAutoencoder, output_hookpoints
 from core.sae.collection import find_collection, load_sae
 
 Method = Literal["dictionary", "readout"]
@@ -237,8 +237,9 @@ def predict_layout(
     collection = find_collection(model.spec.name if source is None else source)
     hookpoint = model.spec.default_hookpoint if hookpoint is None else hookpoint
     sae = load_sae(collection, hookpoint, branch, t)
+    reads = output_hookpoints({SaeId(hookpoint, branch, t): sae})
     reader = make_reader(load_concepts(collection, hookpoint=hookpoint, branch=branch, t=t), method, embed=embed)
-    updates = record(model, [hookpoint], branches=[branch], steps=[step], stop=True)
+    updates = record(model, [hookpoint], branches=[branch], steps=[step], stop=True, outputs=reads)
     for _ in model.sample(
         [prompt],
         seeds=[seed],

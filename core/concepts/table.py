@@ -320,7 +320,7 @@ def load_concepts(
     if path is None:
         raise ArtifactError(f"There is no concept table of {sae_id.path} in {collection.name}. {REMEDY}")
     frame, info = read_table(path)
-    folder = collection.files.fetch(f"{sae_id.path}/{CONFIG}").parent
+    folder = collection.files.fetch(f"{collection.folder_of(sae_id)}/{CONFIG}".removeprefix("/")).parent
     if len(frame) != sae.cfg.d_sae or info.weights_sha256 != weights_sha256(folder):
         raise ArtifactError(
             f"The concept table of {sae_id.path} in {collection.name} was made for another SAE: the weights have "

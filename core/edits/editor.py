@@ -17,7 +17,7 @@ from core.diffusion.diffuser import Diffuser
 from core.edits.base import BaseEdit, SelectedLatents, Target, window_of
 from core.edits.regions import RegionMask
 from core.edits.site import EditAtSite, SiteEdits
-from core.sae.autoencoder import SparseAutoencoder
+from core.sae.autoencoder import SparseAutoencoder, output_hookpoints
 from core.sae.collection import find_collection
 
 MIN_EFFECT = 0.01
@@ -161,6 +161,7 @@ class Editor:
             dict.fromkeys(site.hookpoint for site in by_site) or None,
             branches={site.branch for site in by_site} or BRANCHES,
             steps=steps or None,
+            outputs=output_hookpoints(self.saes),
         )
 
     def _site_edits(self, site: SaeSite, selections: Sequence[_Selection], n_steps: int) -> SiteEdits:

@@ -8,6 +8,7 @@ are in `core.sae.sparse_ops`.
 
 import copy
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -269,3 +270,18 @@ class SparseAutoencoder(nn.Module):
     def _check(self, x: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] != self.cfg.d_in:
             raise ValueError(f"This SAE reads [N, {self.cfg.d_in}], not {list(x.shape)}.")
+
+
+def output_hookpoints(saes: Mapping[Any, SparseAutoencoder]) -> frozenset[str]:
+    """The hookpoints of SAEs, by `SaeId` or another key with a hookpoint, that read the block's whole output.
+
+    Raises:
+        ValueError: Two SAEs of one hookpoint read different things.
+    """
+    output, update = (
+        frozenset(key.hookpoint for key, sae in saes.items() if sae.cfg.reads == reads)
+        for reads in ("output", "update")
+    )
+    if both := sorted(output & update):
+        raise ValueError(f"At {both[0]} one SAE reads the block's update and another its output: use one at a time.")
+    return output
