@@ -52,7 +52,8 @@ class SaeRecipe:
     model: str = "picturebook"
     """Built-in name, folder, or `owner/name@revision`."""
     prompts: str = GRAMMAR
-    """`grammar`, a `.txt`, `.jsonl` or `.parquet` file, or a Hub dataset `owner/name[@revision]`."""
+    """`grammar`, a file (`.txt`, `.csv`, `.tsv`, `.json`, `.jsonl`, `.parquet`), or a Hub dataset
+    `owner/name[@revision]`."""
     caption_column: str = "caption"
     """Of a dataset: where its captions are."""
     where: tuple[str, ...] = ()
