@@ -17,6 +17,7 @@ from torch import Tensor
 from core.activations.hooks import ActivationKey, Recording, record
 from core.concepts.table import Evolution, activation_map, evolution
 from core.diffusion.diffuser import Diffuser
+from core.diffusion.finite import check_finite
 from core.diffusion.hookpoints import cross_attention_blocks
 from core.diffusion.sampling import Branch
 from core.errors import ArtifactError
@@ -98,6 +99,7 @@ class CodeTracer:
         if sae is not None:
             code = sae.encode(update[0].flatten(1).T.to(sae.b_dec.device, torch.float32))
             self._codes[key] = Code(*(part.cpu() for part in code))
+            check_finite(self._codes[key].values, f"The block {key.hookpoint}", update.dtype)
             self._grids[key.hookpoint] = (update.shape[-2], update.shape[-1])
 
     def trace(self) -> CodeTrace:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import torch
 
 from core.artifacts import WEIGHTS, find_model, is_local
 from core.diffusion.diffuser import Diffuser
+from core.diffusion.finite import finite_pipeline
 from core.errors import ModelError
 from core.hardware.memory import DEFAULT_LIMIT, GIB
 from core.spec import BUILT_IN, ModelSpec
@@ -71,7 +73,7 @@ def load_model(
     if not memory_gib > 0:
         raise ModelError(f"memory_gib has to be positive, not {memory_gib}.")
     limit = int(memory_gib * GIB)
-    pipeline = read_pipeline(spec, computes_in)
+    pipeline = finite_pipeline(spec.name, computes_in, partial(read_pipeline, spec))
     modules = [getattr(pipeline, component) for component in WEIGHTS]
     if needs_offload(modules, target) if offload is None else offload:
         _offload(pipeline, spec, target)

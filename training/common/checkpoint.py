@@ -1,7 +1,7 @@
 """Checkpoints that survive any kill and a damaged disk: two are kept, and each file has a checksum.
 
-In a run's folder: `checkpoint`, the newest; `checkpoint.old`, the one before it, which is used if the newest is damaged;
-and while one is written `checkpoint.part`. Each has `state.json` with the steps done, the recipe and the sha256 of every
+In a run's folder: `checkpoint`, the newest; `checkpoint.old`, the one before it, used if the newest is damaged; and
+while one is written `checkpoint.part`. Each has `state.json` with the steps done, the recipe and the sha256 of every
 file of tensors.
 """
 
@@ -86,19 +86,17 @@ def load_checkpoint(folder: Path, recipe: Mapping[str, Any]) -> Checkpoint | Non
         except _DamagedError as error:
             damaged[found] = error
             continue
-        for other, error in damaged.items():
-            logger.warning(
-                "%s is damaged (%s): going on from the one before it, step %d", other, error, checkpoint.step
-            )
+        for other, why in damaged.items():
+            logger.warning("%s is damaged (%s): going on from the one before it, step %d", other, why, checkpoint.step)
             # Out of the way, or the next checkpoint would take this one's place and not that of the damaged one.
             with suppress(OSError):  # several processes may be at it
                 shutil.rmtree(folder / _DAMAGED, ignore_errors=True)
                 other.rename(folder / _DAMAGED)
         return checkpoint
-    for found, error in damaged.items():
+    for found, why in damaged.items():
         raise ValueError(
-            f"The checkpoint {found} is damaged ({error}), and there is no whole one before it. Delete it to start anew."
-        ) from error
+            f"The checkpoint {found} is damaged ({why}), and there is no whole one before it. Delete it to start anew."
+        ) from why
     return None
 
 
