@@ -106,6 +106,11 @@ class Files:
         self._checked.add(name)
         return path
 
+    def fetch_again(self, name: str) -> Path | None:
+        """The local path of a file, downloaded anew if it is from the Hub; None if there is no such file."""
+        check_name(name)
+        return self._find(name) if self.source.folder is not None else self._download(name, again=True)
+
     def names(self) -> list[str]:
         """Paths of all files: of a local folder at most `MAX_DEPTH` folders down, on the Hub at the commit in use.
 
@@ -250,7 +255,7 @@ def is_local(spec: ModelSpec) -> bool:
 
 def check_name(name: str) -> None:
     """Raise an `ArtifactError` for a name that leaves the artifact's folder, or a file type that is not read."""
-    if "\\" in name or ":" in name or any(part in ("", ".", "..") for part in name.split("/")):
+    if any(sign in name for sign in "\\:%") or any(part in ("", ".", "..") for part in name.split("/")):
         raise ArtifactError(f"{name!r} is refused: it is outside the artifact's folder.")
     if not name.endswith(READ):
         raise ArtifactError(
@@ -283,8 +288,12 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
 
 
 def checksums(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """sha256 of each file in a manifest, by its path from the root."""
-    return {f"{line['path']}/{name}": str(digest) for line in lines for name, digest in line.get("files", {}).items()}
+    """sha256 of each file in a manifest, by its path from the root; an empty `path` is the root itself."""
+    return {
+        f"{line['path']}/{name}".removeprefix("/"): str(digest)
+        for line in lines
+        for name, digest in line.get("files", {}).items()
+    }
 
 
 def file_sha256(path: Path) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.hookpoints import check_hookpoints, cross_attention_blocks
-from core.diffusion.sampling import Branch, StepContext
+from core.diffusion.sampling import Branch, StepContext, as_list
 
 BRANCHES: tuple[Branch, ...] = get_args(Branch)
 _ALONE: tuple[Branch, ...] = ("cond",)
@@ -117,9 +117,9 @@ class _Hooks:
         outputs: Collection[str],
     ) -> None:
         self._model, self._outputs = model, outputs
-        self._hookpoints = model.hookpoints if hookpoints is None else tuple(dict.fromkeys(hookpoints))
+        self._hookpoints = model.hookpoints if hookpoints is None else tuple(dict.fromkeys(as_list(hookpoints)))
         check_hookpoints(model.unet, self._hookpoints)
-        self._branches, self._steps = frozenset(branches), None if steps is None else frozenset(steps)
+        self._branches, self._steps = frozenset(as_list(branches)), None if steps is None else frozenset(steps)
         wrong = sorted(self._branches.difference(BRANCHES))
         if wrong or not self._branches:
             raise ValueError(f"A branch is one of {', '.join(BRANCHES)}, not {wrong[0] if wrong else 'none'!r}.")

@@ -12,7 +12,7 @@ import torch
 from core.diffusion.finite import NAMES, SAMPLER
 from core.diffusion.pipeline import PipelineParts
 from core.diffusion.sampler import DdimSampler, SamplingRun
-from core.diffusion.sampling import Generation, Preview, SamplerState, StepContext
+from core.diffusion.sampling import Generation, Preview, SamplerState, StepContext, as_list
 from core.diffusion.schedule import stage_at
 from core.errors import Cancelled, NotFiniteError
 from core.hardware.memory import DEFAULT_LIMIT
@@ -171,8 +171,8 @@ class Diffuser(PipelineParts):
             PromptError: The model cannot read a prompt.
             ValueError: Not one seed per prompt; a step that the sampler does not have; an unfit state in `after`.
         """
-        run = self._run(prompts, seeds, num_inference_steps, guidance_scale, last_step, after, contexts)
-        for prompt in prompts:
+        run = self._run(as_list(prompts), seeds, num_inference_steps, guidance_scale, last_step, after, contexts)
+        for prompt in run.prompts:
             if prompt:
                 self.check_prompt(prompt)
         return self._sample(run)

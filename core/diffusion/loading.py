@@ -15,6 +15,7 @@ import torch
 from core.artifacts import WEIGHTS, find_model, is_local
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.finite import finite_pipeline
+from core.diffusion.sampling import as_list
 from core.errors import ModelError
 from core.hardware.memory import DEFAULT_LIMIT, GIB
 from core.spec import BUILT_IN, ModelSpec
@@ -67,7 +68,7 @@ def load_model(
     """
     spec = name if isinstance(name, ModelSpec) else find_model(name)
     if hookpoints:
-        spec = replace(spec, hookpoints=tuple(hookpoints))
+        spec = replace(spec, hookpoints=tuple(as_list(hookpoints)))
     target = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     computes_in = _dtype(dtype) or (torch.float16 if target.type == "cuda" and spec.half else torch.float32)
     if not memory_gib > 0:

@@ -1,10 +1,13 @@
 """The sampler's step and its types: step contexts, states, previews and finished generations."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from PIL import Image
 from torch import Tensor
+
+NameT = TypeVar("NameT", bound=str)
 
 
 class Preview(NamedTuple):
@@ -68,6 +71,11 @@ class Generation:
     """Scale of classifier-free guidance."""
     previews: tuple[Preview, ...]
     """One per step, first to last; empty where previews were not requested."""
+
+
+def as_list(names: Iterable[NameT]) -> list[NameT]:
+    """Names as a list; a single text is one name, never its letters."""
+    return [names] if isinstance(names, str) else list(names)  # type: ignore[list-item]
 
 
 def ddim_step(x: Tensor, eps: Tensor, abar: float, abar_after: float) -> tuple[Tensor, Tensor]:

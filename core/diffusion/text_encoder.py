@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from core.diffusion.finite import NAMES, check_finite
 from core.diffusion.predictor import Conditions
+from core.diffusion.sampling import as_list
 from core.diffusion.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str]) -> Conditions:
         """Conditions, one row a text."""
-        each = self._embeddings(texts)
+        each = self._embeddings(as_list(texts))
         lengths = torch.tensor([len(embedding) for embedding in each])
         tensors = {TEXT: pad_sequence(each, batch_first=True)}
         if lengths.min() < lengths.max():

@@ -14,6 +14,7 @@ from core.arrays import Float32s
 from core.concepts.table import N_NEAREST, ConceptTable, load_concepts
 from core.concepts.trace import SaeSite, load_saes
 from core.diffusion.diffuser import Diffuser
+from core.diffusion.sampling import as_list
 from core.edits.base import BaseEdit, SelectedLatents, Target, window_of
 from core.edits.regions import RegionMask
 from core.edits.site import EditAtSite, SiteEdits
@@ -101,7 +102,7 @@ class Editor:
 
     def _sites(self, one: BaseEdit) -> list[SaeSite]:
         """The sites given by the edit's hookpoints and branches, or by the defaults of its kind."""
-        branches = one.default_branches if one.branches is None else tuple(one.branches)
+        branches = one.default_branches if one.branches is None else tuple(as_list(one.branches))
         if not branches or not set(branches) <= set(BRANCHES):
             raise ValueError(
                 f"An edit's branches are some of {', '.join(BRANCHES)}, not {', '.join(branches) or 'none'}."
@@ -112,7 +113,7 @@ class Editor:
             return [site for site in there if site.hookpoint in names] or there
         if not one.hookpoints:
             raise ValueError("The edit's list of hookpoints is empty: name some, or leave it out for the default ones.")
-        sites = [SaeSite(hookpoint, branch) for hookpoint in one.hookpoints for branch in branches]
+        sites = [SaeSite(hookpoint, branch) for hookpoint in as_list(one.hookpoints) for branch in branches]
         if missing := [site for site in sites if site not in self.saes]:
             raise self._no_sae(missing[0])
         return sites

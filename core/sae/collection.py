@@ -54,7 +54,11 @@ class Collection:
     def index(self) -> dict[str, Any]:
         """Contents of the index; empty if there is none."""
         path = self.files.find(INDEX)
-        return {} if path is None else read_json(path)
+        try:
+            return {} if path is None else read_json(path)
+        except ArtifactError:  # it was damaged in a download, perhaps long ago
+            again = self.files.fetch_again(INDEX)
+            return {} if again is None else read_json(again)
 
     @cached_property
     def folders(self) -> dict[SaeId, str]:
