@@ -1,5 +1,6 @@
 """What is fetched from the Hub, through the real client from a hub on this computer."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -274,3 +275,23 @@ def test_sparsify_folders_come_from_the_hub_too(hub: Hub, folder: Path, tmp_path
     path = IDS[0].path
     hub.put("model", "x/y", {f"{path}/cfg.json": cfg, f"{path}/sae.safetensors": there.read_bytes()})
     assert torch.equal(core.load_sae("x/y", *IDS[0]).W_dec, sae.W_dec)
+
+
+@pytest.mark.usefixtures("published")
+def test_an_index_that_was_damaged_in_a_download_is_fetched_again() -> None:
+    core.load_sae(SAES, *IDS[1])
+    path = find_collection(SAES).files.fetch("config.json")
+    path.write_bytes(b"{")  # in the cache; no manifest of an earlier version lists it
+    assert torch.equal(core.load_sae(SAES, *IDS[1]).W_dec, core.load_sae(SAES, *IDS[1]).W_dec)
+    assert json.loads(path.read_bytes())["model"] == "picturebook"
+
+
+def test_an_index_that_the_manifest_lists_is_checked(hub: Hub, folder: Path) -> None:
+    files = {path: data for path, data in contents(folder).items() if not path.endswith("parquet")}
+    digest = hashlib.sha256(files["config.json"]).hexdigest()
+    files[MANIFEST] += json.dumps({"path": "", "files": {"config.json": digest}}).encode() + b"\n"
+    hub.put("model", SAES, files)
+    core.load_sae(SAES, *IDS[1])
+    hub.put("model", SAES, {"config.json": files["config.json"].replace(b"picturebook", b"picturebrook")})
+    with pytest.raises(ArtifactError, match=r"config\.json of some-one/saes is not the file"):
+        core.load_sae(SAES, *IDS[1])
