@@ -29,14 +29,17 @@ class NotFiniteError(ModelError):
     dtype: str
     """What it computed in, such as `float16`."""
 
-    def __init__(self, part: str, dtype: str) -> None:
-        self.part, self.dtype = part, dtype
+    def __init__(self, part: str, dtype: object) -> None:
+        """`dtype` is torch's, or its name."""
+        self.part, self.dtype = part, str(dtype).removeprefix("torch.")
         remedy = (
             "Its weights or what it was given are damaged: download or save the model again."
-            if dtype == "float32"
+            if self.dtype == "float32"
             else 'They may exceed its range: load the model with dtype="float32".'
         )
-        super().__init__(f"{part} gave values that are not finite (NaN or infinite), computed in {dtype}. {remedy}")
+        super().__init__(
+            f"{part} gave values that are not finite (NaN or infinite), computed in {self.dtype}. {remedy}"
+        )
 
 
 class ArtifactError(ValueError):

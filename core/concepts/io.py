@@ -181,7 +181,7 @@ def read_table(path: Path) -> tuple[Any, TableInfo]:
         raise ArtifactError(f"{path} is not a concept table, or has another version: it has no {what}. {REMEDY}")
     try:
         return _checked(table).to_pandas(), _info(json.loads(metadata[_INFO]))
-    except (ValueError, TypeError, KeyError, RecursionError, pa.ArrowException) as error:
+    except (AttributeError, ValueError, TypeError, KeyError, RecursionError, pa.ArrowException) as error:
         raise ArtifactError(f"The concept table {path} is damaged or of another program: {error}. {REMEDY}") from error
 
 

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from core.activations.hooks import ActivationKey, record
 from core.arrays import Float32s, Ints
 from core.diffusion.diffuser import Diffuser
-from core.diffusion.finite import check_finite
 from core.diffusion.sampling import Branch
+from core.errors import NotFiniteError
 from core.sae.autoencoder import AllTimes, Code, SaeId, SparseAutoencoder, output_hookpoints
 from core.sae.collection import find_collection, load_sae
 
@@ -165,7 +165,8 @@ def read_layout(
     Raises:
         ValueError: A class that the table does not have.
     """
-    check_finite(update, "The block of the U-Net", update.dtype)
+    if not update.isfinite().all():
+        raise NotFiniteError("The block of the U-Net", update.dtype)
     code = sae.encode(update.flatten(1).T.to(sae.b_dec.device, torch.float32))
     return read_code(code, (update.shape[1], update.shape[2]), reader, candidate_classes=candidate_classes)
 

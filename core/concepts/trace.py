@@ -17,10 +17,9 @@ from torch import Tensor
 from core.activations.hooks import ActivationKey, Recording, record
 from core.concepts.table import Evolution, activation_map, evolution
 from core.diffusion.diffuser import Diffuser
-from core.diffusion.finite import check_finite
 from core.diffusion.hookpoints import cross_attention_blocks
 from core.diffusion.sampling import Branch
-from core.errors import ArtifactError
+from core.errors import ArtifactError, NotFiniteError
 from core.sae.autoencoder import Code, SaeId, SparseAutoencoder, output_hookpoints
 from core.sae.collection import Collection, find_collection, load_sae
 
@@ -99,7 +98,8 @@ class CodeTracer:
         if sae is not None:
             code = sae.encode(update[0].flatten(1).T.to(sae.b_dec.device, torch.float32))
             self._codes[key] = Code(*(part.cpu() for part in code))
-            check_finite(self._codes[key].values, f"The block {key.hookpoint}", update.dtype)
+            if not self._codes[key].values.isfinite().all():
+                raise NotFiniteError(f"The block {key.hookpoint}", update.dtype)
             self._grids[key.hookpoint] = (update.shape[-2], update.shape[-1])
 
     def trace(self) -> CodeTrace:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
-from core.diffusion.finite import NAMES, SAMPLER
 from core.diffusion.pipeline import PipelineParts
 from core.diffusion.sampler import DdimSampler, SamplingRun
 from core.diffusion.sampling import Generation, Preview, SamplerState, StepContext, as_list
 from core.diffusion.schedule import stage_at
 from core.errors import Cancelled, NotFiniteError
+from core.hardware.finite import NAMES, SAMPLER
 from core.hardware.memory import DEFAULT_LIMIT
 from core.job import Callback, Job, finished
 from core.spec import ModelSpec

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from core.diffusion.finite import NAMES, SAMPLER, check_finite, name_of
 from core.diffusion.images import prepare_image
 from core.errors import NotFiniteError
 from core.hardware.batch_sizer import REMEDY, BatchSizer, Load, memory_format_for
+from core.hardware.finite import NAMES, SAMPLER, check_finite
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -84,7 +84,7 @@ class LatentCodec:
         values = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         if not is_finite:
             check_finite(latents, SAMPLER, latents.dtype)
-            raise NotFiniteError(_PART, name_of(self._dtype))
+            raise NotFiniteError(_PART, self._dtype)
         return [Image.fromarray(value) for value in values]
 
     def _in_range(self, compute: Callable[[Tensor], ResultT], given: Tensor) -> ResultT:

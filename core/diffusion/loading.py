@@ -14,9 +14,9 @@ import torch
 
 from core.artifacts import WEIGHTS, find_model, is_local
 from core.diffusion.diffuser import Diffuser
-from core.diffusion.finite import finite_pipeline
 from core.diffusion.sampling import as_list
 from core.errors import ModelError
+from core.hardware.finite import finite_pipeline
 from core.hardware.memory import DEFAULT_LIMIT, GIB
 from core.spec import BUILT_IN, ModelSpec
 

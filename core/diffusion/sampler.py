@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.diffusion.finite import NAMES, check_finite
 from core.diffusion.predictor import Conditions, NoisePredictor
 from core.diffusion.sampling import Branch, SamplerState, StepContext, ddim_step
 from core.diffusion.schedule import step_times
+from core.hardware.finite import NAMES, check_finite
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

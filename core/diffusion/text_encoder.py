@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from core.diffusion.finite import NAMES, check_finite
 from core.diffusion.predictor import Conditions
 from core.diffusion.sampling import as_list
 from core.diffusion.vocabulary import Vocabulary
+from core.hardware.finite import NAMES, check_finite
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer

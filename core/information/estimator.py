@@ -188,8 +188,7 @@ class Estimator:
     def _check(self, *sums: Floats) -> None:
         """Raise a `NotFiniteError` if a batch's sums, which are on the CPU, are not finite."""
         if not all(np.isfinite(part).all() for part in sums):
-            dtype = getattr(self._model, "dtype", torch.float32)
-            raise NotFiniteError("The noise predictor", str(dtype).removeprefix("torch."))
+            raise NotFiniteError("The noise predictor", getattr(self._model, "dtype", torch.float32))
 
 
 def latents_at_once(model: NoisePredictor, n: int, conditions: Conditions) -> int:

@@ -28,7 +28,7 @@ SAMPLER = "The sampler"
 def check_finite(values: Tensor, part: str, dtype: torch.dtype) -> None:
     """Raise a `NotFiniteError` if what a part has computed in `dtype` is not finite. Synchronises with the device."""
     if not values.isfinite().all():
-        raise NotFiniteError(part, name_of(dtype))
+        raise NotFiniteError(part, dtype)
 
 
 def name_of(dtype: torch.dtype) -> str:
