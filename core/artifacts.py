@@ -8,6 +8,7 @@ can run code, and no path can leave the folder.
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -15,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -36,6 +37,9 @@ HUB_ERRORS: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, ValueError
 """Errors that huggingface_hub may raise; the bases of its own are OSError and the base of its HTTP library's errors."""
 
 RepoType = Literal["model", "dataset"]
+
+MAX_DEPTH = 5
+"""Levels of folders that are searched for files."""
 
 _HUB_NAME = re.compile(r"(?P<id>\w[\w.\-]*/\w[\w.\-]*)(@(?P<revision>\w[\w.\-]*(/\w[\w.\-]*)*)?)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -100,6 +104,51 @@ class Files:
         self._checked.add(name)
         return path
 
+    def fetch_again(self, name: str) -> Path | None:
+        """The local path of a file, downloaded anew if it is from the Hub; None if there is no such file."""
+        check_name(name)
+        return self._find(name) if self.source.folder is not None else self._download(name, again=True)
+
+    def names(self) -> list[str]:
+        """Paths of all files: of a local folder at most `MAX_DEPTH` folders down, on the Hub at the commit in use.
+
+        Without a connection, those of a repository that are in this computer's cache.
+
+        Raises:
+            ArtifactError: The Hub cannot be asked, and nothing is cached.
+        """
+        if self.source.folder is not None:
+            return _names_in(self.source.folder)
+        api = HfApi()
+        ask = api.dataset_info if self._repo_type == "dataset" else api.model_info
+        try:
+            info = ask(self.source.hub_id, revision=self._revision)
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+            raise ArtifactError(self._unknown) from error
+        except HUB_ERRORS as error:
+            try:
+                cached = snapshot_download(
+                    self.source.hub_id,
+                    repo_type=self._repo_type,
+                    revision=self._revision,
+                    cache_dir=self._cache,
+                    local_files_only=True,
+                )
+            except HUB_ERRORS:
+                raise ArtifactError(
+                    f"The files of {self.source.name} could not be listed on the Hub: {error}"
+                ) from error
+            return _names_in(Path(cached))
+        self._revision = info.sha or self._revision
+        return [one.rfilename for one in info.siblings or ()]
+
+    @property
+    def _unknown(self) -> str:
+        return (
+            f"There is no {self.source.name} on the Hub, or you have no access to it (`hf auth login`). Check the name "
+            f"and the revision."
+        )
+
     @cached_property
     def _sums(self) -> dict[str, str]:
         """sha256 of the files in the manifest."""
@@ -162,6 +211,8 @@ def find_source(name: str | Path) -> Source | None:
 def neither(what: str, name: str | Path, built_in: Iterable[str], remedy: str = "") -> str:
     """The error message for a name that refers to nothing; `what` begins the sentence."""
     known = list(built_in)
+    if pickles_among([str(name)]):
+        remedy += " A file of this kind is a pickle, which is never loaded, since it could run code."
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return (
@@ -204,7 +255,7 @@ def is_local(spec: ModelSpec) -> bool:
 
 def check_name(name: str) -> None:
     """Raise an `ArtifactError` for a name that leaves the artifact's folder, or a file type that is not read."""
-    if "\\" in name or ":" in name or any(part in ("", ".", "..") for part in name.split("/")):
+    if any(sign in name for sign in "\\:%") or any(part in ("", ".", "..") for part in name.split("/")):
         raise ArtifactError(f"{name!r} is refused: it is outside the artifact's folder.")
     if not name.endswith(READ):
         raise ArtifactError(
@@ -231,14 +282,18 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         if not all(isinstance(line["path"], str) and isinstance(line.get("files", {}), dict) for line in lines):
             raise ValueError("a path or files have the wrong type")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged ({error}). Download it again.") from error
     return lines
 
 
 def checksums(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """sha256 of each file in a manifest, by its path from the root."""
-    return {f"{line['path']}/{name}": str(digest) for line in lines for name, digest in line.get("files", {}).items()}
+    """sha256 of each file in a manifest, by its path from the root; an empty `path` is the root itself."""
+    return {
+        f"{line['path']}/{name}".removeprefix("/"): str(digest)
+        for line in lines
+        for name, digest in line.get("files", {}).items()
+    }
 
 
 def file_sha256(path: Path) -> str:
@@ -249,4 +304,13 @@ def file_sha256(path: Path) -> str:
 
 def pickles_among(names: Iterable[str]) -> list[str]:
     """The names with the suffix of a pickle."""
-    return [name for name in names if name.endswith(_PICKLES)]
+    return [name for name in names if name.lower().endswith(_PICKLES)]
+
+
+def _names_in(folder: Path) -> list[str]:
+    names = []
+    for path, folders, files in os.walk(folder):
+        below = Path(path).relative_to(folder)
+        folders[:] = [] if len(below.parts) >= MAX_DEPTH else sorted(one for one in folders if not one.startswith("."))
+        names += [(below / name).as_posix() for name in files]
+    return sorted(names)

@@ -22,6 +22,27 @@ class OutOfMemory(ModelError):
         )
 
 
+class NotFiniteError(ModelError):
+    """A part of a model that computes NaN or infinity; the message says which, in which precision, and what to do."""
+
+    part: str
+    """The part, as the message begins: `The U-Net`."""
+    dtype: str
+    """What it computed in, such as `float16`."""
+
+    def __init__(self, part: str, dtype: object) -> None:
+        """`dtype` is torch's, or its name."""
+        self.part, self.dtype = part, str(dtype).removeprefix("torch.")
+        remedy = (
+            "Its weights or what it was given are damaged: download or save the model again."
+            if self.dtype == "float32"
+            else 'They may exceed its range: load the model with dtype="float32".'
+        )
+        super().__init__(
+            f"{part} gave values that are not finite (NaN or infinite), computed in {self.dtype}. {remedy}"
+        )
+
+
 class ArtifactError(ValueError):
     """A trained artifact, such as an SAE, that cannot be found or read."""
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import linecache
 import logging
 import os
@@ -50,6 +51,9 @@ def main() -> None:
             _check_writable(folder, f"--{option.replace('_', '-')}", parser)
     if (device := getattr(arguments, "device", None)) is not None:
         _check_device(device, parser)
+    for stream in (sys.stdout, sys.stderr):  # a prompt that a terminal cannot show ends no run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         _import(COMMANDS[arguments.command][0], parser).main(arguments)

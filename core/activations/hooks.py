@@ -10,7 +10,7 @@ outside it the original. They see every call of the model, whichever job makes i
 pass them to `model.sample` or `model.generate` as `contexts`, which enter them when the model is free.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self, get_args
@@ -52,6 +52,7 @@ def record(
     steps: int | Iterable[int] | None = None,
     sink: Sink | None = None,
     stop: bool = False,
+    outputs: Collection[str] = (),
 ) -> "Recording":
     """Record the residual updates of all U-Net calls inside the `with`, by `ActivationKey`.
 
@@ -71,12 +72,13 @@ def record(
         sink: Called with every update, in which case none is kept.
         stop: End the `with` block at the last update to record, in the middle of the U-Net call: the sampler's
             generator is closed, the model is free, and the rest of the block is skipped.
+        outputs: Hookpoints where the block's whole output is recorded in place of the update, for SAEs that read it.
 
     Raises:
         ModelError: No such block; the message lists the U-Net's blocks.
         ValueError: No such branch or step, raised here or when the sampler starts.
     """
-    return Recording(model, hookpoints, branches, steps, sink, stop)
+    return Recording(model, hookpoints, branches, steps, sink, stop, outputs)
 
 
 def edit(
@@ -86,6 +88,7 @@ def edit(
     *,
     branches: Branch | Iterable[Branch] = BRANCHES,
     steps: int | Iterable[int] | None = None,
+    outputs: Collection[str] = (),
 ) -> "Editing":
     """Change the residual updates of all U-Net calls inside the `with`.
 
@@ -100,7 +103,7 @@ def edit(
         ModelError: No such block; the message lists the U-Net's blocks.
         ValueError: No such branch or step, raised here or when the sampler starts; an edit that returns another shape.
     """
-    return Editing(model, hookpoints, branches, steps, (edits,) if callable(edits) else tuple(edits))
+    return Editing(model, hookpoints, branches, steps, (edits,) if callable(edits) else tuple(edits), outputs)
 
 
 class _Hooks:
@@ -112,8 +115,9 @@ class _Hooks:
         hookpoints: str | Iterable[str] | None,
         branches: Branch | Iterable[Branch],
         steps: int | Iterable[int] | None,
+        outputs: Collection[str],
     ) -> None:
-        self._model = model
+        self._model, self._outputs = model, outputs
         self._hookpoints = model.hookpoints if hookpoints is None else tuple(dict.fromkeys(as_items(hookpoints)))
         check_hookpoints(model.unet, self._hookpoints)
         self._branches: frozenset[Branch] = frozenset(as_items(branches))
@@ -169,6 +173,10 @@ class _Hooks:
             if branch in self._branches
         ]
 
+    def _read(self, key: ActivationKey, before: Tensor, after: Tensor) -> Tensor:
+        """What is recorded or edited, as a new tensor: in-place operations, also of the U-Net, change nothing else."""
+        return after.clone() if key.hookpoint in self._outputs else after - before
+
     def _check_run(self, step_context: StepContext) -> None:
         """Raise a `ValueError` for branches or steps that this run of the sampler does not have."""
         if self._branches.isdisjoint(step_context.branches):
@@ -204,8 +212,9 @@ class Recording(_Hooks, Mapping[ActivationKey, Tensor]):
         steps: int | Iterable[int] | None,
         sink: Sink | None,
         stop: bool,
+        outputs: Collection[str] = (),
     ) -> None:
-        super().__init__(model, hookpoints, branches, steps)
+        super().__init__(model, hookpoints, branches, steps, outputs)
         self._updates: dict[ActivationKey, Tensor] = {}
         self._sink: Sink = self._updates.__setitem__ if sink is None else sink
         self._stop = stop
@@ -232,8 +241,7 @@ class Recording(_Hooks, Mapping[ActivationKey, Tensor]):
 
     def _act(self, wanted: list[tuple[ActivationKey, slice]], before: Tensor, after: Tensor) -> None:
         for key, rows in wanted:
-            # The difference is a new tensor, so later in-place operations of the U-Net do not change it.
-            self._sink(key, (after[rows] - before[rows]).detach())
+            self._sink(key, self._read(key, before[rows], after[rows]).detach())
         if self._stop and wanted[0][0].hookpoint == self._last_hookpoint and self._at_last_step():
             raise _Stop(self)
 
@@ -254,8 +262,9 @@ class Editing(_Hooks):
         branches: Branch | Iterable[Branch],
         steps: int | Iterable[int] | None,
         edits: tuple[UpdateEdit, ...],
+        outputs: Collection[str],
     ) -> None:
-        super().__init__(model, hookpoints, branches, steps)
+        super().__init__(model, hookpoints, branches, steps, outputs)
         self._edits = edits
 
     def __exit__(
@@ -266,14 +275,14 @@ class Editing(_Hooks):
     def _act(self, wanted: list[tuple[ActivationKey, slice]], before: Tensor, after: Tensor) -> Tensor | None:
         changed: Tensor | None = None
         for key, rows in wanted:
-            new = self._edited(key, after[rows] - before[rows])
+            new = self._edited(key, self._read(key, before[rows], after[rows]))
             if new is None:
                 continue
             if changed is None:
                 changed = after.clone()
             # The change is added to the output, rather than the new update to the input: then an edit that adds zeros
             # changes nothing, to the bit. The old update is computed again because an edit may work in place.
-            changed[rows] += new.to(after.dtype) - (after[rows] - before[rows])
+            changed[rows] += new.to(after.dtype) - self._read(key, before[rows], after[rows])
         return changed
 
     def _edited(self, key: ActivationKey, update: Tensor) -> Tensor | None:

@@ -20,6 +20,8 @@ FOLDER = "gallery"
 LIST = f"{FOLDER}/images.json"
 COLUMNS = 8
 """Images in a row, and rows in a sheet."""
+MAX_SIDE = 1024
+"""Largest side of an image in pixels."""
 QUALITY = 80
 """WebP quality of the sheets."""
 
@@ -50,8 +52,10 @@ class Gallery:
         try:
             self.side = int(listed["side"])
             self.entries = tuple(GalleryImage(str(one["prompt"]), int(one["seed"])) for one in listed["images"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ArtifactError(f"{fetch(LIST)}: {error} is missing or invalid.") from error
+        if not 1 <= self.side <= MAX_SIDE:
+            raise ArtifactError(f"{fetch(LIST)}: side is {self.side}; images have 1 to {MAX_SIDE} pixels.")
         self._fetch = fetch
         self._sheet = lru_cache(maxsize=16)(self._read_sheet)
 
@@ -73,10 +77,14 @@ class Gallery:
     def _read_sheet(self, sheet: int) -> Image.Image:
         path = self._fetch(_sheet_name(sheet))
         try:
-            with Image.open(path) as stored:
-                return stored.convert("RGB")
-        except OSError as error:
+            with Image.open(path, formats=("WEBP",)) as stored:
+                image = stored.convert("RGB")
+        except Exception as error:  # decoders raise anything for damaged data
             raise ArtifactError(f"The images in {path} cannot be read: {error}") from error
+        in_sheet = min(COLUMNS**2, len(self) - sheet * COLUMNS**2)
+        if image.width < COLUMNS * self.side or image.height < math.ceil(in_sheet / COLUMNS) * self.side:
+            raise ArtifactError(f"{path} is too small for its images of {self.side} pixels: it is of another gallery.")
+        return image
 
 
 def write_gallery(root: Path, images: Sequence[Image.Image], entries: Sequence[GalleryImage], side: int) -> None:

@@ -179,10 +179,10 @@ def read_table(path: Path) -> tuple[Any, TableInfo]:
     if _INFO not in metadata or lacking:
         what = f"column {lacking[0]!r}" if lacking else "metadata"
         raise ArtifactError(f"{path} is not a concept table, or has another version: it has no {what}. {REMEDY}")
-    stored = json.loads(metadata[_INFO])
-    known = {f.name: stored[f.name] for f in fields(TableInfo) if f.name in stored}
-    info = TableInfo(**known | {name: tuple(known.get(name, ())) for name in ("class_names", "effect_words")})
-    return table.to_pandas(), info
+    try:
+        return _checked(table).to_pandas(), _info(json.loads(metadata[_INFO]))
+    except (AttributeError, ValueError, TypeError, KeyError, RecursionError, pa.ArrowException) as error:
+        raise ArtifactError(f"The concept table {path} is damaged or of another program: {error}. {REMEDY}") from error
 
 
 def save_tensors(path: Path, tensors: Counts | Examples) -> None:
@@ -226,6 +226,34 @@ def _arrow_fields(kind: type, types: Mapping[Any, Any]) -> list[Any]:
 
 def _plain(scores: Scores) -> dict[str, Any]:
     return {**scores._asdict(), "runner_ups": [candidate._asdict() for candidate in scores.runner_ups]}
+
+
+def _checked(table: Any) -> Any:
+    """The table with the types that its columns have to have, and no empty labels or unknown kinds."""
+    for field_ in _schema():
+        at = table.schema.get_field_index(field_.name)
+        if not table.schema.field(at).type.equals(field_.type):
+            table = table.set_column(at, field_, table.column(at).cast(field_.type))
+    for name in ("label", "kind", "best_class", "style"):
+        if table.column(name).null_count:
+            raise ValueError(f"the column {name} has rows without a value")
+    if unknown := set(table.column("kind").to_pylist()) - set(KINDS):
+        raise ValueError(f"there is no kind {min(unknown)!r}")
+    return table
+
+
+def _info(stored: Any) -> TableInfo:
+    """What a table was made from, of the JSON value in its metadata."""
+    if not isinstance(stored, dict):
+        raise ValueError("its metadata is no JSON object")
+    known = {f.name: stored[f.name] for f in fields(TableInfo) if f.name in stored}
+    names = {name: tuple(known.get(name, ())) for name in ("class_names", "effect_words")}
+    words = known.get("words", {})
+    texts = [known["weights_sha256"], *names["class_names"], *names["effect_words"]]
+    texts += [text for label, others in words.items() for text in (label, *others)]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("its metadata has names that are no texts")
+    return TableInfo(**known | names)
 
 
 def _read_tensors(path: Path, names: tuple[str, ...]) -> dict[str, Tensor]:

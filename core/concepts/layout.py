@@ -28,7 +28,8 @@ from core.activations.hooks import ActivationKey, record
 from core.arrays import Float32s, Ints
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import Branch
-from core.sae.autoencoder import AllTimes, Code, SparseAutoencoder
+from core.errors import NotFiniteError
+from core.sae.autoencoder import AllTimes, Code, SaeId, SparseAutoencoder, output_hookpoints
 from core.sae.collection import find_collection, load_sae
 
 Method = Literal["dictionary", "readout"]
@@ -164,6 +165,8 @@ def read_layout(
     Raises:
         ValueError: A class that the table does not have.
     """
+    if not update.isfinite().all():
+        raise NotFiniteError("The block of the U-Net", update.dtype)
     code = sae.encode(update.flatten(1).T.to(sae.b_dec.device, torch.float32))
     return read_code(code, (update.shape[1], update.shape[2]), reader, candidate_classes=candidate_classes)
 
@@ -237,8 +240,9 @@ def predict_layout(
     collection = find_collection(model.spec.name if source is None else source)
     hookpoint = model.spec.default_hookpoint if hookpoint is None else hookpoint
     sae = load_sae(collection, hookpoint, branch, t)
+    reads = output_hookpoints({SaeId(hookpoint, branch, t): sae})
     reader = make_reader(load_concepts(collection, hookpoint=hookpoint, branch=branch, t=t), method, embed=embed)
-    updates = record(model, [hookpoint], branches=[branch], steps=[step], stop=True)
+    updates = record(model, [hookpoint], branches=[branch], steps=[step], stop=True, outputs=reads)
     for _ in model.sample(
         [prompt],
         seeds=[seed],

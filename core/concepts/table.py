@@ -181,7 +181,15 @@ class ConceptTable:
     @cached_property
     def counts(self) -> Counts:
         """Co-occurrence of latents and classes."""
-        return read_counts(self._file(COUNTS))
+        counts = read_counts(self._file(COUNTS))
+        n, n_classes = len(self), len(self.class_names)
+        for name, value, shape in zip(Counts._fields, counts, ((n, n_classes), (n,), (n_classes,), ()), strict=True):
+            if value.shape != shape or not value.isfinite().all():
+                raise ArtifactError(
+                    f"{self._file(COUNTS)}: {name} is {list(value.shape)}, or not finite; the table asks for "
+                    f"{list(shape)}. {REMEDY}"
+                )
+        return counts
 
     @cached_property
     def gallery(self) -> Gallery:
@@ -190,7 +198,13 @@ class ConceptTable:
 
     @cached_property
     def _examples(self) -> Examples:
-        return read_examples(self._file(EXAMPLES))
+        examples = read_examples(self._file(EXAMPLES))
+        images, maps, peaks = examples
+        fit = images.ndim == 2 and len(images) == len(self) and maps.ndim == 4
+        fit = fit and images.shape == maps.shape[:2] == peaks.shape
+        if not fit or int(images.max()) >= len(self.gallery) or not peaks.isfinite().all():
+            raise ArtifactError(f"{self._file(EXAMPLES)} belongs to another table or gallery, or is damaged. {REMEDY}")
+        return examples
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -320,7 +334,7 @@ def load_concepts(
     if path is None:
         raise ArtifactError(f"There is no concept table of {sae_id.path} in {collection.name}. {REMEDY}")
     frame, info = read_table(path)
-    folder = collection.files.fetch(f"{sae_id.path}/{CONFIG}").parent
+    folder = collection.files.fetch(f"{collection.folder_of(sae_id)}/{CONFIG}".removeprefix("/")).parent
     if len(frame) != sae.cfg.d_sae or info.weights_sha256 != weights_sha256(folder):
         raise ArtifactError(
             f"The concept table of {sae_id.path} in {collection.name} was made for another SAE: the weights have "

@@ -17,9 +17,10 @@ from torch import Tensor
 from core.activations.hooks import ActivationKey, Recording, record
 from core.concepts.table import Evolution, activation_map, evolution
 from core.diffusion.diffuser import Diffuser
+from core.diffusion.hookpoints import cross_attention_blocks
 from core.diffusion.sampling import Branch
-from core.errors import ArtifactError
-from core.sae.autoencoder import Code, SparseAutoencoder
+from core.errors import ArtifactError, NotFiniteError
+from core.sae.autoencoder import Code, SaeId, SparseAutoencoder, output_hookpoints
 from core.sae.collection import Collection, find_collection, load_sae
 
 
@@ -79,6 +80,8 @@ class CodeTracer:
     """The recording, for the `contexts` of the run."""
     hookpoints: tuple[str, ...]
     """Hookpoints of the SAEs."""
+    outputs: frozenset[str]
+    """Those where the block's output is read, not its update."""
 
     def __init__(self, model: Diffuser, saes: Mapping[SaeSite, SparseAutoencoder]) -> None:
         """`saes` are those of `load_saes`, or some of them."""
@@ -86,7 +89,8 @@ class CodeTracer:
         self._codes: dict[ActivationKey, Code] = {}
         self._grids: dict[str, tuple[int, int]] = {}
         self.hookpoints = tuple(dict.fromkeys(site.hookpoint for site in saes))
-        self.context = record(model, self.hookpoints, sink=self.see)
+        self.outputs = output_hookpoints(saes)
+        self.context = record(model, self.hookpoints, sink=self.see, outputs=self.outputs)
 
     def see(self, key: ActivationKey, update: Tensor) -> None:
         """Encode an update [1, C, h, w], if there is an SAE for it."""
@@ -94,6 +98,8 @@ class CodeTracer:
         if sae is not None:
             code = sae.encode(update[0].flatten(1).T.to(sae.b_dec.device, torch.float32))
             self._codes[key] = Code(*(part.cpu() for part in code))
+            if not self._codes[key].values.isfinite().all():
+                raise NotFiniteError(f"The block {key.hookpoint}", update.dtype)
             self._grids[key.hookpoint] = (update.shape[-2], update.shape[-1])
 
     def trace(self) -> CodeTrace:
@@ -105,19 +111,22 @@ class CodeTracer:
 def load_saes(source: str | Path | Collection, model: Diffuser) -> dict[SaeSite, SparseAutoencoder]:
     """The SAEs for all times at a model's hookpoints, in the order of the hookpoints, on the model's device.
 
+    If there are none, as in collections of other libraries, those at any block of its U-Net.
+
     Raises:
         ArtifactError: There is none.
     """
     collection = find_collection(source)
-    found = {
-        SaeSite(i.hookpoint, i.branch): load_sae(collection, *i, device=model.device)
-        for hookpoint in model.hookpoints
-        for i in collection.ids
-        if i.hookpoint == hookpoint and i.t == "all"
-    }
-    if not found:
-        raise ArtifactError(f"{collection.name} has no SAE for all times at {', '.join(model.hookpoints)}.")
-    return found
+    ids = [sae_id for sae_id in collection.ids if sae_id.t == "all"]
+    for hookpoints in (model.hookpoints, cross_attention_blocks(model.unet)):
+        if found := [sae_id for hookpoint in hookpoints for sae_id in ids if sae_id.hookpoint == hookpoint]:
+            return {SaeSite(i.hookpoint, i.branch): load_sae(collection, *i, device=model.device) for i in found}
+    if not collection.ids:
+        raise ArtifactError(collection.missing(SaeId(model.hookpoints[0], "cond", "all")))
+    others = ", ".join(sae_id.path for sae_id in collection.ids)
+    raise ArtifactError(
+        f"{collection.name} has no SAE for all times at {', '.join(model.hookpoints)}. All of them: {others}."
+    )
 
 
 @torch.no_grad()
@@ -153,7 +162,7 @@ def trace_image(
             noisy = abar.sqrt().float() * clean + (1 - abar).sqrt().float() * noise
             for branch, text in texts:
                 see = partial(_record_as, tracer, branch, step)
-                with record(model, tracer.hookpoints, sink=see):
+                with record(model, tracer.hookpoints, sink=see, outputs=tracer.outputs):
                     model.predict_noise(noisy, abar.logit()[None], model.encode_text([text]))
     return tracer.trace()
 

@@ -14,7 +14,8 @@ from core.diffusion.pipeline import PipelineParts
 from core.diffusion.sampler import DdimSampler, SamplingRun
 from core.diffusion.sampling import Generation, Preview, SamplerState, StepContext, is_guided
 from core.diffusion.schedule import stage_at
-from core.errors import Cancelled
+from core.errors import Cancelled, NotFiniteError
+from core.hardware.finite import NAMES, SAMPLER
 from core.hardware.memory import DEFAULT_LIMIT
 from core.job import Callback, Job, finished
 from core.spec import ModelSpec
@@ -211,22 +212,32 @@ class Diffuser(PipelineParts):
         with self.busy(), ExitStack() as stack:
             for context in run.contexts:
                 stack.enter_context(context)
-            shown: list[Preview] = []
-            for state in self.sampler.run(run, self.encode_text(run.texts)):
-                step, n_steps, t, _ = state.step_context
-                image = self.decode(state.x0)[0] if previews else None
-                preview = Preview(step, n_steps, t, stage_at(t, self.spec.stages).name, image)
-                shown.append(preview)
-                yield preview
-            return Generation(
-                image=self.decode(state.x)[0],
-                latents=state.x.cpu(),
-                prompt=run.prompts[0],
-                seed=run.seeds[0],
-                num_inference_steps=run.num_inference_steps,
-                guidance_scale=run.guidance_scale,
-                previews=tuple(shown) if previews else (),
-            )
+            try:
+                return (yield from self._denoise(run, previews))
+            except NotFiniteError as error:
+                if self.dtype == torch.float32 or error.part not in (NAMES["unet"], SAMPLER):
+                    raise
+                log.warning("%s: the U-Net's values are not finite in %s: again in float32", self.spec.name, self.dtype)
+                with self.in_float32():
+                    return (yield from self._denoise(run, previews))
+
+    def _denoise(self, run: SamplingRun, previews: bool) -> Generator[Preview, None, Generation]:
+        shown: list[Preview] = []
+        for state in self.sampler.run(run, self.encode_text(run.texts)):
+            step, n_steps, t, _ = state.step_context
+            image = self.decode(state.x0)[0] if previews else None
+            preview = Preview(step, n_steps, t, stage_at(t, self.spec.stages).name, image)
+            shown.append(preview)
+            yield preview
+        return Generation(
+            image=self.decode(state.x)[0],
+            latents=state.x.cpu(),
+            prompt=run.prompts[0],
+            seed=run.seeds[0],
+            num_inference_steps=run.num_inference_steps,
+            guidance_scale=run.guidance_scale,
+            previews=tuple(shown) if previews else (),
+        )
 
 
 def _cancel(preview: Preview) -> Generation:

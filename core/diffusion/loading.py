@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from core.arguments import as_items
 from core.artifacts import HUB_ERRORS, find_model, is_local
 from core.diffusion.diffuser import Diffuser
 from core.errors import ModelError
+from core.hardware.finite import finite_pipeline
 from core.hardware.memory import DEFAULT_LIMIT, GIB
 from core.hub import hub_answer
 from core.pipeline_folder import (
@@ -80,7 +82,7 @@ def load_model(
     if not memory_gib > 0:
         raise ModelError(f"memory_gib has to be positive, not {memory_gib}.")
     limit = int(memory_gib * GIB)
-    pipeline = read_pipeline(spec, computes_in)
+    pipeline = finite_pipeline(spec.name, computes_in, partial(read_pipeline, spec))
     modules = [getattr(pipeline, component) for component in WEIGHTS]
     if needs_offload(modules, target) if offload is None else offload:
         _offload(pipeline, spec, target)

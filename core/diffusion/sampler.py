@@ -12,6 +12,7 @@ from torch import Tensor
 from core.diffusion.predictor import Conditions, NoisePredictor
 from core.diffusion.sampling import Branch, SamplerState, StepContext, ddim_step, ddim_step_of_v, is_guided
 from core.diffusion.schedule import step_times
+from core.hardware.finite import NAMES, check_finite
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -83,7 +84,11 @@ class DdimSampler:
         self.step_context = None
 
     def run(self, run: SamplingRun, conditions: Conditions) -> Generator[SamplerState, None, None]:
-        """Denoise: a state after each step. `conditions` are those of `run.texts`; `run.contexts` are not entered."""
+        """Denoise: a state after each step. `conditions` are those of `run.texts`; `run.contexts` are not entered.
+
+        Raises:
+            NotFiniteError: The latents after the last step are not finite.
+        """
         schedule, n_steps = self._predictor.schedule, run.num_inference_steps
         first = 0 if run.after is None else run.after.step_context.step + 1
         x = self._initial_noise(run.seeds) if run.after is None else run.after.x.to(self._predictor.device)
@@ -97,6 +102,8 @@ class DdimSampler:
             finally:
                 self.step_context = None
             x0, x = self._step(x, predicted, float(alphas[step]), float(alphas_after[step]))
+            if step == run.last_step:  # once a run: NaN stays, and reading it waits for the device
+                check_finite(x, NAMES["unet"], getattr(self._predictor, "dtype", x.dtype))
             yield SamplerState(step_context, x, x0)
 
     def _initial_noise(self, seeds: Sequence[int]) -> Tensor:

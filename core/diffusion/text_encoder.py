@@ -1,5 +1,6 @@
 """The text encoder of a Stable Diffusion pipeline: from prompts to the conditions of its U-Net."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -8,12 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from core.arguments import as_items
 from core.diffusion.predictor import Conditions
 from core.diffusion.vocabulary import Vocabulary
 from core.errors import ModelError
+from core.hardware.finite import NAMES, check_finite
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
+
+log = logging.getLogger(__name__)
 
 TEXT, MASK = "text", "mask"
 """Names of the conditions' tensors: embeddings [N, L, D], and [N, L] which rows of them are of the text."""
@@ -51,7 +56,7 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str]) -> Conditions:
         """Conditions, one row a text."""
-        each = self._embeddings(texts)
+        each = self._embeddings(as_items(texts))
         lengths = torch.tensor([len(embedding) for embedding in each])
         tensors = {TEXT: pad_sequence(each, batch_first=True)}
         if lengths.min() < lengths.max():
@@ -75,4 +80,9 @@ class TextEncoder:
         self.vocabulary.check_length(text)
         tokens = torch.tensor(self.vocabulary.windows(text), device=self._module.device)
         embedding: Tensor = self._module(tokens).last_hidden_state.flatten(0, 1)
+        if self._module.dtype != torch.float32 and not embedding.isfinite().all():
+            log.warning("the text encoder's values are not finite in %s: it computes in float32", self._module.dtype)
+            torch.nn.Module.to(self._module, torch.float32)
+            embedding = self._module(tokens).last_hidden_state.flatten(0, 1)
+        check_finite(embedding, NAMES["text_encoder"], self._module.dtype)
         return embedding.to(self._device)

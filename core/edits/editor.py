@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from core.activations.hooks import BRANCHES, ActivationKey, Editing, edit
+from core.arguments import as_items
 from core.arrays import Float32s
 from core.concepts.table import N_NEAREST, ConceptTable, load_concepts
 from core.concepts.trace import SaeSite, load_saes
@@ -17,7 +18,7 @@ from core.diffusion.diffuser import Diffuser
 from core.edits.base import BaseEdit, SelectedLatents, Target, window_of
 from core.edits.regions import RegionMask
 from core.edits.site import EditAtSite, SiteEdits
-from core.sae.autoencoder import SparseAutoencoder
+from core.sae.autoencoder import SparseAutoencoder, output_hookpoints
 from core.sae.collection import find_collection
 
 MIN_EFFECT = 0.01
@@ -101,7 +102,7 @@ class Editor:
 
     def _sites(self, one: BaseEdit) -> list[SaeSite]:
         """The sites given by the edit's hookpoints and branches, or by the defaults of its kind."""
-        branches = one.default_branches if one.branches is None else tuple(one.branches)
+        branches = one.default_branches if one.branches is None else tuple(as_items(one.branches))
         if not branches or not set(branches) <= set(BRANCHES):
             raise ValueError(
                 f"An edit's branches are some of {', '.join(BRANCHES)}, not {', '.join(branches) or 'none'}."
@@ -112,7 +113,7 @@ class Editor:
             return [site for site in there if site.hookpoint in names] or there
         if not one.hookpoints:
             raise ValueError("The edit's list of hookpoints is empty: name some, or leave it out for the default ones.")
-        sites = [SaeSite(hookpoint, branch) for hookpoint in one.hookpoints for branch in branches]
+        sites = [SaeSite(hookpoint, branch) for hookpoint in as_items(one.hookpoints) for branch in branches]
         if missing := [site for site in sites if site not in self.saes]:
             raise self._no_sae(missing[0])
         return sites
@@ -161,6 +162,7 @@ class Editor:
             dict.fromkeys(site.hookpoint for site in by_site) or None,
             branches={site.branch for site in by_site} or BRANCHES,
             steps=steps or None,
+            outputs=output_hookpoints(self.saes),
         )
 
     def _site_edits(self, site: SaeSite, selections: Sequence[_Selection], n_steps: int) -> SiteEdits:

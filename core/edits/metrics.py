@@ -14,6 +14,7 @@ from core.edits.base import BaseEdit, window_of
 from core.edits.editor import Editor
 from core.edits.regions import RegionMask
 from core.edits.site import values_of
+from core.sae.autoencoder import output_hookpoints
 
 CELL = 8
 """Side in pixels of the cells whose means count as low spatial frequency: what one latent position covers."""
@@ -87,6 +88,7 @@ class OutOfRangeMeter:
             dict.fromkeys(one.site.hookpoint for one in self._watched) or None,
             steps={step for one in self._watched for step in one.steps} or None,
             sink=self._see,
+            outputs=output_hookpoints(self._saes),
         )
         """The recording, for the `contexts` of the run."""
 

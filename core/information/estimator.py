@@ -19,6 +19,7 @@ from torch import Tensor
 
 from core.arrays import Floats, Ints
 from core.diffusion.predictor import Conditions, NoisePredictor, PromptedModel
+from core.errors import NotFiniteError
 from core.information.quadrature import Draw, Sampler, draw, fit
 
 _HALF_BIT = 1 / (2 * math.log(2))
@@ -143,7 +144,8 @@ class Estimator:
         for at in range(0, pilot.n_points, stride):
             batch = Draw(*(part[at : at + stride] for part in everything))
             eps = yield from self._predict(batch, group)
-            orthogonal, _ = contributions(eps, batch.noise.to(eps.device), group.context, group.text)
+            orthogonal, direct = contributions(eps, batch.noise.to(eps.device), group.context, group.text)
+            self._check(orthogonal, direct)
             values.append(orthogonal.sum((2, 3)))
             yield
         self._densities[index] = fit(density, everything.log_snr.numpy(), np.concatenate(values).T)
@@ -171,6 +173,7 @@ class Estimator:
         """Add m noise samples to the replicates that they belong to, owner [m]."""
         noise = batch.noise.to(eps.device)
         orthogonal, direct = contributions(eps, noise, group.context, group.text)
+        self._check(orthogonal, direct)
         errors = squared_errors(eps, noise, batch.log_snr)[:, [group.context, group.text]].transpose(0, 2, 1)
         weight = batch.weight.numpy()
         n_bins = len(self._edges) - 1
@@ -181,6 +184,11 @@ class Estimator:
         np.add.at(self._timeline, (*where, bins[:, None]), weight[:, None] * orthogonal.sum((2, 3)))
         which = owner[:, None, None], np.array(group.columns)[:, None], np.arange(2), bins[:, None, None]
         np.add.at(self._errors, which, weight[:, None, None] * errors)
+
+    def _check(self, *sums: Floats) -> None:
+        """Raise a `NotFiniteError` if a batch's sums, which are on the CPU, are not finite."""
+        if not all(np.isfinite(part).all() for part in sums):
+            raise NotFiniteError("The noise predictor", getattr(self._model, "dtype", torch.float32))
 
 
 def latents_at_once(model: NoisePredictor, n: int, conditions: Conditions) -> int:

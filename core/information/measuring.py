@@ -4,6 +4,7 @@
 from the replicates; `measure` is the run in between.
 """
 
+import logging
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from core.arrays import Floats
 from core.diffusion.predictor import PromptedModel
-from core.errors import Cancelled, ImageError
+from core.errors import Cancelled, ImageError, NotFiniteError
 from core.information.estimator import Comparison, Cost, Estimate, Estimator, cost
 from core.information.quadrature import Sampler
 from core.information.results import Measurement, Progress
@@ -27,6 +28,8 @@ from core.job import Callback, Job
 
 if TYPE_CHECKING:
     from core.diffusion.sampling import Generation
+
+log = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
 """Default number of latents in a U-Net call. More gains little on a CPU, and makes cancelling slower."""
@@ -134,7 +137,8 @@ def measure(
     """Estimate until the error is small enough: a job with progress after every U-Net call.
 
     A model in half precision is first asked how large its rounding error is (`core.information.rounding`). If it is too
-    large, the model measures in float32; `dtype` and `rounding` in the result's settings record this.
+    large, or values overflow, the model measures in float32; `dtype` and `rounding` in the result's settings record
+    this, `rounding` being None after an overflow.
 
     Args:
         model: Held for as long as the job lives.
@@ -168,10 +172,14 @@ def _measure(
     seed, sampler, batch_size = plan.budget.seed, plan.budget.sampler, plan.budget.batch_size or BATCH_SIZE
     with model.busy(), ExitStack() as precision:
         x = latents_of(model, image)
-        estimator = Estimator(
-            model, x, plan.comparisons, seed=seed, sampler=sampler, edges=edges, batch_size=batch_size
-        )
-        estimate = _estimate(estimator, plan, summarise, excess, progress)
+
+        def measured() -> Generator[ProgressT, None, MeasurementT]:
+            estimator = Estimator(
+                model, x, plan.comparisons, seed=seed, sampler=sampler, edges=edges, batch_size=batch_size
+            )
+            return (yield from _estimate(estimator, plan, summarise, excess, progress))
+
+        estimate = measured()
         if not is_rounded(model):
             return (yield from estimate)
         rounding = Rounding(model, x, plan.comparisons, seed=seed, batch_size=batch_size)
@@ -182,10 +190,11 @@ def _measure(
         narrow: Any = model
         if rounding.share > MAX_ROUNDING_SHARE:
             precision.enter_context(narrow.in_float32())
-        precision_settings = {"dtype": str(narrow.dtype).removeprefix("torch."), "rounding": rounding.share}
+        share = rounding.share if math.isfinite(rounding.share) else None
 
         def with_rounding(result: MeasurementT) -> MeasurementT:
-            settings = {**result.settings, **precision_settings}
+            dtype = str(narrow.dtype).removeprefix("torch.")
+            settings = {**result.settings, "dtype": dtype, "rounding": share}
             return replace(result, n_evals=rounding.n_evals + result.n_evals, settings=settings)
 
         while True:
@@ -193,6 +202,13 @@ def _measure(
                 event = next(estimate)
             except StopIteration as end:
                 return with_rounding(end.value)
+            except NotFiniteError as error:
+                if not is_rounded(model):
+                    raise
+                log.warning("%s: measured again in float32", error)
+                precision.enter_context(narrow.in_float32())
+                estimate, share = measured(), None
+                continue
             counts = {name: rounding.n_evals + getattr(event, name) for name in _COUNTS}
             partial = None if event.partial is None else with_rounding(event.partial)
             yield event._replace(partial=partial, **counts)
@@ -235,9 +251,13 @@ def check_text(model: PromptedModel, text: str) -> None:
 
 
 def relative_errors(bits: Floats, stderr: Floats) -> Floats:
-    """[W] standard errors over the bits, or over `FLOOR` of the largest bits if that is more; 0 if all are 0."""
+    """[W] standard errors over the bits, or over `FLOOR` of the largest bits if that is more; 0 if all are 0.
+
+    Infinite for what is no number: it is never small enough.
+    """
     scale = np.maximum(bits, FLOOR * bits.max(initial=0.0))
-    return np.asarray(np.divide(stderr, scale, out=np.zeros_like(stderr), where=scale > 0))
+    errors = np.divide(stderr, scale, out=np.zeros_like(stderr), where=scale > 0)
+    return np.where(np.isfinite(bits) & np.isfinite(stderr), errors, np.inf)
 
 
 def settings_of(model: PromptedModel, budget: Budget, **others: Any) -> dict[str, Any]:
@@ -277,4 +297,6 @@ def latents_of(model: PromptedModel, image: "ImageLike | Generation") -> Tensor:
     latents = image[0] if image.ndim == 4 and len(image) == 1 else image
     if tuple(latents.shape) != tuple(model.latent_shape):
         raise ImageError(f"Latents of shape {tuple(image.shape)} were given; the model has {model.latent_shape}.")
+    if not latents.isfinite().all():
+        raise ImageError("The latents that were given are not finite: they have NaN or infinite values.")
     return latents.to(model.device).float()

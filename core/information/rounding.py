@@ -37,7 +37,7 @@ class Rounding:
     """Measures the rounding floor of some comparisons on one image."""
 
     share: float
-    """The largest floor of a comparison relative to its information in float32."""
+    """The largest floor of a comparison relative to its information in float32; infinite where values overflow."""
     n_evals: int
     """Latents evaluated."""
 
@@ -64,7 +64,8 @@ class Rounding:
             (weight * contributions(eps, noise, context, text)[0].sum((2, 3))).sum(0) for eps in (narrow - wide, wide)
         )
         shares = np.divide(floor, information, out=np.zeros_like(floor), where=floor > 0)
-        self.share = float(shares.max())
+        # Where half precision overflows, the floor is no number.
+        self.share = float(np.where(np.isfinite(floor), shares, np.inf).max())
 
     def _predict(self, log_snr: Tensor, noise: Tensor, texts: list[str]) -> Generator[None, None, Tensor]:
         """[m, T, C, h, w] predictions for m noise samples under T texts."""

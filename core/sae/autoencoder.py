@@ -8,6 +8,7 @@ are in `core.sae.sparse_ops`.
 
 import copy
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -26,6 +27,9 @@ AllTimes = Literal["all"]
 
 Architecture = Literal["topk", "batchtopk"]
 """k active latents at every position, or k on average, which after training a threshold selects."""
+
+Reads = Literal["update", "output"]
+"""What an SAE reads at its hookpoint: what the block adds, or all that it returns, which other libraries hook."""
 
 _THRESHOLD_RATE = 0.01
 """Weight of a batch in the running mean of its smallest active value."""
@@ -78,17 +82,30 @@ class SaeConfig:
     d_sae: int
     """Latents."""
     k: int = 20
-    """Active latents per position; with BatchTopK on average over the training data."""
+    """Active latents per position; with BatchTopK on average over the training data, or 0 where only the thresholds
+    are known."""
     architecture: Architecture = "topk"
     """`topk` or `batchtopk`."""
+    has_threshold: bool = True
+    """For BatchTopK: whether a threshold selects after training. Without one, as in files of SAeUron, the N * k largest
+    values of the N positions in a call are active, so that a position's code depends on the others."""
+    reads: Reads = "update"
+    """`update` or `output` of the block."""
 
     def __post_init__(self) -> None:
         if self.architecture not in get_args(Architecture):
             raise ValueError(f"There is no SAE architecture {self.architecture!r}: topk and batchtopk are.")
-        if min(self.d_in, self.d_sae, self.k) < 1:
+        if self.reads not in get_args(Reads):
+            raise ValueError(f"An SAE reads a block's update or its output, not {self.reads!r}.")
+        if min(self.d_in, self.d_sae, self.k + self.uses_threshold) < 1:
             raise ValueError(f"d_in, d_sae and k must be at least 1: {self.d_in}, {self.d_sae}, {self.k}.")
         if self.k > self.d_sae:
             raise ValueError(f"k is {self.k}, but there are only d_sae = {self.d_sae} latents. Lower k or raise d_sae.")
+
+    @property
+    def uses_threshold(self) -> bool:
+        """Whether thresholds select the active latents after training."""
+        return self.architecture == "batchtopk" and self.has_threshold
 
 
 class Code(NamedTuple):
@@ -136,17 +153,20 @@ class SparseAutoencoder(nn.Module):
         self.encoder.bias = nn.Parameter(torch.zeros(cfg.d_sae))
         self.W_dec = nn.Parameter(rows)
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
-        self.register_buffer("threshold", torch.zeros(cfg.d_sae) if cfg.architecture == "batchtopk" else None)
+        self.register_buffer("threshold", torch.zeros(cfg.d_sae) if cfg.uses_threshold else None)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Code:
-        """Active latents of x [N, d_in]; the code of a position does not depend on the other positions."""
+        """Active latents of x [N, d_in].
+
+        The code of a position does not depend on the other positions, except for BatchTopK without a threshold.
+        """
         self._check(x)
         pre = self._pre(x)
-        if self.threshold is None:
+        if self.cfg.architecture == "topk":
             values, indices = pre.topk(self.cfg.k)
             return Code(indices, values.relu())
-        active = pre.relu() > self.threshold
+        active = self._largest(pre) if self.threshold is None else pre.relu() > self.threshold
         width = int(active.sum(1).max()) if len(x) else 0
         values, indices = torch.where(active, pre, 0).topk(width)
         return Code(indices.masked_fill(values <= 0, -1), values)
@@ -183,7 +203,7 @@ class SparseAutoencoder(nn.Module):
         # Detached: the functions below add the gradient of b_dec themselves.
         centred = x.to(self.b_dec.dtype) - self.b_dec.detach()
         with torch.no_grad():  # autograd would keep the dense pre-activations for the backward pass
-            select = top_k if self.threshold is None else batch_top_k
+            select = top_k if self.cfg.architecture == "topk" else batch_top_k
             values, pattern = select(self.encoder(centred), self.cfg.k)
         self._follow_threshold(values)
         values = encoder_values(values, pattern, centred, self.encoder.weight, self.encoder.bias, self.b_dec)
@@ -227,6 +247,12 @@ class SparseAutoencoder(nn.Module):
         pre: Tensor = self.encoder(x.to(self.b_dec.dtype) - self.b_dec)
         return pre
 
+    def _largest(self, pre: Tensor) -> Tensor:
+        """[N, d_sae] which pre-activations are among the N * k largest, and positive."""
+        places = pre.flatten().topk(len(pre) * self.cfg.k, sorted=False).indices
+        chosen = torch.zeros(pre.numel(), dtype=torch.bool, device=pre.device).index_fill_(0, places, True)
+        return chosen.view_as(pre) & (pre > 0)
+
     def _from_dead(self, x: Tensor, dead: Tensor) -> Tensor:
         """[N, d_in] reconstructions from these latents alone, without b_dec: the residual lacks it already."""
         pre = F.linear(x - self.b_dec, self.encoder.weight[dead], self.encoder.bias[dead])
@@ -244,3 +270,18 @@ class SparseAutoencoder(nn.Module):
     def _check(self, x: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] != self.cfg.d_in:
             raise ValueError(f"This SAE reads [N, {self.cfg.d_in}], not {list(x.shape)}.")
+
+
+def output_hookpoints(saes: Mapping[Any, SparseAutoencoder]) -> frozenset[str]:
+    """The hookpoints of SAEs, by `SaeId` or another key with a hookpoint, that read the block's whole output.
+
+    Raises:
+        ValueError: Two SAEs of one hookpoint read different things.
+    """
+    output, update = (
+        frozenset(key.hookpoint for key, sae in saes.items() if sae.cfg.reads == reads)
+        for reads in ("output", "update")
+    )
+    if both := sorted(output & update):
+        raise ValueError(f"At {both[0]} one SAE reads the block's update and another its output: use one at a time.")
+    return output

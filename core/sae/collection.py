@@ -1,7 +1,8 @@
 """Collections of SAEs: in this package, in a local folder, or on the Hub at a revision.
 
 A collection has one folder per SAE, `SaeId.path`, and a `config.json` at its root that lists them under `saes`. Concept
-tables and the gallery are in the same folders, or in a dataset repository on the Hub, which `tables` names.
+tables and the gallery are in the same folders, or in a dataset repository on the Hub, which `tables` names. Collections
+of other libraries have folders of their own (`core.sae.layouts`); their tables are in `SaeId.path` all the same.
 """
 
 import difflib
@@ -19,6 +20,7 @@ from core.errors import ArtifactError
 from core.files import write_text
 from core.sae.autoencoder import AllTimes, SaeId, SparseAutoencoder
 from core.sae.io import CONFIG, SPARSIFY_WEIGHTS, WEIGHTS, read_json, read_sae
+from core.sae.layouts import find_saes
 from core.spec import BUILT_IN, default_hookpoint
 
 INDEX = "config.json"
@@ -52,13 +54,30 @@ class Collection:
     def index(self) -> dict[str, Any]:
         """Contents of the index; empty if there is none."""
         path = self.files.find(INDEX)
-        return {} if path is None else read_json(path)
+        try:
+            return {} if path is None else read_json(path)
+        except ArtifactError:  # it was damaged in a download, perhaps long ago
+            again = self.files.fetch_again(INDEX)
+            return {} if again is None else read_json(again)
 
     @cached_property
+    def folders(self) -> dict[SaeId, str]:
+        """Its SAEs with their folders: those in the index or, without one, those whose folders exist."""
+        listed = self.index.get("saes")
+        if isinstance(listed, list):
+            return {sae_id: sae_id.path for sae_id in _ids(listed)}
+        root = self.files.source.folder
+        name = self.files.source.hub_id.split("/")[-1] if root is None else root.resolve().name
+        return find_saes(self.files.names(), lambda name: read_json(self.files.fetch(name)), name)
+
+    @property
     def ids(self) -> list[SaeId]:
-        """Its SAEs: those in the index or, in a local folder without one, those whose folders exist."""
-        folder = self.files.source.folder
-        return _ids(self.index.get("saes", [])) if folder is None else list_saes(folder)
+        """Its SAEs."""
+        return list(self.folders)
+
+    def folder_of(self, sae_id: SaeId) -> str:
+        """The folder of an SAE, which may not exist."""
+        return self.folders.get(sae_id, sae_id.path)
 
     @property
     def default_hookpoint(self) -> str:
@@ -83,9 +102,11 @@ class Collection:
     def missing(self, sae_id: SaeId) -> str:
         """The error message for an SAE that it does not have."""
         if not self.ids:
+            if pickles := pickles_among(self.files.names()):
+                return f"{self.name} has no SAEs that can be read, only {_is_pickle(pickles[0])}"
             return (
                 f"{self.name} has no SAEs: an SAE is a folder <hookpoint>/<cond|uncond>/t<time|all> with "
-                f"{CONFIG} in it."
+                f"{CONFIG} in it, or one of SAELens or sparsify."
             )
         paths = [other.path for other in self.ids]
         near = difflib.get_close_matches(sae_id.path, paths, n=1, cutoff=0)[0]
@@ -106,6 +127,8 @@ def find_collection(source: "str | Path | Collection", *, cache: Path | None = N
             raise ArtifactError(f"The SAEs of {text!r} do not exist yet. Make them with `python -m training sae`.")
         return Collection(Files(Source(text, EMBEDDED[text])))
     found = find_source(source)
+    if found is None and pickles_among([text]):
+        raise ArtifactError(f"{text!r} has no SAEs that can be read: it is {_is_pickle('')}")
     if found is None:
         trained = " This package has no SAEs of that model: train some with `python -m training sae`."
         raise ArtifactError(neither("There are no SAEs", text, EMBEDDED, trained if text in BUILT_IN else ""))
@@ -135,23 +158,24 @@ def load_sae(
     """
     collection, sae_id = find_collection(source), SaeId(hookpoint, branch, t)
     _ = collection.index  # first: the Hub counts downloads by it, and its commit is that of all other files
-    config = collection.files.find(f"{sae_id.path}/{CONFIG}")
+    folder = collection.folder_of(sae_id)
+    config = collection.files.find(_inside(folder, CONFIG))
     if config is None:
         raise ArtifactError(collection.missing(sae_id))
-    weights = WEIGHTS if "architecture" in read_json(config) else SPARSIFY_WEIGHTS
-    if collection.files.find(f"{sae_id.path}/{weights}") is None:
-        pickles = pickles_among(path.name for path in config.parent.iterdir())
-        instead = f", only {pickles[0]}, a pickle, which could run code when it is loaded" if pickles else ""
-        raise ArtifactError(f"There is no {weights}{instead} in {collection.name}, folder {sae_id.path}.")
-    return read_sae(config.parent, device=device)
+    is_saelens = "architecture" in (values := read_json(config))
+    weights = WEIGHTS if is_saelens else SPARSIFY_WEIGHTS
+    if collection.files.find(_inside(folder, weights)) is None:
+        pickles = pickles_among(name for name in collection.files.names() if name.startswith(_inside(folder, "")))
+        instead = f", only {_is_pickle(pickles[0])}" if pickles else "."
+        raise ArtifactError(f"{collection.name} has no {weights} in the folder {folder or '.'}{instead}")
+    # In our folders it reads updates, whatever its format, if it does not say otherwise.
+    ours = folder == sae_id.path and not is_saelens and "reads" not in values
+    return read_sae(config.parent, device=device, reads="update" if ours else None)
 
 
 def list_saes(root: Path) -> list[SaeId]:
     """The SAEs of a local collection: those in its index or, without one, those whose folders exist."""
-    index = root / INDEX
-    if index.is_file():
-        return _ids(read_json(index).get("saes", []))
-    return _ids(sorted(path.parent.relative_to(root).as_posix() for path in root.glob(f"*/*/*/{CONFIG}")))
+    return Collection(Files(Source(str(root), root))).ids
 
 
 def write_index(root: Path, ids: Sequence[SaeId], **others: Any) -> None:
@@ -162,12 +186,24 @@ def write_index(root: Path, ids: Sequence[SaeId], **others: Any) -> None:
 
 def mark_labelled(root: Path, whole: bool) -> None:
     """Record in the index of a collection, if it has one, whether its concept tables and examples are complete."""
-    if (root / INDEX).is_file():
-        _write_index(root, {**read_json(root / INDEX), LABELLED: whole})
+    if (root / INDEX).is_file() and "saes" in (index := read_json(root / INDEX)):
+        _write_index(root, {**index, LABELLED: whole})
 
 
 def _write_index(root: Path, index: dict[str, Any]) -> None:
     write_text(root / INDEX, json.dumps(index, indent=2) + "\n")
+
+
+def _inside(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _is_pickle(name: str) -> str:
+    """The rest of a sentence about a file that is not read; without a name, about what was named before."""
+    return (
+        f"{name}, a pickle, which is never loaded, since it could run code. Load it with the library that wrote it, "
+        f"and save it as safetensors in the format of SAELens or sparsify."
+    ).removeprefix(", ")
 
 
 def _ids(paths: Iterable[Any]) -> list[SaeId]:

@@ -6,9 +6,10 @@ different codes in float16. `FORMAT.md` beside this file describes the format.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,24 +18,14 @@ from torch import Tensor
 
 from core.errors import ArtifactError
 from core.files import write_atomically
-from core.sae.autoencoder import SaeConfig, SparseAutoencoder
+from core.sae.autoencoder import Reads, SparseAutoencoder
+from core.sae.formats import SAELENS_ARCHITECTURES, from_saelens, from_sparsify, shapes_of
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 """Weights in the format of SAELens, which is also ours."""
 SPARSIFY_WEIGHTS = "sae.safetensors"
 """Weights in the format of sparsify."""
-
-_SAELENS_ARCHITECTURES = {"topk": "topk", "batchtopk": "jumprelu"}
-
-
-class _Read(NamedTuple):
-    """Contents of a folder, with our names."""
-
-    cfg: SaeConfig
-    weights: dict[str, Tensor]
-    """The state dict, in the dtype of the file."""
-    metadata: dict[str, Any]
 
 
 def save_sae(
@@ -52,8 +43,13 @@ def save_sae(
         dtype: Type of the weights on disk.
 
     Raises:
-        ArtifactError: A weight is not finite in `dtype`.
+        ArtifactError: A weight is not finite in `dtype`, or it is a BatchTopK without threshold.
+        OSError: The files could not be written, for example to a full disk.
     """
+    if sae.cfg.architecture == "batchtopk" and sae.threshold is None:
+        raise ArtifactError(
+            f"The SAE for {folder} was not saved: SAELens' format has no BatchTopK without a threshold."
+        )
     weights = {
         "W_enc": sae.encoder.weight.T,
         "b_enc": sae.encoder.bias,
@@ -69,8 +65,9 @@ def save_sae(
     }
     if bad := [name for name, value in stored.items() if not value.isfinite().all()]:
         raise ArtifactError(f"The SAE for {folder} was not saved: {', '.join(bad)} is not finite in {dtype}.")
+    reads = {} if sae.cfg.reads == "update" else {"reads": sae.cfg.reads}
     cfg = {
-        "architecture": _SAELENS_ARCHITECTURES[sae.cfg.architecture],
+        "architecture": SAELENS_ARCHITECTURES[sae.cfg.architecture],
         "d_in": sae.cfg.d_in,
         "d_sae": sae.cfg.d_sae,
         "dtype": "float32",
@@ -78,7 +75,7 @@ def save_sae(
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        "metadata": {**sae.metadata, **(metadata or {}), "k": sae.cfg.k},
+        "metadata": {**sae.metadata, **(metadata or {}), "k": sae.cfg.k, **reads},
     }
     if sae.cfg.architecture == "topk":
         cfg |= {"k": sae.cfg.k, "rescale_acts_by_decoder_norm": False}
@@ -91,35 +88,64 @@ def save_sae(
         (folder / CONFIG).unlink(missing_ok=True)
 
 
-def read_sae(folder: str | Path, *, device: torch.device | str = "cpu") -> SparseAutoencoder:
+def read_sae(
+    folder: str | Path, *, device: torch.device | str = "cpu", reads: Reads | None = None
+) -> SparseAutoencoder:
     """Load the SAE from a folder written by SAELens (v6), sparsify or `save_sae`; its weights are converted to float32.
 
+    Args:
+        folder: Has `cfg.json` and the weights.
+        device: The device to load it to.
+        reads: What it reads at its hookpoint; None: what its files say, or else the block's output where another
+            library wrote them.
+
     Raises:
-        ArtifactError: A file is missing or truncated, or has another architecture or shape.
+        ArtifactError: A file is missing or truncated, or has another architecture or shape, a field or tensor that is
+            not known, or weights that are not finite.
     """
     folder = Path(folder)
     values = read_json(folder / CONFIG)
-    reader = _read_saelens if "architecture" in values else _read_sparsify
+    is_saelens = "architecture" in values
+    weights = _load(folder / (WEIGHTS if is_saelens else SPARSIFY_WEIGHTS))
     try:
-        read = reader(folder, values)
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(f"{folder / CONFIG}: {error} is missing or invalid.") from error
-    except ArtifactError:
-        raise
-    except ValueError as error:
+        read = (from_saelens if is_saelens else from_sparsify)(values, weights)
+    except KeyError as error:
+        raise ArtifactError(f"{folder / CONFIG}: {error} is missing.") from error
+    except (TypeError, ValueError, OverflowError) as error:
         raise ArtifactError(f"{folder / CONFIG}: {error}") from error
+    cfg = replace(read.cfg, reads=reads) if reads else read.cfg
+    state = _checked(folder, shapes_of(cfg), read.weights)
     with torch.device("meta"):
-        sae = SparseAutoencoder(read.cfg, metadata=read.metadata)
-    expected = {name: tuple(value.shape) for name, value in sae.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in read.weights.items()}
+        sae = SparseAutoencoder(cfg, metadata=read.metadata)
+    sae.load_state_dict(state, assign=True)
+    return sae.requires_grad_(False).eval().to(device)
+
+
+def _checked(folder: Path, expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in float32, if they are those that are expected, and numbers."""
     for name, shape in expected.items():
-        if found.get(name) != shape:
-            there = f"is {list(found[name])}" if name in found else "is not there"
+        if name not in weights or tuple(weights[name].shape) != shape:
+            there = f"is {list(weights[name].shape)}" if name in weights else "is not there"
             raise ArtifactError(
                 f"{folder}: {name} {there}; {CONFIG} asks for {list(shape)}. One of the two is damaged."
             )
-    sae.load_state_dict({name: read.weights[name].float() for name in expected}, assign=True)
-    return sae.requires_grad_(False).eval().to(device)
+    if others := sorted(set(weights) - set(expected)):
+        raise ArtifactError(
+            f"{folder} has a tensor {others[0]!r}, which is not known here and may change what the SAE computes: it is "
+            f"of another kind than {CONFIG} says, or of a later version of its library."
+        )
+    checked = {}
+    for name in expected:
+        stored = weights[name]
+        if not stored.is_floating_point():
+            raise ArtifactError(f"{folder}: {name} is {stored.dtype}; weights are floating-point numbers.")
+        checked[name] = stored.float()
+        if not checked[name].isfinite().all():
+            raise ArtifactError(
+                f"{folder}: {name} has values that are not finite, stored as {stored.dtype}: they overflowed when they "
+                f"were saved, or the file is damaged. Save it again in float32, or download it again."
+            )
+    return checked
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -132,7 +158,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read as JSON ({error}). Save or download it again.") from error
     if not isinstance(values, dict):
         raise ArtifactError(f"{path} is not a JSON object. Save or download it again.")
@@ -148,40 +174,3 @@ def _load(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{path} is damaged or truncated ({error}). Save or download it again.") from error
     return weights
-
-
-def _read_saelens(folder: Path, values: dict[str, Any]) -> _Read:
-    """Read a folder in the format of SAELens, such as ours."""
-    architecture = values["architecture"]
-    ours = {theirs: mine for mine, theirs in _SAELENS_ARCHITECTURES.items()}
-    if architecture not in ours:
-        raise ArtifactError(f"{folder} has a {architecture!r} SAE; only {' and '.join(ours)} can be read.")
-    for name, only in (
-        ("apply_b_dec_to_input", True),
-        ("normalize_activations", "none"),
-        ("rescale_acts_by_decoder_norm", False),
-        ("reshape_activations", "none"),
-    ):
-        if values.get(name, only) != only:
-            raise ArtifactError(f"{folder / CONFIG}: {name} is {values[name]!r}; only {only!r} can be read.")
-    metadata = dict(values.get("metadata") or {})
-    k = values["k"] if architecture == "topk" else metadata["k"]
-    cfg = SaeConfig(values["d_in"], values["d_sae"], k, ours[architecture])  # type: ignore[arg-type]
-    weights = _load(folder / WEIGHTS)
-    rename: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-        "W_enc": ("encoder.weight", lambda weight: weight.T.contiguous()),
-        "b_enc": ("encoder.bias", Tensor.contiguous),
-    }
-    renamed = {}
-    for name, value in weights.items():
-        mine, change = rename.get(name, (name, Tensor.contiguous))
-        renamed[mine] = change(value)
-    return _Read(cfg, renamed, metadata)
-
-
-def _read_sparsify(folder: Path, values: dict[str, Any]) -> _Read:
-    """Read a folder in the format of EleutherAI's sparsify; unknown keys are ignored."""
-    if values.get("activation", "topk") != "topk" or values.get("skip_connection") or values.get("transcode"):
-        raise ArtifactError(f"{folder} is not a plain TopK autoencoder, the only kind of sparsify that can be read.")
-    d_sae = values.get("num_latents") or values["d_in"] * values["expansion_factor"]
-    return _Read(SaeConfig(values["d_in"], d_sae, values["k"]), _load(folder / SPARSIFY_WEIGHTS), {})

@@ -1,5 +1,6 @@
 """What is fetched from the Hub, through the real client from a hub on this computer."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -158,7 +159,7 @@ def test_a_repository_without_index_and_manifest_is_read_offline_too(
         with monkeypatch.context() as patch:
             patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
             assert torch.equal(core.load_sae("other/saes", *IDS[1]).W_dec, core.load_sae(folder, *IDS[1]).W_dec)
-    with pytest.raises(ArtifactError, match="other/saes has no SAEs"):
+    with pytest.raises(ArtifactError, match=rf"other/saes has no SAE {IDS[0].path}. Did you mean {IDS[1].path}"):
         core.load_sae("other/saes", *IDS[0])
     with pytest.raises(ArtifactError, match=r"from no/where on the Hub.*\(404\).*hf auth login"):
         core.load_sae("no/where", *IDS[0])
@@ -233,10 +234,10 @@ def test_pickles_are_refused_wherever_they_are(published: Hub, folder: Path) -> 
     (folder / MANIFEST).unlink()
     weights = folder / IDS[1].path / "sae_weights.safetensors"
     weights.rename(weights.with_suffix(".pt"))
-    with pytest.raises(ArtifactError, match=r"only sae_weights\.pt, a pickle, which could run code"):
+    with pytest.raises(ArtifactError, match=r"only .*sae_weights\.pt, a pickle, which is never loaded"):
         core.load_sae(folder, *IDS[1])
     published.put("model", "a/pickle", {f"{IDS[1].path}/cfg.json": b"{}", f"{IDS[1].path}/sae.pt": b"\x80\x04."})
-    with pytest.raises(ArtifactError, match=r"There is no sae\.safetensors"):
+    with pytest.raises(ArtifactError, match=r"has no sae\.safetensors .* a pickle"):
         core.load_sae("a/pickle", *IDS[1])
     assert not [path for path in published.asked("resolve") if path.endswith(".pt")]
 
@@ -274,3 +275,23 @@ def test_sparsify_folders_come_from_the_hub_too(hub: Hub, folder: Path, tmp_path
     path = IDS[0].path
     hub.put("model", "x/y", {f"{path}/cfg.json": cfg, f"{path}/sae.safetensors": there.read_bytes()})
     assert torch.equal(core.load_sae("x/y", *IDS[0]).W_dec, sae.W_dec)
+
+
+@pytest.mark.usefixtures("published")
+def test_an_index_that_was_damaged_in_a_download_is_fetched_again() -> None:
+    core.load_sae(SAES, *IDS[1])
+    path = find_collection(SAES).files.fetch("config.json")
+    path.write_bytes(b"{")  # in the cache; no manifest of an earlier version lists it
+    assert torch.equal(core.load_sae(SAES, *IDS[1]).W_dec, core.load_sae(SAES, *IDS[1]).W_dec)
+    assert json.loads(path.read_bytes())["model"] == "picturebook"
+
+
+def test_an_index_that_the_manifest_lists_is_checked(hub: Hub, folder: Path) -> None:
+    files = {path: data for path, data in contents(folder).items() if not path.endswith("parquet")}
+    digest = hashlib.sha256(files["config.json"]).hexdigest()
+    files[MANIFEST] += json.dumps({"path": "", "files": {"config.json": digest}}).encode() + b"\n"
+    hub.put("model", SAES, files)
+    core.load_sae(SAES, *IDS[1])
+    hub.put("model", SAES, {"config.json": files["config.json"].replace(b"picturebook", b"picturebrook")})
+    with pytest.raises(ArtifactError, match=r"config\.json of some-one/saes is not the file"):
+        core.load_sae(SAES, *IDS[1])

@@ -25,7 +25,7 @@ import core
 from core.artifacts import HUB_ERRORS, MANIFEST, Files, RepoType, Source, checksums, read_manifest
 from core.concepts.table import load_concepts
 from core.sae.collection import INDEX, TABLES, find_collection, load_sae
-from training.hub.cards import CARD
+from training.hub.cards import CARD, manifest_text
 from training.hub.release import MARK, Content, Release, bytes_of, make_release, size_of
 
 SAES = Path(core.__file__).parent / "picturebook" / "saes"
@@ -103,7 +103,7 @@ def preview(release: Release) -> str:
     """The files with their sizes, and the cards, as text."""
     parts = []
     for target in _targets(release):
-        files = {**target.files} | ({INDEX: _index(release, "<its commit>")} if target.kind == "model" else {})
+        files = {**target.files} | (_index_files(release, "<its commit>") if target.kind == "model" else {})
         total = sum(map(size_of, files.values()))
         parts.append(f"{target.kind} {target.repo}: {len(files)} files, {total:,} bytes")
         parts += [f"{size_of(content):12,}  {path}" for path, content in sorted(files.items())]
@@ -130,7 +130,7 @@ def publish(release: Release, *, private: bool = False) -> Published:
         tables = _commit(api, changes["dataset"]) if "dataset" in changes else ""
         if tables and changes["dataset"].head != tables:
             state = f"{release.tables_repo} has its new commit; {release.saes_repo} still names the old tables"
-        index = {INDEX: _index(release, tables)}
+        index = _index_files(release, tables)
         changes["model"].additions.extend(_additions(index, changes["model"].there))
         saes = _commit(api, changes["model"])
         state = "both commits were made"
@@ -147,14 +147,18 @@ def publish(release: Release, *, private: bool = False) -> Published:
 def _targets(release: Release) -> list[Target]:
     """The repositories; the dataset first, because the index of the SAEs names its commit."""
     tables = [Target(release.tables_repo, "dataset", release.tables)] if release.tables_repo else []
-    return [*tables, Target(release.saes_repo, "model", release.saes)]
+    files = {path: file for path, file in release.saes.items() if path != MANIFEST}
+    return [*tables, Target(release.saes_repo, "model", files)]
 
 
-def _index(release: Release, commit: str) -> bytes:
+def _index_files(release: Release, commit: str) -> dict[str, Content]:
+    """The index, which names the commit of the tables, and the manifest, which has the hash of the index."""
     index: dict[str, Any] = dict(release.index)
     if release.tables_repo:
         index[TABLES] = f"{release.tables_repo}@{commit}"
-    return (json.dumps(index, indent=2) + "\n").encode()
+    text = (json.dumps(index, indent=2) + "\n").encode()
+    line = {"path": "", "files": {INDEX: sha256(text).hexdigest()}}
+    return {INDEX: text, MANIFEST: bytes_of(release.saes[MANIFEST]) + manifest_text([line]).encode()}
 
 
 def _open(api: HfApi, target: Target, private: bool) -> None:
@@ -179,7 +183,8 @@ def _compare(api: HfApi, target: Target) -> Change:
         if card is not None and MARK not in card.read_text(encoding="utf-8"):
             log.info("%s has a card of its own, which is kept", target.repo)
             target = target._replace(files={path: file for path, file in target.files.items() if path != CARD})
-    deletions = [CommitOperationDelete(path) for path in earlier if path in there and path not in target.files]
+    stay = {*target.files, INDEX}
+    deletions = [CommitOperationDelete(path) for path in earlier if path in there and path not in stay]
     return Change(target, head, there, _additions(target.files, there), deletions)
 
 

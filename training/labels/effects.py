@@ -16,7 +16,7 @@ from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import SamplerState
 from core.diffusion.text import delete_words, distinct_words
-from core.sae.autoencoder import SaeId, SparseAutoencoder
+from core.sae.autoencoder import SaeId, SparseAutoencoder, output_hookpoints
 from training.prompts.sources import Prompts
 
 
@@ -146,7 +146,8 @@ def _means(
                 total.index_add_(0, code.indices.clamp_min(0).flatten(), code.values.double().flatten())
                 means[sae_id] = _Means(total.cpu() / len(x), x.double().mean(0).cpu())
 
-    with record(model, {sae_id.hookpoint for sae_id in saes}, branches=["cond"], steps=[step], sink=encode):
+    hookpoints, outputs = {sae_id.hookpoint for sae_id in saes}, output_hookpoints(saes)
+    with record(model, hookpoints, branches=["cond"], steps=[step], sink=encode, outputs=outputs):
         for _ in model.sample(list(prompts), seeds=list(seeds), last_step=step, after=after):
             pass
     return means

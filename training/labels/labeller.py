@@ -34,7 +34,7 @@ from core.diffusion.diffuser import Diffuser
 from core.diffusion.sampling import is_guided
 from core.diffusion.text import distinct_words
 from core.sae.autoencoder import SaeId
-from core.sae.collection import list_saes, load_sae, mark_labelled
+from core.sae.collection import find_collection, load_sae, mark_labelled
 from core.segmentation.grids import cell_counts, majority
 from core.segmentation.semantic import Segmenter
 from training.common.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -168,12 +168,13 @@ class Labeller:
         """
         self._config, self._root, self._model = config, root, model
         self._segmenter, self._prompts, self._classes = segmenter, prompts, segmenter.class_names()
-        ids = list_saes(root)
+        self._collection = find_collection(root)
+        ids = self._collection.ids
         if not ids:
             raise ValueError(f"There is no SAE in {root}. Train some with `python -m training sae`.")
         if not is_guided(model.spec.guidance_scale) and any(sae_id.branch == "uncond" for sae_id in ids):
             raise ValueError(f"{model.spec.name} is sampled without guidance: SAEs of branch uncond have no input.")
-        self._saes = {sae_id: load_sae(root, *sae_id, device=model.device) for sae_id in ids}
+        self._saes = {sae_id: load_sae(self._collection, *sae_id, device=model.device) for sae_id in ids}
         n_steps = model.spec.num_inference_steps
         self._steps = {sae_id: steps_of(sae_id, n_steps, config.shared_steps) for sae_id in ids}
 
@@ -184,7 +185,9 @@ class Labeller:
             **counted,
             **depends,
             "classes": self._classes,
-            "saes": {sae_id.path: weights_sha256(self._root / sae_id.path) for sae_id in self._saes},
+            "saes": {
+                sae_id.path: weights_sha256(self._root / self._collection.folder_of(sae_id)) for sae_id in self._saes
+            },
         }
         plain: dict[str, Any] = json.loads(json.dumps(recipe))
         return plain
@@ -239,6 +242,7 @@ class Labeller:
         mark_labelled(self._root, False)
         for sae_id, tally in state.tallies.items():
             folder = self._root / sae_id.path
+            folder.mkdir(parents=True, exist_ok=True)  # an SAE of another library lies elsewhere
             rows = name_latents(tally, attributes, names)
             made = {name: value for name, value in recipe.items() if name not in ("classes", "saes")}
             made_with = {**made, **sae_id._asdict(), "steps": self._steps[sae_id], "n_images": len(prompts)}

@@ -12,7 +12,7 @@ from torch import Tensor
 from core.activations.hooks import ActivationKey, record
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.schedule import step_at, step_times
-from core.sae.autoencoder import SaeId, SparseAutoencoder
+from core.sae.autoencoder import SaeId, SparseAutoencoder, output_hookpoints
 from core.segmentation.semantic import Segmenter
 from training.labels.tally import Entries, StepCodes
 
@@ -87,6 +87,7 @@ def _sample(
         branches={sae_id.branch for sae_id in saes},
         steps={step for own in steps.values() for step in own},
         sink=encode,
+        outputs=output_hookpoints(saes),
     ):
         *_, last = model.sample(prompts, seeds=seeds)
     return Batch(model.decode(last.x), codes_by_step, sizes)

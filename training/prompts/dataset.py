@@ -1,8 +1,8 @@
 """Prompts from a dataset on the Hub or a local file of rows, streamed; nothing of it is stored.
 
-Prompt n is the n-th row of its split that has a caption, passes the filter, and that the model can encode. Its row is
-known only after reading all rows before it, so the position of every 1,024th prompt is noted in a file, and a resumed
-run continues from there.
+Prompt n is the n-th caption, in the order of the rows of its split, of those that pass the filter and that the model
+can encode; a row may have several. Its row is known only after reading all rows before it, so the position of about
+every 1,024th prompt is noted in a file, and a resumed run continues from there.
 """
 
 import importlib
@@ -17,13 +17,12 @@ from typing import Any, Literal, NamedTuple
 from core.errors import PromptError
 from core.files import write_text
 from training.common.splits import HELD_OUT
+from training.prompts.tables import LocalRows, check_row, kind_of
 
 Split = Literal["train", "test"]
 Check = Callable[[str], None]
 """Raises a `PromptError` for a prompt that the model cannot encode; `Diffuser.check_prompt`."""
 
-FORMATS = {".jsonl": "json", ".parquet": "parquet"}
-"""Suffixes of local files of rows, with the datasets library's name of the format."""
 _KEPT = 1024
 """Prompts kept in memory, and prompts between two noted positions."""
 _MOST_REFUSED = 20_000
@@ -76,11 +75,14 @@ class Condition(NamedTuple):
         Raises:
             ValueError: The column's values cannot be compared in this way.
         """
-        if row[self.column] is None:
+        cell = row[self.column]
+        if cell is None or cell == "":
             return False
         try:
-            return self.compare(row[self.column], self.value)
-        except TypeError as error:
+            if isinstance(cell, str) and isinstance(self.value, int | float):
+                cell = float(cell)  # CSV has texts only
+            return self.compare(cell, self.value)
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{self.text!r} does not fit the column's value {row[self.column]!r}.") from error
 
 
@@ -111,24 +113,25 @@ class DatasetPrompts:
         """Open the dataset and, unless an earlier run has, read its first prompt, so that errors show at once.
 
         Args:
-            source: `owner/name[@revision]` on the Hub, or a local file of one of `FORMATS`.
-            column: The column with captions.
+            source: `owner/name[@revision]` on the Hub, or a local file of rows (`training.prompts.tables`).
+            column: The column with captions, each a text or a list of texts.
             check: Raises for a prompt that the model cannot encode.
             split: "test" for the held-out rows, every `HELD_OUT`-th.
             where: Conditions that a row has to fulfil.
             positions: File for the noted positions; None: a resumed run reads from the start.
 
         Raises:
-            ValueError: It cannot be opened, or has no such column, or no usable row.
+            ValueError: It cannot be opened, has no such column, no usable row, or a local file a row that is no text.
         """
         self._source, self._column, self._check, self._held_out = source, column, check, split == "test"
         self._where = [Condition.parse(text) for text in where]
-        self._dataset: Any = _open(source)
+        self._columns = [column, *(condition.column for condition in self._where)]
         self._key, self._file = [source, column, split, *where], positions
         self._length: int | None = None
         start = _Position(0, 0, {})
         self._noted = {0: start}
         self._load()
+        self._dataset: Any = _open(source, self._columns, is_new=len(self._noted) == 1)
         self._go_to(start)
         if len(self._noted) == 1:  # else an earlier run has shown that all is well
             self.prompt(0)
@@ -161,20 +164,15 @@ class DatasetPrompts:
         self._rows: Iterator[Any] = iter(self._dataset)
 
     def _read(self) -> bool:
-        """Read the next prompt of the split; False at the end."""
+        """Read the next row of the split with a prompt; False at the end."""
         n_refused, refused = 0, ""
-        for row in self._rows:
+        while (row := self._next_row()) is not None:
             number, self._row = self._row, self._row + 1
             if (number % HELD_OUT == HELD_OUT - 1) != self._held_out:
                 continue
-            text, refused = self._use(row)
-            if not refused:
-                self._cached[self._n] = text
-                self._cached.pop(self._n - _KEPT, None)
-                self._n += 1
-                if self._n % _KEPT == 0 and self._n not in self._noted:
-                    self._noted[self._n] = _Position(self._n, self._row, self._dataset.state_dict())
-                    self._save()
+            texts, refused = self._use(row)
+            if texts:
+                self._take(texts)
                 return True
             n_refused += 1
             if n_refused == _MOST_REFUSED:
@@ -184,21 +182,41 @@ class DatasetPrompts:
             raise ValueError(f"Of the {self._row} rows of {self._source!r} none can be used{why}")
         return False
 
-    def _use(self, row: Mapping[str, Any]) -> tuple[str, str]:
-        """A row's caption, and the reason why it cannot be used, empty if it can."""
-        for column in (self._column, *(condition.column for condition in self._where)):
-            if column not in row:
-                raise ValueError(f"{self._source!r} has no column {column!r}. It has: {', '.join(sorted(row))}.")
-        text = str(row[self._column] or "").strip()
-        if not text:
-            return text, "it is blank"
-        if failed := [condition.text for condition in self._where if not condition.passes(row)]:
-            return text, f"it does not fulfil {failed[0]!r}"
+    def _next_row(self) -> Mapping[str, Any] | None:
         try:
-            self._check(text)
-        except PromptError as error:
-            return text, str(error)
-        return text, ""
+            row: Mapping[str, Any] | None = next(self._rows, None)
+        except Exception as error:  # of the datasets library and all that it reads with
+            if isinstance(self._dataset, LocalRows):
+                raise  # our own
+            raise ValueError(f"Row {self._row + 1} of {self._source!r} could not be read: {error}") from error
+        return row
+
+    def _take(self, texts: Sequence[str]) -> None:
+        """Keep a row's prompts, and note the position after it from time to time."""
+        before = self._n
+        self._cached.update(enumerate(texts, before))
+        self._n += len(texts)
+        while len(self._cached) > _KEPT + len(texts):
+            del self._cached[next(iter(self._cached))]
+        if self._n // _KEPT > before // _KEPT and self._n not in self._noted:
+            self._noted[self._n] = _Position(self._n, self._row, self._dataset.state_dict())
+            self._save()
+
+    def _use(self, row: Mapping[str, Any]) -> tuple[list[str], str]:
+        """A row's prompts, and if there are none the reason."""
+        captions = check_row(row, self._row, self._source, self._columns)
+        if not captions:
+            return [], "it is blank"
+        if failed := [condition.text for condition in self._where if not condition.passes(row)]:
+            return [], f"it does not fulfil {failed[0]!r}"
+        texts, refused = [], ""
+        for text in captions:
+            try:
+                self._check(text)
+                texts.append(text)
+            except PromptError as error:
+                refused = str(error)
+        return texts, refused
 
     def _note_end(self) -> None:
         if self._length is None:
@@ -222,23 +240,23 @@ class DatasetPrompts:
             if stored["of"] == self._key:
                 self._length = stored["length"]
                 self._noted |= {position[0]: _Position(*position) for position in stored["noted"]}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             log.warning("%s is damaged; reading the prompts from the start", self._file)
 
 
-def _open(source: str) -> Any:
-    """Open the dataset as a stream."""
+def _open(source: str, columns: Sequence[str], *, is_new: bool) -> Any:
+    """Open the dataset as a stream; a local file that is new is read through once, to find rows that are no text."""
+    path = Path(source)
+    if path.is_file() and (kind := kind_of(path, columns[0])):
+        return LocalRows(path, kind, columns[0], columns[1:], check=is_new)
     try:
         datasets = importlib.import_module("datasets")
     except ModuleNotFoundError as error:
         raise ValueError("Prompts from a dataset need the datasets library: pip install datasets") from error
     name, _, revision = source.partition("@")
-    path = Path(source)
     try:
-        if path.suffix in FORMATS:
-            return datasets.load_dataset(FORMATS[path.suffix], data_files=str(path), split="train", streaming=True)
         return datasets.load_dataset(name, split="train", streaming=True, revision=revision or None)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"The dataset {source!r} could not be opened: {error}\nIt has to exist, be reachable, be open to you "
             f"(`hf auth login`), and have a split named train."

@@ -15,7 +15,8 @@ import numpy as np
 from core.errors import PromptError
 from training.common.splits import HELD_OUT
 from training.picturebook.world.captions import sample_caption, sample_story, vocabulary
-from training.prompts.dataset import FORMATS, Check, DatasetPrompts, Split
+from training.prompts.dataset import Check, DatasetPrompts, Split
+from training.prompts.tables import SUFFIXES, captions_of, kind_of
 
 GRAMMAR = "grammar"
 """The name by which a command line asks for the embedded grammar."""
@@ -42,20 +43,22 @@ def open_prompts(
     """Open the prompts of `grammar`, a text file, a local file of rows, or a Hub dataset `owner/name[@revision]`.
 
     Args:
-        source: One of these; a file of rows ends in `.jsonl` or `.parquet`.
+        source: One of these; a file of rows is CSV, TSV, JSON, JSON Lines or Parquet, told by content and name.
         check: Raises for a prompt the model cannot encode; the grammar and text files are checked here.
         split: "test" for the held-out prompts.
-        column: The column with captions, for a dataset.
+        column: The column with captions, for rows; a list of texts is several prompts.
         where: Conditions on rows of a dataset, such as `aesthetic >= 5.5`.
         positions: File that notes how far a dataset was read, for a resumed run.
 
     Raises:
         ValueError: There is no such source, or its prompts cannot be used.
     """
-    path = Path(source)
-    if path.suffix in FORMATS or (_HUB_ID.fullmatch(source) and not path.exists() and path.suffix != ".txt"):
-        if path.suffix in FORMATS and not path.is_file():
-            raise ValueError(f"There is no file {source}.")
+    path, suffix = Path(source), Path(source).suffix.lower()
+    is_file = source != GRAMMAR and path.is_file()
+    if suffix in SUFFIXES and not is_file:
+        raise ValueError(f"There is no file {source}.")
+    is_on_hub = _HUB_ID.fullmatch(source) and not path.exists() and suffix != ".txt"
+    if is_on_hub or (is_file and kind_of(path, column)):
         return DatasetPrompts(source, column, check, split, where=where, positions=positions)
     if where:
         raise ValueError(f"{source!r} has no columns for {where[0]!r}: only a dataset can be filtered.")
@@ -73,7 +76,9 @@ def add_prompt_arguments(parser: argparse.ArgumentParser, more: str = "", *, def
         return value if defaults else argparse.SUPPRESS
 
     parser.add_argument(
-        "--prompts", default=usual(GRAMMAR), help=f"grammar, a .txt, .jsonl or .parquet file, or a Hub dataset{more}"
+        "--prompts",
+        default=usual(GRAMMAR),
+        help=f"grammar, a file (.txt, .csv, .tsv, .json, .jsonl, .parquet), or a Hub dataset{more}",
     )
     parser.add_argument("--column", default=usual("caption"), help="column with captions, for a dataset")
     parser.add_argument(
@@ -109,9 +114,14 @@ class FilePrompts:
         except OSError as error:
             raise ValueError(f"The prompts in {path} could not be read: {error}") from error
         except UnicodeDecodeError as error:
-            line = error.object.count(b"\n", 0, error.start) + 1
-            raise ValueError(f"Line {line} of {path} is not UTF-8. Save the file as UTF-8 text.") from error
-        numbered = [(i, text) for i, line in enumerate(lines, 1) if (text := line.strip())]
+            number = error.object.count(b"\n", 0, error.start) + 1
+            raise ValueError(f"Line {number} of {path} is not UTF-8. Save the file as UTF-8 text.") from error
+        numbered: list[tuple[int, str]] = []
+        for i, line in enumerate(lines, 1):
+            try:
+                numbered += [(i, text) for text in captions_of(line)]
+            except ValueError as error:
+                raise ValueError(f"Line {i} of {path}: {error}.") from error
         if not numbered:
             raise ValueError(f"{path} holds no prompts. Write one a line.")
         for i, text in numbered:

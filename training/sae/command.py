@@ -34,7 +34,7 @@ from training.common.run_lock import locked
 from training.prompts.sources import GRAMMAR, open_prompts
 from training.sae.bank import TrainerConfig
 from training.sae.stream import ActivationStream, StreamConfig
-from training.sae.trainer import LOG, SaeRun, make_accelerator, train_saes
+from training.sae.trainer import SaeRun, last_figures, make_accelerator, train_saes
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "picturebook_saes.json"
 OPTIONS = ("checkpoint_interval_s", "trackers")
@@ -52,7 +52,8 @@ class SaeRecipe:
     model: str = "picturebook"
     """Built-in name, folder, or `owner/name@revision`."""
     prompts: str = GRAMMAR
-    """`grammar`, a `.txt`, `.jsonl` or `.parquet` file, or a Hub dataset `owner/name[@revision]`."""
+    """`grammar`, a file (`.txt`, `.csv`, `.tsv`, `.json`, `.jsonl`, `.parquet`), or a Hub dataset
+    `owner/name[@revision]`."""
     caption_column: str = "caption"
     """Of a dataset: where its captions are."""
     where: tuple[str, ...] = ()
@@ -175,7 +176,7 @@ def write_collection(
 
     `made_for` identifies the model's weights: `core.sae.trained.weights_digest`.
     """
-    figures = json.loads((run / LOG).read_text(encoding="utf-8").splitlines()[-1])["saes"]
+    figures = last_figures(run)
     n_samples = (
         recipe["training"]["n_steps"]
         * recipe["training"]["gradient_accumulation_steps"]
@@ -190,7 +191,7 @@ def write_collection(
             "n_samples": n_samples,
             "seed": recipe["training"]["seed"],
             "commit": commit_now(),
-            "training_figures": figures[sae_id.path],
+            "training_figures": figures.get(sae_id.path),
         }
         save_sae(sae, out / sae_id.path, metadata, dtype)
     write_index(out, tuple(saes), **{"model": recipe["model"], MADE_FOR: made_for, "recipe": dict(recipe)})

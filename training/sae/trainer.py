@@ -261,9 +261,30 @@ def _log(
     accelerator.log(named, step=step)
 
 
+def last_figures(folder: Path) -> dict[str, Any]:
+    """The last figures in a run's log, by path of the SAE; empty if its log is lost or damaged."""
+    lines = _lines_of(folder / LOG)
+    saes: dict[str, Any] = lines[-1][1]["saes"] if lines else {}
+    return saes
+
+
 def _cut_log(folder: Path, step: int) -> None:
-    """Drop lines logged after the checkpoint, which will be logged again, and a last line that a kill cut short."""
+    """Drop lines logged after the checkpoint, which will be logged again, and lines that a kill or a disk damaged."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = (folder / LOG).read_text(encoding="utf-8").splitlines(keepends=True) if (folder / LOG).exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    write_text(folder / LOG, "".join(kept))
+    write_text(folder / LOG, "".join(line for line, logged in _lines_of(folder / LOG) if logged["step"] <= step))
+
+
+def _lines_of(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The whole lines of a log, each as it is and as JSON."""
+    found = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            text = line.decode("utf-8")
+            logged = json.loads(text)
+            if text.endswith("\n") and type(logged["step"]) is int and isinstance(logged["saes"], dict):
+                found.append((text, logged))
+                continue
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass
+        logger.warning("a line of %s is damaged or cut short, and is left out", path)
+    return found

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import core
 from core.concepts.gallery import GalleryImage, write_gallery
@@ -299,3 +301,93 @@ def test_missing_and_damaged_files_are_reported(root: Path) -> None:
 def test_importing_core_imports_neither_arrow_nor_pandas() -> None:
     check = "import sys, core; assert not {'torch', 'pyarrow', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+
+
+# --- files of other hands ---------------------------------------------------------------------------------------------
+
+
+def rewrite(path: Path, change: Any) -> None:
+    """Replace a Parquet table by what `change` makes of it."""
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+def with_info(**values: Any) -> Any:
+    def change(table: Any) -> Any:
+        stored = {**json.loads(table.schema.metadata[b"concepts"]), **values}
+        return table.replace_schema_metadata({b"concepts": json.dumps(stored)})
+
+    return change
+
+
+def with_column(name: str, values: Any) -> Any:
+    return lambda table: table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.replace_schema_metadata({b"concepts": b"[1]"}),
+        lambda table: table.replace_schema_metadata({b"concepts": b"{"}),
+        lambda table: table.replace_schema_metadata({b"concepts": b"[" * 50_000}),
+        with_info(class_names=[1, 2]),
+        with_info(class_names=3),
+        with_info(words={"ship": [1]}),
+        with_info(words=[1]),
+        with_info(weights_sha256=None),
+        with_column("label", [["a"]] * len(NAMES)),
+        with_column("label", [None] * len(NAMES)),
+        with_column("kind", ["thing"] * len(NAMES)),
+        with_column("iou", ["much"] * len(NAMES)),
+    ],
+)
+def test_a_table_with_other_values_is_refused_in_a_sentence(root: Path, change: Any) -> None:
+    rewrite(root / MIDDLE_ID.path / TABLE, change)
+    with pytest.raises(ArtifactError, match=r"concepts\.parquet .*python -m training labels"):
+        core.load_concepts(root)
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        {"side": "large", "images": []},
+        {"side": 0, "images": []},
+        {"side": 10**9, "images": []},
+        {"side": 16, "images": [{"prompt": "a", "seed": "x"}]},
+        {"side": 16, "images": [{"prompt": "a", "seed": 1e400}]},
+        {"side": 16, "images": {"prompt": 1}},
+        {"side": 64, "images": [{"prompt": "a", "seed": 1}] * 2},  # larger than the sheet
+    ],
+)
+def test_a_gallery_with_other_values_is_refused_in_a_sentence(root: Path, table: ConceptTable, listed: Any) -> None:
+    (root / "gallery" / "images.json").write_text(json.dumps(listed))
+    with pytest.raises(ArtifactError, match=r"images\.json|sheet-00\.webp"):
+        table.gallery.image(0)
+
+
+def test_sheets_are_read_as_webp_alone(root: Path, table: ConceptTable) -> None:
+    Image.new("RGB", (128, 16)).save(root / "gallery" / "sheet-00.webp", format="PNG")
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        table.gallery.image(0)
+
+
+@pytest.mark.parametrize("name", ["images", "maps", "peaks"])
+def test_examples_that_do_not_fit_are_refused_in_a_sentence(root: Path, table: ConceptTable, name: str) -> None:
+    path = root / MIDDLE_ID.path / EXAMPLES
+    examples = load_file(path)
+    examples[name] = {
+        "images": examples["images"] + 7,  # beyond the gallery
+        "maps": examples["maps"][:, :3].contiguous(),
+        "peaks": torch.full_like(examples["peaks"], float("nan")),
+    }[name]
+    save_file(examples, path)
+    with pytest.raises(ArtifactError, match="belongs to another table or gallery"):
+        _ = table[2].gallery
+
+
+def test_counts_that_do_not_fit_are_refused_in_a_sentence(root: Path) -> None:
+    path = root / MIDDLE_ID.path / COUNTS
+    whole = load_file(path)
+    for name, value in (("active", whole["active"][:3].clone()), ("cells", whole["cells"] * float("nan"))):
+        save_file({**whole, name: value}, path)
+        with pytest.raises(ArtifactError, match=f"{name} is .*or not finite"):
+            _ = core.load_concepts(root).counts

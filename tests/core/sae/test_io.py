@@ -85,7 +85,7 @@ def test_tensors_that_share_their_memory_are_saved_whole(tmp_path: Path) -> None
     assert torch.equal(read_sae(tmp_path).encoder.weight, sae.W_dec)
 
 
-def test_a_sparsify_folder_is_read_and_its_unknown_keys_ignored(tmp_path: Path) -> None:
+def test_a_sparsify_folder_is_read_and_its_training_keys_ignored(tmp_path: Path) -> None:
     sae = make_sae()
     save_file({name: value.clone() for name, value in sae.state_dict().items()}, tmp_path / "sae.safetensors")
     cfg = {"activation": "topk", "expansion_factor": 4, "num_latents": 0, "k": 3, "d_in": 6, "signed": False}

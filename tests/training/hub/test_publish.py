@@ -1,6 +1,7 @@
 """Publishing a small collection to a hub on this computer, through the real client."""
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -85,6 +86,8 @@ def test_what_is_published_is_what_is_loaded_in_one_commit_a_repository(root: Pa
         assert len(repo.commits) == 2  # the first makes the repository
     saes, tables = hub.model(SAES).files, hub.dataset(TABLES).files
     assert json.loads(saes["config.json"])["tables"] == f"{TABLES}@{done.tables}"
+    last = json.loads(saes[MANIFEST].splitlines()[-1])
+    assert last == {"path": "", "files": {"config.json": hashlib.sha256(saes["config.json"]).hexdigest()}}
     assert not [path for path in saes if path.endswith(("parquet", "webp", "counts.safetensors"))]
     assert not [path for path in tables if "sae_weights" in path or path.endswith("cfg.json")]
     for path, data in {**saes, **tables}.items():
@@ -290,7 +293,7 @@ def linked(root: Path) -> None:
         (lambda root: (root / "README.md").unlink(), r"evaluate sae --card"),
         (lambda root: (root / MANIFEST).write_text("{"), "is damaged"),
         (lambda root: write_one(root, IDS[1], NAMES, 98), r"not the file that manifest\.jsonl lists"),
-        (not_finite, "b_dec is not finite"),
+        (not_finite, "b_dec has values that are not finite"),
         (linked, "link out of"),
         (lambda root: (root / MIDDLE / TABLE).unlink(), "out of date for mid_block"),
         (lambda root: (shutil.copy(root / IDS[2].path / TABLE, root / MIDDLE), describe(root)), "made for another SAE"),

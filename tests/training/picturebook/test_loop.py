@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial, partialmethod
@@ -92,6 +93,7 @@ def test_a_kill_while_a_checkpoint_is_written_loses_only_that_one(tmp_path: Path
         run(tmp_path / "killed", kill_at=7)
     folder = tmp_path / "killed" / "regression"
     # As left by a kill between the two renames, with half a newer one beside it.
+    shutil.rmtree(folder / "checkpoint.old")
     (folder / "checkpoint").rename(folder / "checkpoint.old")
     (folder / "checkpoint.part").mkdir()
     (folder / "checkpoint.part" / "model.safetensors").write_bytes(b"half")

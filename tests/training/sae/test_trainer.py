@@ -26,7 +26,7 @@ from training.common.checkpoint import Checkpoint, load_checkpoint, save_checkpo
 from training.sae.bank import Moments, SaeTrainState, TrainerConfig
 from training.sae.finite import NotFiniteError
 from training.sae.stream import StreamBatch
-from training.sae.trainer import SaeRun, make_accelerator, train_saes
+from training.sae.trainer import SaeRun, last_figures, make_accelerator, train_saes
 
 FIRST, SECOND = SaeId("mid_block.attentions.0", "cond", "all"), SaeId("up_blocks.1.attentions.0", "uncond", 0.5)
 CONFIG = TrainerConfig(
@@ -286,6 +286,23 @@ def test_a_kill_between_checkpoints_loses_only_what_came_after_the_last(tmp_path
     assert same(unbroken, run(tmp_path / "killed", stream=again))
     assert again.started_at == [6]
     assert log_of(tmp_path / "killed") == log_of(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"\xff\n", b"[]\n", b'{"step": "x", "saes": {}}\n', b"[" * 50_000 + b"\n", None]
+)
+def test_a_log_that_is_lost_or_damaged_ends_no_run(tmp_path: Path, damage: bytes | None) -> None:
+    first = run(tmp_path)
+    lines = log_of(tmp_path)
+    if damage is None:
+        (tmp_path / "log.jsonl").unlink()
+    else:
+        whole = (tmp_path / "log.jsonl").read_bytes()
+        (tmp_path / "log.jsonl").write_bytes(damage + whole)
+    _forget()
+    assert same(first, run(tmp_path))
+    assert log_of(tmp_path) == ("" if damage is None else lines)
+    assert last_figures(tmp_path) == ({} if damage is None else json.loads(lines.splitlines()[-1])["saes"])
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
