@@ -123,8 +123,6 @@ class Files:
         ask = api.dataset_info if self._repo_type == "dataset" else api.model_info
         try:
             info = ask(self.source.hub_id, revision=self._revision)
-        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-            raise ArtifactError(self._unknown) from error
         except HUB_ERRORS as error:
             try:
                 cached = snapshot_download(
@@ -135,19 +133,13 @@ class Files:
                     local_files_only=True,
                 )
             except HUB_ERRORS:
+                said = hub_answer(error, self.source.hub_id, self._revision)
                 raise ArtifactError(
-                    f"The files of {self.source.name} could not be listed on the Hub: {error}"
+                    f"The files of {self.source.name} could not be listed on the Hub: {said}"
                 ) from error
             return _names_in(Path(cached))
         self._revision = info.sha or self._revision
         return [one.rfilename for one in info.siblings or ()]
-
-    @property
-    def _unknown(self) -> str:
-        return (
-            f"There is no {self.source.name} on the Hub, or you have no access to it (`hf auth login`). Check the name "
-            f"and the revision."
-        )
 
     @cached_property
     def _sums(self) -> dict[str, str]:

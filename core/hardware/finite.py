@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from core.artifacts import WEIGHTS
 from core.errors import NotFiniteError
+from core.pipeline_folder import WEIGHTS
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
