@@ -104,6 +104,11 @@ class JobLock:
         self._lock = threading.Lock()
         self._holder: object | None = None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a job holds it."""
+        return self._lock.locked()
+
     @contextmanager
     def held(self, when_busy: Callable[[], object] = lambda: None) -> Iterator[None]:
         """Hold it for a job; another one waits here, after a call of its `when_busy`. May be left in another thread."""

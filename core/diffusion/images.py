@@ -16,7 +16,7 @@ MIN_SIDE = 16
 """Minimum side in pixels."""
 MAX_PIXELS = 25_000_000
 """Maximum number of pixels, checked before an image is decoded into memory: a phone's, of 5712 x 4284. Decoding and
-preparing takes at most about a dozen bytes for each."""
+preparing takes at most 16 bytes for each."""
 USE = "Use a PNG, JPEG or WebP file."
 
 
@@ -116,6 +116,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         np.rint(values, out=values)
         np.clip(values, 0, 255, out=values)
         image = Image.fromarray(values.astype(np.uint8))
+        del values
     mode = "RGBA" if is_transparent(image) else "RGB"
     return image if image.mode == mode else image.convert(mode)
 

@@ -78,7 +78,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, url: str) -> Iterator[Any]:
-    """Opens the page at a width, and fails the test if the page requests other hosts or raises errors."""
+    """Opens the page at a width, and fails the test if it requests other hosts, raises errors or breaks the content policy."""
     pages: list[Page] = []
     problems: list[str] = []
 
@@ -86,6 +86,7 @@ def open_page(browser: Browser, url: str) -> Iterator[Any]:
         page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
         page.set_default_timeout(90_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda said: problems.append(said.text) if "Content Security Policy" in said.text else None)
         page.on("request", lambda request: problems.append(request.url) if other_host(request.url) else None)
         page.goto(url + query)
         page.wait_for_selector("#id-prompt textarea")

@@ -12,13 +12,15 @@ from gradio.components.image_editor import AcceptBlobs, EditorData, EditorDataBl
 
 from core.diffusion.images import decoded, open_image
 from core.ui.backend.errors import refuse
-from core.ui.backend.inputs import MAX_CAPTIONS, MAX_PROMPT, decoding, text_problem
+from core.ui.backend.inputs import decoding, text_problem
 from core.ui.backend.jobs import Waiting
 
 T = TypeVar("T")
 
 IMAGE_OPTIONS: dict[str, Any] = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"]}
 """Options of every `ImageField`."""
+MAX_TEXT = 20_000
+"""Characters of a text that has no shorter limit of its own, such as the captions to compare, one a line."""
 _MAX_PAINTED = 64
 """Layers that are kept for pages that have not yet asked for anything with them."""
 LOOK_UP: dict[str, Any] = {"concurrency_id": "look-up", "concurrency_limit": 2}
@@ -76,14 +78,10 @@ class NumberField(gr.Number, metaclass=_PlainMeta):
 
 
 class TextField(gr.Textbox, metaclass=_PlainMeta):
-    """A text field that passes on a text, of which no more than `max_length` is worked with; nothing is an empty text.
+    """A text field that passes on a text of at most `max_length` characters, or `MAX_TEXT`; nothing is an empty text.
 
     A validator's own, shorter limit is told beside the field.
     """
-
-    def __init__(self, *args: Any, max_length: int = MAX_CAPTIONS * (MAX_PROMPT + 2), **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.limit = max_length  # Gradio's own `max_length` would cut off what is typed
 
     def get_block_name(self) -> str:
         """The browser shows it as an ordinary text field."""
@@ -95,7 +93,7 @@ class TextField(gr.Textbox, metaclass=_PlainMeta):
         Raises:
             gr.Error: It is too long, or no text.
         """
-        refuse(text_problem(str(self.label or "text").lower(), payload, self.limit))
+        refuse(text_problem(str(self.label or "text").lower(), payload, self.max_length or MAX_TEXT))
         return payload or ""
 
 

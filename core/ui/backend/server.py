@@ -4,7 +4,7 @@ import time
 from asyncio import Queue
 from collections.abc import Collection, Sequence
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import gradio as gr
@@ -21,8 +21,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Names under which only this computer reaches itself."""
 MAX_THREADS = MAX_WAITING + 48
 """Each waiting job takes a thread, and must not take one from what needs no model."""
-UNHEARD_SECONDS = 15.0
-"""How long a job goes on whose answers nobody fetches."""
+UNHEARD_SECONDS, UNHEARD_STEPS = 15.0, 12
+"""How long, and at least for how many steps, a job goes on whose answers nobody fetches."""
 MAX_BODY = 4_000_000
 """Bytes of a request that is no upload. The page and the API send settings and short texts; the largest is what was
 painted with the brush."""
@@ -68,7 +68,7 @@ class PageBlocks(gr.Blocks):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._unheard_since: WeakKeyDictionary[Queue[Any], float] = WeakKeyDictionary()
+        self._piles: WeakKeyDictionary[Queue[Any], _Pile] = WeakKeyDictionary()
 
     async def process_api(self, *arguments: Any, session_hash: str | None = None, **options: Any) -> Any:  # type: ignore[override]
         """One step of a handler; see `gr.Blocks`.
@@ -89,15 +89,27 @@ class PageBlocks(gr.Blocks):
         return result
 
     def _is_unheard(self, session: str | None) -> bool:
-        """Whether a session's messages have been lying for a while: while a step ran, a listener took the last ones."""
+        """Whether a session's messages only pile up: a listener takes those of earlier steps while a step runs."""
         messages = self._queue.pending_messages_per_session.get(session or "")
         if messages is None:
             return False
-        if messages.empty():
-            self._unheard_since.pop(messages, None)
-            return False
-        now = time.monotonic()
-        return now - self._unheard_since.setdefault(messages, now) > UNHEARD_SECONDS
+        now, size = time.monotonic(), messages.qsize()
+        pile = self._piles.get(messages)
+        if pile is None or size <= pile.size:
+            pile = _Pile(now, size, 0)
+        self._piles[messages] = pile = pile._replace(size=size, n_grown=pile.n_grown + 1)
+        return pile.n_grown > UNHEARD_STEPS and now - pile.since > UNHEARD_SECONDS
+
+
+class _Pile(NamedTuple):
+    """Messages that nobody has taken yet."""
+
+    since: float
+    """When one was taken last, or the first one was put there."""
+    size: int
+    """How many there are."""
+    n_grown: int
+    """In how many steps they became more."""
 
 
 class Guard:

@@ -149,7 +149,7 @@ def request_of(document: Any, spec: ModelSpec, n_steps: int) -> EditRequest:
     return replace(one, strength=float(one.strength))
 
 
-_TEXTS = {"kind", "label", "hookpoint", "branch", "region", "cells", "stage"}
+_TEXTS = {"hookpoint", "branch", "cells"}
 _MAX_TEXT = GRID * GRID // 4
 """Of the longest of them, the cells."""
 

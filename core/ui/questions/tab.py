@@ -124,7 +124,7 @@ def _question(name: str, answer: str) -> Question:
     return Question(
         name,
         gr.Number(visible=False, value=0),
-        TextField(visible=False, value="", max_length=20_000),
+        TextField(visible=False, value=""),
         html(progress_html(), elem_classes="id-question-status"),
         html(empty_html({"captions": "ranking"}.get(name, name), answer)),
     )

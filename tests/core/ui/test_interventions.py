@@ -125,8 +125,8 @@ def test_requests_survive_a_link(runtime: Runtime) -> None:
     ("document", "says"),
     [
         ("cat", "An edit is an object such as"),
-        ({"label": "cat", "colour": "red"}, "An edit has no field 'colour'"),
-        ({"label": "cat", "mask": "/etc/passwd"}, "An edit has no field 'mask'"),
+        ({"label": "cat", "colour": "red"}, "An edit has no field “colour”"),
+        ({"label": "cat", "mask": "/etc/passwd"}, "An edit has no field “mask”"),
         ({"label": "cat", "kind": ["move"]}, "The kind of an edit must be one of move, global, remove"),
         ({}, "Say what to edit"),
         ({"label": "cat", "concepts": [1]}, "either a label or concept numbers"),
@@ -441,7 +441,7 @@ def test_a_cancelled_job_stops_within_a_step(runtime: Runtime, scene: Scene) -> 
     runtime.tickets.cancel("somebody")
     assert list(work) == []
     assert runtime.model.n_unet_calls <= calls + 1
-    assert not runtime.model._lock.locked()
+    assert not runtime.model._lock.is_held
     assert sum(len(module._forward_hooks) for module in runtime.model.unet.modules()) == 0
 
 
@@ -545,7 +545,7 @@ def test_cancel_frees_the_model(editing_app: App) -> None:
     last = [data for message, data in visitor.results() if message == "process_completed"]
     assert any("Cancelled" in json.dumps(data) for data in last)
     assert calls < editing_app.model.n_unet_calls < calls + 30  # type: ignore[attr-defined]
-    assert not editing_app.model._lock.locked()  # type: ignore[attr-defined]
+    assert not editing_app.model._lock.is_held  # type: ignore[attr-defined]
 
 
 def test_a_client_requests_an_edit(editing_app: App, tmp_path: Path) -> None:
