@@ -169,7 +169,7 @@ def main() -> None:
     runtime.enable_zero_gpu()  # does nothing outside a ZeroGPU Space
     demo = build_demo(runtime)
     alone = is_loopback(args.host) and not args.share
-    if not alone and not args.auth:
+    if not alone and not args.auth and "SPACE_ID" not in os.environ:  # a Space has its own visibility
         logging.warning(
             "Anybody who can reach %s can use this app: it asks for no password. Set one with --auth.",
             "its public link" if args.share else f"this computer on {args.host}",

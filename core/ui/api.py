@@ -5,7 +5,7 @@ never reaches a function.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from core.ui.backend.dictionary import no_concepts
 from core.ui.backend.errors import JobError, refuse
 from core.ui.backend.fields import IMAGE_OPTIONS, LOOK_UP, PROGRESS, ImageField, NumberField, TextField, told
 from core.ui.backend.inputs import (
-    MAX_PROMPT,
     MAX_QUERY,
     concept_number,
     generation_problems,
@@ -30,7 +29,7 @@ from core.ui.backend.inputs import (
     step_problem,
 )
 from core.ui.backend.jobs import EditProgress, Waiting
-from core.ui.backend.runtime import Runtime
+from core.ui.backend.runtime import MAX_PROMPT, Runtime
 from core.ui.interventions.api import intervention
 from core.ui.interventions.request import KINDS, REGIONS, offered_stages
 from core.ui.look.scene import Scene
@@ -253,7 +252,7 @@ def _hookpoint_problem(runtime: Runtime, hookpoint: str) -> str | None:
 
 def _attribution(
     runtime: Runtime, image: str, prompt: str, words: list[str] | None, given: str, rel_error: float, seed: int
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     for item in jobs.load_user_image(runtime, None, Path(image), prompt, seed):
         if isinstance(item, Waiting):
             yield item

@@ -12,10 +12,10 @@ from core.ui.attribution.tab import measure_updates, panel_html
 from core.ui.backend import jobs
 from core.ui.backend.errors import JobError, sentence
 from core.ui.backend.fields import LOOK_UP, QUIET, asked
-from core.ui.backend.inputs import MAX_PROMPT, MAX_QUERY, generation_problems, prompt_problem, upload_problems, verdicts
+from core.ui.backend.inputs import MAX_QUERY, generation_problems, prompt_problem, upload_problems, verdicts
 from core.ui.backend.jobs import GenerationProgress, Waiting
 from core.ui.backend.link import PageLink, read_link
-from core.ui.backend.runtime import Runtime
+from core.ui.backend.runtime import MAX_PROMPT, Runtime
 from core.ui.components import Page
 from core.ui.concepts.tab import concepts_html, found_html, opened_html
 from core.ui.examples import cache_example

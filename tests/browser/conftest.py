@@ -78,7 +78,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser, url: str) -> Iterator[Any]:
-    """Opens the page at a width, and fails the test if it requests other hosts, raises errors or breaks the content policy."""
+    """Opens the page at a width. Requests of other hosts, errors and breaches of the content policy fail the test."""
     pages: list[Page] = []
     problems: list[str] = []
 

@@ -2,7 +2,8 @@
 
 import math
 from abc import ABCMeta
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any, TypeVar
 
 import gradio as gr
@@ -31,12 +32,13 @@ QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden",
 """Event options of the page: it shows progress in a place of its own, and its events are not part of the API."""
 
 
-def told(items: Iterator[T], progress: gr.Progress) -> Iterator[T]:
+def told(items: Generator[T, None, None], progress: gr.Progress) -> Iterator[T]:
     """The same items of a job; what it waits for is told as the request's progress. A closed request closes the job."""
-    for item in items:
-        if isinstance(item, Waiting):
-            progress(0.0, desc=item.text)
-        yield item
+    with closing(items):
+        for item in items:
+            if isinstance(item, Waiting):
+                progress(0.0, desc=item.text)
+            yield item
 
 
 def asked(event: gr.EventData) -> dict[str, Any]:
@@ -122,7 +124,7 @@ class BrushField(gr.ImageEditor, metaclass=_PlainMeta):
         """The browser shows it as an ordinary image editor."""
         return "imageeditor"
 
-    @server
+    @server  # type: ignore[untyped-decorator]
     def accept_blobs(self, data: AcceptBlobs) -> None:
         """Keep the first layer that a page has painted; it names it in its next request."""
         if data.data.get("type") == "layer" and str(data.data.get("index")) == "0" and data.files:

@@ -169,7 +169,7 @@ def shown(value: Any) -> str:
     """The beginning of what was entered, for a message about it."""
     if isinstance(value, str | int | float):
         return str(value)[:40].encode("utf-8", "replace").decode()
-    return {list: "a list", dict: "an object"}.get(type(value), "something else")
+    return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else "something else"
 
 
 def rel_error_problem(rel_error: Any) -> str | None:

@@ -70,27 +70,28 @@ class PageBlocks(gr.Blocks):
         super().__init__(*arguments, **options)
         self._piles: WeakKeyDictionary[Queue[Any], _Pile] = WeakKeyDictionary()
 
-    async def process_api(self, *arguments: Any, session_hash: str | None = None, **options: Any) -> Any:  # type: ignore[override]
+    async def process_api(self, *arguments: Any, **options: Any) -> Any:
         """One step of a handler; see `gr.Blocks`.
 
         Raises:
             gr.Error: With a sentence for the person who asked.
         """
-        asker.set(session_hash or "")
+        session: str = options.get("session_hash") or ""
+        asker.set(session)
         try:
-            result = await super().process_api(*arguments, session_hash=session_hash, **options)
+            result = await super().process_api(*arguments, **options)
         except gr.Error as error:
             error.print_exception = False  # it was told to whom it concerns
             raise
         except Exception as error:
             raise gr.Error(sentence(error), print_exception=False) from error
-        if result.get("is_generating") and self._is_unheard(session_hash):
+        if isinstance(result, dict) and result.get("is_generating") and self._is_unheard(session):
             raise gr.Error("Nobody was listening any more.", print_exception=False)
         return result
 
-    def _is_unheard(self, session: str | None) -> bool:
+    def _is_unheard(self, session: str) -> bool:
         """Whether a session's messages only pile up: a listener takes those of earlier steps while a step runs."""
-        messages = self._queue.pending_messages_per_session.get(session or "")
+        messages = self._queue.pending_messages_per_session.get(session)
         if messages is None:
             return False
         now, size = time.monotonic(), messages.qsize()

@@ -1,6 +1,6 @@
 """Interventions for the API: from JSON objects to images and figures."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -26,7 +26,7 @@ def intervention(
     guidance: float,
     edits: Sequence[Any],
     mask: str | None = None,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Generate an image with and without edits; its progress, and last both images and what was measured.
 
     `mask` is a file uploaded with the request, the region of the first edit. The edits themselves are untrusted and

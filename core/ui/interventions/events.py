@@ -291,8 +291,9 @@ class _InterventionEvents:
         from core.ui.interventions.panel import slider_images
 
         index = whole_in(asked(event).get("index", 0))
-        known = comparison and index is not None and 0 <= index < len(comparison.results)
-        return slider_images(comparison, index) if known else gr.skip()
+        if not comparison or index is None or not 0 <= index < len(comparison.results):
+            return gr.skip()
+        return slider_images(comparison, index)
 
     # --- the list
 

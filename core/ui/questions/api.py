@@ -13,7 +13,6 @@ from core.information.ranking import Ranking
 from core.ui.backend.errors import refuse
 from core.ui.backend.fields import IMAGE_OPTIONS, PROGRESS, ImageField, NumberField, TextField, told
 from core.ui.backend.inputs import (
-    MAX_PROMPT,
     MAX_QUERY,
     bits_error_problem,
     captions_problem,
@@ -25,7 +24,7 @@ from core.ui.backend.inputs import (
     split_captions,
 )
 from core.ui.backend.jobs import MeasurementProgress, Waiting, load_user_image
-from core.ui.backend.runtime import Runtime
+from core.ui.backend.runtime import MAX_PROMPT, Runtime
 from core.ui.look.scene import Scene
 from core.ui.questions import jobs
 from core.ui.questions.ranking import ranking_dict
@@ -99,19 +98,19 @@ def build_questions_api(runtime: Runtime) -> None:
 
     def _decomposition(
         image: str, prompt: str, words: list[str], given: str, rel_error: float, seed: int
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         scene = yield from _scene_of(runtime, image, prompt, seed)
         yield from jobs.decompose(runtime, None, scene, words, given, rel_error)
 
-    def _ranking(image: str, captions: list[str], certainty: float, seed: int) -> Iterator[Any]:
+    def _ranking(image: str, captions: list[str], certainty: float, seed: int) -> Generator[Any, None, None]:
         scene = yield from _scene_of(runtime, image, captions[0], seed)
         yield from jobs.rank_captions(runtime, None, scene, captions, certainty)
 
-    def _change(image: str, prompt: str, word: str, to: str | None) -> Iterator[Any]:
+    def _change(image: str, prompt: str, word: str, to: str | None) -> Generator[Any, None, None]:
         scene = yield from _scene_of(runtime, image, prompt, 0)
         yield from jobs.change_word(runtime, None, scene, word, to)
 
-    def _likelihood(image: str, prompt: str, error: float, seed: int) -> Iterator[Any]:
+    def _likelihood(image: str, prompt: str, error: float, seed: int) -> Generator[Any, None, None]:
         scene = yield from _scene_of(runtime, image, prompt, seed)
         yield from jobs.likelihood(runtime, None, scene, error)
 
