@@ -16,7 +16,16 @@ from core.spec import default_hookpoint
 from core.ui.backend import jobs
 from core.ui.backend.dictionary import no_concepts
 from core.ui.backend.errors import JobError, refuse
-from core.ui.backend.fields import IMAGE_OPTIONS, LOOK_UP, PROGRESS, ImageField, NumberField, TextField, told
+from core.ui.backend.fields import (
+    IMAGE_OPTIONS,
+    LOOK_UP,
+    PROGRESS,
+    ChoiceField,
+    ImageField,
+    NumberField,
+    TextField,
+    told,
+)
 from core.ui.backend.inputs import (
     MAX_QUERY,
     concept_number,
@@ -188,8 +197,8 @@ def build_api(runtime: Runtime) -> None:
         )
         step = NumberField(value=0, label="step")
         hookpoint = TextField(value="", label="hookpoint", max_length=MAX_QUERY)
-        branch = gr.Radio(["cond", "uncond"], value="cond", label="branch")
-        method = gr.Radio(["readout", "dictionary"], value="readout", label="method")
+        branch = ChoiceField(["cond", "uncond"], value="cond", label="branch")
+        method = ChoiceField(["readout", "dictionary"], value="readout", label="method")
         gr.Button().click(
             layout,
             [prompt, seed, steps, guidance, step, hookpoint, branch, method],
@@ -200,12 +209,12 @@ def build_api(runtime: Runtime) -> None:
             intervene,
             [
                 *(prompt, seed, steps, guidance),
-                gr.Radio(list(KINDS), value="move", label="kind"),
+                ChoiceField(list(KINDS), value="move", label="kind"),
                 TextField(value="", label="label", max_length=MAX_QUERY),
                 TextField(value="", label="concepts", max_length=MAX_PROMPT),
                 *(hookpoint, branch),
-                gr.Radio(list(REGIONS), value="all", label="region"),
-                gr.Radio(["", *offered_stages(spec)], value="", label="stage"),
+                ChoiceField(list(REGIONS), value="all", label="region"),
+                ChoiceField(["", *offered_stages(spec)], value="", label="stage"),
                 ImageField(label="mask", **IMAGE_OPTIONS),
                 *(NumberField(label=name) for name in ("first_step", "last_step", "strength")),
                 gr.JSON(label="more_edits"),
@@ -225,7 +234,7 @@ def build_api(runtime: Runtime) -> None:
         )
         image = ImageField(label="image", **IMAGE_OPTIONS)
         words = TextField(value="", label="words", max_length=MAX_PROMPT)
-        given = gr.Radio(["rest", "nothing"], value="rest", label="given")
+        given = ChoiceField(["rest", "nothing"], value="rest", label="given")
         rel_error = NumberField(value=0.1, label="rel_error")
         gr.Button().click(
             attribute,

@@ -28,10 +28,10 @@ def sentence(error: BaseException) -> str:
 
     The libraries' and Python's own messages are for programmers, and some name folders of this computer.
     """
-    if isinstance(error, gr.Error):
-        return str(error.message)
-    if is_deliberate(error):
-        return str(error)
+    if is_deliberate(error, (ValueError, LookupError, gr.Error)):
+        return str(error.message if isinstance(error, gr.Error) else error)
+    if isinstance(error, gr.Error):  # of one of Gradio's components
+        return "A value of this request is not among those that can be chosen. The API's description lists them."
     if isinstance(error, InvalidPathError):
         return "Only a file that was uploaded to this app can be used. Upload it, and use the path in the answer."
     if isinstance(error, ValidationError):

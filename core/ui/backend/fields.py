@@ -13,7 +13,7 @@ from gradio.components.image_editor import AcceptBlobs, EditorData, EditorDataBl
 
 from core.diffusion.images import decoded, open_image
 from core.ui.backend.errors import refuse
-from core.ui.backend.inputs import decoding, text_problem
+from core.ui.backend.inputs import decoding, shown, text_problem
 from core.ui.backend.jobs import Waiting
 
 T = TypeVar("T")
@@ -112,6 +112,28 @@ class ImageField(gr.Image, metaclass=_PlainMeta):
     def preprocess(self, payload: Any) -> str | None:
         """The path of the file; Gradio has already checked that it is an upload of this session."""
         return str(payload.path) if payload is not None and payload.path else None
+
+
+class ChoiceField(gr.Radio, metaclass=_PlainMeta):
+    """A choice among a few names; nothing is the default."""
+
+    def get_block_name(self) -> str:
+        """The browser shows it as an ordinary choice."""
+        return "radio"
+
+    def preprocess(self, payload: Any) -> Any:
+        """The name.
+
+        Raises:
+            gr.Error: There is no such choice.
+        """
+        names = [value for _, value in self.choices]
+        if payload is None:
+            return self.value
+        if not isinstance(payload, str) or payload not in names:
+            known = ", ".join(str(name) for name in names if name != "")
+            refuse(f"The {str(self.label).lower()} must be one of {known}; not “{shown(payload)}”.")
+        return payload
 
 
 class BrushField(gr.ImageEditor, metaclass=_PlainMeta):

@@ -80,9 +80,6 @@ class PageBlocks(gr.Blocks):
         asker.set(session)
         try:
             result = await super().process_api(*arguments, **options)
-        except gr.Error as error:
-            error.print_exception = False  # it was told to whom it concerns
-            raise
         except Exception as error:
             raise gr.Error(sentence(error), print_exception=False) from error
         if isinstance(result, dict) and result.get("is_generating") and self._is_unheard(session):

@@ -11,7 +11,7 @@ from core.diffusion.text import distinct_words
 from core.information.decomposition import Decomposition
 from core.information.ranking import Ranking
 from core.ui.backend.errors import refuse
-from core.ui.backend.fields import IMAGE_OPTIONS, PROGRESS, ImageField, NumberField, TextField, told
+from core.ui.backend.fields import IMAGE_OPTIONS, PROGRESS, ChoiceField, ImageField, NumberField, TextField, told
 from core.ui.backend.inputs import (
     MAX_QUERY,
     bits_error_problem,
@@ -118,7 +118,7 @@ def build_questions_api(runtime: Runtime) -> None:
         image = ImageField(label="image", **IMAGE_OPTIONS)
         prompt = TextField(label="prompt")
         words = TextField(value="", label="words", max_length=MAX_PROMPT)
-        given = gr.Radio(["rest", "nothing"], value="rest", label="given")
+        given = ChoiceField(["rest", "nothing"], value="rest", label="given")
         rel_error = NumberField(value=0.1, label="rel_error")
         seed = NumberField(value=0, label="seed")
         captions = TextField(label="captions", lines=2)

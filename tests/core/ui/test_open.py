@@ -17,8 +17,8 @@ from PIL import Image
 
 from core.errors import ModelError
 from core.ui.backend import server
-from core.ui.backend.errors import JobError, sentence
-from core.ui.backend.fields import BrushField, NumberField, TextField
+from core.ui.backend.errors import JobError, refuse, sentence
+from core.ui.backend.fields import BrushField, ChoiceField, NumberField, TextField
 from core.ui.backend.inputs import concept_number, number_in, seed_problem, text_problem
 from core.ui.backend.queue import MAX_WAITING
 from core.ui.backend.server import is_loopback
@@ -64,7 +64,8 @@ def test_our_own_messages_are_told_and_pythons_are_not(caplog: pytest.LogCapture
     assert sentence(raised(refuse_model)) == "There is no model of that name."
     assert sentence(raised(lambda: concept_number("x"))).startswith("A concept's number must be")
     assert sentence(JobError("Wait a minute.")) == "Wait a minute."
-    assert sentence(gr.Error("No such choice.")) == "No such choice."
+    assert sentence(raised(lambda: refuse("No such choice."))) == "No such choice."
+    assert "not among those" in sentence(raised(lambda: gr.Radio(["a"]).preprocess({})))  # type: ignore[arg-type]
     for odd in (lambda: int("x"), lambda: [][1], lambda: {}["/home/me"], lambda: None.strip(), lambda: float(HUGE)):  # type: ignore[attr-defined]
         caplog.clear()
         said = sentence(raised(odd))
@@ -95,6 +96,12 @@ def test_fields_pass_on_what_can_be_worked_with() -> None:
     ):
         with pytest.raises(gr.Error, match=says):
             text.preprocess(odd)
+    choice = ChoiceField(["cond", "uncond"], value="cond", label="branch")
+    assert choice.preprocess(None) == "cond"
+    assert choice.preprocess("uncond") == "uncond"
+    for odd in ("", {}, ["cond"], 5, "middle"):
+        with pytest.raises(gr.Error, match="The branch must be one of cond, uncond; not"):
+            choice.preprocess(odd)
     assert number.preprocess(HUGE) == str(HUGE)
     assert "whole number" in str(seed_problem(number.preprocess(HUGE)))
     assert text_problem("prompt", "x" * 501) == "The prompt has 501 characters; at most 500 are allowed. Shorten it."
@@ -126,6 +133,7 @@ def test_fields_pass_on_what_can_be_worked_with() -> None:
         ("rank_captions", [None, "a cat\n" * 5000, 0.9, 0]),
         ("change_word", [None, "a cat", "x" * 1000, None]),
         ("likelihood", [None, "a cat", float("nan"), 0]),
+        ("intervene", ["a cat", 0, 5, 4, {}, "cat", "", "", "cond", {}, "", None, None, None, None, None]),
         ("intervene", ["a cat", 0, 5, 4, None, None, None, None, None, None, None, None, None, None, None, [5]]),
     ],
 )
