@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.ui.backend.errors import sentence
+from core.ui.backend.errors import refuse, sentence
 from core.ui.backend.queue import MAX_WAITING, asker
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -57,7 +57,12 @@ def is_loopback(host: str) -> bool:
 def server_options(hosts: Sequence[str]) -> dict[str, Any]:
     """Options of `Blocks.launch`; `hosts` are the host names to answer to, without ports, or none for all."""
     names = {host.strip("[]").lower() for host in hosts}
-    return {"max_threads": MAX_THREADS, "app_kwargs": {"middleware": [Middleware(Guard, hosts=names)]}}
+    return {
+        "max_threads": MAX_THREADS,
+        "app_kwargs": {"middleware": [Middleware(Guard, hosts=names)]},
+        "enable_monitoring": False,
+        "run_history": False,
+    }
 
 
 class PageBlocks(gr.Blocks):
@@ -79,6 +84,8 @@ class PageBlocks(gr.Blocks):
         session: str = options.get("session_hash") or ""
         asker.set(session)
         try:
+            if options.get("iterator") is None:
+                _check_count(options.get("block_fn"), options.get("inputs"))
             result = await super().process_api(*arguments, **options)
         except Exception as error:
             raise gr.Error(sentence(error), print_exception=False) from error
@@ -97,6 +104,13 @@ class PageBlocks(gr.Blocks):
             pile = _Pile(now, size, 0)
         self._piles[messages] = pile = pile._replace(size=size, n_grown=pile.n_grown + 1)
         return pile.n_grown > UNHEARD_STEPS and now - pile.since > UNHEARD_SECONDS
+
+
+def _check_count(handler: Any, values: Any) -> None:
+    """Refuse a request with fewer values than its handler takes."""
+    needed, found = len(getattr(handler, "inputs", ())), len(values or ())
+    if found < needed:
+        refuse(f"{needed} values are needed here, in the order of the API's description; {found} were sent.")
 
 
 class _Pile(NamedTuple):

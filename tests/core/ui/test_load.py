@@ -53,6 +53,10 @@ def resident() -> float:
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
 
 
+def client_of(app: App, folder: Path) -> Client:
+    return Client(app.url, verbose=False, download_files=str(folder), httpx_kwargs={"timeout": 120})
+
+
 def pixels(image: Image.Image) -> Any:
     return np.asarray(image.convert("RGB"))
 
@@ -94,16 +98,14 @@ def check_page(visitor: Visitor, who: int, k: int) -> tuple[str, str]:
     return "page", "" if right else f"not the page of {settings}"
 
 
-def visit(record: Record, app: App, who: int, folder: Path) -> None:
+def visit(record: Record, app: App, who: int, client: Client | None, folder: Path) -> None:
+    """Ask one thing after the other: over the API, or without a client as an open page does."""
     rng = random.Random(who)
-    is_page = who >= N_CLIENTS
-    visitor = Visitor(app) if is_page else None
-    client = None if is_page else Client(app.url, verbose=False, download_files=str(folder / f"got {who}"))
-    k = 0
+    visitor, k = Visitor(app), 0
     while time.monotonic() < record.until:
         started, n_before = time.monotonic(), len(app.runtime.queue._jobs)
         try:
-            what, problem = check_page(visitor, who, k) if visitor else check_api(client, who, k, folder)  # type: ignore[arg-type]
+            what, problem = check_api(client, who, k, folder) if client else check_page(visitor, who, k)
         except Exception as error:
             what, problem = "failed", f"{type(error).__name__}: {error}"
         record.calls.append(Call(who, what, time.monotonic() - started, n_before, problem))
@@ -118,10 +120,11 @@ def test_many_visitors_at_once(app: App, tmp_path: Path, monkeypatch: pytest.Mon
     assert set(THINGS) | set(PLACES) <= set(KNOWN)
     for who in range(N_CLIENTS):
         Image.new("RGB", (80, 80), (10 * who, 90, 90)).save(tmp_path / f"{who}.png")
+    clients = [client_of(app, tmp_path / "got") for _ in range(N_CLIENTS)]
     record = Record(time.monotonic() + SECONDS)
     visitors = [
-        threading.Thread(target=visit, args=(record, app, who, tmp_path), daemon=True)
-        for who in range(N_CLIENTS + N_PAGES)
+        threading.Thread(target=visit, args=(record, app, who, client, tmp_path), daemon=True)
+        for who, client in enumerate([*clients, *[None] * N_PAGES])
     ]
     for visitor in visitors:
         visitor.start()

@@ -118,6 +118,7 @@ def test_fields_pass_on_what_can_be_worked_with() -> None:
         ("generate", ["a cat", 0, 5, -HUGE]),
         ("generate", ["a cat", [], 5, {}]),
         ("generate", ["a cat", 0]),
+        ("generate", []),
         ("attribute", [None, "a cat", "", "rest", 0.2, 0]),
         ("attribute", [{"path": None}, "a cat", "", "rest", 0.2, 0]),
         ("attribute", [{"path": "app.py", "meta": {"_type": "gradio.FileData"}}, "a cat", "", "rest", 0.2, 0]),
