@@ -106,6 +106,14 @@ class PageBlocks(gr.Blocks):
         return pile.n_grown > UNHEARD_STEPS and now - pile.since > UNHEARD_SECONDS
 
 
+def _host_of(scope: Scope) -> str | None:
+    """The host that a request names, without its port; None for what is no host."""
+    try:
+        return HTTPConnection(scope).url.hostname
+    except ValueError:
+        return None
+
+
 def _check_count(handler: Any, values: Any) -> None:
     """Refuse a request with fewer values than its handler takes."""
     needed, found = len(getattr(handler, "inputs", ())), len(values or ())
@@ -143,8 +151,7 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        host = HTTPConnection(scope).url.hostname
-        if self.hosts and host not in self.hosts:
+        if self.hosts and _host_of(scope) not in self.hosts:
             text = (
                 "This app listens on this computer only, and answers to no other name. If it is meant to be reached "
                 "under this one, through a proxy, start it with --allow-host and the name."

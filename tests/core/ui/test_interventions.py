@@ -21,7 +21,9 @@ from PIL import Image, ImageDraw
 
 import core
 from core.diffusion.diffuser import Diffuser
+from core.diffusion.images import open_image
 from core.edits.metrics import OutOfRange
+from core.errors import ImageError
 from core.segmentation.semantic import Segmentation
 from core.ui.backend.dictionary import ConceptDictionary
 from core.ui.backend.jobs import EditedImages, Waiting, intervene
@@ -181,6 +183,16 @@ def test_an_uploaded_mask_must_have_the_images_size() -> None:
     assert cells_mask(mask_cells(clear, SIZE), SIZE).sum() == 16
     with pytest.raises(ValueError, match="128 x 128, not 64 x 128"):
         mask_cells(Image.new("L", (64, 128), 255), SIZE)
+
+
+def test_a_damaged_mask_is_told_in_a_sentence(tmp_path: Path) -> None:
+    Image.effect_noise((SIZE, SIZE), 90).save(tmp_path / "mask.png")
+    (tmp_path / "mask.png").write_bytes((tmp_path / "mask.png").read_bytes()[:3000])
+    with (
+        open_image(tmp_path / "mask.png") as image,
+        pytest.raises(ImageError, match=r"data is damaged\. Save it again"),
+    ):
+        mask_cells(image, SIZE)
 
 
 # --- the form ---------------------------------------------------------------------------------------------------------

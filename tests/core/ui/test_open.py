@@ -14,12 +14,13 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 
 from core.errors import ModelError
 from core.ui.backend import server
 from core.ui.backend.errors import JobError, refuse, sentence
 from core.ui.backend.fields import BrushField, ChoiceField, NumberField, TextField
-from core.ui.backend.inputs import concept_number, number_in, seed_problem, text_problem
+from core.ui.backend.inputs import concept_number, image_note, number_in, seed_problem, text_problem
 from core.ui.backend.queue import MAX_WAITING
 from core.ui.backend.server import is_loopback
 from tests.core.diffusion.test_images import EPS
@@ -207,6 +208,18 @@ def test_the_brush_reads_its_layer_by_the_same_opener(tmp_path: Path) -> None:
         brush.preprocess(EditorData(layers=[FileData(path=str(path))]))
 
 
+def test_only_the_beginning_of_an_animation_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting the frames of a large one takes a hundred times as long as reading a picture."""
+
+    def count(_: Any) -> int:
+        raise AssertionError("all frames are read")
+
+    frames = [Image.new("RGB", (40, 40), (i, 0, 0)) for i in range(9)]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    monkeypatch.setattr(GifImageFile, "n_frames", property(count))
+    assert image_note(tmp_path / "film.gif") == "Only the first frame of the animation is used."
+
+
 def test_old_files_are_removed(app: App) -> None:
     frequency, age = app.demo.delete_cache
     assert 0 < frequency <= 3600
@@ -318,6 +331,7 @@ def test_browsers_are_told_what_the_page_may_do(app: App) -> None:
         ("[::1]:7860", 200),
         ("evil.example", 421),
         ("127.0.0.1.evil.example", 421),
+        ("[::1", 421),
     ],
 )
 def test_only_this_computers_own_names_are_answered(app: App, host: str, status: int) -> None:

@@ -7,13 +7,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
+import core
+from core.diffusion.diffuser import Diffuser
+from core.information.results import Attribution
 from core.job import JobLock
 from core.ui.backend import jobs, queue
 from core.ui.backend.errors import JobError
-from core.ui.backend.jobs import Waiting, generate, measure
+from core.ui.backend.jobs import MeasurementProgress, Waiting, generate, measure
 from core.ui.backend.queue import MAX_WAITING, MAX_WAITING_PER_SESSION, ModelQueue, Turn, asker
 from core.ui.backend.runtime import Runtime
 from core.ui.look.scene import Scene
@@ -238,6 +242,33 @@ def test_a_suspended_measurement_that_is_given_up_leaves_the_model_to_others(
     assert isinstance(list(short)[-1], Scene)
     assert not runtime.model.lock.is_held  # type: ignore[union-attr]
     assert runtime.queue._jobs == []
+
+
+def test_a_suspended_measurement_of_a_real_model_is_the_same_to_the_bit(
+    model: Diffuser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "TURN_SECONDS", 0.001)
+    runtime = Runtime("small", engine=core)
+    runtime._model = model
+    runtime.ready.set()
+    scene = Scene(Image.effect_noise((128, 128), 80).convert("RGB"), "a cat on the grass", 0, 3, 4.0)
+    *_, alone = measure(runtime, None, scene, "rest", 0.9, ["cat"])
+    *_, drawn_alone = generate(runtime, None, "a dog on the sea", 1, 3, 4.0)
+    long, images = measure(runtime, None, scene, "rest", 0.9, ["cat"]), []
+    for item in long:
+        if isinstance(item, MeasurementProgress) and len(images) < 3:
+            short = generate(runtime, None, "a dog on the sea", 1, 3, 4.0)
+            next(short)  # lines up
+            while not isinstance(next(long), Waiting):
+                pass
+            images.append(list(short)[-1].image)
+    assert isinstance(item, Attribution)
+    assert images
+    for image in images:
+        assert image.tobytes() == drawn_alone.image.tobytes()  # type: ignore[union-attr]
+    assert np.array_equal(item.maps, alone.maps)  # type: ignore[union-attr]
+    assert np.array_equal(item.timeline.bits, alone.timeline.bits)  # type: ignore[union-attr]
+    assert item.n_evals == alone.n_evals  # type: ignore[union-attr]
 
 
 def test_a_request_has_a_bound_on_its_evaluations(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
