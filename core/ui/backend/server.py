@@ -5,12 +5,12 @@ from asyncio import Queue
 from collections.abc import Collection, Sequence
 from ipaddress import ip_address
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 import gradio as gr
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
-from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -109,7 +109,7 @@ class PageBlocks(gr.Blocks):
 def _host_of(scope: Scope) -> str | None:
     """The host that a request names, without its port; None for what is no host."""
     try:
-        return HTTPConnection(scope).url.hostname
+        return urlsplit(f"//{Headers(scope=scope).get('host', '')}").hostname
     except ValueError:
         return None
 
