@@ -95,7 +95,7 @@ def _is_mistake(error: BaseException) -> bool:
     """
     if isinstance(error, SystemExit):
         return isinstance(error.code, str)
-    return isinstance(error, OSError) or is_deliberate(error)
+    return isinstance(error, OSError) or is_deliberate(error, (ValueError,))
 
 
 if __name__ == "__main__":
