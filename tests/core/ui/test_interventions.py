@@ -597,7 +597,7 @@ def test_a_client_requests_an_edit(editing_app: App, tmp_path: Path) -> None:
         ({"mask": handle_file(tmp_path / "small.png")}, "128 x 128, not 128 x 64"),
         ({"mask": handle_file(tmp_path / "empty.png")}, "region is empty"),
         ({"label": "", "concepts": "3, 99"}, "no concept 99"),
-        ({"more_edits": [{"label": "cat", "mask": "/etc/passwd"}]}, "no field 'mask'"),
+        ({"more_edits": [{"label": "cat", "mask": "/etc/passwd"}]}, "no field “mask”"),
         ({"more_edits": ["cat"]}, "An edit is an object"),
     ):
         with pytest.raises(AppError, match=message):
