@@ -13,8 +13,13 @@ from typing import NoReturn
 
 from core.artifacts import find_model, find_source, neither
 from core.spec import BUILT_IN
+from core.threads import wait_without_spinning
+
+wait_without_spinning()
 
 DTYPES = ("float32", "bfloat16", "float16")
+AUTH_VARIABLE = "INTERPRETABLE_DIFFUSION_AUTH"
+"""Environment variable with the value of `--auth`."""
 LIBRARY_NOTES = {
     "transformers.utils.import_utils": "requires torchvision (not installed)",
     "diffusers.models.modeling_utils": "Cannot initialize model with low cpu memory usage",
@@ -52,6 +57,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for the whole network")
     parser.add_argument("--port", type=int, default=None, help="port; by default the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="also make a public link through Gradio's relay")
+    parser.add_argument(
+        "--auth",
+        default=None,
+        metavar="USER:PASSWORD",
+        help="ask visitors for this name and password, or for those in a file, one pair a line: @FILE. Other users of "
+        f"this computer can read a command line, but neither that file nor the environment variable {AUTH_VARIABLE}, "
+        "which does the same",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="while listening on this computer only, also answer requests to this host name, as a proxy passes them on",
+    )
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     return parser
 
@@ -67,7 +87,27 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(problem)
     if problem := _address_problem(args.host, args.port):
         parser.error(problem)
+    try:
+        args.auth = _credentials(args.auth or os.environ.get(AUTH_VARIABLE, ""))
+    except ValueError as error:
+        parser.error(str(error))
     return args
+
+
+def _credentials(given: str) -> list[tuple[str, str]]:
+    """Names and passwords, from `USER:PASSWORD` or `@FILE`."""
+    lines = [given]
+    if given.startswith("@"):
+        try:
+            lines = Path(given[1:]).expanduser().read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"The file of --auth, {given[1:]}, cannot be read as text.") from error
+        if not any(map(str.strip, lines)):
+            raise ValueError(f"The file of --auth, {given[1:]}, is empty: it needs lines such as USER:PASSWORD.")
+    pairs = [tuple(line.strip().split(":", 1)) for line in lines if line.strip()]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):  # what it is stays off the screen
+        raise ValueError("--auth needs a name and a password with a colon in between, such as USER:PASSWORD, or @FILE.")
+    return [(user, password) for user, password in pairs]
 
 
 def _model_problem(name: str) -> str | None:
@@ -121,12 +161,19 @@ def main() -> None:
 
     # Imported here, so that `--help` answers at once and Gradio sees the line above.
     from core.ui.backend.runtime import Runtime
+    from core.ui.backend.server import LOOPBACK, is_loopback, server_options
     from core.ui.look.theme import launch_options
     from core.ui.page import build_demo
 
     runtime = Runtime(args.model, device=args.device, dtype=args.dtype, hookpoints=args.hookpoints, saes=args.saes)
     runtime.enable_zero_gpu()  # does nothing outside a ZeroGPU Space
     demo = build_demo(runtime)
+    alone = is_loopback(args.host) and not args.share
+    if not alone and not args.auth and "SPACE_ID" not in os.environ:  # a Space has its own visibility
+        logging.warning(
+            "Anybody who can reach %s can use this app: it asks for no password. Set one with --auth.",
+            "its public link" if args.share else f"this computer on {args.host}",
+        )
     _, url, shared = demo.launch(
         server_name=args.host,
         server_port=args.port,
@@ -134,7 +181,9 @@ def main() -> None:
         inbrowser=args.open,
         quiet=True,
         prevent_thread_lock=True,
+        auth=args.auth or None,
         **launch_options(),
+        **server_options([*LOOPBACK, args.host, *args.allow_host] if alone else ()),
     )
     logging.info("The page is at %s (stop it with Ctrl+C).", shared or url)
     runtime.start()

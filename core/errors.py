@@ -1,7 +1,28 @@
 """Errors that a user can cause; every message says how to fix it. Imports no torch."""
 
 import difflib
+import dis
 from collections.abc import Mapping, Sequence
+
+_OURS = ("core.", "training.")
+
+
+def is_deliberate(error: BaseException, kinds: tuple[type[BaseException], ...] = (ValueError, LookupError)) -> bool:
+    """Whether the project raised an error on purpose, so that its message is for the user.
+
+    That is an exception class of its own, or one of these kinds that a `raise` in its code made, rather than Python or
+    a library on behalf of a line of its code.
+    """
+    if type(error).__module__.startswith(_OURS):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not isinstance(error, kinds):
+        return False
+    frame = trace.tb_frame
+    by_raise = dis.opname[frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    return by_raise and str(frame.f_globals.get("__name__")).startswith(_OURS)
 
 
 class ModelError(ValueError):

@@ -2,7 +2,9 @@
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Generic, NoReturn, ParamSpec, TypeVar, get_args
 
 from core.errors import Cancelled
@@ -92,6 +94,51 @@ class Job(Generic[ProgressT, ResultT]):
         if not self._results:
             raise Cancelled("The job was closed before it had a result.")
         return self._results[0]
+
+
+class JobLock:
+    """Held by one job at a time, which may lend it to others between two of its steps."""
+
+    def __init__(self) -> None:
+        # Not an RLock: each next() of a job may run in another thread, and any of them has to be able to free it.
+        self._lock = threading.Lock()
+        self._holder: object | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a job holds it."""
+        return self._lock.locked()
+
+    @contextmanager
+    def held(self, when_busy: Callable[[], object] = lambda: None) -> Iterator[None]:
+        """Hold it for a job; another one waits here, after a call of its `when_busy`. May be left in another thread."""
+        if not self._lock.acquire(blocking=False):
+            when_busy()
+            self._lock.acquire()
+        job = self._holder = object()
+        try:
+            yield
+        finally:
+            if self._holder is job:  # not if the job ends while others have it
+                self._release()
+
+    def lend(self) -> Callable[[], None]:
+        """Let others hold it while the job that holds it is suspended; returns what takes it back, and may wait.
+
+        The job may be closed without taking it back, but must not go on.
+        """
+        job = self._holder
+        self._release()
+
+        def take_back() -> None:
+            self._lock.acquire()
+            self._holder = job
+
+        return take_back
+
+    def _release(self) -> None:
+        self._holder = None
+        self._lock.release()
 
 
 def finished(start: Callable[P, Job[ProgressT, ResultT]]) -> Callable[P, ResultT]:

@@ -3,12 +3,16 @@
 import argparse
 import importlib
 import io
-import linecache
 import logging
 import os
 import sys
 from pathlib import Path
 from types import ModuleType
+
+from core.errors import is_deliberate
+from core.threads import wait_without_spinning
+
+wait_without_spinning()
 
 COMMANDS = {
     "picturebook": ("training.pipeline.run", "train the embedded model and put it into the package"),
@@ -95,16 +99,7 @@ def _is_mistake(error: BaseException) -> bool:
     """
     if isinstance(error, SystemExit):
         return isinstance(error.code, str)
-    if isinstance(error, OSError) or type(error).__module__.startswith(("core.", "training.")):
-        return True
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None or not isinstance(error, ValueError):
-        return False
-    frame = trace.tb_frame
-    line = linecache.getline(frame.f_code.co_filename, trace.tb_lineno)
-    return frame.f_globals["__name__"].startswith(("core.", "training.")) and line.lstrip().startswith("raise ")
+    return isinstance(error, OSError) or is_deliberate(error, (ValueError,))
 
 
 if __name__ == "__main__":

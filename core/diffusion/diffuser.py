@@ -1,9 +1,8 @@
 """A Stable Diffusion pipeline as one object: encode, decode, predict noise at any log-SNR, sample, generate."""
 
 import logging
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -17,7 +16,7 @@ from core.diffusion.schedule import stage_at
 from core.errors import Cancelled, NotFiniteError
 from core.hardware.finite import NAMES, SAMPLER
 from core.hardware.memory import DEFAULT_LIMIT
-from core.job import Callback, Job, finished
+from core.job import Callback, Job, JobLock, finished
 from core.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -60,24 +59,24 @@ class Diffuser(PipelineParts):
         """Wrap a pipeline; arguments and errors are those of `PipelineParts`."""
         super().__init__(pipeline, spec, device=device, memory_limit=memory_limit)
         self.sampler = DdimSampler(self.predictor, self.predictor.predict_v if self.predictor.predicts_v else None)
-        # Not an RLock: each next() of a job may run in another thread, and any of them has to be able to free it.
-        self._lock = threading.Lock()
+        self._lock = JobLock()
 
     @property
     def step_context(self) -> StepContext | None:
         """The sampler's present step, while it calls the U-Net; None for any other call."""
         return self.sampler.step_context
 
-    @contextmanager
-    def busy(self) -> Iterator[None]:
+    def busy(self) -> AbstractContextManager[None]:
         """Hold the model for one job; another one waits here. May be entered and left in different threads."""
-        if not self._lock.acquire(blocking=False):
-            log.info("the model is busy; waiting for the present job to end or be closed")
-            self._lock.acquire()
-        try:
-            yield
-        finally:
-            self._lock.release()
+        return self._lock.held(lambda: log.info("the model is busy; waiting for the present job to end or be closed"))
+
+    def lend(self) -> Callable[[], None]:
+        """Let others hold the model while the job that holds it is suspended between two of its steps.
+
+        Only for jobs whose hooks and settings of the model are not in place between two steps: measurements of
+        information, with a model in float32. Returns what takes the model back; see `JobLock.lend`.
+        """
+        return self._lock.lend()
 
     def in_parts(
         self,

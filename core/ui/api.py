@@ -5,7 +5,7 @@ never reaches a function.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +15,30 @@ from core.information.results import Attribution
 from core.spec import default_hookpoint
 from core.ui.backend import jobs
 from core.ui.backend.dictionary import no_concepts
-from core.ui.backend.errors import JobError, raises_client_errors, refuse, with_client_errors
-from core.ui.backend.fields import IMAGE_OPTIONS, MODEL, ImageField, NumberField
+from core.ui.backend.errors import JobError, refuse
+from core.ui.backend.fields import (
+    IMAGE_OPTIONS,
+    LOOK_UP,
+    PROGRESS,
+    ChoiceField,
+    ImageField,
+    NumberField,
+    TextField,
+    told,
+)
 from core.ui.backend.inputs import (
+    MAX_QUERY,
     concept_number,
     generation_problems,
     image_problem,
     prompt_problem,
     rel_error_problem,
     seed_problem,
+    shown,
     step_problem,
 )
-from core.ui.backend.jobs import Waiting
-from core.ui.backend.runtime import Runtime
+from core.ui.backend.jobs import EditProgress, Waiting
+from core.ui.backend.runtime import MAX_PROMPT, Runtime
 from core.ui.interventions.api import intervention
 from core.ui.interventions.request import KINDS, REGIONS, offered_stages
 from core.ui.look.scene import Scene
@@ -41,11 +52,13 @@ def build_api(runtime: Runtime) -> None:
     """Add the endpoints to the surrounding `gr.Blocks`."""
     spec = runtime.spec
 
-    def generate(prompt: str, seed: float, steps: float, guidance: float) -> Iterator[tuple[Any, Any]]:
+    def generate(
+        prompt: str, seed: float, steps: float, guidance: float, progress: gr.Progress = PROGRESS
+    ) -> Iterator[tuple[Any, Any]]:
         """Generate an image of `prompt`. Returns the image and the settings that reproduce it."""
         refuse(*generation_problems(runtime, prompt, seed, steps, guidance))
         text = prompt.strip()
-        for item in with_client_errors(jobs.generate(runtime, None, text, int(seed), int(steps), float(guidance))):
+        for item in told(jobs.generate(runtime, None, text, int(seed), int(steps), float(guidance)), progress):
             if isinstance(item, Scene):
                 settings = {
                     "model": runtime.name,
@@ -58,7 +71,9 @@ def build_api(runtime: Runtime) -> None:
             else:
                 yield gr.skip(), gr.skip()
 
-    def attribute(image: str, prompt: str, words: str, given: str, rel_error: float, seed: float) -> Iterator[Any]:
+    def attribute(
+        image: str, prompt: str, words: str, given: str, rel_error: float, seed: float, progress: gr.Progress = PROGRESS
+    ) -> Iterator[Any]:
         """Bits that each of `words` (separated by commas; all if empty) of `prompt` contributes to `image`.
 
         `given` is `rest` (on top of the other words) or `nothing` (on its own). A word named twice counts once; words
@@ -67,9 +82,8 @@ def build_api(runtime: Runtime) -> None:
         refuse(image_problem(image), prompt_problem(runtime, prompt))
         refuse(rel_error_problem(rel_error), seed_problem(seed))
         wanted = [word.strip() for word in (words or "").split(",") if word.strip()] or None
-        for item in with_client_errors(
-            _attribution(runtime, image, prompt.strip(), wanted, given, float(rel_error), int(seed))
-        ):
+        work = _attribution(runtime, image, prompt.strip(), wanted, given, float(rel_error), int(seed))
+        for item in told(work, progress):
             yield json.loads(json.dumps(item.to_dict())) if isinstance(item, Attribution) else gr.skip()
 
     def layout(
@@ -81,6 +95,7 @@ def build_api(runtime: Runtime) -> None:
         hookpoint: str,
         branch: str,
         method: str,
+        progress: gr.Progress = PROGRESS,
     ) -> Iterator[Any]:
         """Predict the layout of the image of `prompt` from the activations at one denoising step, counted from 0.
 
@@ -88,10 +103,10 @@ def build_api(runtime: Runtime) -> None:
         classes, and their scores [class][h][w].
         """
         refuse(*generation_problems(runtime, prompt, seed, steps, guidance))
-        refuse(step_problem(step, steps))
+        refuse(step_problem(step, steps), _hookpoint_problem(runtime, hookpoint))
         options = {"step": int(step), "hookpoint": hookpoint.strip() or None, "branch": branch, "method": method}
         run = {"num_inference_steps": int(steps), "guidance_scale": float(guidance)}
-        for item in with_client_errors(jobs.predict_layout(runtime, None, prompt.strip(), int(seed), **options, **run)):
+        for item in told(jobs.predict_layout(runtime, None, prompt.strip(), int(seed), **options, **run), progress):
             if isinstance(item, Waiting):
                 yield gr.skip()
             else:
@@ -115,6 +130,7 @@ def build_api(runtime: Runtime) -> None:
         last_step: float | None = None,
         strength: float | None = None,
         more_edits: Any = None,
+        progress: gr.Progress = PROGRESS,
     ) -> Iterator[tuple[Any, Any, Any]]:
         """Generate the image of `prompt` with and without an edit of the model's concepts.
 
@@ -132,8 +148,10 @@ def build_api(runtime: Runtime) -> None:
         if concepts.strip():
             named |= {"hookpoint": hookpoint, "branch": branch}
         run = (prompt.strip(), int(seed), int(steps), float(guidance))
-        for item in with_client_errors(intervention(runtime, *run, [named, *(more_edits or [])], mask)):
-            yield (gr.skip(),) * 3 if item is None else item
+        if not isinstance(more_edits, list | None):
+            raise ValueError("More edits are a list of objects with the fields of an edit.")
+        for item in told(intervention(runtime, *run, [named, *(more_edits or [])], mask), progress):
+            yield (gr.skip(),) * 3 if isinstance(item, Waiting | EditProgress) else item
 
     def concepts(query: str) -> Any:
         """Search the concepts of all blocks for a word, best first; if none is found, the nearest labels."""
@@ -152,7 +170,7 @@ def build_api(runtime: Runtime) -> None:
         wanted = hookpoint.strip() or default_hookpoint(names)
         table = next((of for site, of in tables.items() if site == (wanted, branch)), None)
         if table is None:
-            raise ValueError(f"There are no concepts at {wanted!r}, {branch}; there are at {', '.join(names)}.")
+            raise ValueError(f"There are no concepts at “{wanted}”, {branch}; there are at {', '.join(names)}.")
         found = table[concept_number(number)]
         gallery = [{**one.entry._asdict(), "peak": one.peak, "map": one.map.tolist()} for one in found.gallery]
         scores = {**found.scores._asdict(), "runner_ups": [one._asdict() for one in found.scores.runner_ups]}
@@ -167,7 +185,7 @@ def build_api(runtime: Runtime) -> None:
         return {**identity, "scores": scores, "gallery": gallery, "neighbours": neighbours}
 
     with gr.Group(visible=False):
-        prompt = gr.Textbox(label="prompt")
+        prompt = TextField(label="prompt")
         seed = NumberField(value=0, label="seed")
         steps = NumberField(value=spec.num_inference_steps, label="steps")
         guidance = NumberField(value=spec.guidance_scale, label="guidance")
@@ -176,59 +194,53 @@ def build_api(runtime: Runtime) -> None:
             [prompt, seed, steps, guidance],
             [gr.Image(label="image", format="png"), gr.JSON(label="settings")],
             api_name="generate",
-            **MODEL,
         )
         step = NumberField(value=0, label="step")
-        hookpoint = gr.Textbox(value="", label="hookpoint")
-        branch = gr.Radio(["cond", "uncond"], value="cond", label="branch")
-        method = gr.Radio(["readout", "dictionary"], value="readout", label="method")
+        hookpoint = TextField(value="", label="hookpoint", max_length=MAX_QUERY)
+        branch = ChoiceField(["cond", "uncond"], value="cond", label="branch")
+        method = ChoiceField(["readout", "dictionary"], value="readout", label="method")
         gr.Button().click(
             layout,
             [prompt, seed, steps, guidance, step, hookpoint, branch, method],
             gr.JSON(label="layout"),
             api_name="layout",
-            **MODEL,
         )
         gr.Button().click(
             intervene,
             [
                 *(prompt, seed, steps, guidance),
-                gr.Radio(list(KINDS), value="move", label="kind"),
-                gr.Textbox(value="", label="label"),
-                gr.Textbox(value="", label="concepts"),
+                ChoiceField(list(KINDS), value="move", label="kind"),
+                TextField(value="", label="label", max_length=MAX_QUERY),
+                TextField(value="", label="concepts", max_length=MAX_PROMPT),
                 *(hookpoint, branch),
-                gr.Radio(list(REGIONS), value="all", label="region"),
-                gr.Radio(["", *offered_stages(spec)], value="", label="stage"),
+                ChoiceField(list(REGIONS), value="all", label="region"),
+                ChoiceField(["", *offered_stages(spec)], value="", label="stage"),
                 ImageField(label="mask", **IMAGE_OPTIONS),
                 *(NumberField(label=name) for name in ("first_step", "last_step", "strength")),
                 gr.JSON(label="more_edits"),
             ],
             [*(gr.Image(label=name, format="png") for name in ("unedited", "edited")), gr.JSON(label="measured")],
             api_name="intervene",
-            **MODEL,
         )
-        query = gr.Textbox(label="query")
-        gr.Button().click(
-            raises_client_errors(concepts), query, gr.JSON(label="concepts"), api_name="concepts", queue=False
-        )
+        query = TextField(label="query", max_length=MAX_QUERY)
+        gr.Button().click(concepts, query, gr.JSON(label="concepts"), api_name="concepts", **LOOK_UP)
         number = NumberField(value=0, label="number")
         gr.Button().click(
-            raises_client_errors(concept),
+            concept,
             [hookpoint, branch, number],
             gr.JSON(label="concept"),
             api_name="concept",
-            queue=False,
+            **LOOK_UP,
         )
         image = ImageField(label="image", **IMAGE_OPTIONS)
-        words = gr.Textbox(value="", label="words")
-        given = gr.Radio(["rest", "nothing"], value="rest", label="given")
+        words = TextField(value="", label="words", max_length=MAX_PROMPT)
+        given = ChoiceField(["rest", "nothing"], value="rest", label="given")
         rel_error = NumberField(value=0.1, label="rel_error")
         gr.Button().click(
             attribute,
             [image, prompt, words, given, rel_error, seed],
             gr.JSON(label="attribution"),
             api_name="attribute",
-            **MODEL,
         )
 
 
@@ -239,9 +251,17 @@ def _tables(runtime: Runtime) -> "Mapping[SaeSite, ConceptTable]":
     return runtime.dictionary.tables
 
 
+def _hookpoint_problem(runtime: Runtime, hookpoint: str) -> str | None:
+    """Why the concepts at a block cannot be asked for: whatever else is named would be looked for as a file."""
+    names = list(dict.fromkeys(site.hookpoint for site in _tables(runtime)))
+    if not hookpoint.strip() or hookpoint.strip() in names:
+        return None
+    return f"There are no concepts at “{shown(hookpoint)}”; there are at {', '.join(names)}."
+
+
 def _attribution(
     runtime: Runtime, image: str, prompt: str, words: list[str] | None, given: str, rel_error: float, seed: int
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     for item in jobs.load_user_image(runtime, None, Path(image), prompt, seed):
         if isinstance(item, Waiting):
             yield item

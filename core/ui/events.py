@@ -10,12 +10,12 @@ import gradio as gr
 
 from core.ui.attribution.tab import measure_updates, panel_html
 from core.ui.backend import jobs
-from core.ui.backend.errors import JobError
-from core.ui.backend.fields import LATEST, MODEL, QUIET, copied
-from core.ui.backend.inputs import generation_problems, upload_problems, verdicts
+from core.ui.backend.errors import JobError, sentence
+from core.ui.backend.fields import LATEST, QUIET, asked, copied
+from core.ui.backend.inputs import MAX_QUERY, generation_problems, prompt_problem, upload_problems, verdicts
 from core.ui.backend.jobs import GenerationProgress, Waiting
 from core.ui.backend.link import PageLink, read_link
-from core.ui.backend.runtime import Runtime
+from core.ui.backend.runtime import MAX_PROMPT, Runtime
 from core.ui.components import Page
 from core.ui.concepts.tab import concepts_html, found_html, opened_html
 from core.ui.examples import cache_example
@@ -39,25 +39,31 @@ def wire(runtime: Runtime, page: Page) -> None:
     begun = [page.ticket, page.status]
     shown = [page.viewer, page.scene, page.status]
 
-    generated = gr.on(
-        [bar.generate.click, bar.prompt.submit, page.autorun.change],
-        events.begin_generate,
-        settings,
-        begun,
-        validator=events.check_generate,
-        **QUIET,
-    ).success(events.generate_image, [page.ticket, *settings, page.scene], shown, **MODEL, **QUIET)
+    generated, restored = (
+        beginning.success(events.generate_image, [page.ticket, *settings, page.scene], shown, **QUIET)
+        for beginning in (
+            gr.on(
+                [bar.generate.click, bar.prompt.submit],
+                events.begin_generate,
+                settings,
+                begun,
+                validator=events.check_generate,
+                **QUIET,
+            ),
+            page.autorun.change(events.begin_restored, settings, begun, **QUIET),
+        )
+    )
 
     upload = [bar.image, bar.caption, bar.seed]
     uploaded = bar.analyse.click(
         events.begin_load_user_image, upload, begun, validator=events.check_user_image, **QUIET
     ).success(events.load_user_image, [page.ticket, *upload], shown, **QUIET)
 
-    restored = [*settings, tab.given, tab.rel_error, page.viewer, page.scene, tab.panel, page.status]
-    picked = bar.examples.pick(events.pick, None, restored, queue=False, **QUIET)
-    loaded = page.load(events.load, None, [*restored, page.autorun], **QUIET)
+    shown_at_once = [*settings, tab.given, tab.rel_error, page.viewer, page.scene, tab.panel, page.status]
+    picked = bar.examples.pick(events.pick, None, shown_at_once, queue=False, **QUIET)
+    loaded = page.load(events.load, None, [*shown_at_once, page.autorun], **QUIET)
     # Before the words are measured: the codes of a generated image are there already, and shown at once.
-    for event in (generated, uploaded, picked, loaded):
+    for event in (generated, restored, uploaded, picked, loaded):
         event.success(
             events.trace,
             [page.scene, page.concepts.query],
@@ -77,12 +83,11 @@ def wire(runtime: Runtime, page: Page) -> None:
 
     changed = gr.on([tab.given.input, tab.rel_error.input], events.begin_measure, [page.scene], begun, **QUIET)
 
-    for event in (generated, uploaded, changed):
+    for event in (generated, restored, uploaded, changed):
         event.success(
             events.measure,
             [page.ticket, page.scene, tab.given, tab.rel_error],
             [tab.panel, page.status],
-            **MODEL,
             **QUIET,
         )
 
@@ -94,7 +99,9 @@ def wire(runtime: Runtime, page: Page) -> None:
     page.unload(events.leave)
     stopping = [page.cancel.click, bar.generate.click, bar.prompt.submit, bar.analyse.click, bar.examples.pick]
     wire_questions(runtime, page.questions, page.scene, tab.rel_error, stopping, page.unload)
-    wire_interventions(runtime, page.interventions, tab, page.scene, page.status, [generated, uploaded, picked], loaded)
+    wire_interventions(
+        runtime, page.interventions, tab, page.scene, page.status, [generated, restored, uploaded, picked], loaded
+    )
 
 
 class _PageEvents:
@@ -111,6 +118,13 @@ class _PageEvents:
 
     def begin_generate(self, prompt: str, seed: float, steps: float, guidance: float, request: gr.Request) -> Any:
         del prompt, seed, steps, guidance  # the validator, which takes the same arguments, needs them
+        return self._begin(request, "image words")
+
+    def begin_restored(self, prompt: str, seed: float, steps: float, guidance: float, request: gr.Request) -> Any:
+        """The image of the page's address; there is no one at the fields to read a validator's message."""
+        problem = next(filter(None, generation_problems(self.runtime, prompt, seed, steps, guidance)), None)
+        if problem:
+            return 0, status_html(_not_restored(problem), kind="error")
         return self._begin(request, "image words")
 
     def begin_load_user_image(self, image: str, caption: str, seed: float, request: gr.Request) -> Any:
@@ -156,9 +170,9 @@ class _PageEvents:
                     shown_at = time.monotonic()
                     yield self._preview(item, prompt), gr.skip(), _generation_status(item)
             yield self._viewer(old), gr.skip(), self._cancelled(number, request)
-        except (JobError, ValueError) as error:
+        except Exception as error:
             runtime.tickets.drop(number)
-            yield self._viewer(old), gr.skip(), status_html(str(error), kind="error")
+            yield self._viewer(old), gr.skip(), status_html(sentence(error), kind="error")
         finally:
             work.close()
 
@@ -176,9 +190,9 @@ class _PageEvents:
                         scene,
                         status_html(f"{note} {_READING_WORDS}", 0.0, "words"),
                     )
-        except (JobError, ValueError) as error:
+        except Exception as error:
             runtime.tickets.drop(number)
-            yield gr.skip(), gr.skip(), status_html(str(error), kind="error")
+            yield gr.skip(), gr.skip(), status_html(sentence(error), kind="error")
 
     def trace(self, scene: Scene | None, query: str) -> Iterator[tuple[Any, Any, Any]]:
         """Yields (concepts panel, search panel, layout panel)."""
@@ -190,20 +204,21 @@ class _PageEvents:
         with suppress(JobError), closing(jobs.trace(runtime, None, scene)) as items:
             for item in items:
                 found = None if isinstance(item, Waiting) else item
+                if found is None:
+                    yield (gr.skip(),) * 3  # a page that is closed meanwhile ends the job here
         browse = gr.skip() if query or runtime.dictionary is None else found_html(runtime, "")
         yield concepts_html(runtime, scene, found), browse, layout_html(runtime, scene, found)
 
     def open_concept(self, scene: Scene | None, event: gr.EventData) -> str:
         """The card of a concept."""
-        data = event._data or {}
+        data = asked(event)
         cached = None if scene is None else self.runtime.cached_trace(scene.key)
         return opened_html(self.runtime, str(data.get("site", "")), data.get("number"), cached)
 
     def find_concepts(self, event: gr.EventData) -> tuple[Any, str]:
         """A suggested label or a kind to browse was chosen: (query, found)."""
-        data = event._data or {}
-        word, kind = data.get("word"), data.get("kind")
-        return gr.skip() if kind else str(word or ""), found_html(self.runtime, str(word or ""), kind)
+        word, kind = (str(asked(event).get(name) or "") for name in ("word", "kind"))
+        return gr.skip() if kind else word[:MAX_QUERY], found_html(self.runtime, word, kind)
 
     def measure(
         self, ticket: float, scene: Scene | None, given: str, rel_error: float, request: gr.Request
@@ -220,7 +235,7 @@ class _PageEvents:
     def pick(self, event: gr.EventData, request: gr.Request) -> list[Any]:
         """Show a stored example."""
         self.runtime.tickets.cancel(_session(request))
-        name = str((event._data or {}).get("name", ""))
+        name = str(asked(event).get("name", ""))
         return self._show_example(name) if name in self.page.examples else [gr.skip()] * 10
 
     def load(self, request: gr.Request) -> list[Any]:
@@ -228,13 +243,15 @@ class _PageEvents:
         try:
             link = read_link(dict(request.query_params), self.runtime.spec)
         except ValueError as error:
-            return [*[gr.skip()] * 9, status_html(str(error), kind="error"), 0]
+            return [*[gr.skip()] * 9, status_html(sentence(error), kind="error"), 0]
         if link is None:
             return [gr.skip()] * 11
         for name, example in self.page.examples.items():
             if PageLink(example.prompt, example.seed, example.steps, example.guidance, link.given) == link:
                 return [*self._show_example(name, link.given), 0]
-        settings = [link.prompt, link.seed, link.steps, link.guidance, link.given]
+        settings = [link.prompt[:MAX_PROMPT], link.seed, link.steps, link.guidance, link.given]
+        if problem := prompt_problem(self.runtime, link.prompt):
+            return [*settings, *[gr.skip()] * 4, status_html(_not_restored(problem), kind="error"), 0]
         return [
             *settings,
             *[gr.skip()] * 4,
@@ -281,7 +298,7 @@ class _PageEvents:
 
     def _cancelled(self, ticket: int, request: gr.Request, stale: str = "") -> Any:
         """The status of a cancelled job; skipped if a newer job reports its own."""
-        if self.runtime.tickets.newest(_session(request)) > ticket:
+        if self.runtime.tickets.is_replaced(ticket, _session(request)):
             return gr.skip()
         return status_html("Cancelled." + (" The words shown belong to another picture." if stale else ""), stale=stale)
 
@@ -291,6 +308,10 @@ def _generation_status(item: GenerationProgress) -> str:
     return status_html(
         f"Drawing: step {done} of {item.n_steps}{seconds_left(item.seconds_left)}", done / item.n_steps, "words"
     )
+
+
+def _not_restored(problem: str) -> str:
+    return f"This link cannot be restored. {problem}"
 
 
 def _session(request: gr.Request) -> str:

@@ -6,8 +6,9 @@ import gradio as gr
 
 from core.ui.api import build_api
 from core.ui.attribution.tab import build_attribution_tab
-from core.ui.backend.fields import IMAGE_OPTIONS, ImageField, NumberField, html
+from core.ui.backend.fields import IMAGE_OPTIONS, ImageField, NumberField, TextField, html
 from core.ui.backend.runtime import Runtime
+from core.ui.backend.server import KEEP_FILES, PageBlocks
 from core.ui.components import Page, PromptBar
 from core.ui.concepts.tab import build_concepts_tab
 from core.ui.events import wire
@@ -31,7 +32,9 @@ def build_demo(runtime: Runtime) -> gr.Blocks:
     # Only the first is read now, the others on demand, so that the page opens sooner.
     first = (examples[0].scene, cache_example(runtime, examples[0], "rest")) if examples else None
     spec = runtime.spec
-    demo = gr.Blocks(title="Interpretable Diffusion", analytics_enabled=False, fill_width=True)
+    demo = PageBlocks(
+        title="Interpretable Diffusion", analytics_enabled=False, fill_width=True, delete_cache=KEEP_FILES
+    )
     with demo:
         with gr.Row(elem_id="id-head"):
             html(_title_html())
@@ -76,7 +79,8 @@ def build_demo(runtime: Runtime) -> gr.Blocks:
         wire(runtime, page)
         build_api(runtime)
         build_questions_api(runtime)
-    demo.queue(max_size=32, default_concurrency_limit=None)
+    # Not limited in size, which would count every event of every page; `ModelQueue` limits the jobs.
+    demo.queue(max_size=None, default_concurrency_limit=None)
     return demo
 
 
@@ -85,7 +89,7 @@ def _prompt_bar(runtime: Runtime, examples: list[PageExample]) -> PromptBar:
     start = examples[0] if examples else None
     with gr.Column(elem_id="id-bar"):
         with gr.Row(elem_id="id-ask"):
-            prompt = gr.Textbox(
+            prompt = TextField(
                 value=start.prompt if start else "",
                 label="Describe a picture",
                 placeholder="a cat on the grass",
@@ -110,7 +114,7 @@ def _prompt_bar(runtime: Runtime, examples: list[PageExample]) -> PromptBar:
             with gr.Row(elem_id="id-upload-row"):
                 image = ImageField(label="Your own picture", height=180, elem_id="id-upload-image", **IMAGE_OPTIONS)
                 with gr.Column():
-                    caption = gr.Textbox(label="Caption", placeholder="a dog on the beach", max_lines=3, lines=1)
+                    caption = TextField(label="Caption", placeholder="a dog on the beach", max_lines=3, lines=1)
                     analyse = gr.Button("Analyse my picture", elem_id="id-analyse")
         gallery = html(_examples_html(examples), js_on_load=_PICK, elem_id="id-examples", visible=bool(examples))
     return PromptBar(prompt, generate, hints, seed, steps, guidance, image, caption, analyse, gallery)

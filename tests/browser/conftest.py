@@ -78,7 +78,9 @@ def browser() -> Iterator[Browser]:
 
 
 class Opener:
-    """Opens pages, and collects what is wrong with them: requests to other hosts, and errors of scripts."""
+    """Opens pages, and collects what is wrong with them: requests to other hosts, errors of scripts, and breaches of
+    the content policy.
+    """
 
     def __init__(self, browser: Browser, url: str) -> None:
         self.browser, self.url = browser, url
@@ -89,11 +91,16 @@ class Opener:
         page = self.browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
         page.set_default_timeout(90_000)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("console", lambda said: self._breach(said.text))
         page.on("request", lambda request: self.problems.append(request.url) if self.elsewhere(request.url) else None)
         page.goto(self.url + query)
         page.wait_for_selector("#id-prompt textarea")
         self.pages.append(page)
         return page
+
+    def _breach(self, said: str) -> None:
+        if "Content Security Policy" in said:
+            self.problems.append(said)
 
     def elsewhere(self, address: str) -> bool:
         return not address.startswith((self.url, "data:", "blob:"))

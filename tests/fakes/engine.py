@@ -1,6 +1,5 @@
 """A stand-in for the engine: the same generators, lock and checks, without a model, in milliseconds."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from core.diffusion.schedule import NoiseSchedule, stage_at, step_times
 from core.diffusion.text import delete_words, distinct_words, split_words
-from core.errors import ArtifactError, EmptyPromptError, PromptTooLongError, UnknownWordError
+from core.errors import ArtifactError, EmptyPromptError, ModelError, PromptTooLongError, UnknownWordError
 from core.information.attribution import choose_words
 from core.information.captions import check_captions
 from core.information.decomposition import Decomposition, Replicates, split
@@ -20,6 +19,7 @@ from core.information.likelihood import Likelihood
 from core.information.partial import _different
 from core.information.ranking import Ranking, differences
 from core.information.results import Attribution, AttributionProgress, Curves, Progress, Timeline
+from core.job import JobLock
 from core.spec import BUILT_IN
 
 KNOWN = (  # noqa: SIM905 - a sentence reads better than thirty quotes
@@ -39,7 +39,8 @@ class FakeModel:
         self.image_size = SIZE
         self.delay = delay
         self.calls: list[tuple[str, float]] = []
-        self.lock = threading.Lock()
+        self.lock = JobLock()
+        self.lend = self.lock.lend
 
     def unknown_words(self, prompt: str) -> dict[str, list[str]]:
         return {w: ["cat", "grass"] for w in distinct_words(prompt) if w not in KNOWN}
@@ -65,7 +66,7 @@ class FakeModel:
         return self._generate(prompt, seed, num_inference_steps, guidance_scale)
 
     def _generate(self, prompt: str, seed: int, n: int, guidance: float) -> Iterator[Any]:
-        with self.lock:
+        with self.lock.held():
             final = paint(prompt, seed)
             noise = np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
             for step, t in enumerate(step_times(n)):
@@ -85,7 +86,7 @@ class FakeEngine:
     def load_model(self, _name: str, **_options: Any) -> FakeModel:
         time.sleep(self.load_seconds)
         if self.fails:
-            raise ValueError(self.fails)
+            raise ModelError(self.fails)
         self.model = FakeModel(self.delay)
         return self.model
 
@@ -99,8 +100,10 @@ class FakeEngine:
         words: list[str] | None,
         given: str,
         rel_error: float,
+        max_evals: int,
         num_inference_steps: int,
     ) -> Iterator[Any]:
+        assert max_evals > 1000
         assert image.size == (SIZE, SIZE)
         model.check_prompt(prompt)
         chosen = choose_words(prompt, words)
@@ -116,8 +119,10 @@ class FakeEngine:
         surprisal: Callable[[str], float] | None,
         seed: int,
         rel_error: float,
+        max_evals: int,
     ) -> Iterator[Any]:
         """Two words of the prompt, by the engine's own rules and arithmetic, from made-up replicates."""
+        assert max_evals > 1000
         model.check_prompt(prompt)
         chosen = _different(prompt, words)
         surprisals = tuple(map(surprisal, chosen)) if surprisal else None
@@ -126,16 +131,33 @@ class FakeEngine:
         )
 
     def rank_captions_iter(
-        self, model: FakeModel, _image: Image.Image, captions: Sequence[str], *, certainty: float, seed: int
+        self,
+        model: FakeModel,
+        _image: Image.Image,
+        captions: Sequence[str],
+        *,
+        certainty: float,
+        seed: int,
+        max_evals: int,
     ) -> Iterator[Any]:
         """The longest caption fits best by direct bits, the shortest by orthogonal bits."""
+        assert max_evals > 1000
         texts = check_captions(model, captions)  # type: ignore[arg-type]
         return self._run(model, "rank", lambda n: ranking(texts, certainty, seed, n), certainty)
 
     def likelihood_iter(
-        self, model: FakeModel, _image: Image.Image, prompt: str, *, error: float, seed: int, num_inference_steps: int
+        self,
+        model: FakeModel,
+        _image: Image.Image,
+        prompt: str,
+        *,
+        error: float,
+        seed: int,
+        max_evals: int,
+        num_inference_steps: int,
     ) -> Iterator[Any]:
         """Every letter of the prompt saves a bit."""
+        assert max_evals > 1000
         model.check_prompt(prompt)
         return self._run(
             model, f"likelihood {prompt}", lambda n: likelihood(prompt, error, seed, num_inference_steps, n), error
@@ -153,7 +175,7 @@ class FakeEngine:
         return self._change(model, prompt, changed, found, to)
 
     def _change(self, model: FakeModel, prompt: str, changed: str, word: str, to: str | None) -> Iterator[Any]:
-        with model.lock:
+        with model.lock.held():
             for n in range(1, 13):
                 model.call(f"change {prompt}")
                 yield SimpleNamespace(n_evals=n, max_evals=12)
@@ -173,7 +195,7 @@ class FakeEngine:
             )
 
     def _run(self, model: FakeModel, job: str, result: Callable[[int], Any], target: float) -> Iterator[Any]:
-        with model.lock:
+        with model.lock.held():
             for replicate in range(1, 9):
                 model.call(job)
                 partial = result(replicate) if replicate > 1 else None
@@ -181,7 +203,7 @@ class FakeEngine:
             yield replace(result(8), stopped="converged")
 
     def predict_layout(self, model: FakeModel, prompt: str, *, seed: int, **options: Any) -> Any:
-        with model.lock:
+        with model.lock.held():
             model.call(f"layout {prompt}")
             if options["hookpoint"] not in (None, "mid"):
                 raise ArtifactError(f"There is no SAE at {options['hookpoint']}.")
@@ -200,7 +222,7 @@ class FakeEngine:
         seed: int,
         n: int,
     ) -> Iterator[Any]:
-        with model.lock:
+        with model.lock.held():
             n_replicates = 16 if error < 0.2 else 8
             for replicate in range(1, n_replicates + 1):
                 model.call(f"measure {prompt}")

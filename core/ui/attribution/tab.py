@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from core.information.results import Attribution
-from core.ui.backend.errors import JobError
+from core.ui.backend.errors import sentence
 from core.ui.backend.fields import html
 from core.ui.backend.jobs import MeasurementProgress, Waiting, measure
 from core.ui.backend.runtime import Runtime
@@ -82,7 +82,7 @@ def measure_updates(
         for item in work:
             now = time.monotonic()
             if isinstance(item, Waiting):
-                yield gr.skip(), status_html(item.text, stale="words")
+                yield gr.skip(), status_html(item.text, stale="" if shown else "words")
             elif isinstance(item, Attribution):
                 runtime.cache_attribution(scene.key, item)
                 yield panel_html(runtime, scene, item), status_html()
@@ -93,8 +93,8 @@ def measure_updates(
             elif now - reported_at > _REFRESH_SECONDS / 2:
                 reported_at = now
                 yield gr.skip(), _status(item, rel_error, stale="" if shown else "words")
-    except (JobError, ValueError) as error:
-        yield gr.skip(), status_html(str(error), kind="error", stale="words")
+    except Exception as error:
+        yield gr.skip(), status_html(sentence(error), kind="error", stale="words")
         return None
     finally:
         work.close()

@@ -1,4 +1,5 @@
-"""Behind the page: the model and its concepts, jobs and who may still run them, and checks of what people enter.
+"""Behind the page: the model and its concepts, jobs, their queue and who may still run them, checks of what people
+enter, and what stands between them and the web.
 
 Nothing here knows the page's components.
 """

@@ -1,13 +1,15 @@
-"""Errors whose message a user can act on, and their form in the API."""
+"""What a person is told of an error."""
 
-from collections.abc import Callable, Iterator
-from functools import wraps
-from typing import ParamSpec, TypeVar
+import logging
+import secrets
 
 import gradio as gr
+from gradio.exceptions import InvalidPathError
+from pydantic import ValidationError
 
-P = ParamSpec("P")
-T = TypeVar("T")
+from core.errors import is_deliberate
+
+log = logging.getLogger(__name__)
 
 
 class JobError(RuntimeError):
@@ -21,22 +23,19 @@ def refuse(*problems: str | None) -> None:
             raise gr.Error(problem, print_exception=False)
 
 
-def with_client_errors(items: Iterator[T]) -> Iterator[T]:
-    """The same items; errors a user can act on become the API client's. A closed request closes the work."""
-    try:
-        yield from items
-    except (JobError, ValueError) as error:
-        raise gr.Error(str(error), print_exception=False) from error
+def sentence(error: BaseException) -> str:
+    """What a person is told of an error: its message if we wrote it, else a reference to the log, where it then is.
 
-
-def raises_client_errors(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function so that errors a user can act on become the API client's."""
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return function(*args, **kwargs)
-        except (IndexError, ValueError, JobError) as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    return call
+    The libraries' and Python's own messages are for programmers, and some name folders of this computer.
+    """
+    if is_deliberate(error, (ValueError, LookupError, gr.Error)):
+        return str(error.message if isinstance(error, gr.Error) else error)
+    if isinstance(error, gr.Error):  # of one of Gradio's components
+        return "A value of this request is not among those that can be chosen. The API's description lists them."
+    if isinstance(error, InvalidPathError):
+        return "Only a file that was uploaded to this app can be used. Upload it, and use the path in the answer."
+    if isinstance(error, ValidationError):
+        return "A part of this request does not have the form that it has in the API's description (?view=api)."
+    reference = secrets.token_hex(3)
+    log.error("reference %s", reference, exc_info=error)
+    return f"Something went wrong here. What it was is in the server's log, under the reference {reference}."

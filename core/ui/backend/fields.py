@@ -2,16 +2,33 @@
 
 import math
 from abc import ABCMeta
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from typing import Any, TypeVar
 
 import gradio as gr
+import numpy as np
+from gradio.components.base import server
+from gradio.components.image_editor import AcceptBlobs, EditorData, EditorDataBlobs, EditorValue
 from gradio.events import Dependency
+
+from core.diffusion.images import decoded, open_image
+from core.ui.backend.errors import refuse
+from core.ui.backend.inputs import decoding, shown, text_problem
+from core.ui.backend.jobs import Waiting
+
+T = TypeVar("T")
 
 IMAGE_OPTIONS: dict[str, Any] = {"type": "filepath", "image_mode": None, "sources": ["upload", "clipboard"]}
 """Options of every `ImageField`."""
-MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-"""Event options for work on the model: one job at a time."""
+MAX_TEXT = 20_000
+"""Characters of a text that has no shorter limit of its own, such as the captions to compare, one a line."""
+_MAX_PAINTED = 64
+"""Layers that are kept for pages that have not yet asked for anything with them."""
+LOOK_UP: dict[str, Any] = {"concurrency_id": "look-up", "concurrency_limit": 2}
+"""Event options of what is answered from tables: a few at a time, so that they cannot take all processors."""
+PROGRESS = gr.Progress()
+"""The default of an endpoint's parameter, in whose place Gradio puts the progress of that request."""
 QUIET: dict[str, Any] = {
     "api_visibility": "private",
     "show_progress": "hidden",
@@ -21,8 +38,22 @@ QUIET: dict[str, Any] = {
     "trigger_mode": "multiple",
 }
 """Event options of the page: it shows progress in a place of its own, and its events are not part of the API."""
-LATEST: dict[str, Any] = {**QUIET, "queue": False, "trigger_mode": "always_last"}
+LATEST: dict[str, Any] = {**QUIET, **LOOK_UP, "trigger_mode": "always_last"}
 """Event options of look-ups while one types: only the last of those that wait is answered."""
+
+
+def told(items: Generator[T, None, None], progress: gr.Progress) -> Iterator[T]:
+    """The same items of a job; what it waits for is told as the request's progress. A closed request closes the job."""
+    with closing(items):
+        for item in items:
+            if isinstance(item, Waiting):
+                progress(0.0, desc=item.text)
+            yield item
+
+
+def asked(event: gr.EventData) -> dict[str, Any]:
+    """What the page's script sends with an event; whatever a forged request sends instead is nothing."""
+    return event._data if isinstance(event._data, dict) else {}
 
 
 def html(value: str, **options: Any) -> gr.HTML:
@@ -69,9 +100,31 @@ class NumberField(gr.Number, metaclass=_PlainMeta):
         """The number, or the payload unchanged if it is not a number."""
         try:
             value = float(payload)
+        except OverflowError:
+            return str(payload)
         except (TypeError, ValueError):
             return payload
         return value if math.isfinite(value) else str(payload)
+
+
+class TextField(gr.Textbox, metaclass=_PlainMeta):
+    """A text field that passes on a text of at most `max_length` characters, or `MAX_TEXT`; nothing is an empty text.
+
+    A validator's own, shorter limit is told beside the field.
+    """
+
+    def get_block_name(self) -> str:
+        """The browser shows it as an ordinary text field."""
+        return "textbox"
+
+    def preprocess(self, payload: Any) -> str:
+        """The text.
+
+        Raises:
+            gr.Error: It is too long, or no text.
+        """
+        refuse(text_problem(str(self.label or "text").lower(), payload, self.max_length or MAX_TEXT))
+        return payload or ""
 
 
 class ImageField(gr.Image, metaclass=_PlainMeta):
@@ -87,3 +140,63 @@ class ImageField(gr.Image, metaclass=_PlainMeta):
     def preprocess(self, payload: Any) -> str | None:
         """The path of the file; Gradio has already checked that it is an upload of this session."""
         return str(payload.path) if payload is not None and payload.path else None
+
+
+class ChoiceField(gr.Radio, metaclass=_PlainMeta):
+    """A choice among a few names; nothing is the default."""
+
+    def get_block_name(self) -> str:
+        """The browser shows it as an ordinary choice."""
+        return "radio"
+
+    def preprocess(self, payload: Any) -> Any:
+        """The name.
+
+        Raises:
+            gr.Error: There is no such choice.
+        """
+        names = [value for _, value in self.choices]
+        if payload is None:
+            return self.value
+        if not isinstance(payload, str) or payload not in names:
+            known = ", ".join(str(name) for name in names if name != "")
+            refuse(f"The {str(self.label).lower()} must be one of {known}; not “{shown(payload)}”.")
+        return payload
+
+
+class BrushField(gr.ImageEditor, metaclass=_PlainMeta):
+    """A brush, of which only the painted layer is kept and read: as [H, W, 4] in `layers`, by the one opener of images.
+
+    Gradio's own opens every file of a request with all that Pillow knows, and keeps whatever is sent to it.
+    """
+
+    def get_block_name(self) -> str:
+        """The browser shows it as an ordinary image editor."""
+        return "imageeditor"
+
+    @server  # type: ignore[untyped-decorator]
+    def accept_blobs(self, data: AcceptBlobs) -> None:
+        """Keep the first layer that a page has painted; it names it in its next request."""
+        if data.data.get("type") == "layer" and str(data.data.get("index")) == "0" and data.files:
+            self.blob_storage[str(data.data.get("id"))] = EditorDataBlobs(
+                background=None, layers=[data.files[0][1]], composite=None
+            )
+            while len(self.blob_storage) > _MAX_PAINTED:
+                del self.blob_storage[next(iter(self.blob_storage))]
+
+    def preprocess(self, payload: EditorData | None) -> EditorValue | None:
+        """The first layer that was painted on.
+
+        Raises:
+            ImageError: It is no image.
+        """
+        if payload is None:
+            return None
+        kept = self.blob_storage.get(payload.id) if payload.id is not None else payload
+        painted = kept.layers[0] if kept is not None and kept.layers else None
+        source = painted if painted is None or isinstance(painted, bytes) else painted.path
+        if not source:
+            return None
+        with decoding(), open_image(source) as image:
+            layer = np.asarray(decoded(image).convert("RGBA"))
+        return {"background": None, "layers": [layer], "composite": None}

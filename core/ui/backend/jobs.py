@@ -1,22 +1,26 @@
 """Long jobs (generating, tracing, measuring, editing) as generators that report progress and can be stopped.
 
-A job yields after every U-Net call. It is stopped by its ticket (Cancel, a newer job, a closed page) or by closing
-the generator (an API client that cancels); either way the engine's generator is closed, which frees the model.
+A job yields after every U-Net call, and while it waits for the model (`core.ui.backend.queue`). It is stopped by its
+ticket (Cancel, a newer job, a closed page) or by closing the generator (an API client that cancels); either way the
+engine's generator is closed, which frees the model.
 """
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
 from core.diffusion.images import prepare_image
-from core.information.results import Attribution, Measurement
+from core.information.results import Attribution, Measurement, Progress
+from core.job import Job
 from core.ui.backend.dictionary import no_concepts
 from core.ui.backend.errors import JobError
-from core.ui.backend.inputs import image_note
+from core.ui.backend.inputs import decoding, image_note
+from core.ui.backend.queue import Turn
 from core.ui.backend.runtime import Runtime
 from core.ui.look.images import data_url
 from core.ui.look.scene import Scene
@@ -30,6 +34,10 @@ if TYPE_CHECKING:
 
 _FRAME_SIDE = 160
 """Largest side of a preview on the film strip, in pixels."""
+MAX_EVALS = 20_000
+"""U-Net evaluations that a request may take. The engine's own budget stays below it up to 38 words."""
+_POLL_SECONDS = 0.25
+"""How often a job that waits looks whether it is still wanted."""
 _PREVIEW_SECONDS = 0.6
 """Between previews of edited images: decoding several takes a while."""
 
@@ -98,15 +106,15 @@ def generate(
 
     A job whose ticket is None cannot be cancelled, here and below.
     """
-    yield from _wait_for_model(runtime, ticket)
-    if not _wanted(runtime, ticket):
-        return
     frames: list[str] = []
     started = time.monotonic()
-    with closing(runtime.run(2 * steps, _generate, prompt, seed, steps, guidance)) as items:
+    begin = partial(runtime.run, 2 * steps, _generate, prompt, seed, steps, guidance)
+    with closing(in_turn(runtime, ticket, begin)) as items:
         for item in items:
-            if not _wanted(runtime, ticket):
-                return
+            if isinstance(item, Waiting):
+                started = time.monotonic()
+                yield item
+                continue
             if isinstance(item, _Generated):
                 scene = Scene(item.image, prompt, seed, steps, guidance, tuple(frames))
                 if item.trace:
@@ -125,7 +133,8 @@ def load_user_image(
     model = yield from _wait_for_model(runtime, ticket)
     if model is not None and _wanted(runtime, ticket):
         model.check_prompt(caption)
-        image = prepare_image(path, model.image_size)
+        with decoding():
+            image = prepare_image(path, model.image_size)
         yield Scene(image, caption, seed, runtime.spec.num_inference_steps, 1.0, uploaded=True), image_note(path)
 
 
@@ -133,7 +142,7 @@ def measure(
     runtime: Runtime, ticket: int | None, scene: Scene, given: str, rel_error: float, words: list[str] | None = None
 ) -> Generator[Waiting | MeasurementProgress | Attribution, None, None]:
     """Measure the information of each word about the image; the last item is the result, unless cancelled."""
-    work = engine_items(
+    work = in_turn(
         runtime,
         ticket,
         lambda: runtime.engine.attribute_iter(
@@ -144,40 +153,68 @@ def measure(
             words=words,
             given=given,
             rel_error=rel_error,
+            max_evals=MAX_EVALS,
             num_inference_steps=scene.steps,
         ),
+        lends=True,
     )
     yield from with_progress(work)
 
 
-def engine_items(
-    runtime: Runtime, ticket: int | None, begin: Callable[[], Generator[Any, None, None]]
+def in_turn(
+    runtime: Runtime, ticket: int | None, begin: Callable[[], Iterable[Any]], lends: bool = False
 ) -> Generator[Any, None, None]:
-    """`Waiting` until the model is loaded, then the items of one of the engine's generators while the job is wanted."""
-    yield from _wait_for_model(runtime, ticket)
-    if not _wanted(runtime, ticket):
-        return
-    with closing(begin()) as items:
-        for item in items:
-            if not _wanted(runtime, ticket):
-                return
-            yield item
+    """`Waiting` until the model is loaded and it is the job's turn, then the job's items while it is wanted.
+
+    Args:
+        runtime: Has the model and the queue for it.
+        ticket: The job's.
+        begin: Begins the work, once the job has the model. A generator that it returns is closed.
+        lends: Whether the work is a measurement, which can be suspended after each `Progress` for other jobs.
+
+    Raises:
+        JobError: Too many jobs are waiting, or the model could not be loaded.
+    """
+    turn = runtime.queue.join()
+    try:
+        yield from _wait_for_model(runtime, ticket)
+        if not (yield from _wait_for_turn(runtime, ticket, turn)):
+            return
+        lends = lends and runtime.can_lend
+        items = begin()
+        try:
+            for item in items:
+                if not _wanted(runtime, ticket):
+                    return
+                yield item
+                if lends and isinstance(item, Progress) and runtime.queue.gives_way(turn):
+                    assert runtime.model is not None
+                    take_back = runtime.model.lend()
+                    if not (yield from _wait_for_turn(runtime, ticket, turn)):
+                        return
+                    take_back()
+        finally:
+            if isinstance(items, Generator | Job):
+                items.close()
+    finally:
+        runtime.queue.leave(turn)
 
 
 def with_progress(work: Generator[Any, None, None]) -> Generator[Any, None, None]:
     """The items of a measurement, its progress as `MeasurementProgress`; the last one is its result."""
-    started = time.monotonic()
+    started = last = time.monotonic()
     with closing(work):
         for item in work:
+            now = time.monotonic()
             if isinstance(item, Waiting):
-                started = time.monotonic()
+                started += now - last
             elif not isinstance(item, Measurement):
                 needed = max(item.expected_evals, item.n_evals)
-                pace = (time.monotonic() - started) / item.n_evals
+                pace = (now - started) / item.n_evals
                 error = item.rel_error if item.partial is not None else None
                 share = item.n_evals / needed
-                yield MeasurementProgress(item.n_evals, error, item.partial, share, pace * (needed - item.n_evals))
-                continue
+                item = MeasurementProgress(item.n_evals, error, item.partial, share, pace * (needed - item.n_evals))
+            last = now
             yield item
 
 
@@ -193,14 +230,14 @@ def trace(runtime: Runtime, ticket: int | None, scene: Scene) -> "Generator[Wait
     if cached is not None:
         yield cached
         return
-    yield Waiting("Reading the concepts…")
-    with closing(runtime.run(2 * scene.steps, _trace, scene)) as items:
+    with closing(in_turn(runtime, ticket, partial(runtime.run, 2 * scene.steps, _trace, scene))) as items:
         for item in items:
-            if not _wanted(runtime, ticket):
-                return
-            if item is not None:
+            if item is None:
+                yield Waiting("Reading the concepts…")
+                continue
+            if not isinstance(item, Waiting):
                 runtime.cache_trace(scene.key, item)
-                yield item
+            yield item
 
 
 def predict_layout(
@@ -210,9 +247,10 @@ def predict_layout(
     yield from _wait_for_model(runtime, ticket)
     if runtime.dictionary is None:
         raise JobError(no_concepts(runtime.name))
-    if _wanted(runtime, ticket):
-        source = runtime.dictionary.source
-        yield runtime.engine.predict_layout(runtime.model, prompt, seed=seed, source=source, **options)
+    options["source"] = runtime.dictionary.source
+    yield from in_turn(
+        runtime, ticket, lambda: (runtime.engine.predict_layout(runtime.model, prompt, seed=seed, **options),)
+    )
 
 
 def intervene(
@@ -225,14 +263,8 @@ def intervene(
     yield from _wait_for_model(runtime, ticket)
     if runtime.editor is None:
         raise JobError(no_concepts(runtime.name))
-    if not _wanted(runtime, ticket):
-        return
     n_evals = 2 * scene.steps * (len(edits) + 1)
-    with closing(runtime.run(n_evals, _run_edits, scene, [(), *edits])) as items:
-        for item in items:
-            if not _wanted(runtime, ticket):
-                return
-            yield item
+    yield from in_turn(runtime, ticket, partial(runtime.run, n_evals, _run_edits, scene, [(), *edits]))
 
 
 def _run_edits(
@@ -332,13 +364,24 @@ def _wanted(runtime: Runtime, ticket: int | None) -> bool:
 
 def _wait_for_model(runtime: Runtime, ticket: int | None) -> "Generator[Waiting, None, Diffuser | None]":
     """Yields while the model is being loaded; returns it, or None if the job was cancelled meanwhile."""
-    while not runtime.ready.wait(0.25):
+    while not runtime.ready.wait(_POLL_SECONDS):
         if not _wanted(runtime, ticket):
             return None
         yield Waiting(f"Waiting for the model: {runtime.badge()[1]}")
     if runtime.error:
         raise JobError(f"The model could not be loaded: {runtime.error}")
     return runtime.model
+
+
+def _wait_for_turn(runtime: Runtime, ticket: int | None, turn: Turn) -> Generator[Waiting, None, bool]:
+    """Yields while others have the model; returns whether the job has it, and False if it was cancelled meanwhile."""
+    seconds = 0.0  # a free model is not waited for
+    while _wanted(runtime, ticket):
+        if runtime.queue.wait(turn, seconds):
+            return True
+        yield Waiting(runtime.queue.standing(turn))
+        seconds = _POLL_SECONDS
+    return False
 
 
 def _frame(image: Image.Image) -> str:

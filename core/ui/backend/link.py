@@ -40,5 +40,5 @@ def _number(query: Mapping[str, str], name: str, otherwise: float) -> float:
     text = query.get(name, "")
     try:
         return float(text) if text else float(otherwise)
-    except ValueError:
+    except (OverflowError, ValueError):
         raise ValueError(f"This link cannot be restored: its {name}, “{text[:40]}”, is not a number.") from None

@@ -15,6 +15,8 @@ from core.information.results import Attribution
 from core.information.surprisal import load_surprisal
 from core.spec import BUILT_IN, ModelSpec
 from core.ui.backend.dictionary import ConceptDictionary, load_dictionary
+from core.ui.backend.errors import sentence
+from core.ui.backend.queue import ModelQueue
 from core.ui.backend.tickets import Tickets
 from core.ui.backend.zero_gpu import ZeroGpuEngine, ZeroGpuRunner, on_zero_gpu, seconds_for
 from core.ui.look.scene import requested_rel_error
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LOADING_SECONDS = {"picturebook": 10}
+MAX_PROMPT = 500
+"""Characters of a prompt; the model's own limit in tokens is checked by the model."""
 _MAX_ATTRIBUTIONS = 64
 _MAX_TRACES = 16
 """A trace of the embedded model takes 1 MB, one of 50 steps of SD v1.4 takes 8 MB."""
@@ -55,6 +59,8 @@ class Runtime:
     trained on this computer."""
     tickets: Tickets = field(default_factory=Tickets)
     """Jobs that are wanted."""
+    queue: ModelQueue = field(default_factory=ModelQueue)
+    """Jobs that wait for the model."""
     ready: threading.Event = field(default_factory=threading.Event)
     """Set once the model is loaded, or has failed to load."""
     error: str | None = None
@@ -152,12 +158,9 @@ class Runtime:
             self._dictionary = load_dictionary(self.name, self.saes, model)
             self._model, self.engine = model, ZeroGpuEngine(engine, self._gpu_runner) if self._gpu_runner else engine
             log.info("%s is ready after %.1f s", self.name, time.monotonic() - self._started)
-        except ValueError as error:  # a user's mistake, and the message says what to do
-            log.error("%s could not be loaded: %s", self.name, error)
-            self.error = str(error)
         except Exception as error:  # whatever it is, the page has to say it
-            log.exception("%s could not be loaded", self.name)
-            self.error = str(error) or type(error).__name__
+            self.error = sentence(error)
+            log.error("%s could not be loaded: %s", self.name, self.error)
         finally:
             self.ready.set()
 
@@ -174,8 +177,19 @@ class Runtime:
         return "ready", f"{self.spec.name} · {'GPU' if device == 'cuda' else device.upper()} · ready"
 
     def unknown_words(self, prompt: str) -> dict[str, list[str]]:
-        """Words outside the model's vocabulary, each with the nearest it knows; empty while the model is loading."""
-        return self._model.unknown_words(prompt) if self._model is not None else {}
+        """Words outside the model's vocabulary, each with the nearest it knows; empty while the model is loading, and
+        for a text that is too long to be a prompt."""
+        return self._model.unknown_words(prompt) if self._model is not None and len(prompt) <= MAX_PROMPT else {}
+
+    @property
+    def can_lend(self) -> bool:
+        """Whether a measurement may be suspended between two U-Net calls while others use the model: not where it runs
+        in another process, nor where it may have put a model in half precision into float32."""
+        if self._gpu_runner is not None or self._model is None:
+            return False
+        from core.information.rounding import is_rounded  # which imports torch, as the model did
+
+        return not is_rounded(self._model)
 
     def surprisal(self, words: Sequence[str]) -> Callable[[str], float] | None:
         """The surprisal in bits of each of these words; None unless it is known for all of them."""

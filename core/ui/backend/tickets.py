@@ -1,26 +1,26 @@
 """Tickets: which jobs are still wanted, so that one waiting in the queue can be cancelled like a running one."""
 
+import secrets
 import threading
 
 
 class Tickets:
-    """Numbers for jobs; each session has at most one live ticket."""
+    """Numbers for jobs, which cannot be guessed; each session has at most one live ticket."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last = 0
         self._live: dict[str, int] = {}
         self._claimed: dict[int, set[str]] = {}
 
     def issue(self, session: str) -> int:
         """A new ticket; it cancels the session's earlier one."""
         with self._lock:
-            self._last += 1
             old = self._live.pop(session, None)
             self._claimed.pop(old or 0, None)
-            self._live[session] = self._last
-            self._claimed[self._last] = set()
-            return self._last
+            ticket = 1 + secrets.randbits(53 - 1)  # a page holds it as a double
+            self._live[session] = ticket
+            self._claimed[ticket] = set()
+            return ticket
 
     def cancel(self, session: str) -> None:
         """Cancel whatever the session has asked for."""
@@ -36,6 +36,10 @@ class Tickets:
         """The session's current ticket, or 0."""
         with self._lock:
             return self._live.get(session, 0)
+
+    def is_replaced(self, ticket: int, session: str) -> bool:
+        """Whether the session has a newer ticket, whose job reports what there is to say."""
+        return self.newest(session) not in (0, ticket)
 
     def live(self, ticket: int) -> bool:
         """Whether the job is still wanted. A running job asks this after every U-Net call."""

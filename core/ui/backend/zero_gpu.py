@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from core.diffusion.text import distinct_words
-from core.ui.backend.errors import JobError
+from core.ui.backend.errors import JobError, sentence
 
 MAX_SECONDS = 20
 """Longest a request may hold the GPU; longer ones queue longer and use up a visitor's quota sooner."""
@@ -142,7 +142,7 @@ def _compute(payload: bytes, seconds: float) -> Iterator[bytes]:
                     return
                 yield _dumps(_shared, item)
     except ValueError as error:
-        yield _dumps(_shared, _Refused(str(error)))
+        yield _dumps(_shared, _Refused(sentence(error)))
 
 
 def _once(function: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Any]:

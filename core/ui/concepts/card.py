@@ -111,7 +111,7 @@ def kinds_html(dictionary: ConceptDictionary) -> str:
 def kind_html(dictionary: ConceptDictionary, kind: str) -> str:
     """All concepts of a kind, grouped by label; unlabelled ones by the nearest class."""
     if kind not in KINDS:
-        return problem_html(f"There is no kind {kind!r}: there are {', '.join(KINDS)}.")
+        return problem_html(f"There is no kind “{kind[:40]}”: there are {', '.join(KINDS)}.")
     unnamed = kind in ("unlabelled", "context-free")
     groups: dict[str, list[tuple[float, SaeSite, int]]] = {}
     for site, table in dictionary.tables.items():

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from core.ui.backend.dictionary import block_words, no_concepts, no_concepts_html
-from core.ui.backend.fields import html
-from core.ui.backend.inputs import concept_number
+from core.ui.backend.errors import sentence
+from core.ui.backend.fields import TextField, html
+from core.ui.backend.inputs import MAX_QUERY, concept_number, text_problem
 from core.ui.backend.runtime import Runtime
 from core.ui.look.scene import Scene
 
@@ -52,10 +53,11 @@ def build_concepts_tab(runtime: Runtime) -> ConceptsTab:
     )
     panel = html(concepts_html(runtime, None, None), elem_id="id-concepts")
     card = html('<div class="id-concept-none"></div>', elem_id="id-concept", js_on_load=_OPEN)
-    query = gr.Textbox(
+    query = TextField(
         label="Search all concepts",
         placeholder="cat, sea, watercolour…",
         max_lines=1,
+        max_length=MAX_QUERY,
         elem_id="id-concept-query",
     )
     found = html('<div class="id-found-none"></div>', elem_id="id-concept-found", js_on_load=_FIND)
@@ -122,7 +124,7 @@ def opened_html(runtime: Runtime, key: str, number: Any, trace: "CodeTrace | Non
     try:
         return card_html(runtime.dictionary, site, concept_number(number), trace, runtime.spec.stages)
     except (IndexError, ValueError) as error:
-        return problem_html(str(error))
+        return problem_html(sentence(error))
 
 
 def found_html(runtime: Runtime, query: str | None, kind: str | None = None) -> str:
@@ -133,4 +135,6 @@ def found_html(runtime: Runtime, query: str | None, kind: str | None = None) -> 
         return problem_html(_not_there(runtime))
     if kind:
         return f'<div class="id-found-list">{kind_html(runtime.dictionary, kind)}</div>'
+    if problem := text_problem("search", query, MAX_QUERY):
+        return problem_html(problem)
     return f'<div class="id-found-list">{search_html(runtime.dictionary, query or "", runtime.model)}</div>'

@@ -1,15 +1,16 @@
 """Interventions for the API: from JSON objects to images and figures."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from core.diffusion.images import open_image
 from core.ui.backend.dictionary import no_concepts
 from core.ui.backend.errors import JobError
-from core.ui.backend.inputs import image_problem
+from core.ui.backend.inputs import decoding, text_problem
 from core.ui.backend.jobs import EditedImages, intervene
 from core.ui.backend.runtime import Runtime
 from core.ui.interventions.export import to_document
@@ -25,8 +26,8 @@ def intervention(
     guidance: float,
     edits: Sequence[Any],
     mask: str | None = None,
-) -> Iterator[tuple[Image.Image, Image.Image, dict[str, Any]] | None]:
-    """Generate an image with and without edits; None as it goes, and last both images and what was measured.
+) -> Generator[Any, None, None]:
+    """Generate an image with and without edits; its progress, and last both images and what was measured.
 
     `mask` is a file uploaded with the request, the region of the first edit. The edits themselves are untrusted and
     cannot name a file.
@@ -52,7 +53,7 @@ def intervention(
     with closing(intervene(runtime, None, scene, [[edit_of(one, size) for one in plan.requests]])) as work:
         for item in work:
             if not isinstance(item, EditedImages):
-                yield None
+                yield item
                 continue
             comparison = measure_edits(scene, plan, item, runtime.dictionary, runtime.segmenter)
             document = to_document(comparison, runtime.name, runtime.dictionary.source)
@@ -65,13 +66,13 @@ def _without_blanks(edit: Any) -> dict[str, Any]:
         raise ValueError('An edit is an object such as {"kind": "move", "label": "cat", "region": "top-left"}.')
     given = {name: value for name, value in edit.items() if value not in (None, "")}
     if isinstance(numbers := given.get("concepts"), str):
+        if problem := text_problem("list of concepts", numbers):
+            raise ValueError(problem)
         given["concepts"] = [part.strip() for part in numbers.split(",") if part.strip()]
     return given
 
 
 def _mask_region(path: str, size: int) -> dict[str, str]:
     """The region marked in an image file."""
-    if problem := image_problem(path):
-        raise ValueError(problem)
-    with Image.open(path) as image:
+    with decoding(), open_image(path) as image:
         return {"region": PAINTED, "cells": mask_cells(image, size)}

@@ -9,9 +9,9 @@ import numpy as np
 from gradio.events import Dependency
 
 from core.ui.attribution.tab import AttributionTab, measure_updates
-from core.ui.backend.errors import JobError
-from core.ui.backend.fields import LATEST, MODEL, QUIET, copied
-from core.ui.backend.inputs import verdicts
+from core.ui.backend.errors import sentence
+from core.ui.backend.fields import LATEST, QUIET, asked, copied
+from core.ui.backend.inputs import verdicts, whole_in
 from core.ui.backend.jobs import EditProgress, Waiting, intervene
 from core.ui.backend.link import read_link
 from core.ui.backend.runtime import Runtime
@@ -118,7 +118,6 @@ def wire_interventions(
                 *tab.fields,
             ],
             [tab.panel, tab.slider, tab.comparison, attribution.panel, status],
-            **MODEL,
             **QUIET,
         )
     tab.panel.choose(events.choose_result, tab.comparison, tab.slider, **_AT_ONCE)
@@ -233,13 +232,13 @@ class _InterventionEvents:
             comparison = yield from self._generate(
                 number, scene, self._plan(compare, requests, EditFields(*fields)), stale
             )
-        except (JobError, ValueError) as error:
+        except Exception as error:
             runtime.tickets.drop(number)
-            status = status_html(str(error), kind="error", stale=stale)
+            status = status_html(sentence(error), kind="error", stale=stale)
             yield self._panel(old), gr.skip(), gr.skip(), gr.skip(), status
             return
         if comparison is None:
-            newer = runtime.tickets.newest(str(request.session_hash)) > number
+            newer = runtime.tickets.is_replaced(number, str(request.session_hash))
             status = gr.skip() if newer else status_html("Cancelled.", stale=stale)
             yield self._panel(old), gr.skip(), gr.skip(), gr.skip(), status
             return
@@ -290,8 +289,10 @@ class _InterventionEvents:
         """Show one of several results in the slider."""
         from core.ui.interventions.panel import slider_images
 
-        index = int((event._data or {}).get("index", 0))
-        return slider_images(comparison, index) if comparison and 0 <= index < len(comparison.results) else gr.skip()
+        index = whole_in(asked(event).get("index", 0))
+        if not comparison or index is None or not 0 <= index < len(comparison.results):
+            return gr.skip()
+        return slider_images(comparison, index)
 
     # --- the list
 
@@ -302,7 +303,7 @@ class _InterventionEvents:
 
     def drop(self, scene: Scene | None, requests: EditRequests, event: gr.EventData) -> tuple[Any, str]:
         """Remove an edit from the list: (requests, chips)."""
-        index = int((event._data or {}).get("index", -1))
+        index = whole_in(asked(event).get("index", -1))
         requests = tuple(one for i, one in enumerate(requests) if i != index)
         return requests, chips_html(requests, self._steps(scene))
 
@@ -318,7 +319,7 @@ class _InterventionEvents:
             link = read_link(query, self.runtime.spec)
             requests = requests_of(query["edits"], self.runtime.spec, link.steps) if link else ()
         except ValueError as error:
-            return None, status_html(f"The edits of this link cannot be restored. {error}", kind="error")
+            return None, status_html(f"The edits of this link cannot be restored. {sentence(error)}", kind="error")
         if link is None or not requests:
             return None, gr.skip()
         return EditLink(link[:4], requests, query.get("compare") == "stages"), gr.skip()
@@ -369,12 +370,12 @@ class _InterventionEvents:
 
     def choose_label(self, kind: str, site: str | None, event: gr.EventData) -> tuple[str, str]:
         """A suggested label was chosen: (what, hint)."""
-        word = str((event._data or {}).get("word", ""))
+        word = str(asked(event).get("word", ""))
         return word, self.hint(kind, word, site)
 
     def point(self, scene: Scene | None, kind: str, event: gr.EventData) -> tuple[Any, Any, Any]:
         """The concepts at a point of the image: (what, site, hint)."""
-        dictionary, data = self.runtime.dictionary, event._data or {}
+        dictionary, data = self.runtime.dictionary, asked(event)
         trace = None if scene is None else self.runtime.cached_trace(scene.key)
         if dictionary is None or trace is None:
             return (gr.skip(),) * 3
@@ -386,7 +387,7 @@ class _InterventionEvents:
             found = concepts_at(
                 trace, float(data["x"]), float(data["y"]), site, steps=None if step is None else [int(step)]
             )
-        except (KeyError, TypeError, ValueError):
+        except (LookupError, OverflowError, TypeError, ValueError):
             return (gr.skip(),) * 3
         what, key = ", ".join(str(target.number) for target in found), site_key(site)
         return what, key, self.hint(kind, what, key)

@@ -1,7 +1,6 @@
 """Edit requests as plain data: for the form, links, downloads and the API."""
 
 import json
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from core.arrays import Bools
+from core.diffusion.images import decoded
 from core.diffusion.schedule import named_steps
 from core.spec import ModelSpec
-from core.ui.backend.inputs import concept_number
+from core.ui.backend.errors import sentence
+from core.ui.backend.inputs import MAX_QUERY, concept_number, number_in, shown, text_problem, whole_in
 
 if TYPE_CHECKING:
     from core.edits import ConceptEdit, Editor
@@ -44,6 +45,8 @@ GRID = 32
 """Cells on a side of a painted region: finer than any block's grid, and short enough for a link."""
 STRENGTHS = {"move": (16.0, 0.5), "global": (6.0, 0.25), "remove": (4.0, 0.25)}
 """By kind, the largest strength on the page's slider and its step."""
+MAX_STRENGTH = 1e6
+"""Far beyond what a picture survives, and small enough to compute with."""
 STRENGTH_INFO = {
     "move": "× the concept’s typical value.",
     "global": "× the effect of the style’s word, or × the concept’s typical value.",
@@ -51,6 +54,10 @@ STRENGTH_INFO = {
 }
 MAX_REQUESTS = 8
 """Most edits at once."""
+MAX_CONCEPTS = 256
+"""Most concepts that an edit lists by number."""
+_MAX_LINK = 20_000
+"""Characters of the edits in a link; the longest that the page writes has 8 painted regions."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +118,16 @@ def request_of(document: Any, spec: ModelSpec, n_steps: int) -> EditRequest:
         raise ValueError('An edit is an object such as {"kind": "move", "label": "cat", "region": "top-left"}.')
     known = EditRequest.__dataclass_fields__
     if wrong := [name for name in document if name not in known]:
-        raise ValueError(f"An edit has no field {wrong[0]!r}; its fields are {', '.join(known)}.")
+        raise ValueError(f"An edit has no field “{shown(wrong[0])}”; its fields are {', '.join(known)}.")
+    for name in _TEXTS & set(document):
+        if problem := text_problem(f"{name} of an edit", document[name], _MAX_TEXT):
+            raise ValueError(problem)
     if problem := kind_problem(document.get("kind", EditRequest.kind)):
         raise ValueError(problem)
     one = replace(EditRequest(), **{"strength": default_strength(document.get("kind", EditRequest.kind)), **document})
     concepts = one.concepts if isinstance(one.concepts, list | tuple) else [one.concepts]
+    if len(concepts) > MAX_CONCEPTS:
+        raise ValueError(f"An edit changes at most {MAX_CONCEPTS} concepts at once; {len(concepts)} were named.")
     steps = None if one.steps is None else _window(one.steps)
     one = replace(
         one,
@@ -137,15 +149,22 @@ def request_of(document: Any, spec: ModelSpec, n_steps: int) -> EditRequest:
     return replace(one, strength=float(one.strength))
 
 
+_TEXTS = {"hookpoint", "branch", "cells"}
+_MAX_TEXT = GRID * GRID // 4
+"""Of the longest of them, the cells."""
+
+
 def requests_of(text: str, spec: ModelSpec, n_steps: int) -> tuple[EditRequest, ...]:
     """The requests of a link, from the JSON that `to_text` writes.
 
     Raises:
         ValueError: They cannot be read, or one is not valid.
     """
+    if len(text) > _MAX_LINK:
+        raise ValueError(f"The edits cannot be read: they are longer than {_MAX_LINK:,} characters.")
     try:
         documents = json.loads(text or "[]")
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise ValueError("The edits cannot be read: they are not valid JSON.") from None
     if not isinstance(documents, list) or len(documents) > MAX_REQUESTS:
         raise ValueError(f"The edits must be a list of at most {MAX_REQUESTS}.")
@@ -162,7 +181,7 @@ def parse_what(text: str | None) -> tuple[str, tuple[int, ...]]:
     parts = [part.strip(" #") for part in (text or "").replace(";", ",").split(",")]
     numbers = [part for part in parts if part]
     if numbers and all(part.isdecimal() for part in numbers):
-        return "", tuple(int(part) for part in numbers)
+        return "", tuple(concept_number(part) for part in numbers[: MAX_CONCEPTS + 1])
     return " ".join((text or "").split()), ()
 
 
@@ -173,7 +192,11 @@ def kind_problem(kind: Any) -> str | None:
 
 def what_problem(label: Any, concepts: Sequence[int]) -> str | None:
     """Why a label and concept numbers cannot be used, before they are looked up."""
-    if not isinstance(label, str) or not (label.strip() or concepts):
+    if problem := text_problem("name of what to edit", label, MAX_QUERY):
+        return problem
+    if len(concepts) > MAX_CONCEPTS:
+        return f"An edit changes at most {MAX_CONCEPTS} concepts at once."
+    if not ((label or "").strip() or concepts):
         return "Say what to edit: an object, a background or a style from the list, or concept numbers such as 12, 40."
     if label.strip() and concepts:
         return "Give either a label or concept numbers, not both."
@@ -186,7 +209,7 @@ def region_problem(region: Any, cells: Any) -> str | None:
         try:
             return None if cells_mask(cells, GRID).any() else "The region is empty: paint over part of the picture."
         except ValueError as error:
-            return str(error)
+            return sentence(error)
     return _one_of("region", region, REGIONS)
 
 
@@ -195,7 +218,7 @@ def stage_problem(stage: Any, spec: ModelSpec, n_steps: int) -> str | None:
     try:
         steps = named_steps(stage, n_steps, spec.stages)
     except ValueError as error:
-        return str(error)
+        return sentence(error)
     if not steps:
         return f"With {n_steps} steps the {stage} stage has none: choose another stage, or custom steps."
     return None
@@ -203,21 +226,26 @@ def stage_problem(stage: Any, spec: ModelSpec, n_steps: int) -> str | None:
 
 def window_problem(first: Any, last: Any, n_steps: int, start: int = 0) -> str | None:
     """Why steps, counted from `start`, are not a range of a run."""
-    whole = all(isinstance(one, int | float) and math.isfinite(one) and one == int(one) for one in (first, last))
-    if whole and start <= first <= last < start + n_steps:
+    numbers = whole_in(first), whole_in(last)
+    if numbers[0] is not None and numbers[1] is not None and start <= numbers[0] <= numbers[1] < start + n_steps:
         return None
-    shown = f"{first:g} to {last:g}" if whole else f"“{str(first)[:20]}” to “{str(last)[:20]}”"
+    whole = None not in numbers
+    found = f"{numbers[0]} to {numbers[1]}" if whole else f"“{shown(first)}” to “{shown(last)}”"
     return (
         f"The steps must lie within this picture's steps, {start} to {start + n_steps - 1}, and must not end before "
-        f"they begin; not {shown}."
+        f"they begin; not {found[:60]}."
     )
 
 
 def strength_problem(strength: Any) -> str | None:
     """Why a strength cannot be used."""
-    if isinstance(strength, int | float) and not isinstance(strength, bool) and 0 <= strength < math.inf:
+    number = number_in(strength)
+    if number is not None and 0 <= number <= MAX_STRENGTH:
         return None
-    return f"The strength must be a finite number of at least 0, such as 4; not “{str(strength)[:40]}”."
+    return (
+        f"The strength must be a finite number of at least 0, such as 4, and at most {MAX_STRENGTH:,.0f}; not "
+        f"“{shown(strength)}”."
+    )
 
 
 def offered_stages(spec: ModelSpec) -> tuple[str, ...]:
@@ -264,8 +292,8 @@ def check_request(editor: "Editor", request: EditRequest) -> str | None:
     """Why a request finds no concepts to edit; None if it finds some."""
     try:
         editor.concepts(edit_of(request, editor.model.image_size))
-    except ValueError as error:
-        return str(error)
+    except (ValueError, LookupError) as error:
+        return sentence(error)
     return None
 
 
@@ -303,7 +331,8 @@ def mask_cells(mask: Image.Image, size: int) -> str:
     """
     if mask.size != (size, size):
         raise ValueError(f"A mask must have the image's size, {size} x {size}, not {mask.width} x {mask.height}.")
-    cells = paint_cells(np.asarray(mask.getchannel("A") if "A" in mask.getbands() else mask.convert("L")))
+    pixels = decoded(mask)
+    cells = paint_cells(np.asarray(pixels.getchannel("A") if "A" in pixels.getbands() else pixels.convert("L")))
     if not cells:
         raise ValueError("The region is empty: mark part of the image.")
     return cells
@@ -311,7 +340,7 @@ def mask_cells(mask: Image.Image, size: int) -> str:
 
 def _one_of(name: str, value: Any, names: Collection[str]) -> str | None:
     known = isinstance(value, str) and value in names
-    return None if known else f"The {name} must be one of {', '.join(names)}; not “{str(value)[:40]}”."
+    return None if known else f"The {name} must be one of {', '.join(names)}; not “{shown(value)}”."
 
 
 def _window(steps: Any) -> tuple[Any, Any]:

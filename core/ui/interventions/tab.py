@@ -7,7 +7,7 @@ import gradio as gr
 from gradio.blocks import Block
 
 from core.ui.backend.dictionary import no_concepts_html
-from core.ui.backend.fields import NumberField, html
+from core.ui.backend.fields import BrushField, NumberField, TextField, html
 from core.ui.backend.runtime import Runtime
 from core.ui.interventions.form import CANVAS, chips_html
 from core.ui.interventions.request import (
@@ -128,7 +128,7 @@ def build_interventions_tab(runtime: Runtime) -> InterventionsTab:
         with gr.Accordion("Concept numbers (advanced)", open=False, elem_id="id-iv-site"):
             info = "Concept numbers under What, such as 12, 40, belong to one block and branch."
             site = gr.Dropdown([], label="Concepts of", info=info)
-        cells = gr.Textbox(value="", visible=False)
+        cells = TextField(value="", visible=False)
         chips = html(chips_html((), 1), js_on_load=_CHIPS)
         with gr.Row(elem_id="id-iv-buttons"):
             show = gr.Button("Show what happens", variant="primary", elem_id="id-iv-show", min_width=170)
@@ -192,7 +192,7 @@ def _when_and_how_strong(runtime: Runtime) -> tuple[gr.Radio, NumberField, Numbe
 def _brush() -> tuple[gr.ImageEditor, gr.Column]:
     """The brush and its container."""
     with gr.Column(visible=False, elem_id="id-iv-brush") as brush:
-        painter = gr.ImageEditor(
+        painter = BrushField(
             label="Paint over where it should be",
             type="numpy",
             image_mode="RGBA",

@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from core.ui.backend.errors import JobError
-from core.ui.backend.fields import MODEL, QUIET
+from core.ui.backend.errors import sentence
+from core.ui.backend.fields import QUIET, asked
 from core.ui.backend.inputs import captions_problem, prompt_problem, split_captions, verdicts
 from core.ui.backend.jobs import MeasurementProgress, Waiting
 from core.ui.backend.runtime import Runtime
@@ -60,7 +60,7 @@ def wire_questions(
 
     def answer(asked: Dependency, question: Question, run: Callable[..., Iterator[AnswerUpdate]], *more: Any) -> None:
         given = [question.ticket, question.query, scene, *more]
-        asked.success(run, given, [question.panel, question.status], **MODEL, **QUIET)
+        asked.success(run, given, [question.panel, question.status], **QUIET)
 
     trigger = questions.trigger
     answer(trigger.pair(events.begin_pair, [scene], begun(pair), **QUIET), pair, events.pair, rel_error)
@@ -109,7 +109,7 @@ class _QuestionEvents:
         return verdicts([None, captions_problem(self.runtime, captions)])
 
     def begin_pair(self, scene: Scene | None, event: gr.EventData, request: gr.Request) -> tuple[int, str, str]:
-        data = event._data or {}
+        data = asked(event)
         return self._begin(
             "pair", scene, request, {key: str(data.get(key, "")) for key in ("first", "second", "given")}
         )
@@ -117,7 +117,7 @@ class _QuestionEvents:
     def begin_counterfactual(
         self, scene: Scene | None, replacement: str, event: gr.EventData, request: gr.Request
     ) -> tuple[int, str, str]:
-        data = event._data or {}
+        data = asked(event)
         query = {"word": str(data.get("word", "")), "to": str(data.get("to") or replacement or "").strip()}
         return self._begin("counterfactual", scene, request, query)
 
@@ -128,7 +128,7 @@ class _QuestionEvents:
         return self._begin("likelihood", scene, request, {})
 
     def restore_captions(self, scene: Scene | None, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
-        text = str((event._data or {}).get("captions", ""))
+        text = str(asked(event).get("captions", ""))
         problem = captions_problem(self.runtime, text)
         if problem:
             return text, gr.Accordion(open=True), 0, "", progress_html(problem, kind="error")
@@ -206,13 +206,14 @@ class _QuestionEvents:
     ) -> Iterator[AnswerUpdate]:
         """The panel and the status as the work goes on."""
         runtime = self.runtime
-        shown, shown_at, reported_at = None, 0.0, 0.0
+        shown, shown_at, reported_at, share = None, 0.0, 0.0, 0.0
         try:
             with closing(work):
                 for item in work:
                     now = time.monotonic()
+                    share = getattr(item, "share", share)
                     if isinstance(item, Waiting):
-                        yield gr.skip(), progress_html(item.text, 0.0)
+                        yield gr.skip(), progress_html(item.text, share)
                     elif not isinstance(item, MeasurementProgress):
                         runtime.tickets.drop(int(ticket))
                         yield render(runtime, scene, item), progress_html()
@@ -223,11 +224,11 @@ class _QuestionEvents:
                     elif now - reported_at > _REFRESH_SECONDS / 2:
                         reported_at = now
                         yield gr.skip(), progress_html(describe(item), item.share)
-        except (JobError, ValueError) as error:
+        except Exception as error:
             runtime.tickets.drop(int(ticket))
-            yield gr.skip(), progress_html(str(error), kind="error")
+            yield gr.skip(), progress_html(sentence(error), kind="error")
             return
-        newer = runtime.tickets.newest(_ticket_owner(request, name)) > ticket
+        newer = runtime.tickets.is_replaced(int(ticket), _ticket_owner(request, name))
         yield (
             gr.skip() if shown is None else render(runtime, scene, shown),
             gr.skip() if newer else progress_html("Stopped."),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from core.information.decomposition import Decomposition
 from core.information.ranking import Ranking
 from core.information.results import Attribution
-from core.ui.backend.jobs import MeasurementProgress, Waiting, engine_items, measure, with_progress
+from core.ui.backend.jobs import MAX_EVALS, MeasurementProgress, Waiting, in_turn, measure, with_progress
 from core.ui.backend.runtime import Runtime
 from core.ui.look.scene import Scene
 
@@ -33,7 +33,7 @@ def decompose(
     runtime: Runtime, ticket: int | None, scene: Scene, words: Sequence[str], given: str, rel_error: float
 ) -> Generator[Waiting | MeasurementProgress | Decomposition, None, None]:
     """Decompose the information of two words; the last item is the result, unless the job was cancelled."""
-    work = engine_items(
+    work = in_turn(
         runtime,
         ticket,
         lambda: runtime.engine.decompose_iter(
@@ -45,7 +45,9 @@ def decompose(
             surprisal=runtime.surprisal(words) if given == "nothing" else None,
             seed=scene.seed,
             rel_error=rel_error,
+            max_evals=MAX_EVALS,
         ),
+        lends=True,
     )
     yield from with_progress(work)
 
@@ -54,12 +56,13 @@ def rank_captions(
     runtime: Runtime, ticket: int | None, scene: Scene, captions: Sequence[str], certainty: float = 0.95
 ) -> Generator[Waiting | MeasurementProgress | Ranking, None, None]:
     """Rank captions by how well they fit; the last item is the result, unless the job was cancelled."""
-    work = engine_items(
+    work = in_turn(
         runtime,
         ticket,
         lambda: runtime.engine.rank_captions_iter(
-            runtime.model, scene.image, captions, certainty=certainty, seed=scene.seed
+            runtime.model, scene.image, captions, certainty=certainty, seed=scene.seed, max_evals=MAX_EVALS
         ),
+        lends=True,
     )
     yield from with_progress(work)
 
@@ -68,7 +71,7 @@ def likelihood(
     runtime: Runtime, ticket: int | None, scene: Scene, error: float = 0.01
 ) -> "Generator[Waiting | MeasurementProgress | Likelihood, None, None]":
     """Measure the likelihood of an image; the last item is the result, unless the job was cancelled."""
-    work = engine_items(
+    work = in_turn(
         runtime,
         ticket,
         lambda: runtime.engine.likelihood_iter(
@@ -77,8 +80,10 @@ def likelihood(
             scene.prompt,
             error=error,
             seed=scene.seed,
+            max_evals=MAX_EVALS,
             num_inference_steps=scene.steps,
         ),
+        lends=True,
     )
     yield from with_progress(work)
 
@@ -88,7 +93,7 @@ def change_word(
 ) -> "Generator[Waiting | MeasurementProgress | WordChange, None, None]":
     """Regenerate an image with a word changed; the last item is the result, unless the job was cancelled."""
     started = time.monotonic()
-    work = engine_items(
+    work = in_turn(
         runtime,
         ticket,
         lambda: runtime.engine.change_word_iter(runtime.model, scene.image, scene.prompt, word, to or None),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from core.ui.backend.fields import html
+from core.ui.backend.fields import TextField, html
 from core.ui.questions.answers import empty_html, progress_html
 
 _TRIGGER = (
@@ -93,7 +93,7 @@ def build_questions() -> Questions:
     html(_PAIR)
     pair = _question("pair", "Four maps will appear here: what either word gives, what only one gives, what only both.")
     html(_COUNTERFACTUAL)
-    replacement = gr.Textbox(
+    replacement = TextField(
         label="Or replace it by another word",
         placeholder="leave empty to remove it",
         max_lines=1,
@@ -103,7 +103,7 @@ def build_questions() -> Questions:
         "counterfactual", "The picture with and without the word will appear here, and what changed."
     )
     with gr.Accordion("Which caption fits this picture?", open=False, elem_id="id-captions") as fold:
-        captions = gr.Textbox(
+        captions = TextField(
             label="Captions, one per line",
             info="Ranks them by how well they fit the picture, with a certainty.",
             placeholder="a cat on the grass\na dog on the grass",
@@ -124,7 +124,7 @@ def _question(name: str, answer: str) -> Question:
     return Question(
         name,
         gr.Number(visible=False, value=0),
-        gr.Textbox(visible=False, value=""),
+        TextField(visible=False, value=""),
         html(progress_html(), elem_classes="id-question-status"),
         html(empty_html({"captions": "ranking"}.get(name, name), answer)),
     )

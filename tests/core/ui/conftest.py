@@ -14,6 +14,7 @@ from PIL import Image
 
 from core.information.stored import save_example
 from core.ui.backend.runtime import Runtime
+from core.ui.backend.server import LOOPBACK, server_options
 from core.ui.look.theme import launch_options
 from core.ui.page import build_demo
 from tests.fakes.engine import FakeEngine, FakeModel, attribution, paint
@@ -86,7 +87,7 @@ def examples_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def app(examples_dir: Path) -> Iterator[App]:
     runtime = Runtime(engine=FakeEngine(delay=0.02), examples_dir=examples_dir)
     demo = build_demo(runtime)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options(), **server_options(LOOPBACK))
     runtime.start()
     assert runtime.ready.wait(20)
     yield App(demo, runtime, url)

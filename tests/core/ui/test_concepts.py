@@ -189,7 +189,7 @@ def test_a_client_searches_and_looks_up(concepts_app: App) -> None:
     for wrong, message in (
         (("", "cond", len(NAMES)), "There is no concept 10"),
         (("", "cond", 1.5), "whole"),
-        (("attic", "cond", 1), "no concepts at 'attic'"),
+        (("attic", "cond", 1), "no concepts at “attic”"),
         (("", "cond", "many"), "not “many”"),
     ):
         with pytest.raises(AppError, match=message):

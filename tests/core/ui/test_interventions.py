@@ -20,7 +20,9 @@ from PIL import Image, ImageDraw
 
 import core
 from core.diffusion.diffuser import Diffuser
+from core.diffusion.images import open_image
 from core.edits.metrics import OutOfRange
+from core.errors import ImageError
 from core.segmentation.semantic import Segmentation
 from core.ui.backend.dictionary import ConceptDictionary
 from core.ui.backend.jobs import EditedImages, Waiting, intervene
@@ -124,8 +126,8 @@ def test_requests_survive_a_link(runtime: Runtime) -> None:
     ("document", "says"),
     [
         ("cat", "An edit is an object such as"),
-        ({"label": "cat", "colour": "red"}, "An edit has no field 'colour'"),
-        ({"label": "cat", "mask": "/etc/passwd"}, "An edit has no field 'mask'"),
+        ({"label": "cat", "colour": "red"}, "An edit has no field “colour”"),
+        ({"label": "cat", "mask": "/etc/passwd"}, "An edit has no field “mask”"),
         ({"label": "cat", "kind": ["move"]}, "The kind of an edit must be one of move, global, remove"),
         ({}, "Say what to edit"),
         ({"label": "cat", "concepts": [1]}, "either a label or concept numbers"),
@@ -180,6 +182,16 @@ def test_an_uploaded_mask_must_have_the_images_size() -> None:
     assert cells_mask(mask_cells(clear, SIZE), SIZE).sum() == 16
     with pytest.raises(ValueError, match="128 x 128, not 64 x 128"):
         mask_cells(Image.new("L", (64, 128), 255), SIZE)
+
+
+def test_a_damaged_mask_is_told_in_a_sentence(tmp_path: Path) -> None:
+    Image.effect_noise((SIZE, SIZE), 90).save(tmp_path / "mask.png")
+    (tmp_path / "mask.png").write_bytes((tmp_path / "mask.png").read_bytes()[:3000])
+    with (
+        open_image(tmp_path / "mask.png") as image,
+        pytest.raises(ImageError, match=r"data is damaged\. Save it again"),
+    ):
+        mask_cells(image, SIZE)
 
 
 # --- the form ---------------------------------------------------------------------------------------------------------
@@ -440,7 +452,7 @@ def test_a_cancelled_job_stops_within_a_step(runtime: Runtime, scene: Scene) -> 
     runtime.tickets.cancel("somebody")
     assert list(work) == []
     assert runtime.model.n_unet_calls <= calls + 1
-    assert not runtime.model._lock.locked()
+    assert not runtime.model._lock.is_held
     assert sum(len(module._forward_hooks) for module in runtime.model.unet.modules()) == 0
 
 
@@ -544,7 +556,7 @@ def test_cancel_frees_the_model(editing_app: App) -> None:
     last = [data for message, data in visitor.results() if message == "process_completed"]
     assert any("Cancelled" in json.dumps(data) for data in last)
     assert calls < editing_app.model.n_unet_calls < calls + 30  # type: ignore[attr-defined]
-    assert not editing_app.model._lock.locked()  # type: ignore[attr-defined]
+    assert not editing_app.model._lock.is_held  # type: ignore[attr-defined]
 
 
 def test_a_client_requests_an_edit(editing_app: App, tmp_path: Path) -> None:
@@ -584,7 +596,7 @@ def test_a_client_requests_an_edit(editing_app: App, tmp_path: Path) -> None:
         ({"mask": handle_file(tmp_path / "small.png")}, "128 x 128, not 128 x 64"),
         ({"mask": handle_file(tmp_path / "empty.png")}, "region is empty"),
         ({"label": "", "concepts": "3, 99"}, "no concept 99"),
-        ({"more_edits": [{"label": "cat", "mask": "/etc/passwd"}]}, "no field 'mask'"),
+        ({"more_edits": [{"label": "cat", "mask": "/etc/passwd"}]}, "no field “mask”"),
         ({"more_edits": ["cat"]}, "An edit is an object"),
     ):
         with pytest.raises(AppError, match=message):

@@ -270,7 +270,7 @@ def test_a_client_predicts_a_layout(reading_app: App) -> None:
         ({"step": 4}, "whole number from 0 to 3"),
         ({"steps": "many"}, "steps must be a whole number"),
         ({"prompt": " "}, "Describe the picture"),
-        ({"hookpoint": "up"}, "no SAE at up"),
+        ({"hookpoint": "up"}, "no concepts at “up”"),
         ({"method": "magic"}, "magic"),
     ):
         with pytest.raises(AppError, match=message):
