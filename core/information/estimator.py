@@ -159,7 +159,7 @@ class Estimator:
         of_picked = Draw(*(part[picked] for part in samples))
         narrow: Floats | None = None
         if self._split.both:
-            factor = 1.0 - every * picked
+            factor: Floats = np.where(picked, 1.0 - every, 1.0)
             with self._computing_in(self._split.levels.narrow):
                 narrow = yield from self._pass(samples, owner, group, factor, replicates.start)
         with self._computing_in(self._split.levels.wide):

@@ -150,7 +150,7 @@ def draw(sampler: Sampler, density: Density, shape: tuple[int, ...], key: tuple[
     """One replicate. Its randomness depends on `key` (seed, replicate, ...) alone, not on words or the batch size."""
     generator = _generator(key)
     n = sampler.n_points // 2 if sampler.antithetic else sampler.n_points
-    first, second = _strata(n, _shift(sampler, key)) if sampler.stratified else _independent(n, generator)
+    first, second = _strata(n, _shift(sampler, key, generator)) if sampler.stratified else _independent(n, generator)
     noise = torch.randn(n, *shape, generator=generator)
     u = first.numpy()
     if sampler.antithetic:
@@ -165,16 +165,18 @@ def _generator(key: tuple[int, ...]) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
-def _shift(sampler: Sampler, key: tuple[int, ...]) -> float:
+def _shift(sampler: Sampler, key: tuple[int, ...], generator: torch.Generator) -> float:
     """The shift of a replicate's strata, uniform in (0, 1): evenly spaced in a block of replicates.
 
     Half of a block, or a quarter, is evenly spaced too: the order is that of van der Corput.
     """
+    if sampler.interleaved == 1:
+        return float(torch.rand((), generator=generator, dtype=torch.float64))
     seed, replicate, *rest = key
     block, member = divmod(replicate, sampler.interleaved)
     start = float(torch.rand((), generator=_generator((seed, block, *rest, _SHIFT)), dtype=torch.float64))
     n_bits = sampler.interleaved.bit_length() - 1
-    turned = int(f"{member:0{n_bits}b}"[::-1], 2) if n_bits else 0
+    turned = int(f"{member:0{n_bits}b}"[::-1], 2)
     return (start + turned / sampler.interleaved) % 1
 
 
