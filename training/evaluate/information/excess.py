@@ -42,6 +42,8 @@ N_SPLITS = 200
 """Random halves of the scenes in the check: a correction is fitted on one half and tested on the other."""
 LEAST_COVERAGE = 0.9
 """Share of 95 % intervals that have to hold the truth before one is offered."""
+N_BINS = 500
+"""Bins of log-SNR in which bits are measured, narrow enough to be added up between `EDGES`."""
 EDGES = (-5.0, -3.0, -2.0, -1.0, 0.0, 2.0, 7.0)
 """Log-SNRs between which bits are reported."""
 
@@ -147,7 +149,7 @@ class ExcessBench:
             words=content_words(caption),
             rel_error=NO_TARGET,
             sampler=sampler,
-            num_inference_steps=1000,
+            num_inference_steps=N_BINS,
             seed=number,
         )
         assert a.curves is not None
