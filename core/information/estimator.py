@@ -21,8 +21,7 @@ from torch import Tensor
 
 from core.arrays import Bools, Floats, Ints
 from core.diffusion.predictor import Conditions, NoisePredictor, PromptedModel
-from core.hardware.precision import timed
-from core.information.precision import Split, levels_of, pick
+from core.information.precision import Split, levels_of, pick, timed
 from core.information.quadrature import Draw, Sampler, block_size, draw, fit
 
 _HALF_BIT = 1 / (2 * math.log(2))

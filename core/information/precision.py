@@ -13,7 +13,9 @@ and k is the power of two with the smallest (c_h + c_f / k) (1 + (k - 1) A / V),
 is computed in float32.
 """
 
-from typing import Any, NamedTuple
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -21,7 +23,6 @@ import torch
 
 from core.arrays import Bools, Floats, Ints
 from core.diffusion.predictor import NoisePredictor
-from core.hardware.precision import half_precision
 
 TRIAL = 2
 """Replicates that are first evaluated in both precisions, all samples. They count as float32."""
@@ -32,9 +33,14 @@ WORTHWHILE = 0.9
 FLOOR = 0.1
 """Values below this share of the largest one are measured to within rel_error of that share, not of themselves."""
 
+_BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16")
+"""Instructions without which a CPU computes in bfloat16 by converting to float32 and back, which is slower."""
 _PICK = 1
 """Tells the key of the pick from that of the draw."""
 _measured: "WeakKeyDictionary[NoisePredictor, Costs]" = WeakKeyDictionary()
+
+
+ResultT = TypeVar("ResultT")
 
 
 class Costs(NamedTuple):
@@ -58,6 +64,32 @@ def levels_of(model: NoisePredictor) -> Levels | None:
     dtype: torch.dtype = getattr(model, "dtype", torch.float32)
     narrow = half_precision(model.device) if dtype == torch.float32 else dtype
     return None if narrow is None else Levels(narrow, torch.float32)
+
+
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """The half precision in which a model in float32 may compute faster; None where the device has no units for it.
+
+    On a GPU there is none: large models are loaded in half precision there, and who asks for float32 may have reasons.
+    """
+    if device.type != "cpu":
+        return None
+    # Older versions of torch do not tell; float32 alone is right, if not fastest.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if any(capabilities.get(name) for name in _BFLOAT16_UNITS) else None
+
+
+def timed(device: torch.device, compute: Callable[[], ResultT]) -> tuple[ResultT, float]:
+    """A result, and the seconds that the device took for it. Waits for a GPU."""
+    _wait(device)
+    started = time.perf_counter()
+    result = compute()
+    _wait(device)
+    return result, time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def pick(n: int, every: int, key: tuple[int, ...]) -> Bools:

@@ -244,7 +244,7 @@ def excess(bench: ExcessBench) -> Table:
                 "a perfect model could not have told": f"{max(0.0, 1 - told / bits):.0%}" if bits > 0 else "none",
                 "corrected mean holds": f"{check.mean:.0%}",
                 "corrected word holds": f"{check.each:.0%}",
-                "its half-width, bits": check.half_width,
+                "its half-width, bits": check.half_width if np.isfinite(check.half_width) else None,
                 "one image corrected": "yes" if is_of_use(check, told) else "no",
             }
         )
