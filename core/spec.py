@@ -61,7 +61,7 @@ class ModelSpec:
     """Size of the weights that are used here, in float32."""
     assets: Path | None = None
     """Folder of what comes with the model in this package: `saes/`, `segmenter/`, `second_segmenter/`, `examples/` and
-    `surprisals.json`; None where nothing does."""
+    what its words can tell (`core.information.surprisal`); None where nothing does."""
 
     @property
     def default_hookpoint(self) -> str:

@@ -61,8 +61,8 @@ def load_model(
         name: Name of a built-in model, path of a folder, `owner/name@revision`, or a `ModelSpec`.
         device: Where it computes; defaults to CUDA where there is one.
         dtype: What it computes in, such as `"bfloat16"`; by default float16 for a large model on CUDA, else float32.
-            Measurements depend on differences of predictions, which half precision rounds: they estimate the rounding
-            error, and compute in float32 where it is too large.
+            Measurements depend on differences of predictions, which half precision rounds: they are corrected by some
+            predictions in float32 (`core.information.precision`).
         hookpoints: The cross-attention blocks to record and edit; by default the spec's, or those nearest the
             bottleneck.
         offload: Keep each part of the model in main memory until it computes (needs accelerate); by default if a GPU

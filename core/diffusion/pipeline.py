@@ -171,6 +171,10 @@ class PipelineParts:
         """A context in which the noise is predicted in float32; for whoever holds the model."""
         return self.predictor.in_float32()
 
+    def computing_in(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """A context in which the noise is predicted in another precision; for whoever holds the model."""
+        return self.predictor.computing_in(dtype)
+
     def predict_noise(self, x: Tensor, log_snr: Tensor, conditions: Conditions) -> Tensor:
         """Predicted noise, [B, C, h, w] float32, in noisy latents x [B, C, h, w] at log_snr [B]; without guidance.
 

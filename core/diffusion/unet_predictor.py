@@ -188,20 +188,35 @@ class UNetPredictor:
         load = self._load()._replace(what="the sampler")
         return self._sizer.run(load, n, self._sizer.learned(load, items), compute, remedy=REMEDY)
 
-    @contextmanager
-    def in_float32(self) -> Iterator[None]:
+    def in_float32(self) -> AbstractContextManager[None]:
         """Compute in float32 inside the block. Afterwards the weights are what they were, to the bit."""
-        narrow, self.dtype = self.dtype, torch.float32
+        return self.computing_in(torch.float32)
+
+    @contextmanager
+    def computing_in(self, dtype: torch.dtype) -> Iterator[None]:
+        """Compute in another precision inside the block. Afterwards the weights are what they were, to the bit."""
+        before = self.dtype
+        if dtype == before:
+            yield
+            return
+        # What was made wider becomes narrow again without loss; what is made narrower does not come back.
+        is_wider = torch.finfo(dtype).bits > torch.finfo(before).bits
+        weights = [*self._unet.parameters(), *self._unet.buffers()]
+        kept = [] if is_wider else [weight.data for weight in weights]
+        self.dtype = dtype
         self.graphs.clear()  # they are of weights that are about to move, and their memory is needed
         try:
-            load = Load("the U-Net in float32", torch.float32)
+            load = Load(f"the U-Net in {str(dtype).removeprefix('torch.')}", dtype)
             # torch's own `to`: that of diffusers warns
-            self._sizer.run(load, 1, 1, lambda _: torch.nn.Module.to(self._unet, torch.float32), remedy=REMEDY)
+            self._sizer.run(load, 1, 1, lambda _: torch.nn.Module.to(self._unet, dtype), remedy=REMEDY)
             yield
         finally:
-            self.dtype = narrow
+            self.dtype = before
             self.graphs.clear()
-            torch.nn.Module.to(self._unet, narrow)
+            if is_wider:
+                torch.nn.Module.to(self._unet, before)
+            for weight, data in zip(weights, kept, strict=False):
+                weight.data = data
 
     def _load(self, conditions: Conditions | None = None) -> Load:
         n_tokens = self._window_length if conditions is None else conditions.tensors[TEXT].shape[1]

@@ -5,22 +5,25 @@ For noisy latents x_a and predictions e_c (context) and e_y (text), in nats:
     orthogonal  i_o = 1/2 Int E || e_c - e_y ||^2 da
     direct      i_d = 1/2 Int E [ ||eps - e_c||^2 - ||eps - e_y||^2 ] da
 
-(Kong et al. 2024, arXiv 2310.07972). Both come from the same predictions; results are in bits.
+(Kong et al. 2024, arXiv 2310.07972). Both come from the same predictions; results are in bits. Where half precision is
+faster, most predictions are made in it (`core.information.precision`).
 """
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from core.arrays import Floats, Ints
+from core.arrays import Bools, Floats, Ints
 from core.diffusion.predictor import Conditions, NoisePredictor, PromptedModel
 from core.errors import NotFiniteError
-from core.information.quadrature import Draw, Sampler, draw, fit
+from core.information.precision import Split, levels_of, pick, timed
+from core.information.quadrature import Draw, Sampler, block_size, draw, fit
 
 _HALF_BIT = 1 / (2 * math.log(2))
 """The factor 1/2 of the formulas, and nats to bits."""
@@ -38,7 +41,7 @@ class Comparison(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """R independent replicates of every estimate, for P comparisons."""
+    """R replicates of every estimate, for P comparisons."""
 
     maps: Floats
     """[R, P, h, w] orthogonal bits a cell."""
@@ -51,6 +54,8 @@ class Estimate(NamedTuple):
     Half of their difference, in bits and summed over the bins, is `direct`."""
     n_evals: int
     """Latents evaluated, unfinished replicates and the pilot included."""
+    precision: dict[str, Any]
+    """For a result's settings, which precisions were used; empty for a model that has but one."""
 
 
 class _Group(NamedTuple):
@@ -71,6 +76,8 @@ class Estimator:
 
     n_evals: int
     """Latents evaluated so far."""
+    n_repeats: int
+    """Those of them that were evaluated in a second precision, too. They come on top of the plan's cost."""
 
     def __init__(
         self,
@@ -94,18 +101,27 @@ class Estimator:
         self._direct = np.zeros((0, len(comparisons)))
         self._timeline = np.zeros((0, len(comparisons), n_bins))
         self._errors = np.zeros((0, len(comparisons), 2, n_bins))
+        self._correction = np.zeros(len(comparisons))
         self._n_finished = 0
-        self.n_evals = 0
+        self.n_evals = self.n_repeats = 0
+        levels = levels_of(model)
+        self._split = levels and Split(model, levels, sampler.exact_every, 2 * len(comparisons))
 
     @property
     def n_replicates(self) -> int:
         """Replicates finished so far."""
         return self._n_finished
 
-    def result(self) -> Estimate:
-        """The replicates finished so far."""
+    def result(self, *, blocks: bool = True) -> Estimate:
+        """The replicates finished so far; by default those that interleave are taken as one, once there are many."""
         n = self._n_finished
-        return Estimate(self._maps[:n], self._direct[:n], self._timeline[:n], self._errors[:n], self.n_evals)
+        size = block_size(n, self._sampler.interleaved) if blocks else 1
+        maps, direct, timeline, errors = (
+            array[:n].reshape(n // size, size, *array.shape[1:]).mean(1)
+            for array in (self._maps, self._direct, self._timeline, self._errors)
+        )
+        precision = self._split.settings(self._correction, n * maps.mean(0).sum((1, 2))) if self._split else {}
+        return Estimate(maps, direct, timeline, errors, self.n_evals, precision)
 
     def run(self, n_replicates: int) -> Generator[None, None, None]:
         """Continue until there are `n_replicates` in all, yielding after every U-Net call."""
@@ -113,26 +129,75 @@ class Estimator:
             self._has_pilot = True
             for index, group in enumerate(self._groups):
                 yield from self._pilot(index, group)
-        start = len(self._maps)
         self._maps, self._direct, self._timeline, self._errors = (
-            np.concatenate([old, np.zeros((n_replicates - start, *old.shape[1:]))])
+            np.concatenate([old, np.zeros((n_replicates - len(old), *old.shape[1:]))])
             for old in (self._maps, self._direct, self._timeline, self._errors)
         )
-        for index, group in enumerate(self._groups):
-            draws = [
-                draw(self._sampler, self._densities[index], self._model.latent_shape, (self._seed, replicate, index))
-                for replicate in range(start, n_replicates)
-            ]
-            owner = np.arange(start, n_replicates).repeat(self._sampler.n_points)
-            everything = Draw(*(torch.cat(part) for part in zip(*draws, strict=True)))
-            stride = max(1, self._batch_size // len(group.texts))
-            for at in range(0, len(owner), stride):
-                batch = Draw(*(part[at : at + stride] for part in everything))
-                eps = yield from self._predict(batch, group)
-                self._add(batch, eps, owner[at : at + stride], group)
-                if index == len(self._groups) - 1:
-                    self._n_finished = start + (at + len(eps)) // self._sampler.n_points
-                yield
+        while (start := self._n_finished) < n_replicates:
+            stop = self._split.until(start, n_replicates) if self._split else n_replicates
+            for index, group in enumerate(self._groups):
+                yield from self._block(index, group, range(start, stop))
+            self._n_finished = stop
+            if self._split:
+                self._split.decide(self._maps[:stop].sum((2, 3)), self._direct[:stop])
+
+    def _block(self, index: int, group: _Group, replicates: range) -> Generator[None, None, None]:
+        """Evaluate a group's noise samples of some replicates."""
+        n, key = self._sampler.n_points, self._seed
+        draws = [
+            draw(self._sampler, self._densities[index], self._model.latent_shape, (key, r, index)) for r in replicates
+        ]
+        samples = Draw(*(torch.cat(part) for part in zip(*draws, strict=True)))
+        owner = np.array(replicates).repeat(n)
+        # Replicates are finished with their last group.
+        after = replicates.stop if index == len(self._groups) - 1 else replicates.start
+        if self._split is None:
+            yield from self._pass(samples, owner, group, 1.0, after)
+            return
+        every = self._split.every
+        picked: Bools = np.concatenate([pick(n, every, (key, r, index)) for r in replicates])
+        of_picked = Draw(*(part[picked] for part in samples))
+        narrow: Floats | None = None
+        if self._split.both:
+            factor: Floats = np.where(picked, 1.0 - every, 1.0)
+            with self._computing_in(self._split.levels.narrow):
+                narrow = yield from self._pass(samples, owner, group, factor, replicates.start)
+        with self._computing_in(self._split.levels.wide):
+            wide = yield from self._pass(of_picked, owner[picked], group, float(every), after)
+        if narrow is not None:
+            difference = wide - narrow[picked]
+            self.n_repeats += len(difference) * len(group.texts)
+            which = np.concatenate([group.columns, len(self._correction) + np.array(group.columns)])
+            self._split.differed(which, difference**2, n)
+            self._correction[group.columns] += every * difference.sum(0)[: len(group.columns)]
+
+    @contextmanager
+    def _computing_in(self, dtype: torch.dtype) -> Iterator[None]:
+        model: Any = self._model
+        with model.computing_in(dtype):
+            yield
+
+    def _pass(
+        self, samples: Draw, owner: Ints, group: _Group, factor: Floats | float, after: int
+    ) -> Generator[None, None, Floats]:
+        """Add m noise samples, times a factor each, to the replicates that they belong to, owner [m].
+
+        A replicate below `after` is finished when its last sample is added. Returns the samples' contributions to the
+        orthogonal and the direct totals, [m, 2 P'].
+        """
+        factors = np.broadcast_to(factor, len(owner))
+        totals = [np.zeros((0, 2 * len(group.columns)))]
+        stride = max(1, self._batch_size // len(group.texts))
+        for at in range(0, len(owner), stride):
+            rows = slice(at, at + stride)
+            batch = Draw(*(part[rows] for part in samples))
+            eps = yield from self._predict(batch, group)
+            totals.append(self._add(batch, eps, owner[rows], factors[rows], group))
+            if owner[at] < after:
+                rest = owner[at + stride :]
+                self._n_finished = int(rest[0]) if len(rest) else after
+            yield
+        return np.concatenate(totals)
 
     def _pilot(self, index: int, group: _Group) -> Generator[None, None, None]:
         """Fit a group's density to its integrands, on draws that do not enter the estimate."""
@@ -164,26 +229,39 @@ class Estimator:
                 yield  # between the calls of one batch; after the last one, the caller yields
             rows = slice(at, at + at_once)
             samples = sample[rows]
-            eps = self._model.predict_noise(x_a[samples], batch.log_snr[samples], conditions[text[rows]])
+            eps = self._call(x_a[samples], batch.log_snr[samples], conditions[text[rows]])
             parts.append(eps)
             self.n_evals += len(samples)
         return torch.cat(parts).reshape(m, n_texts, *parts[0].shape[1:])
 
-    def _add(self, batch: Draw, eps: Tensor, owner: Ints, group: _Group) -> None:
-        """Add m noise samples to the replicates that they belong to, owner [m]."""
+    def _call(self, x: Tensor, log_snr: Tensor, conditions: Conditions) -> Tensor:
+        model: Any = self._model
+        if not (self._split and self._split.both):
+            predicted: Tensor = model.predict_noise(x, log_snr, conditions)
+            return predicted
+        predicted, seconds = timed(model.device, lambda: model.predict_noise(x, log_snr, conditions))
+        self._split.took(model.dtype, seconds / len(x))
+        # float16 can overflow. Whatever takes the place of that, float32 corrects it.
+        return predicted.nan_to_num(0.0, 0.0, 0.0) if model.dtype == self._split.levels.narrow else predicted
+
+    def _add(self, batch: Draw, eps: Tensor, owner: Ints, factor: Floats, group: _Group) -> Floats:
+        """Add m noise samples, times factor [m], to the replicates owner [m]. Returns what `_pass` does."""
         noise = batch.noise.to(eps.device)
         orthogonal, direct = contributions(eps, noise, group.context, group.text)
         self._check(orthogonal, direct)
         errors = squared_errors(eps, noise, batch.log_snr)[:, [group.context, group.text]].transpose(0, 2, 1)
-        weight = batch.weight.numpy()
+        once = batch.weight.numpy()
+        weight = factor * once
         n_bins = len(self._edges) - 1
         bins = np.searchsorted(self._edges, batch.log_snr.numpy(), side="right").clip(1, n_bins) - 1
         where = owner[:, None], np.array(group.columns)
+        total = orthogonal.sum((2, 3))
         np.add.at(self._maps, where, weight[:, None, None, None] * orthogonal)
         np.add.at(self._direct, where, weight[:, None] * direct)
-        np.add.at(self._timeline, (*where, bins[:, None]), weight[:, None] * orthogonal.sum((2, 3)))
+        np.add.at(self._timeline, (*where, bins[:, None]), weight[:, None] * total)
         which = owner[:, None, None], np.array(group.columns)[:, None], np.arange(2), bins[:, None, None]
         np.add.at(self._errors, which, weight[:, None, None] * errors)
+        return np.asarray(once[:, None] * np.concatenate([total, direct], axis=1))
 
     def _check(self, *sums: Floats) -> None:
         """Raise a `NotFiniteError` if a batch's sums, which are on the CPU, are not finite."""

@@ -4,10 +4,8 @@
 from the replicates; `measure` is the run in between.
 """
 
-import logging
 import math
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count, takewhile
 from pathlib import Path
@@ -19,24 +17,23 @@ from torch import Tensor
 
 from core.arrays import Floats
 from core.diffusion.predictor import PromptedModel
-from core.errors import Cancelled, ImageError, NotFiniteError
+from core.errors import Cancelled, ImageError
 from core.information.estimator import Comparison, Cost, Estimate, Estimator, cost
-from core.information.quadrature import Sampler
+from core.information.precision import FLOOR
+from core.information.quadrature import MANY, Sampler
 from core.information.results import Measurement, Progress
-from core.information.rounding import MAX_ROUNDING_SHARE, Rounding, is_rounded
 from core.job import Callback, Job
 
 if TYPE_CHECKING:
     from core.diffusion.sampling import Generation
 
-log = logging.getLogger(__name__)
-
 BATCH_SIZE = 32
 """Default number of latents in a U-Net call. More gains little on a CPU, and makes cancelling slower."""
-MAX_REPLICATES = 64
+MAX_REPLICATES = 128
 """Default budget."""
-FLOOR = 0.1
-"""Values below this share of the largest one are measured to within rel_error of that share, not of themselves."""
+CAUTION = 3.0
+"""How many times smaller than the target the error has to look while there are fewer than `MANY` replicates. By chance,
+the spread of so few is often far too small."""
 
 ImageLike = Image.Image | str | Path | Tensor
 MeasurementT = TypeVar("MeasurementT", bound=Measurement)
@@ -109,7 +106,8 @@ class Plan:
 
     def expected_evals(self, n_replicates: int, excess: float) -> int:
         """Expected total, if the error after `n_replicates` is `excess` times the target and falls as 1 / sqrt(n)."""
-        needed = n_replicates * excess**2
+        needed, while_few = (n_replicates * (factor * excess) ** 2 for factor in (1.0, CAUTION))
+        needed = while_few if while_few < MANY else max(needed, MANY)
         return self.evals(next((n for n in self.checks if n >= needed), self.checks[-1]))
 
 
@@ -136,9 +134,8 @@ def measure(
 ) -> Job[ProgressT, MeasurementT]:
     """Estimate until the error is small enough: a job with progress after every U-Net call.
 
-    A model in half precision is first asked how large its rounding error is (`core.information.rounding`). If it is too
-    large, or values overflow, the model measures in float32; `dtype` and `rounding` in the result's settings record
-    this, `rounding` being None after an overflow.
+    Where half precision is faster, most predictions are made in it, and corrected by a few in float32; `dtype`,
+    `rounding` and `exact_every` in the result's settings record this (`core.information.precision`).
 
     Args:
         model: Held for as long as the job lives.
@@ -170,52 +167,12 @@ def _measure(
     progress: Callable[..., ProgressT],
 ) -> Generator[ProgressT, None, MeasurementT]:
     seed, sampler, batch_size = plan.budget.seed, plan.budget.sampler, plan.budget.batch_size or BATCH_SIZE
-    with model.busy(), ExitStack() as precision:
+    with model.busy():
         x = latents_of(model, image)
-
-        def measured() -> Generator[ProgressT, None, MeasurementT]:
-            estimator = Estimator(
-                model, x, plan.comparisons, seed=seed, sampler=sampler, edges=edges, batch_size=batch_size
-            )
-            return (yield from _estimate(estimator, plan, summarise, excess, progress))
-
-        estimate = measured()
-        if not is_rounded(model):
-            return (yield from estimate)
-        rounding = Rounding(model, x, plan.comparisons, seed=seed, batch_size=batch_size)
-        max_evals, least = plan.evals(plan.max_replicates), plan.evals(plan.checks[0])
-        for _ in rounding.run():
-            n = rounding.n_evals
-            yield progress(n, n + max_evals, 0, math.inf, None, n + least)
-        narrow: Any = model
-        if rounding.share > MAX_ROUNDING_SHARE:
-            precision.enter_context(narrow.in_float32())
-        share = rounding.share if math.isfinite(rounding.share) else None
-
-        def with_rounding(result: MeasurementT) -> MeasurementT:
-            dtype = str(narrow.dtype).removeprefix("torch.")
-            settings = {**result.settings, "dtype": dtype, "rounding": share}
-            return replace(result, n_evals=rounding.n_evals + result.n_evals, settings=settings)
-
-        while True:
-            try:
-                event = next(estimate)
-            except StopIteration as end:
-                return with_rounding(end.value)
-            except NotFiniteError as error:
-                if not is_rounded(model):
-                    raise
-                log.warning("%s: measured again in float32", error)
-                precision.enter_context(narrow.in_float32())
-                estimate, share = measured(), None
-                continue
-            counts = {name: rounding.n_evals + getattr(event, name) for name in _COUNTS}
-            partial = None if event.partial is None else with_rounding(event.partial)
-            yield event._replace(partial=partial, **counts)
-
-
-_COUNTS = ("n_evals", "max_evals", "expected_evals")
-"""The fields of a `Progress` that count latents."""
+        estimator = Estimator(
+            model, x, plan.comparisons, seed=seed, sampler=sampler, edges=edges, batch_size=batch_size
+        )
+        return (yield from _estimate(estimator, plan, summarise, excess, progress))
 
 
 def _estimate(
@@ -225,21 +182,36 @@ def _estimate(
     excess: Callable[[MeasurementT], float],
     progress: Callable[..., ProgressT],
 ) -> Generator[ProgressT, None, MeasurementT]:
-    max_evals = plan.evals(plan.max_replicates)
     partial: MeasurementT | None = None
-    reached, too_large, expected = math.inf, math.inf, plan.evals(plan.checks[0])
+    too_large, seen = math.inf, 1
+
+    def summary() -> MeasurementT:
+        estimate = estimator.result()
+        result = summarise(estimate)
+        return replace(result, settings={**result.settings, **estimate.precision})
+
     for n_replicates in plan.checks:
         for _ in estimator.run(n_replicates):
             n = estimator.n_replicates
-            if n > max(1, partial.n_replicates if partial else 0):
-                partial = summarise(estimator.result())
-                reached, too_large = partial.rel_error, excess(partial)
-                expected = plan.expected_evals(n, too_large)
-            yield progress(estimator.n_evals, max_evals, n, reached, partial, expected)
+            if n > seen:
+                partial, seen = summary(), n
+                too_large = excess(partial)
+            extra = estimator.n_repeats
+            yield progress(
+                estimator.n_evals,
+                plan.evals(plan.max_replicates) + extra,
+                n,
+                partial.rel_error if partial else math.inf,
+                partial,
+                extra + (plan.expected_evals(n, too_large) if partial else plan.evals(plan.checks[0])),
+            )
+        # Only now all is known of the precisions; and the last replicates may have needed no further call.
+        partial, seen = summary(), n_replicates
+        too_large = excess(partial) * (CAUTION if partial.n_replicates < MANY else 1.0)
         if too_large <= 1:
             break
     if partial is None:
-        raise AssertionError("the first check needs at least two replicates")
+        raise AssertionError("there is at least one check")
     return replace(partial, stopped="converged" if too_large <= 1 else "budget")
 
 

@@ -14,7 +14,6 @@ from core.information.attribution import check_given, choose_words
 from core.information.decomposition import Decomposition, PairInformation, Replicates, split
 from core.information.estimator import Comparison, Estimate
 from core.information.measuring import (
-    FLOOR,
     Budget,
     Plan,
     check_text,
@@ -23,6 +22,7 @@ from core.information.measuring import (
     sampler_for,
     settings_of,
 )
+from core.information.precision import FLOOR
 from core.information.quadrature import Sampler
 from core.information.results import Given, Progress
 from core.job import Callback, Job, finished

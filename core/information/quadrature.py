@@ -1,7 +1,8 @@
 """Sampling of log-SNR and noise, and the weights of the samples.
 
 Every estimate here is an integral over log-SNR of an expectation over Gaussian noise. A replicate is one unbiased
-estimate of it from `n_points` noise samples; replicates are independent, so their spread is the error.
+estimate of it from `n_points` noise samples, and the spread of replicates is the error. The strata of `interleaved`
+consecutive replicates interleave; such blocks are independent.
 """
 
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,11 @@ import torch
 from torch import Tensor
 
 from core.arrays import Floats
+
+MANY = 8
+"""Replicates from which on their spread is a fair estimate of the error: seven degrees of freedom."""
+_SHIFT = 1
+"""Tells the key of a block's shift from that of a draw."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,15 @@ class Sampler:
     """Relative frequencies of samples in equally likely pieces of the logistic; empty: equal. A model's profile,
     measured beforehand on other images, is in its spec; on `picturebook` it saves a third of the evaluations. A density
     fitted to the image itself saves no more, and costs a pilot."""
-    n_points: int = 8
+    n_points: int = 4
     """Noise samples in a replicate."""
-    min_replicates: int = 8
+    min_replicates: int = 4
     """Replicates before the error is first checked; checks follow at 1.5, 2, 3, 4, 6, ... times as many."""
     stratified: bool = True
     """Evenly spaced quantiles of the density with one random shift per replicate; False: independent draws."""
+    interleaved: int = 4
+    """Consecutive replicates whose shifts are evenly spaced, so that together they have as many times finer strata.
+    Small replicates give an error after few samples, large ones have a smaller error; this has both. 1: independent."""
     antithetic: bool = True
     """Use each noise with both signs, at two log-SNRs that mirror each other in their stratum."""
     shared: bool = True
@@ -48,7 +57,15 @@ class Sampler:
     """Prompts evaluated per noise sample and word if not `shared`: the 2 that are compared, or 3 as in the code of Kong
     et al. 2024, which also evaluates the empty prompt and does not use it."""
 
+    exact_every: int | None = None
+    """Where most noise samples are evaluated in half precision: of how many one is evaluated in float32, too. 1: all of
+    them, and in float32 alone; None: decided by the measured time and rounding (`core.information.precision`)."""
+
     def __post_init__(self) -> None:
+        if self.exact_every is not None and self.exact_every < 1:
+            raise ValueError(f"exact_every is at least 1, not {self.exact_every}.")
+        if self.interleaved not in (1, 2, 4, 8):
+            raise ValueError(f"interleaved is 1, 2, 4 or 8, not {self.interleaved}.")
         if self.n_points < 2 or self.n_points % 2 or self.min_replicates < 2:
             raise ValueError("n_points has to be even and at least 2, min_replicates at least 2.")
         if any(weight <= 0 for weight in self.profile):
@@ -60,7 +77,13 @@ class Sampler:
     def kong2024(cls, prompts_per_word: int = 3) -> "Sampler":
         """Importance sampling as in the code of Kong et al. 2024: independent logistic draws, each word by itself."""
         return cls(
-            scale=2.0, clip=3.0, stratified=False, antithetic=False, shared=False, prompts_per_word=prompts_per_word
+            scale=2.0,
+            clip=3.0,
+            stratified=False,
+            interleaved=1,
+            antithetic=False,
+            shared=False,
+            prompts_per_word=prompts_per_word,
         )
 
     def density(self, trained_range: tuple[float, float]) -> "Density":
@@ -125,9 +148,9 @@ class Draw(NamedTuple):
 
 def draw(sampler: Sampler, density: Density, shape: tuple[int, ...], key: tuple[int, ...]) -> Draw:
     """One replicate. Its randomness depends on `key` (seed, replicate, ...) alone, not on words or the batch size."""
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+    generator = _generator(key)
     n = sampler.n_points // 2 if sampler.antithetic else sampler.n_points
-    first, second = _strata(n, generator) if sampler.stratified else _independent(n, generator)
+    first, second = _strata(n, _shift(sampler, key, generator)) if sampler.stratified else _independent(n, generator)
     noise = torch.randn(n, *shape, generator=generator)
     u = first.numpy()
     if sampler.antithetic:
@@ -138,13 +161,41 @@ def draw(sampler: Sampler, density: Density, shape: tuple[int, ...], key: tuple[
     return Draw(torch.from_numpy(log_snr), torch.from_numpy(weight), noise)
 
 
-def _strata(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """n evenly spaced points of (0, 1) with one random shift, and their mirror images, each within its stratum.
+def _generator(key: tuple[int, ...]) -> torch.Generator:
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _shift(sampler: Sampler, key: tuple[int, ...], generator: torch.Generator) -> float:
+    """The shift of a replicate's strata, uniform in (0, 1): evenly spaced in a block of replicates.
+
+    Half of a block, or a quarter, is evenly spaced too: the order is that of van der Corput.
+    """
+    if sampler.interleaved == 1:
+        return float(torch.rand((), generator=generator, dtype=torch.float64))
+    seed, replicate, *rest = key
+    block, member = divmod(replicate, sampler.interleaved)
+    start = float(torch.rand((), generator=_generator((seed, block, *rest, _SHIFT)), dtype=torch.float64))
+    n_bits = sampler.interleaved.bit_length() - 1
+    turned = int(f"{member:0{n_bits}b}"[::-1], 2)
+    return (start + turned / sampler.interleaved) % 1
+
+
+def block_size(n: int, interleaved: int) -> int:
+    """How many consecutive ones of n replicates to take as one, for the spread to be the error.
+
+    As many as interleave, since together they are finer and blocks are independent; fewer if fewer than `MANY` blocks
+    would be left. The spread of what interleaves is too large an error, as for any stratified sample.
+    """
+    sizes = [size for size in (1, 2, 4, 8) if size <= interleaved and n % size == 0 and n // size >= MANY]
+    return max(sizes, default=1)
+
+
+def _strata(n: int, shift: float) -> tuple[Tensor, Tensor]:
+    """n evenly spaced points of (0, 1), shifted, and their mirror images, each within its stratum.
 
     Each point is uniform. The linear part of a function over a stratum cancels in a pair.
     """
     strata = torch.arange(n, dtype=torch.float64)
-    shift = torch.rand((), generator=generator, dtype=torch.float64)
     return (strata + shift) / n, (strata + 1 - shift) / n
 
 

@@ -19,7 +19,7 @@ from tests.gpu.conftest import PROMPT
 pytestmark = pytest.mark.gpu
 
 Floats = NDArray[np.float64]
-FEW: dict[str, Any] = {"seed": 0, "sampler": core.Sampler(n_points=4)}
+FEW: dict[str, Any] = {"seed": 0, "sampler": core.Sampler(n_points=4, exact_every=1)}
 N_STEPS = 5
 
 
@@ -117,6 +117,16 @@ def test_half_precision_says_the_same(name: str, narrow: Diffuser, reference: Di
     assert found < most
     assert np.linalg.norm(_said[name]) > 0
     assert narrow.unet.dtype == narrow.dtype != torch.float32
+
+
+def test_two_precisions_say_the_same_within_their_error(
+    narrow: Diffuser, reference: Diffuser, drawn: Generation
+) -> None:
+    options: dict[str, Any] = {"seed": 0, "rel_error": 1e-9, "max_evals": 768}
+    a = core.attribute(narrow, drawn.latents, PROMPT, sampler=core.Sampler(exact_every=4), **options)
+    b = core.attribute(reference, drawn.latents, PROMPT, **options)
+    assert " and float32" in a.settings["dtype"]
+    assert (np.abs(a.bits - b.bits) <= 1.5 * a.interval_factor() * np.hypot(a.stderr, b.stderr)).all()
 
 
 def test_a_layout_and_an_edit_by_its_label_are_the_same(narrow: Diffuser, reference: Diffuser) -> None:

@@ -226,7 +226,8 @@ def _attribute(model: Diffuser, work: Workload, book: TimedSteps) -> None:
         a = core.attribute(model, latents, PROMPT, words=work.words, sampler=work.attribution, max_evals=work.max_evals)
         row.details += [
             f"{len(a.words)} words, {a.n_evals} evaluations, {a.stopped}",
-            f"rounding up to {100 * a.settings['rounding']:.2g} % of a word's bits, so {a.settings['dtype']} was used",
+            f"{a.settings['dtype']}; half precision alone would have been off by up to "
+            f"{100 * a.settings['rounding']:.2g} % of a word's bits",
         ]
     _expect("map", a.maps.shape[1:], _latents(work)[1:])
     np.testing.assert_allclose(a.maps.sum((1, 2)), a.bits, rtol=1e-6)
@@ -238,9 +239,7 @@ def _analyse(model: Diffuser, work: Workload, max_evals: int, book: TimedSteps) 
     options: dict[str, Any] = {"sampler": work.attribution, "max_evals": max_evals}
     with book.timed("decompose the bits of two words") as row:
         d = core.decompose(model, latents, PROMPT, "cat", "grass", **options)
-        row.details.append(
-            f"{d.n_evals} evaluations in {d.settings['dtype']} after the check for rounding, {d.stopped}"
-        )
+        row.details.append(f"{d.n_evals} evaluations in {d.settings['dtype']}, {d.stopped}")
     _expect("map of the redundancy", d.redundancy.map.shape, _latents(work)[1:])
     with book.timed("rank two captions") as row:
         r = core.rank_captions(model, latents, [PROMPT, "a dog in the snow"], **options)

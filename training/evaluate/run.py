@@ -20,7 +20,7 @@ from training.common.results import Section, render, store, write_readme
 from training.evaluate import picturebook
 from training.evaluate.common.evaluation import Evaluation, Subject
 from training.evaluate.common.store import cached, fingerprint
-from training.evaluate.information import captions, counterfactual, likelihood, localisation, pid, words
+from training.evaluate.information import captions, counterfactual, excess, likelihood, localisation, pid, words
 from training.evaluate.interventions import evaluation as interventions
 from training.evaluate.layout import evaluation as layout
 from training.evaluate.sae import concepts
@@ -46,6 +46,7 @@ EVALUATIONS: Mapping[str, Evaluation[Any, Any]] = {
         captions.EVALUATION,
         localisation.EVALUATION,
         words.EVALUATION,
+        excess.EVALUATION,
         counterfactual.EVALUATION,
         likelihood.EVALUATION,
     )

@@ -193,12 +193,14 @@ class PicturebookRun:
         build(self._finished(), self.package / "examples")
 
     def write_card(self) -> None:
-        """Evaluate what is in the package and write the cards; unchanged results come from the cache."""
+        """Evaluate what is in the package, and write the cards and what its bits exceed; results may be cached."""
+        from training.evaluate.information.excess import write_tables
         from training.evaluate.run import EVALUATIONS, EvalOptions, evaluate
         from training.hub.cards import write_sae_card
         from training.pipeline.card import read_curve, write_card
 
         model = self._finished()
+        write_tables(model, self.package)
         options = EvalOptions(saes=(self.package / "saes",), package=self.package)
         tables = evaluate(EVALUATIONS["picturebook"], model, options)
         by_eye = BY_EYE.read_text(encoding="utf-8") if BY_EYE.exists() else ""

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from core.information.results import Attribution
+from core.ui.attribution.ceiling import ceiling_cell, ceilings_html
 from core.ui.backend.errors import sentence
 from core.ui.backend.fields import html
 from core.ui.backend.jobs import MeasurementProgress, Waiting, measure
@@ -123,7 +124,7 @@ def panel_html(runtime: Runtime, scene: Scene, a: Attribution, running: bool = F
         f'data-uploaded="{int(scene.uploaded)}" data-cells="{width} × {height}">'
         f'<div class="id-layers" hidden data-layers="{escape(layers_json(a))}"></div>'
         f"{chips(scene.prompt, a)}"
-        f'<div class="id-cards">{cards(a, runtime.spec.stages)}</div>'
+        f'<div class="id-cards">{cards(a, runtime.spec.stages, ceilings_html(runtime.spec, a))}</div>'
         f"{_downloads(runtime, scene, a)}{_details(runtime, scene, a)}{_notes(scene, a, running)}</div>"
     )
 
@@ -149,14 +150,16 @@ def _details(runtime: Runtime, scene: Scene, a: Attribution) -> str:
         f'<tr data-row="{escape(row["word"])}"><th scope="row">{escape(row["word"])}</th>'
         f"<td>{plus_minus(row['bits'], row['bits_95'])}</td>"
         f"<td>{plus_minus(row['direct_bits'], row['direct_bits_95'])}</td>"
+        f"<td>{ceiling_cell(runtime.spec, a, i)}</td>"
         + "".join(f"<td>{row[s.name]:.0%}</td>" for s in stages)
         + "</tr>"
-        for row in table_rows(a, stages)
+        for i, row in enumerate(table_rows(a, stages))
     )
     heads = "".join(f'<th scope="col"><span class="id-key {s.name}"></span>{s.name}</th>' for s in stages)
     return (
         '<details class="id-more"><summary>All numbers</summary><div class="id-scroll"><table><thead><tr>'
-        f'<th scope="col">word</th><th scope="col">bits</th><th scope="col">signed check</th>{heads}</tr></thead>'
+        f'<th scope="col">word</th><th scope="col">bits</th><th scope="col">signed check</th>'
+        f'<th scope="col">at most</th>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div></details>"
         '<details class="id-more"><summary>Repeat this in Python</summary><div class="id-code">'
         '<button type="button" class="id-button id-copy">Copy</button>'
@@ -166,7 +169,8 @@ def _details(runtime: Runtime, scene: Scene, a: Attribution) -> str:
 
 def _notes(scene: Scene, a: Attribution, running: bool) -> str:
     guided = (
-        " Guidance makes a picture more typical of its words, so a word can get more bits than its surprisal allows."
+        " Guidance makes a picture more typical of its words than those that the model learned from; there its errors "
+        "weigh more."
         if not scene.uploaded and scene.guidance > 1
         else ""
     )

@@ -71,8 +71,8 @@ def _chip(text: str, i: int, a: Attribution, top: float) -> str:
     )
 
 
-def cards(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> str:
-    """One card per word; the page's script shows the chosen one's."""
+def cards(a: Attribution, stages: tuple[Stage, ...] = STAGES, notes: Sequence[str] = ()) -> str:
+    """One card per word, with its note as HTML if there are notes; the page's script shows the chosen one's."""
     shares = stage_shares(a, stages)
     half = a.timeline.stderr * t95(a.n_replicates)
     top = common_top(a.timeline.edges, a.timeline.bits, half, stages)
@@ -84,7 +84,7 @@ def cards(a: Attribution, stages: tuple[Stage, ...] = STAGES) -> str:
             for axis_top in (None, top)
         )
         parts.append(
-            f'<section class="id-card" data-for="{escape(word)}" hidden>{_sentence(a, i)}'
+            f'<section class="id-card" data-for="{escape(word)}" hidden>{_sentence(a, i)}{notes[i] if notes else ""}'
             f'<h4>When it mattered</h4><p class="id-hint">The picture grows out of noise from left to right; '
             f"<dfn>log-SNR</dfn> says how much picture there is relative to noise (log signal-to-noise ratio), and the "
             f"area under the curve is the word’s bits. The pale band is the 95% error.</p>"
@@ -149,9 +149,11 @@ def _sentence(a: Attribution, i: int) -> str:
     return (
         f'<p class="id-lead">{who} contributed <strong>{plus_minus(bits, half)} bits</strong>{given}.</p>'
         f"<p>{meaning}</p>"
-        f'<p class="id-hint"><b>Signed check</b> (direct bits): does the word fit this picture? '
-        f"{plus_minus(direct, direct_half)} bits; negative where it does not. Noisier than the first figure "
-        "(orthogonal bits), which says how much a word matters, where and when. All errors are 95% intervals.</p>"
+        f'<p class="id-hint"><b>Signed check</b>: does the word fit this picture? {plus_minus(direct, direct_half)} '
+        "bits; negative where it does not. It answers whether a text is right, and can be compared with what a word "
+        "can tell at all. The first figure answers how strongly the word moves what the model draws, rightly or "
+        "wrongly: it is never negative, far less noisy, and can be shown where and when. All errors are 95% "
+        "intervals.</p>"
     )
 
 

@@ -106,9 +106,10 @@ def _details(runtime: Runtime, scene: Scene, d: Decomposition) -> str:
     return (
         '<details class="id-more"><summary>All numbers</summary><div class="id-scroll"><table><thead><tr>'
         '<th scope="col">part</th><th scope="col">bits</th><th scope="col">estimate</th></tr></thead>'
-        f'<tbody>{rows}</tbody></table></div><p class="id-hint">Orthogonal bits, which the maps show, are never '
-        "negative for one word or for both; the redundancy of a cell is the smaller of the two words’ bits there. "
-        "Direct bits can be added and compared on one picture: redundancy minus synergy is how much less the two words "
+        f'<tbody>{rows}</tbody></table></div><p class="id-hint">The maps show how strongly words move '
+        "what the model draws: that is never negative, has a place, and the redundancy of a cell is the smaller of the "
+        "two words’ bits there (estimate “orthogonal”). How well words fit can be negative and has no place, but can "
+        "be added and compared on one picture (“direct”): redundancy minus synergy is how much less the two words "
         "contribute together than one by one, however redundancy is defined.</p></details>"
         f"{_by_surprisal(d)}{code_html(pair_python(scene, d, runtime.name))}"
     )
@@ -145,6 +146,6 @@ def _by_surprisal(d: Decomposition) -> str:
     return (
         f'{summary}<div class="id-scroll"><table><tbody>{rows}</tbody></table></div><p class="id-hint">A word’s '
         f"<dfn>surprisal</dfn> is how many bits it takes to guess it: {rare}. Redundancy is then the information that "
-        "either word gives about the less surprising one (direct bits; totals only, which may be negative)."
+        "either word gives about the less surprising one (by fit; totals only, which may be negative)."
         f"{flag}</p></details>"
     )

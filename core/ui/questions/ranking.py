@@ -22,8 +22,8 @@ def ranking_html(runtime: Runtime, scene: Scene, r: Ranking, running: bool = Fal
         "caption",
         "behind the best",
         "chance to beat the next",
-        "fit (direct bits)",
-        "influence (orthogonal bits)",
+        "fit, bits",
+        "influence, bits",
     )
     titles = "".join(f'<th scope="col">{head}</th>' for head in heads)
     downloads = downloads_html(
@@ -34,9 +34,9 @@ def ranking_html(runtime: Runtime, scene: Scene, r: Ranking, running: bool = Fal
         f'<div class="id-scroll"><table class="id-table"><thead><tr>{titles}</tr></thead>'
         f"<tbody>{''.join(_row(row) for row in rows)}</tbody></table></div>"
         '<p class="id-hint">Bits have 95% intervals; one bit less means half as likely. Differences between captions '
-        "are known better than the bits of each, since all captions see the same noise. <b>Direct bits</b> fall where "
-        "a text is wrong: they say which text fits this picture. <b>Orthogonal bits</b> are how much a text changes "
-        f"the prediction, right or wrong: they say where and when a word matters.{_kong_order(r)}</p>"
+        "are known better than the bits of each, since all captions see the same noise. <b>Fit</b> falls where a "
+        "text is wrong, so it says which text describes this picture. <b>Influence</b> is how much a text changes what "
+        f"the model draws, rightly or wrongly; it says where and when words matter.{_kong_order(r)}</p>"
         f"{downloads}{code_html(ranking_python(scene, r, runtime.name))}"
         f'<p class="id-hint id-notes">{stopped_note(r, running)}</p>'
     )
@@ -115,8 +115,8 @@ def _kong_order(r: Ranking) -> str:
     if order is None:
         return ""
     if order == r.order:
-        return " Kong et al. 2024 rank by orthogonal bits; here that gives the same order."
-    return f" Kong et al. 2024 rank by orthogonal bits; here that would put “{escape(r.captions[order[0]])}” first."
+        return " Kong et al. 2024 rank by influence; here that gives the same order."
+    return f" Kong et al. 2024 rank by influence; here that would put “{escape(r.captions[order[0]])}” first."
 
 
 def ranking_json(scene: Scene, r: Ranking, model_name: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from core.diffusion.diffuser import Diffuser
 from core.errors import Cancelled, ImageError, PromptError, WordNotInPromptError
 from core.information.attribution import attribute, attribute_iter
+from core.information.measuring import CAUTION
 from core.information.quadrature import Sampler
 from core.information.results import Attribution, AttributionProgress
 from tests.fakes.gaussian import Floats, GaussianWorld
@@ -26,10 +27,10 @@ with 95 % probability; of 120, 91 to 99 %."""
 
 
 def run(world: GaussianWorld, x: torch.Tensor, n_replicates: int | None = None, **options: Any) -> Attribution:
-    """An attribution in few big batches; with `n_replicates`, that many, whatever the error."""
+    """An attribution in few big batches; with `n_replicates`, that many times eight samples, whatever the error."""
     sampler = options.pop("sampler", Sampler())
     if n_replicates is not None:
-        cost = sampler.n_points * (len(world.words) + 1)
+        cost = 8 * (len(world.words) + 1)
         options |= {"max_evals": n_replicates * cost, "rel_error": 1e-9}
     return attribute(world, x, PROMPT, sampler=sampler, batch_size=100_000, **options)
 
@@ -171,12 +172,12 @@ def test_words_share_their_evaluations_and_texts_are_encoded_once() -> None:
     world = GaussianWorld(WORDS)
     x = world.draw_image(np.random.default_rng(0))
     result = attribute(world, x, PROMPT, batch_size=32, rel_error=0.5)
-    assert result.n_replicates == 8
-    assert result.n_evals == 8 * 8 * (3 + 1) == sum(world.batch_sizes)
+    assert result.n_replicates == 4  # a first answer
+    assert result.n_evals == 4 * 4 * (3 + 1) == sum(world.batch_sizes)
     assert max(world.batch_sizes) <= 32
     assert sorted(set(world.encoded)) == sorted([PROMPT, "cat sea", "red sea", "red cat"])
     unshared = {n: run(world, x, sampler=Sampler(shared=False, prompts_per_word=n), rel_error=0.9) for n in (2, 3)}
-    assert [unshared[n].n_evals // unshared[n].n_replicates for n in (2, 3)] == [8 * 3 * 2, 8 * 3 * 3]
+    assert [unshared[n].n_evals // unshared[n].n_replicates for n in (2, 3)] == [4 * 3 * 2, 4 * 3 * 3]
 
 
 @pytest.mark.parametrize(
@@ -193,28 +194,31 @@ def test_words_share_their_evaluations_and_texts_are_encoded_once() -> None:
     ],
 )
 def test_every_sampler_estimates_the_same_integral(sampler: Sampler, world: GaussianWorld, x: torch.Tensor) -> None:
-    budget = 400 * sampler.n_points * (4 if sampler.shared else 3 * sampler.prompts_per_word)
+    budget = 400 * 8 * (4 if sampler.shared else 3 * sampler.prompts_per_word)
     result = run(world, x, sampler=sampler, max_evals=budget, rel_error=1e-9)
     assert (np.abs(result.bits - true_maps(world, x).sum((1, 2))) < 4 * result.stderr).all()
-    assert (result.stderr < 0.03 * result.bits).all()
+    assert (result.stderr < 0.035 * result.bits).all()
 
 
 def test_it_stops_when_converged_or_at_the_budget(world: GaussianWorld, x: torch.Tensor) -> None:
-    easy = run(world, x, rel_error=0.5)
-    assert (easy.stopped, easy.n_replicates) == ("converged", 8)
-    assert easy.rel_error <= 0.5
-    hard = run(world, x, rel_error=0.001, max_evals=11 * 32 + 5)
-    assert (hard.stopped, hard.n_replicates, hard.n_evals) == ("budget", 11, 11 * 32)
+    easy = run(world, x, rel_error=0.6)
+    assert (easy.stopped, easy.n_replicates) == ("converged", 4)
+    assert easy.rel_error <= 0.6 / CAUTION
+    # Of four replicates, a spread that is small enough proves little.
+    doubtful = run(world, x, rel_error=1.5 * easy.rel_error)
+    assert (doubtful.stopped, doubtful.n_replicates) == ("converged", 8)
+    hard = run(world, x, rel_error=0.001, max_evals=11 * 16 + 5)
+    assert (hard.stopped, hard.n_replicates, hard.n_evals) == ("budget", 11, 11 * 16)
     assert hard.rel_error > 0.001
-    with pytest.raises(ValueError, match="need at least 256"):
-        run(world, x, max_evals=255)
+    with pytest.raises(ValueError, match="need at least 64"):
+        run(world, x, max_evals=63)
 
 
 def test_the_pilot_counts_in_the_budget_and_not_in_the_estimate(world: GaussianWorld, x: torch.Tensor) -> None:
     fitted = Sampler(fitted=True, n_pilot=16)
-    result = run(world, x, sampler=fitted, rel_error=1e-9, max_evals=11 * 32 + 16 * 4)
-    assert (result.n_replicates, result.n_evals) == (11, 11 * 32 + 16 * 4)
-    less = run(world, x, sampler=fitted, rel_error=1e-9, max_evals=11 * 32 + 16 * 4 - 1)
+    result = run(world, x, sampler=fitted, rel_error=1e-9, max_evals=11 * 16 + 16 * 4)
+    assert (result.n_replicates, result.n_evals) == (11, 11 * 16 + 16 * 4)
+    less = run(world, x, sampler=fitted, rel_error=1e-9, max_evals=11 * 16 + 16 * 4 - 1)
     assert less.n_replicates == 10
 
 
@@ -229,7 +233,7 @@ def test_a_model_that_ignores_its_text_gives_zero_and_stops(x: torch.Tensor, mon
     monkeypatch.setattr(deaf, "predict_noise", lambda x, *_: x)
     result = attribute(deaf, x, PROMPT)
     assert (result.bits == 0).all()
-    assert (result.stopped, result.n_replicates, result.rel_error) == ("converged", 8, 0.0)
+    assert (result.stopped, result.n_replicates, result.rel_error) == ("converged", 4, 0.0)
 
 
 def test_the_whole_prompt_on_request(world: GaussianWorld, x: torch.Tensor) -> None:
@@ -243,16 +247,16 @@ def test_the_whole_prompt_on_request(world: GaussianWorld, x: torch.Tensor) -> N
 
 
 def test_progress_counts_evaluations_and_has_the_result_so_far(world: GaussianWorld, x: torch.Tensor) -> None:
-    events = list(attribute_iter(world, x, PROMPT, batch_size=40, rel_error=0.5))
+    events = list(attribute_iter(world, x, PROMPT, batch_size=20, rel_error=0.5))
     *progress, last = events
     assert isinstance(last, Attribution)
     assert all(isinstance(event, AttributionProgress) for event in progress)
     evals = [event.n_evals for event in progress if isinstance(event, AttributionProgress)]
     assert evals == sorted(evals)
-    assert evals[-1] == last.n_evals == 256
+    assert evals[-1] == last.n_evals == 64
     first = progress[0]
     assert isinstance(first, AttributionProgress)
-    assert (first.partial, first.rel_error, first.expected_evals) == (None, math.inf, 256)
+    assert (first.partial, first.rel_error, first.expected_evals) == (None, math.inf, 64)
     before = progress[-1]
     assert isinstance(before, AttributionProgress)
     assert before.partial is not None
@@ -260,10 +264,11 @@ def test_progress_counts_evaluations_and_has_the_result_so_far(world: GaussianWo
 
 
 def test_a_callback_can_cancel(world: GaussianWorld, x: torch.Tensor) -> None:
-    result = attribute(world, x, PROMPT, batch_size=32, callback=lambda progress: progress.n_replicates < 3)
-    assert (result.stopped, result.n_replicates, result.n_evals) == ("cancelled", 3, 96)
+    options: dict[str, Any] = {"rel_error": 1e-9, "batch_size": 16}
+    result = attribute(world, x, PROMPT, callback=lambda progress: progress.n_replicates < 3, **options)
+    assert (result.stopped, result.n_replicates, result.n_evals) == ("cancelled", 3, 48)
     with pytest.raises(Cancelled):
-        attribute(world, x, PROMPT, batch_size=32, callback=lambda _: False)
+        attribute(world, x, PROMPT, batch_size=16, callback=lambda _: False)
 
 
 def test_closing_stops_within_one_call_and_frees_the_model(model: Diffuser) -> None:

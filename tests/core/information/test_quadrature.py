@@ -7,7 +7,7 @@ import torch
 
 from core.diffusion.schedule import NoiseSchedule
 from core.information.measuring import sampler_for
-from core.information.quadrature import Density, Sampler, draw, fit
+from core.information.quadrature import Density, Sampler, block_size, draw, fit
 from core.spec import ModelSpec
 
 RANGE = NoiseSchedule.stable_diffusion().log_snr_range
@@ -64,7 +64,7 @@ def test_every_way_of_drawing_is_unbiased(sampler: Sampler) -> None:
         values.append(float((weight * log_snr**2 * (1 + noise.sum((1, 2, 3))) ** 2).sum()))
     error = np.std(values) / np.sqrt(len(values))
     assert abs(np.mean(values) - 780) < 4 * error
-    assert error < 30
+    assert error < 45
 
 
 def test_a_profile_gives_the_frequency_of_each_piece() -> None:
@@ -89,16 +89,45 @@ def test_the_profile_of_the_model_is_the_default_and_a_given_sampler_stays() -> 
 
 def test_strata_leave_no_gap() -> None:
     density = FAST.density(RANGE)
-    log_snr = draw(Sampler(antithetic=False), density, (1, 1, 1), (0, 0)).log_snr.numpy()
+    log_snr = draw(Sampler(n_points=8, antithetic=False), density, (1, 1, 1), (0, 0)).log_snr.numpy()
     share = np.interp(log_snr, density.quantile(np.linspace(0, 1, 10_001)), np.linspace(0, 1, 10_001))
     np.testing.assert_allclose(np.diff(share), 1 / 8, atol=1e-3)
-    pairs = draw(FAST, FAST.density(RANGE), (1, 1, 1), (0, 0)).log_snr.numpy().reshape(-1, 2)
+    pairs = draw(Sampler(n_points=8), density, (1, 1, 1), (0, 0)).log_snr.numpy().reshape(-1, 2)
     np.testing.assert_allclose(pairs.mean(1), [-3.5, -0.5, 2.5, 5.5], atol=0.05)  # in four strata
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize("interleaved", [2, 4, 8])
+def test_replicates_interleave_to_one_with_finer_strata(interleaved: int, antithetic: bool) -> None:
+    sampler = Sampler(antithetic=antithetic, interleaved=interleaved)
+    density = sampler.density(RANGE)
+
+    def quantiles(first: int, n: int) -> np.ndarray:
+        """Sorted quantiles of the density at the log-SNRs of n replicates."""
+        drawn = [draw(sampler, density, (1, 1, 1), (3, first + i)).log_snr.numpy() for i in range(n)]
+        share = np.interp(np.concatenate(drawn), density.quantile(np.linspace(0, 1, 10_001)), np.linspace(0, 1, 10_001))
+        return np.sort(share)
+
+    for n in (interleaved // 2, interleaved):  # half of a block interleaves, too
+        share = quantiles(2 * interleaved, n)
+        strata = len(share) // 2 if antithetic else len(share)
+        # One point in each stratum, and its mirror image.
+        counts = np.histogram(share, np.linspace(0, 1, strata + 1))[0]
+        assert (counts == len(share) // strata).all()
+        if not antithetic:
+            np.testing.assert_allclose(np.diff(share), 1 / strata, atol=1e-3)
+    starts = [quantiles(block * interleaved, 1)[0] for block in range(5)]
+    assert len(set(np.round(starts, 6))) == 5  # blocks are independent
+
+
+def test_blocks_are_taken_as_one_once_there_are_many() -> None:
+    assert [block_size(n, 4) for n in (4, 8, 12, 16, 24, 32, 48, 33, 34)] == [1, 1, 1, 2, 2, 4, 4, 1, 2]
+    assert block_size(64, 1) == 1
 
 
 def test_noise_comes_with_both_signs() -> None:
     sample = draw(FAST, FAST.density(RANGE), (2, 3, 3), (0, 0))
-    assert sample.noise.shape == (8, 2, 3, 3)
+    assert sample.noise.shape == (4, 2, 3, 3)
     assert torch.equal(sample.noise[0::2], -sample.noise[1::2])
 
 
@@ -129,5 +158,9 @@ def test_impossible_settings_are_refused() -> None:
     for wrong in ({"n_points": 7}, {"n_points": 0}, {"min_replicates": 1}):
         with pytest.raises(ValueError, match="n_points"):
             Sampler(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="1, 2, 4 or 8, not 3"):
+        Sampler(interleaved=3)
+    with pytest.raises(ValueError, match="exact_every is at least 1"):
+        Sampler(exact_every=0)
     with pytest.raises(ValueError, match="2 or 3"):
         Sampler(prompts_per_word=4)

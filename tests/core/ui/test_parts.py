@@ -15,6 +15,7 @@ import pytest
 from core.information.results import Attribution
 from core.information.stored import load_attribution, save_attribution
 from core.spec import BUILT_IN, Stage
+from core.ui.attribution.ceiling import ceilings_html
 from core.ui.attribution.tab import panel_html
 from core.ui.backend.link import PageLink, read_link
 from core.ui.backend.runtime import Runtime
@@ -143,6 +144,37 @@ def test_stored_error_curves_are_shown_folded(a: Attribution) -> None:
     assert ", with its band:" not in cards(old)
     assert "with no prompt" in cards(dataclasses.replace(a, given="nothing"))
     assert "<details" not in cards(dataclasses.replace(a, curves=None))
+
+
+def test_a_card_says_what_a_word_can_tell_and_what_a_perfect_model_could_not_have_told(
+    a: Attribution, tmp_path: Path
+) -> None:
+    (tmp_path / "surprisals.json").write_text('{"cat": 4.0, "dog": 5.0}')
+    (tmp_path / "ceilings.json").write_text('{"cat": ["object", 3.5, 5.25], "dog": ["object", 4.5, 6.25]}')
+    kinds = {"object": {"bits": 9.5, "low": 7.4, "high": 11.5, "n_words": 148, "half_width": None}}
+    (tmp_path / "excess.json").write_text(json.dumps({"unet": "", "kinds": kinds}))
+    spec = dataclasses.replace(SPEC, source=str(tmp_path / "none"), assets=tmp_path)
+    bits = np.array([0.0, 0.0, 0.0, 21.0, 0.0, 6.0])
+    a = dataclasses.replace(a, direct_bits=bits, direct_stderr=np.full(6, 0.5))
+    notes = ceilings_html(spec, a)
+    assert [bool(note) for note in notes] == [word in ("cat", "dog") for word in WORDS]
+    assert "5.2 bits" in notes[3]
+    assert "<b>75%</b> of the 21.0 bits" in notes[3]  # 1 - 5.25 / 21
+    assert "9.5 bits too many on average (7.4 to 11.5); it varies too much" in notes[3]
+    assert "could not have been told" not in notes[5]  # 6 bits of 6.25
+    assert notes[3] in cards(a, notes=notes)
+    alone = ceilings_html(spec, dataclasses.replace(a, given="nothing"))
+    assert "4.0 bits" in alone[3]
+    assert "on average" not in alone[3]
+    assert not any(ceilings_html(BUILT_IN["sd-v1-4"], a))
+    corrected = {"object": {**kinds["object"], "half_width": 2.0}}
+    (tmp_path / "other").mkdir()
+    for name, text in (
+        ("ceilings.json", '{"cat": ["object", 3.5, 5.25]}'),
+        ("excess.json", json.dumps({"unet": "", "kinds": corrected})),
+    ):
+        (tmp_path / "other" / name).write_text(text)
+    assert "leaves 11.5 ± 2.0 bits" in ceilings_html(dataclasses.replace(spec, assets=tmp_path / "other"), a)[3]
 
 
 @pytest.mark.parametrize(

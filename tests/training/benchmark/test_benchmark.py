@@ -18,10 +18,19 @@ import core
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.text import distinct_words
 from core.information.quadrature import Sampler
-from training.benchmark import baselines, latency, prompts, run, saes, streaming
+from training.benchmark import baselines, estimator, latency, prompts, run, saes, streaming
 from training.benchmark.arithmetic import equal_error_evals, needed, ratio, relative_errors, resamples, times
 from training.benchmark.benchmark import Benchmark, BenchmarkRun
-from training.benchmark.estimator import EstimatorSettings, Method, ladder, measure, replicates, tabulate
+from training.benchmark.estimator import (
+    RUN,
+    EstimatorSettings,
+    Method,
+    ladder,
+    measure,
+    precisions,
+    replicates,
+    tabulate,
+)
 from training.benchmark.full_size import SMALL, components, make_pipeline
 from training.benchmark.prompts import Sample, held_out
 from training.common import report
@@ -84,7 +93,7 @@ def test_intervals_cover_and_are_paired_over_prompts() -> None:
 
 
 def test_the_ladder_goes_from_kong_et_al_to_ours_one_setting_at_a_time() -> None:
-    switches = ("stratified", "antithetic", "shared", "fitted", "profile", "prompts_per_word")
+    switches = ("stratified", "interleaved", "antithetic", "shared", "fitted", "profile", "prompts_per_word")
     for ours in (
         Sampler(),
         Sampler(profile=(1.0, 2.0)),
@@ -117,7 +126,7 @@ def test_prompts_are_held_out_captions_of_that_many_distinct_words(
 
 # --- on the small model -----------------------------------------------------------------------------------------------
 
-SETTINGS = EstimatorSettings(n_prompts=1, n_runs=2, n_reference=4)
+SETTINGS = EstimatorSettings(n_prompts=1, n_guided=0, n_runs=2, n_reference=4)
 SHORT = Sampler(n_points=4)
 
 
@@ -130,8 +139,9 @@ def samples() -> list[Sample]:
 
 
 def test_replicates_are_what_attribute_takes_the_mean_of(model: Diffuser, samples: list[Sample]) -> None:
-    maps = replicates(model, samples[0], SHORT, seed=5, n=8, batch_size=64)
-    n_evals = 8 * SHORT.n_points * 4
+    maps = replicates(model, samples[0], SHORT, seed=5, n=1, batch_size=64)
+    assert len(maps) == 1
+    n_evals = RUN * 4
     same = core.attribute(
         model, samples[0].image, samples[0].prompt, seed=5, rel_error=1e-9, max_evals=n_evals, sampler=SHORT
     )
@@ -146,8 +156,9 @@ def test_the_third_prompt_of_kong_et_al_is_counted_and_changes_nothing(model: Di
 
 
 def test_the_estimator_measures_every_method_and_resumes(
-    model: Diffuser, samples: list[Sample], tmp_path: Path
+    model: Diffuser, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(estimator, "RUN", 4)
     methods = ladder(SHORT)
     first = measure(model, samples[:1], methods, SETTINGS, tmp_path)
     calls = model.n_unet_calls
@@ -158,15 +169,26 @@ def test_the_estimator_measures_every_method_and_resumes(
     measure(model, samples, methods, SETTINGS, tmp_path)
     assert model.n_unet_calls == calls
     # 4 noise samples; 3 and 6 words: three prompts a word, two, then one more than there are words.
-    assert [result.n_evals.tolist() for result in results] == [[36, 72], [24, 48], *[[16, 28]] * 4]
+    assert [result.n_evals.tolist() for result in results] == [[36, 72], [24, 48], *[[16, 28]] * 5]
     assert all((result.errors > 0).all() for result in results)
     # Another sampler does not hit the cache.
     measure(model, samples[:1], [Method("other", replace(SHORT, loc=1.5))], SETTINGS, tmp_path)
     assert model.n_unet_calls > calls
-    table = tabulate(results, [3, 6], samples, SETTINGS)
+    table = tabulate(results, [3, 6], samples, SETTINGS, n_guided=1)
+    assert table.rows[0]["painted"] == table.rows[0]["3 words"]
+    assert table.rows[0]["generated"] == table.rows[0]["6 words"]
     assert [row["over ours"] for row in table.rows][-1] == "1 [1, 1]"
     assert table.rows[0]["this step"] is None
     json.dumps(table.details)
+
+
+def test_precisions_are_compared_at_the_same_error(model: Diffuser, samples: list[Sample]) -> None:
+    table = precisions(model, samples[:1], replace(SETTINGS, n_precision=4))
+    alone, chosen = table.rows
+    assert alone["times less for the same error"] == 1
+    assert alone["used"] == "float32, one of 1"
+    assert chosen["error of the worst word"] == alone["error of the worst word"]  # of one precision on this device
+    assert float(chosen["times less for the same error"] or 0) > 0
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from training.evaluate import run
 from training.evaluate.common.evaluation import Evaluation
 from training.evaluate.common.maps import normalised
 from training.evaluate.common.masks import weighted_pearson
-from training.evaluate.information import captions, counterfactual, likelihood, localisation, pid, words
+from training.evaluate.information import captions, counterfactual, excess, likelihood, localisation, pid, words
 from training.evaluate.information.captions import OPPOSITE, others_of, outcome_of, shuffled
 from training.evaluate.information.counterfactual import Changed, Regenerated, predicted
 from training.evaluate.information.localisation import (
@@ -417,6 +417,13 @@ def test_every_word_has_its_kind_and_its_bits(reader: Diffuser) -> None:
     assert 0 < shown.mean() < 1
 
 
+def test_the_excess_bench_measures_what_words_say_and_where(reader: Diffuser) -> None:
+    bench = excess.ExcessBench(reader, excess.ExcessSettings(n_scenes=1, n_replicates=2))
+    assert [word.word for word in bench.words] == excess.content_words(caption_of(make_scene(0, "test")))
+    for word in bench.words:
+        assert word.by_log_snr.sum() == pytest.approx(word.bits, rel=1e-3, abs=1e-3)
+
+
 # --- from the command line --------------------------------------------------------------------------------------------
 
 
@@ -437,6 +444,7 @@ def test_every_word_has_its_kind_and_its_bits(reader: Diffuser) -> None:
             ),
         ),
         (likelihood.EVALUATION, likelihood.LikelihoodSettings(n_scenes=2, n_fit=3, n_bootstrap=20)),
+        (excess.EVALUATION, excess.ExcessSettings(n_scenes=2, n_replicates=2)),
         (words.EVALUATION, words.WordSettings(n_scenes=3, n_points=2, n_replicates=2, n_bootstrap=20)),
         (
             localisation.EVALUATION,
