@@ -184,12 +184,12 @@ class Runtime:
     @property
     def can_lend(self) -> bool:
         """Whether a measurement may be suspended between two U-Net calls while others use the model: not where it runs
-        in another process, nor where it may have put a model in half precision into float32."""
+        in another process, nor where it computes in two precisions and may have left the model in the other one."""
         if self._gpu_runner is not None or self._model is None:
             return False
-        from core.information.rounding import is_rounded  # which imports torch, as the model did
+        from core.information.precision import levels_of  # which imports torch, as the model did
 
-        return not is_rounded(self._model)
+        return levels_of(self._model) is None
 
     def surprisal(self, words: Sequence[str]) -> Callable[[str], float] | None:
         """The surprisal in bits of each of these words; None unless it is known for all of them."""
