@@ -34,6 +34,7 @@ from training.picturebook.models.judges import JudgeConfig, JudgesLoss, JudgesTa
 from training.picturebook.models.latents import Latents, compute_latents, load_latents
 from training.picturebook.models.loop import LoopConfig, train
 from training.picturebook.world.surprisal import write_surprisals
+from training.picturebook.world.wordlist import WORDLIST, write_wordlist
 from training.picturebook.world.world import BACKGROUNDS, NOUNS, STYLES
 from training.pipeline.export import (
     SHEET_CAPTIONS,
@@ -227,6 +228,7 @@ class PicturebookRun:
                 set_json(self.package / name / "config.json", dtype="float32")
                 strip_paths(self.package / name)
         write_surprisals(self.package / TABLE)
+        write_wordlist(self.package / WORDLIST)
         write_text(self.package / "training.json", json.dumps(asdict(self.config), indent=2) + "\n")
         logger.info("exported to %s", self.package)
 

@@ -25,7 +25,9 @@
   let last = null;
   let rendered = "";
   let outdated = false; // whether the open card is about another image
-  let opened = "";
+  let opened = ""; // the site and number of the open card
+  let chosenByHand = false; // whether a click asked for the next card, rather than the address
+  const still = matchMedia("(prefers-reduced-motion: reduce)");
 
   const panel = () => one(".id-active:not(.empty)");
   const card = () => one("#id-concept .id-concept-card:not([hidden])");
@@ -210,7 +212,8 @@
     const context = large.getContext("2d");
     context.imageSmoothingQuality = "high";
     context.drawImage(small, 0, 0, 256, 256);
-    return { src: large.toDataURL(), tag: `${name(codes, shown.number)} · feature ${shown.number}` };
+    const preview = hovered && card() && card().dataset.number !== String(shown.number) ? " · preview" : "";
+    return { src: large.toDataURL(), tag: `${name(codes, shown.number)} · feature ${shown.number}${preview}` };
   };
 
   page.clicks[TAB] = (x, y) => {
@@ -231,15 +234,22 @@
     return { block, branch, ...(shown ? { concept: shown.dataset.number } : {}) };
   };
 
+  // Scrolling, too, brings other buttons under the pointer: only one that moves previews a concept.
+  let pointer = "";
   /** @param {Event} event */
   const hover = (event) => {
+    if (event instanceof PointerEvent) {
+      const now = `${event.screenX} ${event.screenY}`;
+      if (now === pointer) return;
+      pointer = now;
+    }
     const button = target(event).closest?.(".id-concept-button");
     const next = button ? { site: button.dataset.site, number: Number(button.dataset.number) } : null;
     if (next?.number === hovered?.number && next?.site === hovered?.site) return;
     hovered = next;
     page.apply();
   };
-  document.addEventListener("pointerover", hover);
+  document.addEventListener("pointermove", hover);
   document.addEventListener("focusin", hover);
 
   document.addEventListener("click", (event) => {
@@ -248,12 +258,10 @@
     if (target(event).closest?.(".id-concept-card-close")) {
       // Hidden, not removed: opening the same concept again yields the same HTML, which Gradio would not render anew.
       set(card(), "hidden", true);
-      opened = "";
-      page.apply();
-      page.remember();
-    } else if (button && closed?.dataset.site === button.dataset.site && closed.dataset.number === button.dataset.number) {
-      closed.hidden = false;
-      delete closed.dataset.seen;
+      cardChanged();
+    } else if (button) {
+      chosenByHand = true;
+      if (closed?.dataset.site === button.dataset.site && closed.dataset.number === button.dataset.number) closed.hidden = false;
       cardChanged();
     }
   });
@@ -273,17 +281,19 @@
     page.remember();
   });
 
-  // A new card is scrolled into view, and the address remembers it.
+  // A card that was not open before is scrolled into view from its start, and the address remembers it.
   function cardChanged() {
     const shown = card();
-    if (shown && !shown.dataset.seen) {
-      shown.dataset.seen = "yes";
-      page.apply();
-      page.remember();
-      const name = `${shown.dataset.site} ${shown.dataset.number}`;
-      if (name !== opened) shown.scrollIntoView({ block: "nearest", behavior: "smooth" });
-      opened = name;
-    }
+    const now = shown ? `${shown.dataset.site} ${shown.dataset.number}` : "";
+    if (now === opened) return;
+    opened = now;
+    hovered = null; // the pointer did not move: another button came to lie under it
+    page.apply();
+    page.remember();
+    if (!shown) return;
+    if (chosenByHand) one("h3", shown)?.focus({ preventScroll: true });
+    chosenByHand = false;
+    shown.scrollIntoView({ block: "start", behavior: still.matches ? "auto" : "smooth" });
   }
-  new MutationObserver(cardChanged).observe(document, { childList: true, subtree: true });
+  page.changes.push(cardChanged);
 })();

@@ -10,6 +10,7 @@ from core.concepts.io import EFFECTS, KINDS, Kind
 from core.spec import STAGES, Stage
 from core.ui.backend.dictionary import ConceptDictionary, block_words
 from core.ui.concepts.results import search_all, site_key, title
+from core.ui.look.blocks import downloads_html, folded_code_html
 from core.ui.look.export import download_url
 from core.ui.look.images import data_url, layer
 from core.ui.look.timeline import strength_svg
@@ -35,6 +36,8 @@ _FITS = {
     "object": "<small>IoU: overlap of where it is strong with the masks of its label; 1 is the same cells.</small>",
     "style": "<small>AUROC: how often an image of that style has more of it than another; 0.5 is chance.</small>",
 }
+_NEAR_COSINE = 0.5
+"""Below it, two directions have little in common."""
 BRANCH_WORDS = {"cond": "with the prompt (conditional)", "uncond": "without the prompt (unconditional)"}
 
 
@@ -60,15 +63,12 @@ def card_html(
     return (
         f'<article class="id-concept-card" data-site="{site_key(site)}" data-number="{number}">'
         '<button type="button" class="id-button id-concept-card-close" aria-label="Close this concept">×</button>'
-        f"<h3>{escape(title(concept))} <small>concept (SAE feature {number}) · {site_words(site)}</small></h3>"
+        f'<h3 tabindex="-1">{escape(title(concept))} '
+        f"<small>concept (SAE feature {number}) · {site_words(site)}</small></h3>"
         f"{_description(concept)}{_gallery(concept)}{_over_steps(site, number, trace, stages)}{_scores(concept)}"
         f"{_related(dictionary, site, concept)}"
-        '<div class="id-downloads" role="group" aria-label="Download this concept"><span>Download:</span>'
-        f'<a class="id-button" download="concept-{number}.csv" href="{_csv_url(table, number)}">CSV</a>'
-        '<button type="button" class="id-button id-link">Copy link</button></div>'
-        '<details class="id-more"><summary>Look it up in Python</summary><div class="id-code">'
-        '<button type="button" class="id-button id-copy">Copy</button>'
-        f"<pre>{escape(_python(dictionary, site, number))}</pre></div></details></article>"
+        f"{downloads_html([('CSV', f'concept-{number}.csv', _csv_url(table, number))], link='copy')}"
+        f"{folded_code_html(_python(dictionary, site, number), 'Look it up in Python')}</article>"
     )
 
 
@@ -228,10 +228,17 @@ def _scores(concept: "Concept") -> str:
 def _related(dictionary: ConceptDictionary, site: "SaeSite", concept: "Concept") -> str:
     """Concepts with the nearest decoder directions here, and those with the same label elsewhere."""
     table = dictionary.tables[site]
+    neighbours = table.neighbours(concept.number, 6)
     near = [
-        (site, n.number, n.label or "unnamed", f"cosine {n.cosine:.2f}") for n in table.neighbours(concept.number, 6)
+        (site, n.number, n.label or "unnamed", f"cosine {n.cosine:.2f}") for n in neighbours if n.cosine >= _NEAR_COSINE
     ]
     parts = [_row("Nearest directions", near)]
+    if neighbours and not near:
+        parts = [
+            "<h4>Nearest directions</h4>"
+            f"<p>No other concept here points in nearly the same direction: the largest cosine is "
+            f"{neighbours[0].cosine:.2f}.</p>"
+        ]
     if concept.label:
         same = [
             (other, hit.number, hit.label, site_words(other))

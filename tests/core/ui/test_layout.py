@@ -203,7 +203,7 @@ def test_an_empty_panel_says_why(scene: Scene) -> None:
     runtime = Runtime(engine=FakeEngine())
     assert "will appear here" in layout_html(runtime, None, None)
     runtime.ready.set()
-    assert "<pre>python -m training sae\n" in layout_html(runtime, scene, None)
+    assert ">python -m training sae\n" in layout_html(runtime, scene, None)
     runtime.error = "no such file"
     assert "could not be loaded" in layout_html(runtime, scene, None)
 
