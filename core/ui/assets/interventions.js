@@ -11,6 +11,7 @@
   /** @type {{ query: string, image: string } | null} */
   let last = null; // the query of the panel and the image that it was made for
   let remembered = "";
+  let brushing = false; // whether the pointer paints, rather than drags
 
   const panel = () => one(".id-iv:not(.empty, .running)");
   const open = () => page.openTab() === TAB;
@@ -27,7 +28,9 @@
     const stale = (one(".id-status")?.dataset.stale ?? "").includes("edits");
     const main = one("#id-main").classList;
     main.toggle("id-stale-edits", stale);
+    main.toggle("id-painted", open() && painted());
     main.toggle("id-painting", painting());
+    page.attribute(one(".id-iv-paint"), "aria-pressed", String(brushing));
     showCells();
     const root = panel();
     if (!root) return;
@@ -35,6 +38,7 @@
     root.classList.toggle("old", before);
     if (tab === TAB && !before && remembered !== root.dataset.query) {
       remembered = root.dataset.query;
+      brushing = false; // what came of it is to be seen
       page.remember();
     }
   });
@@ -62,8 +66,18 @@
       page.apply();
     } else if (target(event).closest?.(".id-iv-clear")) {
       cells.fill(0);
+      brushing = true;
       writeCells();
+      page.apply();
+    } else if (target(event).closest?.(".id-iv-paint")) {
+      brushing = !brushing;
+      page.apply();
     }
+  });
+  document.addEventListener("input", (event) => {
+    if (!target(event).closest?.("#id-iv-where")) return;
+    brushing = target(event).value === "painted";
+    setTimeout(page.apply);
   });
 
   // --- painting: one bit per cell, which travels with the request as hexadecimal digits in a hidden field
@@ -71,7 +85,8 @@
   const cells = new Uint8Array(GRID * GRID);
   let written = "";
   const field = () => one("#id-iv-cells textarea, #id-iv-cells input");
-  const painting = () => open() && one("#id-iv-where input:checked")?.value === "painted";
+  const painted = () => one("#id-iv-where input:checked")?.value === "painted";
+  const painting = () => open() && brushing && painted();
 
   function readCells() {
     const text = field()?.value ?? "";
@@ -99,7 +114,7 @@
     readCells();
     const paint = one(".id-paint");
     if (!paint) return;
-    set(paint, "hidden", !painting());
+    set(paint, "hidden", !(painting() || (open() && painted() && !fresh())));
     if (paint.hidden || (paint.dataset.cells === written && !brush)) return;
     paint.dataset.cells = written;
     const context = paint.getContext("2d");

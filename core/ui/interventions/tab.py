@@ -32,7 +32,7 @@ _CHIPS = (
     " if (button) trigger('drop', { index: Number(button.dataset.index) }); });"
 )
 _BRUSH = (
-    '<div class="id-iv-brush"><span>Paint on the picture.</span>'
+    '<div class="id-iv-brush"><button type="button" class="id-button id-iv-paint" aria-pressed="true">Paint</button>'
     '<label>brush size <input type="range" class="id-iv-size" min="1" max="8" step="0.5" value="3"></label>'
     '<label><input type="checkbox" class="id-iv-erase"> erase</label>'
     '<button type="button" class="id-button id-iv-clear">Clear</button></div>'

@@ -92,7 +92,7 @@ def _tools() -> str:
         'aria-label="Opacity of the overlay"></label>'
         '<label><input type="checkbox" class="id-common"> same scale for all words</label>'
         '<label><input type="checkbox" class="id-changes"> show what changed</label>'
-        '<button type="button" class="id-button id-before" hidden>Hold to see the original (B)</button>'
+        '<button type="button" class="id-button id-before" hidden>Hold: original (B)</button>'
         f'<span class="id-legend"><span>0</span><i style="background:{scale_gradient()}"></i>'
         '<span class="id-legend-top">bits per cell</span></span></div>'
     )
