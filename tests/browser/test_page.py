@@ -21,6 +21,8 @@ def generate(page: Page, prompt: str, steps: int = 6) -> None:
     field = page.get_by_label("Steps")
     expect(field).not_to_have_value("")
     field.fill(str(steps))
+    if not page.get_by_label("20%").is_visible():
+        page.get_by_text("How it is measured").click()
     page.get_by_label("20%").check()
     page.locator("#id-prompt textarea").fill(prompt)
     # Nobody types within a moment of unfolding a control for the first time, while the page still sets it up.

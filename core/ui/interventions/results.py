@@ -153,9 +153,9 @@ def object_at(segmenter: Segmenter, scene: Scene, dictionary: ConceptDictionary,
     labels = torch.from_numpy(final_labels(segmenter, scene.image, tables[0].class_names))
     height, width = labels.shape
     number = int(labels[min(int(y * height), height - 1), min(int(x * width), width - 1)])
-    label = tables[0].class_names[number] if number >= 0 else ""
-    if not any((table.frame["label"] == label).any() for table in tables):
+    if number < 0 or not any((table.frame["label"] == tables[0].class_names[number]).any() for table in tables):
         return None
+    label = tables[0].class_names[number]
     return ObjectAt(label, label in background_names(tables), labels == number)
 
 
