@@ -126,6 +126,7 @@ def _prompt_bar(runtime: Runtime, examples: list[PageExample]) -> PromptBar:
                         analyse = gr.Button("Analyse my picture", elem_id="id-analyse")
         hints = html('<div class="id-hints"></div>')
         gallery = html(_examples_html(examples), js_on_load=_PICK, elem_id="id-examples", visible=bool(examples))
+        html('<div class="id-pictures" hidden></div>')
     return PromptBar(prompt, generate, hints, seed, steps, guidance, image, caption, analyse, gallery)
 
 
@@ -143,7 +144,8 @@ def _title_html() -> str:
         '<div class="id-title"><h1>Interpretable Diffusion</h1>'
         "<p>See which words, concepts and moments made this picture.</p>"
         f'<nav class="id-links"><details><summary>Papers</summary><div>{papers}</div></details>'
-        '<a href="?view=api" target="_blank">API</a></nav></div>'
+        '<a href="?view=api" target="_blank">API</a>'
+        '<button type="button" class="id-keys" aria-label="Keys">?</button></nav></div>'
     )
 
 

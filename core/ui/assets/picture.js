@@ -64,20 +64,37 @@
     if (target(event).matches?.(".id-canvas")) set(one(".id-cursor", target(event)), "hidden", true);
   });
 
+  // A card: the picture with its map, what the map is, the prompt, and where to see more.
   function savePng() {
     const image = one(".id-image");
     if (!image) return;
     const side = 1024;
-    const canvas = Object.assign(document.createElement("canvas"), { width: side, height: side });
+    const foot = 196;
+    const canvas = Object.assign(document.createElement("canvas"), { width: side, height: side + foot });
     const context = canvas.getContext("2d");
     context.imageSmoothingQuality = "high";
-    const preview = one(".id-preview:not([hidden])");
-    context.drawImage(preview ?? image, 0, 0, side, side);
+    context.fillStyle = "#fffdf9";
+    context.fillRect(0, 0, side, side + foot);
+    context.drawImage(one(".id-preview:not([hidden])") ?? image, 0, 0, side, side);
     const overlay = one(".id-overlay:not([hidden])");
     if (overlay) {
       context.globalAlpha = state.opacity / 100;
       context.drawImage(overlay, 0, 0, side, side);
+      context.globalAlpha = 1;
     }
+    const lead = page.openTab() === "Attribution" ? one(".id-card:not([hidden]) .id-lead")?.textContent : one(".id-tag")?.textContent;
+    const legend = overlay && page.openTab() === "Attribution" ? one(".id-legend-top")?.textContent : "";
+    /** @type {[string, string, string][]} */
+    const lines = [
+      ["600 34px system-ui, sans-serif", "#1f1926", lead || "Interpretable Diffusion"],
+      ["26px system-ui, sans-serif", "#1f1926", one(".id-viewer")?.dataset.about ?? ""],
+      ["22px system-ui, sans-serif", "#6a6075", [legend && `brightest: ${legend}`, `Interpretable Diffusion · ${location.host}`].filter(Boolean).join(" · ")],
+    ];
+    lines.forEach(([font, colour, text], i) => {
+      context.font = font;
+      context.fillStyle = colour;
+      context.fillText(text, 32, side + 56 + 50 * i, side - 64);
+    });
     const link = document.createElement("a");
     link.download = `${page.chosenWord() ?? "image"}.png`;
     link.href = canvas.toDataURL("image/png");

@@ -90,7 +90,7 @@ def _tools() -> str:
     return (
         '<div class="id-tools"><label>overlay <input type="range" class="id-opacity" min="0" max="100" '
         'aria-label="Opacity of the overlay"></label>'
-        '<label title="One scale for the maps of all words"><input type="checkbox" class="id-common"> same scale</label>'
+        '<label title="One scale for all words"><input type="checkbox" class="id-common"> same scale</label>'
         '<label><input type="checkbox" class="id-changes"> show what changed</label>'
         '<button type="button" class="id-button id-before" hidden>Hold: original (B)</button>'
         f'<span class="id-legend"><span>0</span><i style="background:{scale_gradient()}"></i>'
