@@ -71,6 +71,8 @@ interface IdPage {
   /** Raise events of Gradio components; set once these are there. */
   ask?(question: string, data?: Record<string, string>): void;
   openConcept?(site: string, number: string | number): void;
+  /** Puts a concept into the form of the Interventions tab. */
+  steer?(site: string, number: string): void;
   point?(x: number, y: number, step: number | null): void;
   /** An object is dragged from one place on the image to another; all in 0..1. */
   drag?(x0: number, y0: number, x1: number, y1: number): void;
@@ -101,8 +103,21 @@ interface SiteCodes {
   each: number;
   numbers: string;
   levels: string;
-  /** By number: label, kind, mean, 99th percentile. */
-  names: Record<string, [string, string, number, number]>;
+  /** By number: label, kind, mean, 99th percentile, usual share of all activation, whether the label fits well. */
+  names: Record<string, [string, string, number, number, number, number]>;
+}
+
+/** A concept, or several with one label, in the list of what is active. */
+interface ActiveItem {
+  number: number;
+  /** Of all activation. */
+  share: number;
+  /** How many times its usual share that is. */
+  times: number;
+  /** What it adds to how unusual this picture is. */
+  excess: number;
+  /** How many concepts with this label are active. */
+  members: number;
 }
 
 interface ConceptData {

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 import numpy as np
 
@@ -65,7 +66,8 @@ def card_html(
         '<button type="button" class="id-button id-concept-card-close" aria-label="Close this concept">×</button>'
         f'<h3 tabindex="-1">{escape(title(concept))} '
         f"<small>concept (SAE feature {number}) · {site_words(site)}</small></h3>"
-        f"{_description(concept)}{_gallery(concept)}{_over_steps(site, number, trace, stages)}{_scores(concept)}"
+        f"{_description(concept)}{_bridges(site, concept)}{_gallery(concept)}"
+        f"{_over_steps(site, number, trace, stages)}{_scores(concept)}"
         f"{_related(dictionary, site, concept)}"
         f"{downloads_html([('CSV', f'concept-{number}.csv', _csv_url(table, number))], link='copy')}"
         f"{folded_code_html(_python(dictionary, site, number), 'Look it up in Python')}</article>"
@@ -82,7 +84,9 @@ def search_html(dictionary: ConceptDictionary, query: str, model: "Diffuser | No
     wanted = query.strip()
     if not wanted:
         return kinds_html(dictionary)
-    hits, nearest = search_all(dictionary.tables, wanted, model)
+    if wanted.isdecimal():
+        return _numbered_html(dictionary, int(wanted))
+    hits, nearest = search_all(dictionary.tables, _label_of(dictionary, wanted), model)
     if not hits:
         offered = " ".join(
             f'<button type="button" class="id-find" data-find="{escape(label)}">{escape(label)}</button>'
@@ -95,6 +99,27 @@ def search_html(dictionary: ConceptDictionary, query: str, model: "Diffuser | No
     styles = any(hit.kind == "style" for _, hit in hits[:MAX_HITS])
     fits = _FITS["style"] if styles else _FITS["object"]
     return f'<p class="id-found">{len(hits)} concept{plural}{more}, best fit first. {fits}</p><ul>{shown}</ul>'
+
+
+def _label_of(dictionary: ConceptDictionary, word: str) -> str:
+    """The one label that a word is another word for, or the word itself."""
+    table = next(iter(dictionary.tables.values()))
+    labels = [name for name, words in table.info.words.items() if word.casefold() in map(str.casefold, words)]
+    return labels[0] if len(labels) == 1 else word
+
+
+def _numbered_html(dictionary: ConceptDictionary, number: int) -> str:
+    """The concepts with a number, one per block and branch."""
+    there = {site: table for site, table in dictionary.tables.items() if number < len(table.frame)}
+    if not there:
+        most = max(len(table.frame) for table in dictionary.tables.values()) - 1
+        return f'<p class="id-found">There are concepts 0 to {most} here; none has the number {number}.</p>'
+    rows = "".join(
+        f'<li><button type="button" class="id-concept-button" data-site="{site_key(site)}" data-number="{number}">'
+        f"<b>{escape(title(table[number]))}</b> <small>{number} · {site_words(site)}</small></button></li>"
+        for site, table in there.items()
+    )
+    return f'<p class="id-found">Number {number} is another concept in every block and branch.</p><ul>{rows}</ul>'
 
 
 def kinds_html(dictionary: ConceptDictionary) -> str:
@@ -179,6 +204,17 @@ def _description(concept: "Concept") -> str:
     return f'<p class="id-concept-card-summary">{text} {when}</p>'
 
 
+def _bridges(site: "SaeSite", concept: "Concept") -> str:
+    """What else to do with a concept."""
+    steer = (
+        f'<button type="button" class="id-button id-steer" data-site="{site_key(site)}" '
+        f'data-number="{concept.number}">Steer this concept</button>'
+    )
+    label = escape(concept.label)
+    same = f'<button type="button" class="id-button id-same" data-label="{label}">All concepts of “{label}”</button>'
+    return f'<div class="id-actions">{steer}{same if label else ""}</div>'
+
+
 def _gallery(concept: "Concept") -> str:
     if not concept.gallery:
         return ""
@@ -192,10 +228,11 @@ def _gallery(concept: "Concept") -> str:
 def _image(example: "Example", concept: "Concept") -> str:
     heat = layer(example.map.astype(np.float64), np.zeros_like(example.map, dtype=np.float64), example.peak)
     prompt = escape(example.entry.prompt)
+    link = escape(urlencode({"prompt": example.entry.prompt, "seed": example.entry.seed, "tab": "concepts"}))
     return (
-        f'<figure title="{prompt}, seed {example.entry.seed}"><img src="{data_url(example.image, quality=78)}" '
-        f'alt="{prompt}" loading="lazy"><img class="id-heat" src="{data_url(heat, quality=60)}" alt="where concept '
-        f'{concept.number} is active"></figure>'
+        f'<figure title="{prompt}, seed {example.entry.seed}"><a href="?{link}" aria-label="Open {prompt}">'
+        f'<img src="{data_url(example.image, quality=78)}" alt="{prompt}" loading="lazy"><img class="id-heat" '
+        f'src="{data_url(heat, quality=60)}" alt="where concept {concept.number} is active"></a></figure>'
     )
 
 

@@ -137,6 +137,7 @@ def wire_interventions(
     selected = [tab.kind.input, tab.what.input, tab.site.input]
     gr.on(selected, events.hint, selection, tab.hint, **_LATEST)
     tab.hint.point(events.point, [scene, tab.kind], [tab.what, tab.site, tab.hint], **_AT_ONCE)
+    tab.hint.steer(events.steer, [tab.kind], [tab.what, tab.site, tab.hint], **_AT_ONCE)
     tab.hint.choose(events.choose_label, [tab.kind, tab.site], [tab.what, tab.hint], **_AT_ONCE)
     kind_defaults = [tab.region, tab.stage, tab.first, tab.last, tab.strength]
     tab.kind.input(events.kind_changed, [scene, tab.kind], kind_defaults, **_AT_ONCE)
@@ -362,6 +363,14 @@ class _InterventionEvents:
         """A suggested label was chosen: (what, hint)."""
         word = str((event._data or {}).get("word", ""))
         return word, self.hint(kind, word, site)
+
+    def steer(self, kind: str, event: gr.EventData) -> tuple[Any, Any, Any]:
+        """A concept was chosen on its card: (what, site, hint)."""
+        data = event._data or {}
+        what, site = str(data.get("number", "")), str(data.get("site", ""))
+        if not what.isdecimal() or self.runtime.dictionary is None:
+            return (gr.skip(),) * 3
+        return what, site, self.hint(kind, what, site)
 
     def point(self, scene: Scene | None, kind: str, event: gr.EventData) -> tuple[Any, Any, Any]:
         """What is at a point of the image: (what, site, hint).

@@ -23,6 +23,7 @@ from core.ui.interventions.request import (
 
 _HINT = (
     "window.idPage.point = (x, y, step) => trigger('point', { x, y, step });"
+    " window.idPage.steer = (site, number) => trigger('steer', { site, number });"
     " window.idPage.drag = (x0, y0, x1, y1) => trigger('drag', { x0, y0, x1, y1 });"
     " element.addEventListener('click', (event) => { const button = event.target.closest('.id-iv-near');"
     " if (button) trigger('choose', { word: button.dataset.word }); });"
@@ -49,7 +50,7 @@ class InterventionsTab:
     """A label, or concept numbers."""
     hint: gr.HTML
     """What that selects. Its event `point` carries `x`, `y` and `step`, `drag` where a drag began and ended as `x0`,
-    `y0`, `x1` and `y1`, and `choose` a `word`.
+    `y0`, `x1` and `y1`, `choose` a `word`, and `steer` the `site` and `number` of a concept.
     """
     site: gr.Dropdown
     """The block and branch that concept numbers belong to."""
