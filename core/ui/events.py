@@ -22,6 +22,7 @@ from core.ui.examples import cache_example
 from core.ui.interventions.events import wire_interventions
 from core.ui.interventions.tab import why_empty_html
 from core.ui.layout.tab import layout_html
+from core.ui.look.export import image_query
 from core.ui.look.scene import Scene
 from core.ui.look.viewer import progress_viewer_html, seconds_left, status_html, viewer_html
 from core.ui.look.words import badge_html, hints
@@ -117,8 +118,8 @@ class _PageEvents:
         return verdicts(upload_problems(self.runtime, image, caption, seed))
 
     def begin_generate(self, prompt: str, seed: float, steps: float, guidance: float, request: gr.Request) -> Any:
-        del prompt, seed, steps, guidance  # the validator, which takes the same arguments, needs them
-        return self._begin(request, "image words")
+        query = image_query(prompt.strip(), int(seed), int(steps), float(guidance))
+        return self._begin(request, "image words", query)
 
     def begin_restored(self, prompt: str, seed: float, steps: float, guidance: float, request: gr.Request) -> Any:
         """The image of the page's address; there is no one at the fields to read a validator's message."""
@@ -136,11 +137,11 @@ class _PageEvents:
             return 0, status_html("Generate a picture first, or choose an example.", kind="error")
         return self._begin(request, "words")
 
-    def _begin(self, request: gr.Request, stale: str) -> tuple[int, str]:
+    def _begin(self, request: gr.Request, stale: str, asked: str = "") -> tuple[int, str]:
         ticket = self.runtime.tickets.issue(_session(request))
         state, text = self.runtime.badge()
         waiting = f"Waiting: {text}" if state == "loading" else "Waiting for the model to be free…"
-        return ticket, status_html(waiting, 0.0, stale)
+        return ticket, status_html(waiting, 0.0, stale, asked=asked)
 
     def generate_image(
         self,
@@ -169,7 +170,7 @@ class _PageEvents:
                 elif time.monotonic() - shown_at > _REFRESH_SECONDS:
                     shown_at = time.monotonic()
                     yield self._preview(item, prompt), gr.skip(), _generation_status(item)
-            yield self._viewer(old), gr.skip(), self._cancelled(number, request)
+            yield self._viewer(old), gr.skip(), self._cancelled(number, request, shown=old)
         except Exception as error:
             runtime.tickets.drop(number)
             yield self._viewer(old), gr.skip(), status_html(sentence(error), kind="error")
@@ -296,11 +297,13 @@ class _PageEvents:
     def _preview(self, item: GenerationProgress, prompt: str) -> str:
         return progress_viewer_html(item.latest, prompt, item.frames, item.n_steps, self.runtime.spec.stages)
 
-    def _cancelled(self, ticket: int, request: gr.Request, stale: str = "") -> Any:
+    def _cancelled(self, ticket: int, request: gr.Request, stale: str = "", shown: Scene | None = None) -> Any:
         """The status of a cancelled job; skipped if a newer job reports its own."""
         if self.runtime.tickets.is_replaced(ticket, _session(request)):
             return gr.skip()
-        return status_html("Cancelled." + (" The words shown belong to another picture." if stale else ""), stale=stale)
+        words = " The words shown belong to another picture." if stale else ""
+        picture = "" if shown is None else f" Still showing “{shown.prompt}”."
+        return status_html(f"Cancelled.{words}{picture}", stale=stale)
 
 
 def _generation_status(item: GenerationProgress) -> str:

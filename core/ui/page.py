@@ -9,6 +9,7 @@ from core.ui.attribution.tab import build_attribution_tab
 from core.ui.backend.fields import IMAGE_OPTIONS, ImageField, NumberField, TextField, html
 from core.ui.backend.runtime import Runtime
 from core.ui.backend.server import KEEP_FILES, PageBlocks
+from core.ui.backend.wordlist import load_wordlist
 from core.ui.components import Page, PromptBar
 from core.ui.concepts.tab import build_concepts_tab
 from core.ui.events import wire
@@ -99,24 +100,37 @@ def _prompt_bar(runtime: Runtime, examples: list[PageExample]) -> PromptBar:
                 elem_id="id-prompt",
             )
             generate = gr.Button("Generate", variant="primary", scale=0, min_width=130, elem_id="id-generate")
+        with gr.Row(elem_id="id-writing"):
+            wordlist = load_wordlist(runtime.spec.assets)
+            html(wordlist.html if wordlist else "", visible=wordlist is not None)
+            with gr.Accordion("Seed, steps, guidance, or your own picture", open=False, elem_id="id-options"):
+                with gr.Row():
+                    seed = NumberField(
+                        value=start.seed if start else 0,
+                        label="Seed",
+                        info="Change for a new variation.",
+                        elem_id="id-seed",
+                    )
+                    steps = NumberField(
+                        value=spec.num_inference_steps,
+                        label="Steps",
+                        info="Denoising steps; more are slower and finer.",
+                        elem_id="id-steps",
+                    )
+                    guidance = NumberField(
+                        value=spec.guidance_scale,
+                        label="Guidance",
+                        info="How strongly to follow the prompt; 1 = off.",
+                        elem_id="id-guidance",
+                    )
+                with gr.Row(elem_id="id-upload-row"):
+                    image = ImageField(label="Your own picture", height=180, elem_id="id-upload-image", **IMAGE_OPTIONS)
+                    with gr.Column():
+                        caption = TextField(label="Caption", placeholder="a dog on the beach", max_lines=3, lines=1)
+                        analyse = gr.Button("Analyse my picture", elem_id="id-analyse")
         hints = html('<div class="id-hints"></div>')
-        with gr.Accordion("Seed, steps, guidance, or your own picture", open=False, elem_id="id-options"):
-            with gr.Row():
-                seed = NumberField(value=start.seed if start else 0, label="Seed", info="Change for a new variation.")
-                steps = NumberField(
-                    value=spec.num_inference_steps, label="Steps", info="Denoising steps; more are slower and finer."
-                )
-                guidance = NumberField(
-                    value=spec.guidance_scale,
-                    label="Guidance",
-                    info="How strongly to follow the prompt; 1 = off.",
-                )
-            with gr.Row(elem_id="id-upload-row"):
-                image = ImageField(label="Your own picture", height=180, elem_id="id-upload-image", **IMAGE_OPTIONS)
-                with gr.Column():
-                    caption = TextField(label="Caption", placeholder="a dog on the beach", max_lines=3, lines=1)
-                    analyse = gr.Button("Analyse my picture", elem_id="id-analyse")
         gallery = html(_examples_html(examples), js_on_load=_PICK, elem_id="id-examples", visible=bool(examples))
+        html('<div class="id-pictures" hidden></div>')
     return PromptBar(prompt, generate, hints, seed, steps, guidance, image, caption, analyse, gallery)
 
 
@@ -134,7 +148,8 @@ def _title_html() -> str:
         '<div class="id-title"><h1>Interpretable Diffusion</h1>'
         "<p>See which words, concepts and moments made this picture.</p>"
         f'<nav class="id-links"><details><summary>Papers</summary><div>{papers}</div></details>'
-        '<a href="?view=api" target="_blank">API</a></nav></div>'
+        '<a href="?view=api" target="_blank">API</a>'
+        '<button type="button" class="id-keys" aria-label="Keys">?</button></nav></div>'
     )
 
 

@@ -25,6 +25,7 @@ def open_example(page: Page) -> None:
     """The first stored example, with a model that is ready."""
     page.wait_for_selector(".id-badge.ready")
     page.wait_for_selector(".id-overlay:not([hidden])")
+    page.get_by_text("How it is measured").click()
     page.get_by_label("20%").check()
     wait_while_it_goes_on(page, "() => !document.querySelector('.id-status .id-bar i')")
 

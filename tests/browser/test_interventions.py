@@ -49,9 +49,11 @@ def test_a_link_restores_an_edit(open_page: Opener, tmp_path: Path) -> None:
     findings = page.locator(".id-iv-findings")
     expect(findings).to_contain_text(re.compile("penguin.*(region|segmenter)"))
     expect(findings).to_contain_text("normal range")
-    assert page.locator("#id-iv-slider img").count() == 2
+    expect(page.locator(".id-preview")).to_be_visible()
+    expect(page.locator(".id-tag")).to_have_text("edited")
+    page.get_by_label("show what changed").check()
     expect(page.locator(".id-overlay")).to_be_visible()
-    expect(page.locator(".id-tag")).to_have_text("what the edit changed")
+    expect(page.locator(".id-tag")).to_have_text("edited · what changed")
     assert json.loads(parse_qs(urlsplit(page.url).query)["edits"][0]) == [PENGUIN]
 
     downloads = page.locator(".id-iv .id-downloads")
@@ -68,16 +70,14 @@ def test_a_link_restores_an_edit(open_page: Opener, tmp_path: Path) -> None:
     page.get_by_text("Repeat this in Python").last.click()
     assert 'core.SpatialEdit(label="penguin"' in page.locator(".id-iv .id-code pre").inner_text()
 
-    # The three stages, and one of them in the slider.
-    shown = page.locator("#id-iv-slider img").last.get_attribute("src")
+    # The three stages, and one of them on the large picture.
     page.locator("#id-iv-compare").click()
     page.wait_for_selector(".id-iv-choose")
     expect(page.locator(".id-iv-table")).to_contain_text("worked?")
-    page.locator(".id-iv-choose").nth(2).click()
-    expect(page.locator(".id-iv-choose").nth(2)).to_have_attribute("aria-pressed", "true")
-    page.wait_for_function(
-        "before => [...document.querySelectorAll('#id-iv-slider img')].at(-1)?.src !== before", arg=shown
-    )
+    late = page.locator(".id-iv-choose").nth(2)
+    late.click()
+    expect(late).to_have_attribute("aria-pressed", "true")
+    expect(page.locator(".id-preview")).to_have_attribute("src", str(late.get_attribute("data-edited")))
     assert "compare=stages" in page.url
 
 
@@ -113,12 +113,17 @@ def test_an_edit_is_suggested_and_invalid_input_reported(page: Page) -> None:
     expect(page.get_by_label("to step")).to_have_value("10")
 
     page.locator("#id-iv-where label", has_text="brush").click()
-    expect(page.locator("#id-iv-brush canvas").first).to_be_visible()
     page.locator("#id-iv-show").click()
     expect(page.locator("#id-iv-where")).to_contain_text("The region is empty")
 
-    # A click on the picture selects concepts by number.
-    page.locator(".id-canvas").click(position={"x": 150, "y": 150})
+    # A click on the picture chooses what lies there; at a step, the concepts that are active there.
+    page.locator("#id-iv-where label", has_text="everywhere").click()
+    box = page.locator(".id-canvas").bounding_box()
+    assert box
+    page.locator(".id-canvas").click(position={"x": 0.28 * box["width"], "y": 0.7 * box["height"]})
+    expect(what).to_have_value("pine")
+    page.locator("button.id-frame").nth(12).click()
+    page.locator(".id-canvas").click(position={"x": 0.28 * box["width"], "y": 0.7 * box["height"]})
     expect(what).to_have_value(re.compile(r"^\d+, \d+"))
     expect(page.locator(".id-iv-hint")).to_contain_text("middle, with the prompt")
 
@@ -128,17 +133,7 @@ def test_edits_are_painted_listed_and_cancelled(open_page: Opener) -> None:
     page = open_page(query="?" + urlencode({**SETTINGS, "steps": 20}))
     expect(page.get_by_label("to step")).to_have_value("8")  # the form is that of the new picture
     page.locator("#id-iv-where label", has_text="brush").click()
-    canvas = page.locator("#id-iv-brush canvas").first
-    canvas.scroll_into_view_if_needed()
-    page.wait_for_timeout(2000)  # the editor sets itself up
-    box = canvas.bounding_box()
-    assert box
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    with page.expect_response(lambda response: "layer_0" in (response.request.post_data or "")):
-        page.mouse.move(x, y)
-        page.mouse.down()
-        page.mouse.move(x + 30, y + 30, steps=4)
-        page.mouse.up()
+    page.locator(".id-canvas").click()
     page.locator("#id-iv-add").click()
     expect(page.locator(".id-iv-chips")).to_contain_text("penguin → painted region · early")
     page.locator("#id-iv-show").click()
@@ -155,5 +150,5 @@ def test_nothing_is_wider_than_the_page(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     open_interventions(page)
     page.locator("#id-iv-where label", has_text="brush").click()
-    expect(page.locator("#id-iv-brush canvas").first).to_be_visible()
+    expect(page.locator(".id-iv-brush")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= width

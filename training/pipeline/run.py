@@ -37,6 +37,7 @@ from training.picturebook.models.loop import LoopConfig, Task, train
 from training.picturebook.models.painting import PaintedScenes, painted_scenes
 from training.picturebook.world.captions import Split
 from training.picturebook.world.surprisal import write_surprisals
+from training.picturebook.world.wordlist import WORDLIST, write_wordlist
 from training.pipeline.export import (
     SHEET_CAPTIONS,
     assemble,
@@ -166,6 +167,7 @@ class PicturebookRun:
                 set_json(self.package / name / "config.json", dtype="float32")
                 strip_paths(self.package / name)
         write_surprisals(self.package / TABLE)
+        write_wordlist(self.package / WORDLIST)
         write_text(self.package / "training.json", json.dumps(asdict(self.config), indent=2) + "\n")
         logger.info("exported to %s", self.package)
 

@@ -25,7 +25,9 @@
   let last = null;
   let rendered = "";
   let outdated = false; // whether the open card is about another image
-  let opened = "";
+  let opened = ""; // the site and number of the open card
+  let chosenByHand = false; // whether a click asked for the next card, rather than the address
+  const still = matchMedia("(prefers-reduced-motion: reduce)");
 
   const panel = () => one(".id-active:not(.empty)");
   const card = () => one("#id-concept .id-concept-card:not([hidden])");
@@ -75,9 +77,10 @@
     return Math.min(Math.floor(point.y * height), height - 1) * width + Math.min(Math.floor(point.x * width), width - 1);
   }
 
-  // [[number, share]], strongest first.
-  /** @param {SiteCodes} codes @param {number} at @returns {[number, number][]} */
-  function strongest(codes, at) {
+  // What is more active than usual, by how much that says of this picture: share · log2(share / usual share). Concepts with
+  // one label are one item, which shows the first of them; labels that fit badly come last.
+  /** @param {SiteCodes} codes @param {number} at @param {boolean} named @returns {ActiveItem[]} */
+  function strongest(codes, at, named) {
     const cells = codes.grid[0] * codes.grid[1];
     /** @type {Map<number, number>} */
     const sums = new Map();
@@ -91,7 +94,23 @@
       sums.set(number, (sums.get(number) ?? 0) + value);
       whole += value;
     }
-    return Array.from(sums, ([number, sum]) => /** @type {[number, number]} */ ([number, sum / whole])).sort((a, b) => b[1] - a[1]);
+    /** @type {Map<string, ActiveItem>} */
+    const found = new Map();
+    const items = Array.from(sums, ([number, sum]) => {
+      const share = sum / whole;
+      const times = share / Math.max(codes.names[number][4], 1e-6);
+      return { number, share, times, excess: share * Math.log2(times), members: 1 };
+    }).sort((a, b) => b.excess - a.excess);
+    for (const item of items) {
+      const label = codes.names[item.number][0];
+      if (named && !label) continue;
+      const same = found.get(label);
+      if (label && same) same.members += 1;
+      else found.set(label || `#${item.number}`, item);
+    }
+    /** @param {ActiveItem} item */
+    const weak = (item) => Number(Boolean(codes.names[item.number][0]) && !codes.names[item.number][5]);
+    return Array.from(found.values()).sort((a, b) => weak(a) - weak(b) || b.excess - a.excess);
   }
 
   /** @param {HTMLCanvasElement} canvas @param {SiteCodes} codes @param {number} number @param {number} at */
@@ -116,27 +135,31 @@
   /** @param {SiteCodes} codes @param {number} number */
   const name = (codes, number) => codes.names[number]?.[0] || KINDS[codes.names[number]?.[1]] || "unnamed";
 
-  /** @param {string} key @param {SiteCodes} codes @param {number} number @param {number} share @param {number} at @param {number} top */
-  function item(key, codes, number, share, at, top) {
+  /** @param {string} key @param {SiteCodes} codes @param {ActiveItem} found @param {number} at @param {number} top */
+  function item(key, codes, found, at, top) {
+    const [label, kind, , , , fits] = codes.names[found.number];
     const row = document.createElement("li");
     const button = document.createElement("button");
     button.type = "button";
     button.className = "id-concept-button id-active-item";
+    button.classList.toggle("weak", Boolean(label) && !fits);
     button.dataset.site = key;
-    button.dataset.number = String(number);
+    button.dataset.number = String(found.number);
     const bar = document.createElement("i");
-    bar.style.setProperty("--share", String(share / top));
-    const label = document.createElement("b");
-    label.textContent = name(codes, number);
+    bar.style.setProperty("--share", String(Math.max(found.excess, 0) / top));
+    const title = document.createElement("b");
+    title.textContent = name(codes, found.number);
     const note = document.createElement("small");
-    note.textContent = `feature ${number} · ${KINDS[codes.names[number][1]]}`;
+    note.textContent = [`feature ${found.number}`, found.members > 1 ? `the first of ${found.members}` : KINDS[kind],
+      label && !fits ? "name fits badly" : ""].filter(Boolean).join(" · ");
     const figure = document.createElement("span");
     figure.className = "id-active-item-share";
-    figure.textContent = `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
+    figure.textContent = `${found.times >= 9.95 ? found.times.toFixed(0) : found.times.toFixed(1)} ×`;
+    figure.title = `${(100 * found.share).toFixed(1)} % of all activation here, ${found.times.toFixed(1)} times as much as in most pictures`;
     const words = document.createElement("span");
     words.className = "id-active-item-words";
-    words.append(label, note, bar);
-    button.append(paint(document.createElement("canvas"), codes, number, at), words, figure);
+    words.append(title, note, bar);
+    button.append(paint(document.createElement("canvas"), codes, found.number, at), words, figure);
     row.append(button);
     return row;
   }
@@ -151,16 +174,17 @@
     const state = `${key} ${at} ${named} ${point ? cellOf(codes) : ""}`;
     const stage = one(`button.id-frame[data-step="${at}"]`)?.dataset.stage;
     set(one(".id-active-at", root), "textContent",
-      `Strongest at step ${at + 1} of ${data.steps}${stage ? ` (${stage})` : ""}, ${where}${point ? " · click there again for the whole picture" : ""}`);
+      `Most unusual at step ${at + 1} of ${data.steps}${stage ? ` (${stage})` : ""}, ${where}${point ? " · click there again for the whole picture" : ""}`);
     set(one(".id-active-site", root), "textContent",
       all("input[type=radio]:checked", root).map((input) => one("span", input.parentElement).textContent).join(", "));
     for (const bin of all("#id-concept .id-bin")) bin.classList.toggle("now", Number(bin.dataset.step) === at);
     if (state === rendered) return;
     rendered = state;
-    const found = strongest(codes, at).filter(([number]) => !named || codes.names[number][0]).slice(0, SHOWN);
+    const found = strongest(codes, at, named).slice(0, SHOWN);
+    const top = Math.max(...found.map((one) => one.excess), 1e-9);
     const focused = /** @type {Found | null} */ (document.activeElement)?.closest?.(".id-active-item")?.dataset.number;
     const list = one(".id-active-list", root);
-    if (found.length) list.replaceChildren(...found.map(([number, share]) => item(key, codes, number, share, at, found[0][1])));
+    if (found.length) list.replaceChildren(...found.map((one) => item(key, codes, one, at, top)));
     else list.replaceChildren(Object.assign(document.createElement("li"), { className: "id-empty", textContent: "Nothing named is active here." }));
     if (focused) one(`.id-active-item[data-number="${focused}"]`, list)?.focus({ preventScroll: true });
   }
@@ -210,7 +234,8 @@
     const context = large.getContext("2d");
     context.imageSmoothingQuality = "high";
     context.drawImage(small, 0, 0, 256, 256);
-    return { src: large.toDataURL(), tag: `${name(codes, shown.number)} · feature ${shown.number}` };
+    const preview = hovered && card() && card().dataset.number !== String(shown.number) ? " · preview" : "";
+    return { src: large.toDataURL(), tag: `${name(codes, shown.number)} · feature ${shown.number}${preview}` };
   };
 
   page.clicks[TAB] = (x, y) => {
@@ -223,6 +248,11 @@
     page.apply();
   };
 
+  page.spoken[TAB] = () => {
+    const first = one(".id-active-item");
+    return first ? one("b", first).textContent : "";
+  };
+
   page.parameters[TAB] = () => {
     const root = panel();
     const shown = card();
@@ -231,29 +261,50 @@
     return { block, branch, ...(shown ? { concept: shown.dataset.number } : {}) };
   };
 
+  // Scrolling, too, brings other buttons under the pointer: only one that moves previews a concept.
+  let pointer = "";
   /** @param {Event} event */
   const hover = (event) => {
+    if (event instanceof PointerEvent) {
+      const now = `${event.screenX} ${event.screenY}`;
+      if (now === pointer) return;
+      pointer = now;
+    }
     const button = target(event).closest?.(".id-concept-button");
     const next = button ? { site: button.dataset.site, number: Number(button.dataset.number) } : null;
     if (next?.number === hovered?.number && next?.site === hovered?.site) return;
     hovered = next;
     page.apply();
   };
-  document.addEventListener("pointerover", hover);
+  document.addEventListener("pointermove", hover);
   document.addEventListener("focusin", hover);
 
   document.addEventListener("click", (event) => {
     const button = target(event).closest?.(".id-concept-button");
     const closed = one("#id-concept .id-concept-card[hidden]");
-    if (target(event).closest?.(".id-concept-card-close")) {
+    const steer = target(event).closest?.(".id-steer");
+    const same = target(event).closest?.(".id-same");
+    if (same) {
+      const search = one("#id-concept-query textarea, #id-concept-query input");
+      page.type(search, same.dataset.label);
+      search.scrollIntoView({ block: "start" });
+    }
+    if (steer) {
+      all('#id-right [role="tab"]').find((tab) => tab.textContent.trim() === "Interventions")?.click();
+      page.steer?.(steer.dataset.site, steer.dataset.number);
+    } else if (target(event).closest?.(".id-random")) {
+      const sites = Object.keys(data?.sites ?? {});
+      const numbers = sites.length ? Object.keys(data.sites[sites[0]].names).filter((number) => data.sites[sites[0]].names[number][5]) : [];
+      if (!numbers.length) return;
+      chosenByHand = true;
+      page.openConcept?.(sites[0], numbers[Math.floor(Math.random() * numbers.length)]);
+    } else if (target(event).closest?.(".id-concept-card-close")) {
       // Hidden, not removed: opening the same concept again yields the same HTML, which Gradio would not render anew.
       set(card(), "hidden", true);
-      opened = "";
-      page.apply();
-      page.remember();
-    } else if (button && closed?.dataset.site === button.dataset.site && closed.dataset.number === button.dataset.number) {
-      closed.hidden = false;
-      delete closed.dataset.seen;
+      cardChanged();
+    } else if (button) {
+      chosenByHand = true;
+      if (closed?.dataset.site === button.dataset.site && closed.dataset.number === button.dataset.number) closed.hidden = false;
       cardChanged();
     }
   });
@@ -273,17 +324,19 @@
     page.remember();
   });
 
-  // A new card is scrolled into view, and the address remembers it.
+  // A card that was not open before is scrolled into view from its start, and the address remembers it.
   function cardChanged() {
     const shown = card();
-    if (shown && !shown.dataset.seen) {
-      shown.dataset.seen = "yes";
-      page.apply();
-      page.remember();
-      const name = `${shown.dataset.site} ${shown.dataset.number}`;
-      if (name !== opened) shown.scrollIntoView({ block: "nearest", behavior: "smooth" });
-      opened = name;
-    }
+    const now = shown ? `${shown.dataset.site} ${shown.dataset.number}` : "";
+    if (now === opened) return;
+    opened = now;
+    hovered = null; // the pointer did not move: another button came to lie under it
+    page.apply();
+    page.remember();
+    if (!shown) return;
+    if (chosenByHand) one("h3", shown)?.focus({ preventScroll: true });
+    chosenByHand = false;
+    shown.scrollIntoView({ block: "start", behavior: still.matches ? "auto" : "smooth" });
   }
-  new MutationObserver(cardChanged).observe(document, { childList: true, subtree: true });
+  page.changes.push(cardChanged);
 })();

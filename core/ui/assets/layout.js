@@ -128,6 +128,7 @@
     set(one(".id-layout-at", root), "textContent", `step ${at + 1} of ${steps}${stage ? ` · ${stage}` : ""}`);
     set(one(".id-layout-option", root), "textContent", inputs.map((input) => one("span", input.parentElement).firstChild.textContent.trim()).join(", "));
     for (const part of all("[data-choice]", root)) part.toggleAttribute("hidden", part.dataset.choice !== key);
+    for (const number of all(".id-layout-code-step", root)) set(number, "textContent", String(at));
     for (const bin of all(".id-bin", root)) bin.classList.toggle("now", Number(bin.dataset.step) === at);
     const button = one(".id-layout-play", root);
     const action = still.matches ? "Next step" : playing ? "Pause" : "Play";

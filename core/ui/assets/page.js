@@ -1,30 +1,34 @@
 // @ts-check
-// What the browser does without asking the server: the chosen word and step, the overlay, the address, downloads.
+// What the browser does without asking the server: the chosen word and step, and the overlay on the picture.
 // The server renders plain HTML; this script finds its parts by class and keeps the choices over every re-rendering.
 (() => {
   "use strict";
   const query = new URLSearchParams(location.search);
   /** @type {IdState} */
-  const state = { word: query.get("word"), step: null, opacity: 72, common: false, curves: false, focus: null };
+  const state = { word: query.get("word"), step: null, opacity: 85, common: false, changes: false, before: false, curves: false, focus: null };
   /** @type {IdPage["one"]} */
   const one = (selector, root = document) => root.querySelector(selector);
   /** @type {IdPage["all"]} */
   const all = (selector, root = document) => Array.from(root.querySelectorAll(selector));
   /** @type {IdPage["set"]} */
   const set = (element, name, value) => { if (element && element[name] !== value) element[name] = value; };
+  /** @type {IdPage["attribute"]} */
+  const attribute = (element, name, value) => {
+    if (element && element.getAttribute(name) !== value) element.setAttribute(name, value);
+  };
   /** @type {IdPage["target"]} */
   const target = (event) => /** @type {any} */ (event.target);
-  // The tabs' own scripts extend this object; see types.d.ts.
+  const WORDS = "Attribution";
+  const tabs = () => all('#id-right [role="tab"]');
+  const openTab = () => tabs().find((tab) => tab.getAttribute("aria-selected") === "true")?.textContent.trim() ?? WORDS;
+
+  // The other scripts extend this object; see types.d.ts.
   /** @type {IdPage} */
   const page = (window.idPage = {
-    state, query, one, all, set, target, apply, remember, chooseStep, chooseWord, chosenWord,
-    overlays: {}, clicks: {}, parameters: {}, addresses: {}, watchers: [],
+    state, query, one, all, set, target, apply, chooseStep, chooseWord, chosenWord, openTab, type,
+    attribute, address: () => null, remember: () => undefined, overlays: {}, bases: {}, clicks: {}, spoken: {}, parameters: {}, addresses: {}, watchers: [], changes: [],
   });
   let wantedTab = query.get("tab");
-  /** @param {Element} element @param {string} name @param {string} value */
-  const attribute = (element, name, value) => {
-    if (element.getAttribute(name) !== value) element.setAttribute(name, value);
-  };
 
   /** @type {string | null} */
   let layersText = null;
@@ -40,10 +44,6 @@
     }
   }
 
-  const WORDS = "Attribution";
-  const tabs = () => all('#id-right [role="tab"]');
-  const openTab = () => tabs().find((tab) => tab.getAttribute("aria-selected") === "true")?.textContent.trim() ?? WORDS;
-
   function openWantedTab() {
     if (!wantedTab || !tabs().length) return;
     const tab = tabs().find((one) => one.textContent.trim().toLowerCase() === wantedTab.toLowerCase());
@@ -56,8 +56,9 @@
   function chosenWord() {
     const chips = all(".id-chip");
     if (chips.some((chip) => chip.dataset.word === state.word)) return state.word;
+    // Of words that are nearly as strong as the strongest, the first, which is what the prompt is about.
     const bits = chips.map((chip) => Number(chip.dataset.bits));
-    return chips[bits.indexOf(Math.max(...bits))]?.dataset.word ?? null;
+    return chips[bits.findIndex((value) => value >= 0.9 * Math.max(...bits))]?.dataset.word ?? null;
   }
 
   function apply() {
@@ -79,6 +80,7 @@
       set(line, "textContent", one(".id-viewer")?.dataset.about ?? "");
     }
     for (const chip of all(".id-chip")) attribute(chip, "aria-pressed", String(chip.dataset.word === word));
+    oneTabStop(all(".id-chip"), one('.id-chip[aria-pressed="true"]'));
     for (const part of all("[data-for]")) set(part, "hidden", part.dataset.for !== word);
     for (const fold of all(".id-curves")) set(fold, "open", state.curves);
     for (const row of all("[data-row]")) row.classList.toggle("chosen", row.dataset.row === word);
@@ -86,6 +88,13 @@
     for (const watch of page.watchers) watch(openTab());
     applyViewer(word, stale);
     if (state.focus && document.activeElement === document.body) one(state.focus)?.focus({ preventScroll: true });
+  }
+
+  // A row of buttons is one stop of the Tab key; arrow keys walk along it.
+  /** @param {Found[]} buttons @param {Found | null | undefined} chosen */
+  function oneTabStop(buttons, chosen) {
+    const here = buttons.find((button) => button === document.activeElement) ?? chosen ?? buttons[0];
+    for (const button of buttons) set(button, "tabIndex", button === here ? 0 : -1);
   }
 
   /** @param {string | null} word @param {string[]} stale */
@@ -116,19 +125,25 @@
     if (slider && document.activeElement !== slider) slider.value = String(state.opacity);
     const common = one(".id-common", viewer);
     if (common) set(common, "checked", state.common);
-    applyStep(viewer, growing, other ? other.tag : layer && state.step === null ? `“${word}”` : "");
+    const base = growing ? null : page.bases[openTab()]?.() ?? null;
+    set(one(".id-changes", viewer), "checked", state.changes);
+    set(one(".id-before", viewer), "hidden", !base);
+    const about = other ? other.tag : layer && state.step === null ? `“${word}”` : "";
+    const named = base ? (state.before ? "original" : base.tag) : "";
+    applyStep(viewer, growing, [named, about].filter(Boolean).join(" · "), base && !state.before ? base.src : "");
   }
 
-  /** @param {HTMLElement} viewer @param {boolean} growing @param {string} about */
-  function applyStep(viewer, growing, about) {
+  /** @param {HTMLElement} viewer @param {boolean} growing @param {string} about @param {string} base */
+  function applyStep(viewer, growing, about, base) {
     const frames = all("button.id-frame", viewer);
     if (growing || !frames.length) state.step = null;
     const chosen = frames.find((frame) => Number(frame.dataset.step) === state.step);
     for (const frame of frames) attribute(frame, "aria-pressed", String(frame === chosen));
+    oneTabStop(frames, chosen);
     for (const bin of all(".id-bin")) bin.classList.toggle("chosen", Number(bin.dataset.step) === state.step);
     const preview = one(".id-preview", viewer);
     if (preview) {
-      const source = chosen ? one("img", chosen).src : "";
+      const source = chosen ? one("img", chosen).src : base;
       if (source && preview.src !== source) preview.src = source;
       set(preview, "hidden", !source);
     }
@@ -149,27 +164,13 @@
     state.word = word;
     state.step = null;
     apply();
-    remember();
+    page.remember();
   }
 
-  // The address always restores what is shown, so that a reload or a copied address loses nothing.
-  /** @returns {string | null} */
-  function address() {
-    const whole = page.addresses[openTab()]?.();
-    const shown = whole ?? panel()?.dataset.query;
-    if (!shown) return null;
-    const parameters = new URLSearchParams(shown);
-    const word = whole ? null : chosenWord();
-    if (word) parameters.set("word", word);
-    if (openTab() !== WORDS) parameters.set("tab", openTab().toLowerCase());
-    for (const [name, value] of Object.entries(page.parameters[openTab()]?.() ?? {})) parameters.set(name, String(value));
-    for (const [name, value] of new URLSearchParams(location.search)) if (name.startsWith("__")) parameters.set(name, value);
-    return `${location.origin}${location.pathname}?${parameters}`;
-  }
-
-  function remember() {
-    const url = address();
-    if (url && url !== location.href) history.replaceState(null, "", url);
+  /** @param {HTMLInputElement} field @param {string} value */
+  function type(field, value) {
+    Object.getOwnPropertyDescriptor(Object.getPrototypeOf(field), "value").set.call(field, value);
+    field.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
   /** @param {string} word @param {string} other */
@@ -177,30 +178,8 @@
     const field = one("#id-prompt textarea, #id-prompt input");
     const escaped = word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
     const pattern = new RegExp(`(?<![\\p{L}\\p{N}])${escaped}(?![\\p{L}\\p{N}])`, "giu");
-    const setter = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(field), "value").set;
-    setter.call(field, field.value.replace(pattern, other));
-    field.dispatchEvent(new Event("input", { bubbles: true }));
+    type(field, field.value.replace(pattern, other));
     field.focus();
-  }
-
-  async function savePng() {
-    const image = one(".id-image");
-    if (!image) return;
-    const side = 1024;
-    const canvas = Object.assign(document.createElement("canvas"), { width: side, height: side });
-    const context = canvas.getContext("2d");
-    context.imageSmoothingQuality = "high";
-    const preview = one(".id-preview:not([hidden])");
-    context.drawImage(preview ?? image, 0, 0, side, side);
-    const overlay = one(".id-overlay:not([hidden])");
-    if (overlay) {
-      context.globalAlpha = state.opacity / 100;
-      context.drawImage(overlay, 0, 0, side, side);
-    }
-    const link = document.createElement("a");
-    link.download = `${chosenWord() ?? "image"}.png`;
-    link.href = canvas.toDataURL("image/png");
-    link.click();
   }
 
   /** @param {string} text @param {HTMLElement} button */
@@ -228,28 +207,18 @@
     if (chip) chooseWord(chip.dataset.word);
     else if (step) chooseStep(Number(step.dataset.step));
     else if (suggestion) replaceWord(suggestion.dataset.word, suggestion.dataset.with);
-    else if (hit(".id-png")) savePng();
-    else if (hit(".id-link")) copy(address() ?? location.href, hit(".id-link"));
+    else if (hit(".id-link")) copy(page.address() ?? location.href, hit(".id-link"));
     else if (hit(".id-copy")) copy(one("pre", hit(".id-code")).textContent, hit(".id-copy"));
-    else if (hit(".id-canvas")) clickImage(event, hit(".id-canvas"));
     else if (hit('#id-right [role="tab"]')) {
       // Not when the address opens a tab: what the page shows then is not yet what the address asks for.
-      setTimeout(() => { apply(); if (event.isTrusted) remember(); });
+      setTimeout(() => { apply(); if (event.isTrusted) page.remember(); });
     }
   });
-
-  /** @param {MouseEvent} event @param {HTMLElement} canvas */
-  function clickImage(event, canvas) {
-    const choose = page.clicks[openTab()];
-    if (choose && one(".id-image", canvas)) {
-      const box = canvas.getBoundingClientRect();
-      choose((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
-    } else if (state.step !== null) chooseStep(state.step);
-  }
 
   document.addEventListener("input", (event) => {
     if (target(event).matches?.(".id-opacity")) state.opacity = Number(target(event).value);
     else if (target(event).matches?.(".id-common")) state.common = target(event).checked;
+    else if (target(event).matches?.(".id-changes")) state.changes = target(event).checked;
     else return;
     apply();
   });
@@ -259,17 +228,18 @@
     if (target(event).matches?.(".id-curves") && target(event).closest("[data-for]:not([hidden])")) state.curves = target(event).open;
   }, true);
 
-  // Arrow keys walk along the film strip and along the words.
+  // Arrow keys, Home and End walk along the film strip and along the words.
   document.addEventListener("keydown", (event) => {
-    const by = event.key === "ArrowRight" ? 1 : event.key === "ArrowLeft" ? -1 : 0;
     const here = target(event).closest?.("button.id-frame, .id-chip");
-    if (!by || !here) return;
+    if (!here) return;
     const others = all(here.matches(".id-chip") ? ".id-chip" : "button.id-frame");
-    const next = others[others.indexOf(here) + by];
+    const at = others.indexOf(here);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: others.length - 1 }[event.key];
+    const next = others[to ?? -1];
     if (!next) return;
     event.preventDefault();
     next.focus();
-    next.click();
+    if (to !== at) next.click();
   });
 
   // Re-rendering takes the keyboard focus away; it is given back.
@@ -280,8 +250,21 @@
       : `button.id-frame[data-step="${focused.dataset.step}"]`;
   });
 
+  // Gradio either replaces an element or, where the structure stays the same, patches its attributes and texts in place.
+  const WATCHED = ["class", "hidden", "aria-pressed", "aria-selected", "src", "data-stale", "data-about", "data-query", "data-layers",
+    "data-codes", "data-layout", "data-given", "data-first", "data-second", "data-word", "data-to", "data-captions", "data-site",
+    "data-number", "data-change", "data-example"];
+
   /** @type {string | undefined} */
   let shownQuery;
+  page.changes.push(() => {
+    const finished = panel()?.matches(".running") ? undefined : panel()?.dataset.query;
+    if (!finished || finished === shownQuery) return;
+    // Not for what the page opens with: an address without parameters stays as it is.
+    if (shownQuery !== undefined) page.remember();
+    shownQuery = finished;
+  });
+
   let pending = false;
   new MutationObserver(() => {
     if (pending) return;
@@ -289,12 +272,7 @@
     requestAnimationFrame(() => {
       pending = false;
       apply();
-      const finished = panel()?.matches(".running") ? undefined : panel()?.dataset.query;
-      if (finished && finished !== shownQuery) {
-        // Not for what the page opens with: an address without parameters stays as it is.
-        if (shownQuery !== undefined) remember();
-        shownQuery = finished;
-      }
+      for (const changed of page.changes) changed();
     });
-  }).observe(document, { childList: true, subtree: true });
+  }).observe(document, { childList: true, subtree: true, characterData: true, attributes: true, attributeFilter: WATCHED });
 })();

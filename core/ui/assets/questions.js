@@ -100,7 +100,7 @@
     });
     const pair = answer("pair");
     for (const button of all("button.id-part")) {
-      button.setAttribute("aria-pressed", String(button.dataset.part === part));
+      page.attribute(button, "aria-pressed", String(button.dataset.part === part));
     }
     const about = pair && !pair.classList.contains("old") && page.chosenWord() === pair.dataset.first ? pair.dataset.second : null;
     for (const chip of all(".id-chip")) chip.classList.toggle("second", chip.dataset.word === about);
@@ -184,13 +184,14 @@
 
   // The address remembers each finished answer.
   let last = "";
-  new MutationObserver(() => {
+  page.changes.push(() => {
     const now = ANSWERS.map((name) => {
       const root = answer(name);
       return root && !root.classList.contains("running") ? JSON.stringify({ ...root.dataset }) : "";
     }).join("|");
     if (now === last) return;
     last = now;
-    requestAnimationFrame(() => { page.apply(); page.remember(); });
-  }).observe(document, { childList: true, subtree: true });
+    page.apply();
+    page.remember();
+  });
 })();

@@ -14,6 +14,7 @@ from core.ui.backend.errors import sentence
 from core.ui.backend.fields import html
 from core.ui.backend.jobs import MeasurementProgress, Waiting, measure
 from core.ui.backend.runtime import Runtime
+from core.ui.look.blocks import downloads_html, folded_code_html, link_or_reason, table_html
 from core.ui.look.export import download_url, link_query, python_lines, steps_csv, table_rows, to_csv, to_json
 from core.ui.look.scene import Scene
 from core.ui.look.viewer import seconds_left, status_html
@@ -49,7 +50,8 @@ def build_attribution_tab(runtime: Runtime, first: tuple[Scene, Attribution] | N
         '<p class="id-intro">How much did each word contribute? One <dfn>bit</dfn> is the answer to one yes-or-no '
         "question about the picture. Choose a word to see where and when it mattered.</p>"
     )
-    with gr.Row(elem_classes="id-settings"):
+    panel = html(panel_html(runtime, *first) if first else empty_panel_html(), elem_id="id-panel")
+    with gr.Accordion("How it is measured", open=False, elem_id="id-measured"), gr.Row(elem_classes="id-settings"):
         given = gr.Radio(
             GIVEN,
             value="rest",
@@ -62,7 +64,6 @@ def build_attribution_tab(runtime: Runtime, first: tuple[Scene, Attribution] | N
             label="Precision",
             info="Relative standard error; half the error takes four times as long.",
         )
-    panel = html(panel_html(runtime, *first) if first else empty_panel_html(), elem_id="id-panel")
     return AttributionTab(panel, given, rel_error)
 
 
@@ -106,8 +107,8 @@ def measure_updates(
 
 
 def _status(item: MeasurementProgress, target: float, stale: str) -> str:
-    done = f"error {item.error:.0%}, target {target:.0%}" if item.error is not None else f"{item.n_evals} evaluations"
-    text = f"Reading the words: {done}{seconds_left(item.seconds_left)}"
+    # No error: that of the first few repeats is too uncertain to stop at, and would seem to have reached the target.
+    text = f"Measuring the words to {target:.0%}: {item.share:.0%} done{seconds_left(item.seconds_left)}"
     return status_html(text, item.share, stale)
 
 
@@ -134,14 +135,12 @@ def _downloads(runtime: Runtime, scene: Scene, a: Attribution) -> str:
     csv_url = download_url(to_csv(a, stages), "text/csv")
     steps_url = download_url(steps_csv(a, stages), "text/csv")
     json_url = download_url(to_json(scene, a, runtime.name, stages), "application/json")
-    link = "" if scene.uploaded else '<button type="button" class="id-button id-link">Copy link</button>'
-    return (
-        '<div class="id-downloads" role="group" aria-label="Download this result"><span>Download:</span>'
-        '<button type="button" class="id-button id-png">PNG</button>'
-        f'<a class="id-button" download="attribution.csv" href="{csv_url}">CSV</a>'
-        f'<a class="id-button" download="attribution-steps.csv" href="{steps_url}">CSV by step</a>'
-        f'<a class="id-button" download="attribution.json" href="{json_url}">JSON</a>{link}</div>'
+    files = (
+        ("CSV", "attribution.csv", csv_url),
+        ("CSV by step", "attribution-steps.csv", steps_url),
+        ("JSON", "attribution.json", json_url),
     )
+    return downloads_html(files, "id-png", link_or_reason(scene.uploaded))
 
 
 def _details(runtime: Runtime, scene: Scene, a: Attribution) -> str:
@@ -156,14 +155,11 @@ def _details(runtime: Runtime, scene: Scene, a: Attribution) -> str:
         for i, row in enumerate(table_rows(a, stages))
     )
     heads = "".join(f'<th scope="col"><span class="id-key {s.name}"></span>{s.name}</th>' for s in stages)
+    titles = "".join(f'<th scope="col">{title}</th>' for title in ("word", "bits", "signed check", "at most"))
+    table = table_html(f"<thead><tr>{titles}{heads}</tr></thead><tbody>{rows}</tbody>", "All numbers")
     return (
-        '<details class="id-more"><summary>All numbers</summary><div class="id-scroll"><table><thead><tr>'
-        f'<th scope="col">word</th><th scope="col">bits</th><th scope="col">signed check</th>'
-        f'<th scope="col">at most</th>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></details>"
-        '<details class="id-more"><summary>Repeat this in Python</summary><div class="id-code">'
-        '<button type="button" class="id-button id-copy">Copy</button>'
-        f"<pre>{escape(python_lines(scene, a, runtime.name))}</pre></div></details>"
+        f'<details class="id-more"><summary>All numbers</summary>{table}</details>'
+        f"{folded_code_html(python_lines(scene, a, runtime.name))}"
     )
 
 

@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from core.errors import ArtifactError
+from core.ui.look.blocks import code_html
 
 if TYPE_CHECKING:
     from core.concepts.layout import Reader
@@ -66,9 +67,7 @@ def no_concepts_html(name: str) -> str:
     return (
         f'<div class="id-makings"><p class="id-empty">There are no labelled concepts for <b>{escape(name)}</b> yet. '
         "With a GPU and <code>pip install -e &quot;.[train]&quot;</code>, these lines train autoencoders on its middle "
-        f"block, label their latents and open this page with them.{took}</p>"
-        '<div class="id-code"><button type="button" class="id-button id-copy">Copy</button>'
-        f"<pre>{escape(lines)}</pre></div></div>"
+        f"block, label their latents and open this page with them.{took}</p>{code_html(lines)}</div>"
     )
 
 

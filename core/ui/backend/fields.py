@@ -7,14 +7,10 @@ from contextlib import closing
 from typing import Any, TypeVar
 
 import gradio as gr
-import numpy as np
-from gradio.components.base import server
-from gradio.components.image_editor import AcceptBlobs, EditorData, EditorDataBlobs, EditorValue
 from gradio.events import Dependency
 
-from core.diffusion.images import decoded, open_image
 from core.ui.backend.errors import refuse
-from core.ui.backend.inputs import decoding, shown, text_problem
+from core.ui.backend.inputs import shown, text_problem
 from core.ui.backend.jobs import Waiting
 
 T = TypeVar("T")
@@ -23,8 +19,6 @@ IMAGE_OPTIONS: dict[str, Any] = {"type": "filepath", "image_mode": None, "source
 """Options of every `ImageField`."""
 MAX_TEXT = 20_000
 """Characters of a text that has no shorter limit of its own, such as the captions to compare, one a line."""
-_MAX_PAINTED = 64
-"""Layers that are kept for pages that have not yet asked for anything with them."""
 LOOK_UP: dict[str, Any] = {"concurrency_id": "look-up", "concurrency_limit": 2}
 """Event options of what is answered from tables: a few at a time, so that they cannot take all processors."""
 PROGRESS = gr.Progress()
@@ -162,41 +156,3 @@ class ChoiceField(gr.Radio, metaclass=_PlainMeta):
             known = ", ".join(str(name) for name in names if name != "")
             refuse(f"The {str(self.label).lower()} must be one of {known}; not “{shown(payload)}”.")
         return payload
-
-
-class BrushField(gr.ImageEditor, metaclass=_PlainMeta):
-    """A brush, of which only the painted layer is kept and read: as [H, W, 4] in `layers`, by the one opener of images.
-
-    Gradio's own opens every file of a request with all that Pillow knows, and keeps whatever is sent to it.
-    """
-
-    def get_block_name(self) -> str:
-        """The browser shows it as an ordinary image editor."""
-        return "imageeditor"
-
-    @server  # type: ignore[untyped-decorator]
-    def accept_blobs(self, data: AcceptBlobs) -> None:
-        """Keep the first layer that a page has painted; it names it in its next request."""
-        if data.data.get("type") == "layer" and str(data.data.get("index")) == "0" and data.files:
-            self.blob_storage[str(data.data.get("id"))] = EditorDataBlobs(
-                background=None, layers=[data.files[0][1]], composite=None
-            )
-            while len(self.blob_storage) > _MAX_PAINTED:
-                del self.blob_storage[next(iter(self.blob_storage))]
-
-    def preprocess(self, payload: EditorData | None) -> EditorValue | None:
-        """The first layer that was painted on.
-
-        Raises:
-            ImageError: It is no image.
-        """
-        if payload is None:
-            return None
-        kept = self.blob_storage.get(payload.id) if payload.id is not None else payload
-        painted = kept.layers[0] if kept is not None and kept.layers else None
-        source = painted if painted is None or isinstance(painted, bytes) else painted.path
-        if not source:
-            return None
-        with decoding(), open_image(source) as image:
-            layer = np.asarray(decoded(image).convert("RGBA"))
-        return {"background": None, "layers": [layer], "composite": None}

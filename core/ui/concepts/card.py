@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from core.concepts.io import EFFECTS, KINDS, Kind
 from core.spec import STAGES, Stage
 from core.ui.backend.dictionary import ConceptDictionary, block_words
 from core.ui.concepts.results import search_all, site_key, title
+from core.ui.look.blocks import downloads_html, folded_code_html
 from core.ui.look.export import download_url
 from core.ui.look.images import data_url, layer
 from core.ui.look.timeline import strength_svg
@@ -35,6 +37,8 @@ _FITS = {
     "object": "<small>IoU: overlap of where it is strong with the masks of its label; 1 is the same cells.</small>",
     "style": "<small>AUROC: how often an image of that style has more of it than another; 0.5 is chance.</small>",
 }
+_NEAR_COSINE = 0.5
+"""Below it, two directions have little in common."""
 BRANCH_WORDS = {"cond": "with the prompt (conditional)", "uncond": "without the prompt (unconditional)"}
 
 
@@ -60,15 +64,13 @@ def card_html(
     return (
         f'<article class="id-concept-card" data-site="{site_key(site)}" data-number="{number}">'
         '<button type="button" class="id-button id-concept-card-close" aria-label="Close this concept">×</button>'
-        f"<h3>{escape(title(concept))} <small>concept (SAE feature {number}) · {site_words(site)}</small></h3>"
-        f"{_description(concept)}{_gallery(concept)}{_over_steps(site, number, trace, stages)}{_scores(concept)}"
+        f'<h3 tabindex="-1">{escape(title(concept))} '
+        f"<small>concept (SAE feature {number}) · {site_words(site)}</small></h3>"
+        f"{_description(concept)}{_bridges(site, concept)}{_gallery(concept)}"
+        f"{_over_steps(site, number, trace, stages)}{_scores(concept)}"
         f"{_related(dictionary, site, concept)}"
-        '<div class="id-downloads" role="group" aria-label="Download this concept"><span>Download:</span>'
-        f'<a class="id-button" download="concept-{number}.csv" href="{_csv_url(table, number)}">CSV</a>'
-        '<button type="button" class="id-button id-link">Copy link</button></div>'
-        '<details class="id-more"><summary>Look it up in Python</summary><div class="id-code">'
-        '<button type="button" class="id-button id-copy">Copy</button>'
-        f"<pre>{escape(_python(dictionary, site, number))}</pre></div></details></article>"
+        f"{downloads_html([('CSV', f'concept-{number}.csv', _csv_url(table, number))], link='copy')}"
+        f"{folded_code_html(_python(dictionary, site, number), 'Look it up in Python')}</article>"
     )
 
 
@@ -82,7 +84,9 @@ def search_html(dictionary: ConceptDictionary, query: str, model: "Diffuser | No
     wanted = query.strip()
     if not wanted:
         return kinds_html(dictionary)
-    hits, nearest = search_all(dictionary.tables, wanted, model)
+    if wanted.isdecimal():
+        return _numbered_html(dictionary, int(wanted))
+    hits, nearest = search_all(dictionary.tables, _label_of(dictionary, wanted), model)
     if not hits:
         offered = " ".join(
             f'<button type="button" class="id-find" data-find="{escape(label)}">{escape(label)}</button>'
@@ -95,6 +99,27 @@ def search_html(dictionary: ConceptDictionary, query: str, model: "Diffuser | No
     styles = any(hit.kind == "style" for _, hit in hits[:MAX_HITS])
     fits = _FITS["style"] if styles else _FITS["object"]
     return f'<p class="id-found">{len(hits)} concept{plural}{more}, best fit first. {fits}</p><ul>{shown}</ul>'
+
+
+def _label_of(dictionary: ConceptDictionary, word: str) -> str:
+    """The one label that a word is another word for, or the word itself."""
+    table = next(iter(dictionary.tables.values()))
+    labels = [name for name, words in table.info.words.items() if word.casefold() in map(str.casefold, words)]
+    return labels[0] if len(labels) == 1 else word
+
+
+def _numbered_html(dictionary: ConceptDictionary, number: int) -> str:
+    """The concepts with a number, one per block and branch."""
+    there = {site: table for site, table in dictionary.tables.items() if number < len(table.frame)}
+    if not there:
+        most = max(len(table.frame) for table in dictionary.tables.values()) - 1
+        return f'<p class="id-found">There are concepts 0 to {most} here; none has the number {number}.</p>'
+    rows = "".join(
+        f'<li><button type="button" class="id-concept-button" data-site="{site_key(site)}" data-number="{number}">'
+        f"<b>{escape(title(table[number]))}</b> <small>{number} · {site_words(site)}</small></button></li>"
+        for site, table in there.items()
+    )
+    return f'<p class="id-found">Number {number} is another concept in every block and branch.</p><ul>{rows}</ul>'
 
 
 def kinds_html(dictionary: ConceptDictionary) -> str:
@@ -179,6 +204,17 @@ def _description(concept: "Concept") -> str:
     return f'<p class="id-concept-card-summary">{text} {when}</p>'
 
 
+def _bridges(site: "SaeSite", concept: "Concept") -> str:
+    """What else to do with a concept."""
+    steer = (
+        f'<button type="button" class="id-button id-steer" data-site="{site_key(site)}" '
+        f'data-number="{concept.number}">Steer this concept</button>'
+    )
+    label = escape(concept.label)
+    same = f'<button type="button" class="id-button id-same" data-label="{label}">All concepts of “{label}”</button>'
+    return f'<div class="id-actions">{steer}{same if label else ""}</div>'
+
+
 def _gallery(concept: "Concept") -> str:
     if not concept.gallery:
         return ""
@@ -192,10 +228,11 @@ def _gallery(concept: "Concept") -> str:
 def _image(example: "Example", concept: "Concept") -> str:
     heat = layer(example.map.astype(np.float64), np.zeros_like(example.map, dtype=np.float64), example.peak)
     prompt = escape(example.entry.prompt)
+    link = escape(urlencode({"prompt": example.entry.prompt, "seed": example.entry.seed, "tab": "concepts"}))
     return (
-        f'<figure title="{prompt}, seed {example.entry.seed}"><img src="{data_url(example.image, quality=78)}" '
-        f'alt="{prompt}" loading="lazy"><img class="id-heat" src="{data_url(heat, quality=60)}" alt="where concept '
-        f'{concept.number} is active"></figure>'
+        f'<figure title="{prompt}, seed {example.entry.seed}"><a href="?{link}" aria-label="Open {prompt}">'
+        f'<img src="{data_url(example.image, quality=78)}" alt="{prompt}" loading="lazy"><img class="id-heat" '
+        f'src="{data_url(heat, quality=60)}" alt="where concept {concept.number} is active"></a></figure>'
     )
 
 
@@ -228,10 +265,17 @@ def _scores(concept: "Concept") -> str:
 def _related(dictionary: ConceptDictionary, site: "SaeSite", concept: "Concept") -> str:
     """Concepts with the nearest decoder directions here, and those with the same label elsewhere."""
     table = dictionary.tables[site]
+    neighbours = table.neighbours(concept.number, 6)
     near = [
-        (site, n.number, n.label or "unnamed", f"cosine {n.cosine:.2f}") for n in table.neighbours(concept.number, 6)
+        (site, n.number, n.label or "unnamed", f"cosine {n.cosine:.2f}") for n in neighbours if n.cosine >= _NEAR_COSINE
     ]
     parts = [_row("Nearest directions", near)]
+    if neighbours and not near:
+        parts = [
+            "<h4>Nearest directions</h4>"
+            f"<p>No other concept here points in nearly the same direction: the largest cosine is "
+            f"{neighbours[0].cosine:.2f}.</p>"
+        ]
     if concept.label:
         same = [
             (other, hit.number, hit.label, site_words(other))

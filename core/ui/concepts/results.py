@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,9 @@ from core.spec import default_hookpoint
 from core.ui.backend.dictionary import ConceptDictionary
 from core.ui.look.colours import scale_hex
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 N_LEVELS = 63
 """Values are quantised to this many levels, in units of a concept's 99th percentile."""
 FIRST_NUMBER, FIRST_LEVEL = 0xA1, 0x3F
@@ -21,6 +24,8 @@ FIRST_NUMBER, FIRST_LEVEL = 0xA1, 0x3F
 MAX_ENTRIES = 100_000
 """Most entries sent for a block and branch; beyond it, the weakest of each position are dropped."""
 _N_COLOURS = 16
+GOOD_IOU, GOOD_AUROC = 0.15, 0.75
+"""From these scores on held-out images on, a label is not marked as a weak one."""
 
 
 def site_key(site: SaeSite) -> str:
@@ -37,8 +42,8 @@ def pack(dictionary: ConceptDictionary, trace: CodeTrace) -> str:
     """An image's activations as JSON, for the page's script.
 
     For each site (block and branch): the grid; how many concepts a position has at most; the concepts' numbers and
-    levels, step by step and position by position; and the label, kind, mean and 99th percentile of those that occur.
-    The default site comes first.
+    levels, step by step and position by position; and the label, kind, mean where active and 99th percentile of those
+    that occur, their usual share of all activation, and whether the label fits well. The default site comes first.
     """
     known = [site for site in default_first(trace.sites()) if site in dictionary.tables]
     sites = {site_key(site): _pack(dictionary.tables[site], trace, site) for site in known}
@@ -74,6 +79,12 @@ def title(concept: Concept) -> str:
     return concept.label or {"context-free": "fixed position"}.get(concept.kind, "unnamed")
 
 
+def fits_well(frame: "pd.DataFrame") -> "pd.Series[bool]":
+    """Whether the label of each concept of a table fits it well enough to be taken at its word."""
+    style = frame["kind"] == "style"
+    return (style & (frame["style_auroc"] >= GOOD_AUROC)) | (~style & (frame["held_out_iou"] >= GOOD_IOU))
+
+
 def _pack(table: ConceptTable, trace: CodeTrace, site: SaeSite) -> dict[str, Any]:
     codes = [trace.code(site, step) for step in range(trace.n_steps)]
     values, order = torch.stack([code.values for code in codes]).clamp_min(0).sort(dim=2, descending=True)
@@ -85,11 +96,12 @@ def _pack(table: ConceptTable, trace: CodeTrace, site: SaeSite) -> dict[str, Any
     levels = torch.where(values > 0, levels.clamp_min(1), 0).int()
     found = torch.unique(numbers[values > 0]).tolist()
     frame = table.frame.iloc[found]
+    usual = table.frame["firing_rate"] * table.frame["mean"]
+    usual = (usual / max(float(usual.sum()), 1e-12)).iloc[found]
+    columns = (frame["label"], frame["kind"], frame["mean"], frame["p99"], usual, fits_well(frame))
     names = {
-        number: [label, kind, round(float(mean), 3), round(float(p99), 3)]
-        for number, label, kind, mean, p99 in zip(
-            found, frame["label"], frame["kind"], frame["mean"], frame["p99"], strict=True
-        )
+        number: [label, kind, round(float(mean), 3), round(float(p99), 3), float(f"{share:.3g}"), int(fits)]
+        for number, label, kind, mean, p99, share, fits in zip(found, *columns, strict=True)
     }
     return {
         "grid": trace.grids[site.hookpoint],

@@ -78,10 +78,11 @@ def concepts_html(runtime: Runtime, scene: Scene | None, trace: "CodeTrace | Non
         '<div class="id-active"><p class="id-old">previous picture</p>'
         f'<div class="id-active-data" hidden data-codes="{escape(pack(runtime.dictionary, trace))}"></div>'
         '<p class="id-active-at" aria-live="polite"></p>'
-        '<label class="id-active-named"><input type="checkbox" checked> named only</label>'
+        '<label class="id-active-named"><input type="checkbox" checked> named only</label> '
+        '<button type="button" class="id-button id-random">A random concept</button>'
         '<ol class="id-active-list"></ol>'
-        '<p class="id-hint">Strength: a concept’s share of all activation, in the whole picture or at the point you '
-        "clicked.</p>"
+        '<p class="id-hint">Sorted by how much more active a concept is than in most pictures, in the whole picture or '
+        "at the point you clicked: 5 × means five times its usual share of all activation.</p>"
         '<details class="id-more id-active-sites"><summary>Read from: <span class="id-active-site"></span></summary>'
         f"{_group('block', 'Block', blocks, sites[0].hookpoint)}"
         f"{_group('branch', 'Branch', branches, sites[0].branch)}</details></div>"

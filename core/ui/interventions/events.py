@@ -1,11 +1,10 @@
 """The events of the Interventions tab."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
-import numpy as np
 from gradio.events import Dependency
 
 from core.ui.attribution.tab import AttributionTab, measure_updates
@@ -17,12 +16,12 @@ from core.ui.backend.link import read_link
 from core.ui.backend.runtime import Runtime
 from core.ui.interventions.form import (
     EditFields,
-    brush_updates,
     chips_html,
     default_site,
     fill_form,
     hint_html,
     n_steps_of,
+    note_html,
     refresh_form,
     step_span,
     strength_slider,
@@ -34,8 +33,8 @@ from core.ui.interventions.request import (
     PAINTED,
     EditRequest,
     default_stage,
+    default_strength,
     edit_of,
-    paint_cells,
     requests_of,
     stage_problem,
 )
@@ -117,17 +116,16 @@ def wire_interventions(
                 tab.requests,
                 *tab.fields,
             ],
-            [tab.panel, tab.slider, tab.comparison, attribution.panel, status],
+            [tab.panel, tab.comparison, attribution.panel, status],
             **QUIET,
         )
-    tab.panel.choose(events.choose_result, tab.comparison, tab.slider, **_AT_ONCE)
 
     listed = [tab.requests, tab.chips]
     tab.add.click(events.add, edited, [*listed, tab.what, tab.hint], validator=events.check_add, **QUIET)
     tab.chips.drop(events.drop, [scene, tab.requests], listed, **_AT_ONCE)
 
     known = [scene, tab.linked, tab.suggested, tab.run_trigger, tab.requests, *tab.fields]
-    form = [*tab.fields, tab.hint, tab.painter, tab.brush, *listed, tab.suggested, tab.linked, tab.run_trigger]
+    form = [*tab.fields, tab.hint, *listed, tab.suggested, tab.linked, tab.run_trigger]
     restored = loaded.success(events.restore, None, [tab.linked, status], **QUIET)
     for event in (restored, *images):
         event.success(events.fill, known, form, **QUIET)
@@ -137,12 +135,12 @@ def wire_interventions(
     selected, selection = copied(triggers, [tab.kind, tab.what, tab.site])
     selected.then(lambda values: events.hint(*values), selection, tab.hint, **LATEST)
     tab.hint.point(events.point, [scene, tab.kind], [tab.what, tab.site, tab.hint], **_AT_ONCE)
+    tab.hint.steer(events.steer, [tab.kind], [tab.what, tab.site, tab.hint], **_AT_ONCE)
     tab.hint.choose(events.choose_label, [tab.kind, tab.site], [tab.what, tab.hint], **_AT_ONCE)
     kind_defaults = [tab.region, tab.stage, tab.first, tab.last, tab.strength]
     tab.kind.input(events.kind_changed, [scene, tab.kind], kind_defaults, **_AT_ONCE)
-    tab.region.input(brush_updates, [scene, tab.region, tab.cells], [tab.painter, tab.brush], **_AT_ONCE)
-    painted = [tab.painter.input, tab.painter.change, tab.painter.apply, tab.painter.clear]
-    gr.on(painted, events.paint, tab.painter, tab.cells, **LATEST)
+    # In the queue: outside it, a state that changes triggers nothing.
+    tab.hint.drag(events.drag, [scene, tab.run_trigger], [*tab.fields, tab.hint, *listed, tab.run_trigger], **QUIET)
     tab.stage.input(events.stage_changed, [scene, tab.stage], [tab.first, tab.last], **_AT_ONCE)
     gr.on([tab.first.input, tab.last.input], lambda: CUSTOM_STEPS, None, tab.stage, **_AT_ONCE)
 
@@ -221,10 +219,10 @@ class _InterventionEvents:
         requests: EditRequests,
         *fields: Any,
     ) -> Iterator[tuple[Any, ...]]:
-        """Yields (panel, slider, comparison, words, status)."""
+        """Yields (panel, comparison, words, status)."""
         runtime, number = self.runtime, int(ticket)
         if scene is None or not runtime.tickets.claim(number, "edit"):
-            yield (gr.skip(),) * 5
+            yield (gr.skip(),) * 4
             return
         # A measurement of the words gives way to this run and continues after it.
         stale = "words" if runtime.cached_attribution(scene.key, given, rel_error) is None else ""
@@ -235,19 +233,17 @@ class _InterventionEvents:
         except Exception as error:
             runtime.tickets.drop(number)
             status = status_html(sentence(error), kind="error", stale=stale)
-            yield self._panel(old), gr.skip(), gr.skip(), gr.skip(), status
+            yield self._panel(old), gr.skip(), gr.skip(), status
             return
         if comparison is None:
             newer = runtime.tickets.is_replaced(number, str(request.session_hash))
             status = gr.skip() if newer else status_html("Cancelled.", stale=stale)
-            yield self._panel(old), gr.skip(), gr.skip(), gr.skip(), status
+            yield self._panel(old), gr.skip(), gr.skip(), status
             return
-        from core.ui.interventions.panel import slider_images
-
-        yield self._panel(comparison), slider_images(comparison), comparison, gr.skip(), status_html(stale=stale)
+        yield self._panel(comparison), comparison, gr.skip(), status_html(stale=stale)
         if stale:
             for words, status in measure_updates(runtime, number, scene, given, rel_error):
-                yield gr.skip(), gr.skip(), gr.skip(), words, status
+                yield gr.skip(), gr.skip(), words, status
 
     def _generate(
         self, ticket: int, scene: Scene, plan: "EditPlan", stale: str
@@ -262,12 +258,12 @@ class _InterventionEvents:
         with closing(intervene(runtime, ticket, scene, edits)) as work:
             for item in work:
                 if isinstance(item, Waiting):
-                    yield *(gr.skip(),) * 4, status_html(item.text, 0.0, f"{_STALE} {stale}")
+                    yield *(gr.skip(),) * 3, status_html(item.text, 0.0, f"{_STALE} {stale}")
                 elif isinstance(item, EditProgress):
                     text = f"Redrawing: step {item.done} of {item.n_steps}{seconds_left(item.seconds_left)}"
                     panel = edit_progress_html(item, names) if item.frames else gr.skip()
                     status = status_html(text, item.done / item.n_steps, f"{_STALE} {stale}")
-                    yield panel, gr.skip(), gr.skip(), gr.skip(), status
+                    yield panel, gr.skip(), gr.skip(), status
                 elif runtime.dictionary is not None:
                     return measure_edits(scene, plan, item, runtime.dictionary, runtime.segmenter)
         return None
@@ -284,15 +280,6 @@ class _InterventionEvents:
         from core.ui.interventions.panel import comparison_html
 
         return comparison_html(self.runtime, comparison)
-
-    def choose_result(self, comparison: Any, event: gr.EventData) -> Any:
-        """Show one of several results in the slider."""
-        from core.ui.interventions.panel import slider_images
-
-        index = whole_in(asked(event).get("index", 0))
-        if not comparison or index is None or not 0 <= index < len(comparison.results):
-            return gr.skip()
-        return slider_images(comparison, index)
 
     # --- the list
 
@@ -333,7 +320,7 @@ class _InterventionEvents:
         requests: EditRequests,
         *fields: Any,
     ) -> list[Any]:
-        """The form for an image: (fields, hint, painter, brush, requests, chips, suggested, linked, run_trigger).
+        """The form for an image: (fields, hint, requests, chips, suggested, linked, run_trigger).
 
         The edits of the page's address are filled in, and run once their image is there. Otherwise an edit is
         suggested, unless something was entered.
@@ -341,25 +328,23 @@ class _InterventionEvents:
         self.runtime.ready.wait()
         dictionary, entered = self.runtime.dictionary, EditFields(*fields)
         if dictionary is None:
-            return [gr.skip()] * (len(entered) + 8)
+            return [gr.skip()] * (len(entered) + 6)
         run, hint, remaining = gr.skip(), gr.skip(), gr.skip()
         if linked is not None:
             *others, one = linked.requests
             here = scene is not None and linked.generation == (scene.prompt, scene.seed, scene.steps, scene.guidance)
             form, hint = fill_form(self.runtime, dictionary, scene, one), self._hint_of(one)
-            requests, region, cells, suggested = tuple(others), one.region, one.cells, ("", "")
+            requests, suggested = tuple(others), ("", "")
             if here:
                 run, remaining = RunTrigger(trigger.number + 1 if trigger else 1, linked.compare), None
         elif entered.blank or (entered.what, entered.region) == suggested:
             one = suggestion(self.runtime, dictionary, scene)
             form, hint = fill_form(self.runtime, dictionary, scene, one), self._hint_of(one)
-            region, cells, suggested = one.region, "", (one.what, one.region)
+            suggested = (one.what, one.region)
         else:
             form = refresh_form(self.runtime, dictionary, scene, entered.stage)
-            region, cells = entered.region, entered.cells
         chips = chips_html(requests, self._steps(scene))
-        brush = brush_updates(scene, region, cells) if PAINTED in (region, entered.region) else (gr.skip(), gr.skip())
-        return [*form, hint, *brush, requests, chips, suggested, remaining, run]
+        return [*form, hint, requests, chips, suggested, remaining, run]
 
     def hint(self, kind: str, what: str | None, site: str | None) -> str:
         """What an edit would act on."""
@@ -373,24 +358,72 @@ class _InterventionEvents:
         word = str(asked(event).get("word", ""))
         return word, self.hint(kind, word, site)
 
+    def steer(self, kind: str, event: gr.EventData) -> tuple[Any, Any, Any]:
+        """A concept was chosen on its card: (what, site, hint)."""
+        data = asked(event)
+        what, site = str(data.get("number", "")), str(data.get("site", ""))
+        if not what.isdecimal() or self.runtime.dictionary is None:
+            return (gr.skip(),) * 3
+        return what, site, self.hint(kind, what, site)
+
     def point(self, scene: Scene | None, kind: str, event: gr.EventData) -> tuple[Any, Any, Any]:
-        """The concepts at a point of the image: (what, site, hint)."""
+        """What is at a point of the image: (what, site, hint).
+
+        In the final image that is the object or background that the segmenter finds there; at a chosen step, or where
+        it finds none with concepts, the concepts that are most active there.
+        """
         dictionary, data = self.runtime.dictionary, asked(event)
         trace = None if scene is None else self.runtime.cached_trace(scene.key)
-        if dictionary is None or trace is None:
+        at, step = _numbers(data, "x", "y"), data.get("step")
+        if dictionary is None or trace is None or at is None or scene is None:
             return (gr.skip(),) * 3
         from core.edits import concepts_at
         from core.ui.concepts.results import site_key
 
-        site, step = default_site(dictionary), data.get("step")
+        if step is None and self.runtime.segmenter is not None:
+            from core.ui.interventions.results import object_at
+
+            found = object_at(self.runtime.segmenter, scene, dictionary, *at)
+            if found is not None:
+                return found.label, gr.skip(), self.hint(kind, found.label, None)
+        site = default_site(dictionary)
         try:
-            found = concepts_at(
-                trace, float(data["x"]), float(data["y"]), site, steps=None if step is None else [int(step)]
-            )
+            targets = concepts_at(trace, *at, site, steps=None if step is None else [int(step)])
         except (LookupError, OverflowError, TypeError, ValueError):
             return (gr.skip(),) * 3
-        what, key = ", ".join(str(target.number) for target in found), site_key(site)
+        what, key = ", ".join(str(target.number) for target in targets), site_key(site)
         return what, key, self.hint(kind, what, key)
+
+    def drag(self, scene: Scene | None, trigger: RunTrigger | None, event: gr.EventData) -> list[Any]:
+        """Move the object at one point of the image to another, and run that: (fields, hint, requests, chips, trigger).
+
+        The region is where the object's own mask comes to lie.
+        """
+        runtime, data = self.runtime, asked(event)
+        ends = _numbers(data, "x0", "y0", "x1", "y1")
+        nothing: list[Any] = [gr.skip()] * len(EditFields._fields)
+        if runtime.dictionary is None or scene is None or ends is None:
+            return [*nothing, *[gr.skip()] * 4]
+        if runtime.segmenter is None:
+            text = "Dragging needs a segmenter, which this model comes without: say below what to move, and where."
+            return [*nothing, note_html(text), *[gr.skip()] * 3]
+        from core.ui.interventions.results import object_at
+
+        found = object_at(runtime.segmenter, scene, runtime.dictionary, *ends[:2])
+        if found is None or found.is_background:
+            text = "There is no object where the drag began: begin on one, such as an animal or a house."
+            return [*nothing, note_html(text), *[gr.skip()] * 3]
+        one = EditRequest(
+            "move",
+            found.label,
+            region=PAINTED,
+            cells=found.cells_moved(ends[2] - ends[0], ends[3] - ends[1]),
+            stage=default_stage("move"),
+            strength=default_strength("move"),
+        )
+        form = fill_form(runtime, runtime.dictionary, scene, one)
+        run = RunTrigger(trigger.number + 1 if trigger else 1, False)
+        return [*form, self._hint_of(one), (), chips_html((), self._steps(scene)), run]
 
     def kind_changed(self, scene: Scene | None, kind: str) -> tuple[Any, ...]:
         """The defaults of a kind of edit: (region, stage, first, last, strength)."""
@@ -404,10 +437,14 @@ class _InterventionEvents:
         """The steps of a stage: (first, last)."""
         return step_span(stage, self.runtime.spec, self._steps(scene))
 
-    def paint(self, painted: dict[str, Any] | None) -> str:
-        """The painted region as cells."""
-        layers = (painted or {}).get("layers") or []
-        return paint_cells(np.asarray(layers[0])[..., 3]) if layers else ""
-
     def _steps(self, scene: Scene | None) -> int:
         return n_steps_of(scene, self.runtime.spec)
+
+
+def _numbers(data: Mapping[str, Any], *names: str) -> list[float] | None:
+    """The values of an event as numbers from 0 to 1; None if one is not."""
+    try:
+        values = [float(data[name]) for name in names]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return values if all(0 <= value <= 1 for value in values) else None

@@ -42,6 +42,7 @@ def figures(result: "EditResult") -> dict[str, Any]:
         "change_elsewhere_high": _number(result.high),
         "layout_iou_elsewhere": _number(result.layout),
         "out_of_range": {"share": _number(result.out_of_range.share), "times_p99": _number(result.out_of_range.times)},
+        "objects_lost": list(result.lost),
         "objects": [None if one is None else _object_change(one) for one in result.objects],
     }
 

@@ -5,9 +5,6 @@ from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
-import numpy as np
-from gradio.components.image_editor import EditorValue
-from PIL import Image
 
 from core.diffusion.schedule import named_steps
 from core.spec import ModelSpec, default_hookpoint
@@ -19,7 +16,6 @@ from core.ui.interventions.request import (
     STRENGTH_INFO,
     STRENGTHS,
     EditRequest,
-    cells_mask,
     check_request,
     default_stage,
     default_strength,
@@ -37,10 +33,6 @@ from core.ui.look.scene import Scene
 if TYPE_CHECKING:
     from core.concepts.trace import SaeSite
     from core.edits import Editor
-
-CANVAS = 512
-"""Side of the image that is painted on, in pixels."""
-_PAINT = (240, 176, 142, 255)
 
 
 class EditFields(NamedTuple):
@@ -157,18 +149,6 @@ def strength_slider(kind: str, value: float | None = None) -> Any:
     return gr.Slider(value=strength, maximum=max(top, strength), step=step, info=STRENGTH_INFO[kind])
 
 
-def brush_updates(scene: Scene | None, region: str, cells: str) -> tuple[Any, Any]:
-    """(painter, its container): the current image with the region painted so far."""
-    if region != PAINTED:
-        return gr.skip(), gr.Column(visible=False)
-    size = (CANVAS, CANVAS)
-    background = Image.new("RGB", size, "#777777") if scene is None else scene.image.convert("RGB").resize(size)
-    layer = np.zeros((*size, 4), dtype=np.uint8)
-    layer[cells_mask(cells, CANVAS)] = _PAINT
-    value: EditorValue = {"background": np.asarray(background), "layers": [layer] if cells else [], "composite": None}
-    return gr.ImageEditor(value=value), gr.Column(visible=True)
-
-
 def suggestion(runtime: Runtime, dictionary: ConceptDictionary, scene: Scene | None) -> EditRequest:
     """An edit to start with: the first object in the prompt moves to the opposite side."""
     word = next(iter(label_choices(dictionary, scene)), "")
@@ -227,6 +207,11 @@ def hint_html(editor: "Editor | None", kind: str, what: str | None, site: str | 
         if near
     )
     return _hint(f"{escape(message)}{f' Did you mean {buttons}' if near else ''}")
+
+
+def note_html(text: str) -> str:
+    """A text in the place of the hint."""
+    return _hint(escape(text))
 
 
 def _hint(text: str) -> str:

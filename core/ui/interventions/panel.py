@@ -14,12 +14,11 @@ from core.ui.backend.runtime import Runtime
 from core.ui.interventions.export import link_query, png_url, python_lines, to_json
 from core.ui.interventions.request import EditRequest
 from core.ui.interventions.results import EditComparison, EditResult, ObjectChange
+from core.ui.look.blocks import downloads_html, folded_code_html, table_html
 from core.ui.look.colours import scale_gradient, scale_rgb
 from core.ui.look.export import download_url
 from core.ui.look.images import data_url, layer
 
-_SIDE = 512
-"""Side to which a small image is enlarged for the slider."""
 _FULL_SCALE = 0.25
 """Change (0..1) with the brightest colour on the map: the same for all images."""
 
@@ -32,7 +31,8 @@ def comparison_html(runtime: Runtime, comparison: EditComparison) -> str:
     query = link_query(comparison.scene, comparison.requests, compare)
     body = _stages(comparison, runtime.spec.stages) if compare else _one(comparison)
     return (
-        f'<div class="id-iv" data-query="{escape(query)}" data-change="{_overlay_url(results[0])}">'
+        f'<div class="id-iv" data-query="{escape(query)}" data-change="{_overlay_url(results[0])}" '
+        f'data-edited="{data_url(results[0].image)}">'
         f'<p class="id-old">previous picture</p>{_requests(comparison)}{body}{_explained(comparison)}'
         f"{_downloads(runtime, comparison)}{_python(runtime, comparison)}</div>"
     )
@@ -54,17 +54,6 @@ def edit_progress_html(item: EditProgress, names: Sequence[str]) -> str:
         f'<div class="id-iv running"><p class="id-iv-lead">Step {item.done} of {item.n_steps}: denoised '
         f'previews.</p><div class="id-iv-row">{figures}</div></div>'
     )
-
-
-def slider_images(comparison: EditComparison, index: int = 0) -> tuple[Image.Image, Image.Image]:
-    """The unedited and an edited image, enlarged for the slider."""
-    return _large(comparison.unedited), _large(comparison.results[index].image)
-
-
-def _large(image: Image.Image) -> Image.Image:
-    scale = max(round(_SIDE / image.width), 1)
-    size = (image.width * scale, image.height * scale)
-    return image.resize(size, Image.Resampling.BICUBIC) if scale > 1 else image
 
 
 def _map_url(result: EditResult) -> str:
@@ -98,6 +87,8 @@ def _scale() -> str:
 
 def _figures(result: EditResult, comparison: EditComparison) -> str:
     lines = [_object_line(one, change, comparison) for one, change in zip(result.requests, result.objects, strict=True)]
+    if result.lost:
+        lines.append(f"<b>{_lost(result.lost)}</b>, according to the segmenter.")
     items = "".join(f"<li>{line}</li>" for line in (*lines, *_others(result, comparison)))
     return f'<ul class="id-iv-findings">{items}</ul>'
 
@@ -124,6 +115,12 @@ def _object_line(request: EditRequest, change: ObjectChange | None, comparison: 
     where = "in" if change.centre_inside[1] else "outside"
     added = "" if before else ", which was not there before,"
     return f"{done}: the centre of <b>{name}</b>{added} is {where} the region ({share})."
+
+
+def _lost(names: Sequence[str]) -> str:
+    each = [f"the {escape(name)}" for name in names]
+    listed = " and ".join([", ".join(each[:-1]), each[-1]] if len(each) > 1 else each)
+    return f"But {listed} {'is' if len(each) == 1 else 'are'} gone"
 
 
 def _others(result: EditResult, comparison: EditComparison) -> list[str]:
@@ -153,11 +150,12 @@ def _others(result: EditResult, comparison: EditComparison) -> list[str]:
 
 
 def _stages(comparison: EditComparison, stages: tuple[Stage, ...]) -> str:
-    """The same edit at three stages: images to choose for the slider, and their figures as a table."""
+    """The same edit at three stages: images to choose, and their figures as a table."""
     spans = {stage.name: stage_steps(stage, comparison.scene.steps, stages) for stage in stages}
     figures = "".join(
         f'<figure class="{result.stage}"><button type="button" class="id-iv-choose" data-index="{i}" '
-        f'aria-pressed="{"true" if i == 0 else "false"}" data-change="{_overlay_url(result)}">'
+        f'aria-pressed="{"true" if i == 0 else "false"}" data-change="{_overlay_url(result)}" '
+        f'data-edited="{data_url(result.image)}">'
         f'<img src="{data_url(result.image)}" alt="edited {result.stage}">'
         f'<img src="{_map_url(result)}" alt="what changed"></button>'
         f"<figcaption><b>{result.stage}</b> {spans[result.stage][0] + 1}–{spans[result.stage][-1] + 1}</figcaption>"
@@ -165,6 +163,7 @@ def _stages(comparison: EditComparison, stages: tuple[Stage, ...]) -> str:
         for i, result in enumerate(comparison.results)
     )
     rows = [
+        ("other objects gone", [escape(", ".join(result.lost)) or "none" for result in comparison.results]),
         ("broad change elsewhere", [_maybe(result.low) for result in comparison.results]),
         ("fine change elsewhere", [_maybe(result.high) for result in comparison.results]),
         ("same layout elsewhere (IoU)", [_maybe(result.layout, "{:.2f}") for result in comparison.results]),
@@ -186,10 +185,11 @@ def _stages(comparison: EditComparison, stages: tuple[Stage, ...]) -> str:
         for name, values in (*outcomes, *rows)
     )
     return (
-        f'<div class="id-iv-row three">{figures}</div><p class="id-hint">Choose one to see it in the slider. Below '
+        f'<div class="id-iv-row three">{figures}</div><p class="id-hint">Choose one to see it large. Below '
         f"each: where it changed, {_scale()}</p>"
-        f'<div class="id-scroll id-more id-iv-table"><table><thead><tr><th></th>{heads}</tr></thead>'
-        f"<tbody>{cells}</tbody></table></div>"
+        + table_html(
+            f"<thead><tr><td></td>{heads}</tr></thead><tbody>{cells}</tbody>", "Figures", "id-more id-iv-table"
+        )
     )
 
 
@@ -229,25 +229,15 @@ def _downloads(runtime: Runtime, comparison: EditComparison) -> str:
     images += [
         (f"edited{f'-{one.stage}' if len(comparison.results) > 1 else ''}", one.image) for one in comparison.results
     ]
-    links = "".join(
-        f'<a class="id-button" download="{name}.png" href="{png_url(image)}">PNG {name.replace("-", " ")}</a>'
-        for name, image in images
-    )
-    return (
-        '<div class="id-downloads" role="group" aria-label="Download this result"><span>Download:</span>'
-        f'{links}<a class="id-button" download="interventions.json" href="{document}">JSON</a>'
-        '<button type="button" class="id-button id-link">Copy link</button></div>'
-    )
+    files = [(f"PNG {name.replace('-', ' ')}", f"{name}.png", png_url(image)) for name, image in images]
+    return downloads_html([*files, ("JSON", "interventions.json", document)], link="copy")
 
 
 def _python(runtime: Runtime, comparison: EditComparison) -> str:
     assert runtime.dictionary is not None
     stages = tuple(one.stage for one in comparison.results if one.stage)
     lines = python_lines(comparison.scene, comparison.requests, runtime.name, runtime.dictionary.source, stages)
-    return (
-        '<details class="id-more"><summary>Repeat this in Python</summary><div class="id-code">'
-        f'<button type="button" class="id-button id-copy">Copy</button><pre>{escape(lines)}</pre></div></details>'
-    )
+    return folded_code_html(lines)
 
 
 def _percent(share: float) -> str:

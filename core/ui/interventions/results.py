@@ -17,8 +17,8 @@ from core.edits.regions import RegionMask
 from core.segmentation.semantic import Segmenter
 from core.ui.backend.dictionary import ConceptDictionary
 from core.ui.backend.jobs import EditedImages
-from core.ui.interventions.request import PAINTED, EditRequest, cells_mask
-from core.ui.layout.results import final_labels, named_classes
+from core.ui.interventions.request import PAINTED, EditRequest, cells_mask, paint_cells
+from core.ui.layout.results import background_names, final_labels, named_classes
 from core.ui.look.scene import Scene
 
 _MIN_FRACTION = 0.0122
@@ -58,6 +58,8 @@ class EditResult(NamedTuple):
     """One per edit; None if the segmenter does not know what it is about."""
     out_of_range: OutOfRange
     """How far the edited concepts left the range seen in data."""
+    lost: tuple[str, ...] = ()
+    """Other objects that were in the unedited image and are gone, by class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +119,44 @@ def measure_edits(
                 for one, of_request in zip(requests, classes, strict=True)
             ]
         change = np.asarray(difference.abs().mean(0).double().numpy())
-        results.append(EditResult(requests, stage, image, change, low, high, layout, tuple(objects), out_of_range))
+        lost = () if labels[0] is None or new is None else _lost(labels[0], new, classes, dictionary)
+        results.append(
+            EditResult(requests, stage, image, change, low, high, layout, tuple(objects), out_of_range, lost)
+        )
     return EditComparison(scene, plan.requests, unedited, tuple(results), segmenter is not None)
+
+
+class ObjectAt(NamedTuple):
+    """What the segmenter finds at a point of an image."""
+
+    label: str
+    """Its class, which labels concepts."""
+    is_background: bool
+    """Whether it is a background."""
+    mask: Tensor
+    """[H, W] where it is."""
+
+    def cells_moved(self, dx: float, dy: float) -> str:
+        """The cells that it covers after a move by fractions of the image's sides; what leaves the image is cut off."""
+        height, width = self.mask.shape
+        rows, columns = self.mask.nonzero().T
+        rows, columns = rows + round(dy * height), columns + round(dx * width)
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        moved = torch.zeros_like(self.mask)
+        moved[rows[inside], columns[inside]] = True
+        return paint_cells(moved.numpy())
+
+
+def object_at(segmenter: Segmenter, scene: Scene, dictionary: ConceptDictionary, x: float, y: float) -> ObjectAt | None:
+    """What is at a point of a scene's image, x and y in 0..1; None if nothing there has concepts."""
+    tables = list(dictionary.tables.values())
+    labels = torch.from_numpy(final_labels(segmenter, scene.image, tables[0].class_names))
+    height, width = labels.shape
+    number = int(labels[min(int(y * height), height - 1), min(int(x * width), width - 1)])
+    if number < 0 or not any((table.frame["label"] == tables[0].class_names[number]).any() for table in tables):
+        return None
+    label = tables[0].class_names[number]
+    return ObjectAt(label, label in background_names(tables), labels == number)
 
 
 def where_it_is(
@@ -131,6 +169,21 @@ def where_it_is(
         return None
     y, x = (axis.double().mean() for axis in mask.nonzero().T)
     return float(x) / mask.shape[1], float(y) / mask.shape[0]
+
+
+def _lost(old: Tensor, new: Tensor, classes: Sequence[Sequence[int]], dictionary: ConceptDictionary) -> tuple[str, ...]:
+    """Objects that no edit is about and that are in the old image but not in the new one."""
+    tables = list(dictionary.tables.values())
+    backgrounds, edited = background_names(tables), {number for of_request in classes for number in of_request}
+    present = [
+        {
+            number
+            for number, name in enumerate(tables[0].class_names)
+            if name not in backgrounds and int((labels == number).sum()) >= _min_pixels(labels)
+        }
+        for labels in (old, new)
+    ]
+    return tuple(tables[0].class_names[number] for number in sorted(present[0] - present[1] - edited))
 
 
 def _known(segmenter: Segmenter | None, table: ConceptTable) -> set[str]:

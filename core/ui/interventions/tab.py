@@ -7,9 +7,9 @@ import gradio as gr
 from gradio.blocks import Block
 
 from core.ui.backend.dictionary import no_concepts_html
-from core.ui.backend.fields import BrushField, NumberField, TextField, html
+from core.ui.backend.fields import NumberField, TextField, html
 from core.ui.backend.runtime import Runtime
-from core.ui.interventions.form import CANVAS, chips_html
+from core.ui.interventions.form import chips_html
 from core.ui.interventions.request import (
     CUSTOM_STEPS,
     KINDS,
@@ -23,6 +23,8 @@ from core.ui.interventions.request import (
 
 _HINT = (
     "window.idPage.point = (x, y, step) => trigger('point', { x, y, step });"
+    " window.idPage.steer = (site, number) => trigger('steer', { site, number });"
+    " window.idPage.drag = (x0, y0, x1, y1) => trigger('drag', { x0, y0, x1, y1 });"
     " element.addEventListener('click', (event) => { const button = event.target.closest('.id-iv-near');"
     " if (button) trigger('choose', { word: button.dataset.word }); });"
 )
@@ -30,9 +32,11 @@ _CHIPS = (
     "element.addEventListener('click', (event) => { const button = event.target.closest('.id-iv-drop');"
     " if (button) trigger('drop', { index: Number(button.dataset.index) }); });"
 )
-_CHOOSE = (
-    "element.addEventListener('click', (event) => { const button = event.target.closest('.id-iv-choose');"
-    " if (button) trigger('choose', { index: Number(button.dataset.index) }); });"
+_BRUSH = (
+    '<div class="id-iv-brush"><button type="button" class="id-button id-iv-paint" aria-pressed="true">Paint</button>'
+    '<label>brush size <input type="range" class="id-iv-size" min="1" max="8" step="0.5" value="3"></label>'
+    '<label><input type="checkbox" class="id-iv-erase"> erase</label>'
+    '<button type="button" class="id-button id-iv-clear">Clear</button></div>'
 )
 
 
@@ -45,17 +49,15 @@ class InterventionsTab:
     what: gr.Dropdown
     """A label, or concept numbers."""
     hint: gr.HTML
-    """What that selects; its event `point` carries `x`, `y` and `step`, and `choose` a `word`."""
+    """What that selects. Its event `point` carries `x`, `y` and `step`, `drag` where a drag began and ended as `x0`,
+    `y0`, `x1` and `y1`, `choose` a `word`, and `steer` the `site` and `number` of a concept.
+    """
     site: gr.Dropdown
     """The block and branch that concept numbers belong to."""
     region: gr.Radio
     """One of `REGIONS`, or `PAINTED`."""
-    painter: gr.ImageEditor
-    """The brush."""
     cells: gr.Textbox
-    """The painted region: an editor hands over its image only once, so a validator would use it up."""
-    brush: gr.Column
-    """The container of the brush."""
+    """The painted region, which the page's script writes."""
     stage: gr.Radio
     """A stage, or `CUSTOM_STEPS`."""
     first: NumberField
@@ -72,10 +74,8 @@ class InterventionsTab:
     """Generates the image again with the edits."""
     compare_stages: gr.Button
     """Shows the same edit at each stage."""
-    slider: gr.ImageSlider
-    """The unedited and the edited image."""
     panel: gr.HTML
-    """The result; its event `choose` carries the `index` of the image to show in the slider."""
+    """The result; the page's script shows its images on the large picture."""
     requests: gr.State
     """The list of edits."""
     comparison: gr.State
@@ -102,16 +102,16 @@ def build_interventions_tab(runtime: Runtime) -> InterventionsTab:
     """Create the tab's components inside the caller's `with` block."""
     html(
         "<h2>What if?</h2>"
-        '<p class="id-intro">Change the concepts that are active while the model draws, and see the picture it would '
-        "have drawn instead, from the same noise. Press <b>Show what happens</b>; then try the same edit late, when "
-        "the layout is already settled.</p>"
+        '<p class="id-intro"><b>Drag an object</b> of the picture to where it should go, or say below what to change. '
+        "The model draws the picture again from the same noise, with other concepts active. Then try the same edit "
+        "late, when the layout is already settled.</p>"
     )
     with gr.Column(elem_id="id-iv-form"):
         with gr.Row():
             what = gr.Dropdown(
                 [],
                 label="What",
-                info="An object, background or style; or click the picture.",
+                info="An object, background or style; or click it in the picture.",
                 allow_custom_value=True,
                 elem_id="id-iv-what",
                 min_width=200,
@@ -124,29 +124,18 @@ def build_interventions_tab(runtime: Runtime) -> InterventionsTab:
             region = gr.Radio(regions, value="top-left", label="Where", elem_id="id-iv-where", min_width=270)
             with gr.Column(min_width=270):
                 stage, first, last, strength = _when_and_how_strong(runtime)
-        painter, brush = _brush()
+        html(_BRUSH)
         with gr.Accordion("Concept numbers (advanced)", open=False, elem_id="id-iv-site"):
             info = "Concept numbers under What, such as 12, 40, belong to one block and branch."
             site = gr.Dropdown([], label="Concepts of", info=info)
-        cells = TextField(value="", visible=False)
+        cells = TextField(value="", label="Painted cells", visible="hidden", elem_id="id-iv-cells")
         chips = html(chips_html((), 1), js_on_load=_CHIPS)
         with gr.Row(elem_id="id-iv-buttons"):
             show = gr.Button("Show what happens", variant="primary", elem_id="id-iv-show", min_width=170)
             compare_stages = gr.Button("The same edit at all three stages", elem_id="id-iv-compare", min_width=230)
             add = gr.Button("Add another edit", elem_id="id-iv-add", min_width=200)
     with gr.Column(elem_id="id-iv-result"):
-        slider = gr.ImageSlider(
-            label="Unedited and edited picture",
-            show_label=False,
-            type="pil",
-            format="png",
-            interactive=False,
-            max_height=420,
-            buttons=["fullscreen"],
-            slider_position=12,  # in the middle, an object that moves from right to left would not be visible
-            elem_id="id-iv-slider",
-        )
-        panel = html(why_empty_html(runtime), elem_id="id-iv-panel", js_on_load=_CHOOSE)
+        panel = html(why_empty_html(runtime), elem_id="id-iv-panel")
     no_requests: tuple[EditRequest, ...] = ()
     return InterventionsTab(
         kind=kind,
@@ -154,9 +143,7 @@ def build_interventions_tab(runtime: Runtime) -> InterventionsTab:
         hint=hint,
         site=site,
         region=region,
-        painter=painter,
         cells=cells,
-        brush=brush,
         stage=stage,
         first=first,
         last=last,
@@ -165,7 +152,6 @@ def build_interventions_tab(runtime: Runtime) -> InterventionsTab:
         chips=chips,
         show=show,
         compare_stages=compare_stages,
-        slider=slider,
         panel=panel,
         requests=gr.State(no_requests),
         comparison=gr.State(None),
@@ -189,30 +175,13 @@ def _when_and_how_strong(runtime: Runtime) -> tuple[gr.Radio, NumberField, Numbe
     return stage, first, last, strength
 
 
-def _brush() -> tuple[gr.ImageEditor, gr.Column]:
-    """The brush and its container."""
-    with gr.Column(visible=False, elem_id="id-iv-brush") as brush:
-        painter = BrushField(
-            label="Paint over where it should be",
-            type="numpy",
-            image_mode="RGBA",
-            sources=[],
-            transforms=[],
-            layers=False,
-            brush=gr.Brush(default_size=48, colors=["#f0b08e"], color_mode="fixed"),
-            canvas_size=(CANVAS, CANVAS),
-            fixed_canvas=True,
-        )
-    return painter, brush
-
-
 def why_empty_html(runtime: Runtime) -> str:
     """The room that a result will take, and why there is nothing to show."""
     if runtime.ready.is_set() and runtime.dictionary is None and not runtime.error:
         return f'<div class="id-iv empty">{no_concepts_html(runtime.name)}</div>'
     if runtime.error:
         return empty_html("The model could not be loaded, so there is nothing to edit.")
-    return empty_html("Both pictures will appear here, with what changed and how much.")
+    return empty_html("The large picture will change, and here you will read what changed and how much.")
 
 
 def empty_html(text: str) -> str:

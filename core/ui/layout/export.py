@@ -13,6 +13,8 @@ from core.ui.look.scene import Scene, step_stages
 if TYPE_CHECKING:
     from core.ui.layout.results import LayoutReading, Readout
 
+FIRST_STEP = 0
+"""The step in the Python lines."""
 COLUMNS = ("hookpoint", "branch", "uses_prompt_classes", "step_from_0", "t", "stage", "mean_iou")
 
 
@@ -71,7 +73,7 @@ def to_json(
 
 
 def python_lines(scene: Scene, reading: "LayoutReading", model_name: str, source: str, readout: "Readout") -> str:
-    """Lines that predict the layout at the first step in a notebook."""
+    """Lines that predict the layout at the first step in a notebook; the page replaces the step by the one it shows."""
     options = [f"hookpoint={json.dumps(readout.site.hookpoint)}", f"branch={json.dumps(readout.site.branch)}"]
     if source != model_name:
         options.append(f"source={json.dumps(source)}")
@@ -83,7 +85,7 @@ def python_lines(scene: Scene, reading: "LayoutReading", model_name: str, source
         f"model = core.load_model({json.dumps(model_name)})\n"
         "layout = core.predict_layout(\n"
         f"    model,\n    {json.dumps(scene.prompt, ensure_ascii=False)},\n    seed={scene.seed},\n"
-        "    step=0,  # the first\n"
+        f"    step={FIRST_STEP},  # counted from 0\n"
         + "".join(f"    {option},\n" for option in options)
         + ")\nfor row in layout.labels:\n"
         "    print(*(f\"{layout.classes[i] if i >= 0 else '.':10}\" for i in row))\n"

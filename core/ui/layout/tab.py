@@ -12,7 +12,8 @@ from PIL import Image
 from core.ui.backend.dictionary import block_words, no_concepts_html
 from core.ui.backend.fields import html
 from core.ui.backend.runtime import Runtime
-from core.ui.layout.export import python_lines, to_csv, to_json
+from core.ui.layout.export import FIRST_STEP, python_lines, to_csv, to_json
+from core.ui.look.blocks import code_html, downloads_html, link_or_reason
 from core.ui.look.colours import label_colours
 from core.ui.look.export import download_url
 from core.ui.look.images import data_url
@@ -141,7 +142,7 @@ def _agreement(runtime: Runtime, reading: "LayoutReading") -> str:
         f"{_sentence(reading, layout, step_stages(len(layout.labels), stages))}</p>"
         for readout, layout in reading.predicted.items()
     )
-    heading = f"<h4>How well does it agree with the final picture?</h4>{sentences}"
+    heading = f"<h3>How well does it agree with the final picture?</h3>{sentences}"
     if not curves:
         return heading
     chart = agreement_svg(curves, "Mean IoU of the predicted map with the final picture, step by step", stages)
@@ -220,14 +221,11 @@ def _downloads(runtime: Runtime, scene: Scene, reading: "LayoutReading") -> str:
     stages, readout = runtime.spec.stages, next(iter(reading.predicted))
     csv_url = download_url(to_csv(reading, stages), "text/csv")
     document = to_json(scene, reading, runtime.name, runtime.dictionary.source, readout, stages)
-    link = "" if scene.uploaded else '<button type="button" class="id-button id-link">Copy link</button>'
-    return (
-        '<div class="id-downloads" role="group" aria-label="Download this result"><span>Download:</span>'
-        '<button type="button" class="id-button id-png">PNG</button>'
-        f'<a class="id-button" download="layout.csv" href="{csv_url}">CSV</a>'
-        f'<a class="id-button" download="layout.json" href="{download_url(document, "application/json")}">JSON</a>'
-        f"{link}</div>"
+    files = (
+        ("CSV", "layout.csv", csv_url),
+        ("JSON", "layout.json", download_url(document, "application/json")),
     )
+    return downloads_html(files, "id-png", link_or_reason(scene.uploaded))
 
 
 def _python(runtime: Runtime, scene: Scene, reading: "LayoutReading") -> str:
@@ -235,9 +233,18 @@ def _python(runtime: Runtime, scene: Scene, reading: "LayoutReading") -> str:
         return ""
     source = runtime.dictionary.source
     blocks = "".join(
-        f'<div class="id-code" data-choice="{escape(readout.key)}" hidden>'
-        '<button type="button" class="id-button id-copy">Copy</button>'
-        f"<pre>{escape(python_lines(scene, reading, runtime.name, source, readout))}</pre></div>"
+        code_html(
+            _step_marked(python_lines(scene, reading, runtime.name, source, readout)),
+            f' data-choice="{escape(readout.key)}" hidden',
+            marked=True,
+        )
         for readout in reading.predicted
     )
     return f'<details class="id-more"><summary>Repeat this in Python</summary>{blocks}</details>'
+
+
+def _step_marked(lines: str) -> str:
+    """The lines with the number of the step in an element of its own, into which the page's script writes the step that
+    is shown.
+    """
+    return escape(lines).replace(f"step={FIRST_STEP}", f'step=<span class="id-layout-code-step">{FIRST_STEP}</span>')

@@ -173,15 +173,13 @@ def link_query(scene: Scene, a: Attribution) -> str:
     """Query parameters that restore a generated image and its attribution; empty for an uploaded image."""
     if scene.uploaded:
         return ""
-    query: dict[str, Any] = {
-        "prompt": scene.prompt,
-        "seed": scene.seed,
-        "steps": scene.steps,
-        "guidance": f"{scene.guidance:g}",
-    }
-    if a.given != "rest":
-        query["given"] = a.given
-    return urlencode(query)
+    query = image_query(scene.prompt, scene.seed, scene.steps, scene.guidance)
+    return query if a.given == "rest" else f"{query}&given={a.given}"
+
+
+def image_query(prompt: str, seed: int, steps: int, guidance: float) -> str:
+    """Query parameters that restore a generated image."""
+    return urlencode({"prompt": prompt, "seed": seed, "steps": steps, "guidance": f"{guidance:g}"})
 
 
 def download_url(text: str, mime: str) -> str:

@@ -11,8 +11,8 @@ from core.ui.look.colours import scale_rgb, signed_rgb
 
 _LAYER_SIDE = 160
 """Side to which a map is interpolated before it is coloured, so that only values are mixed, not colours."""
-_MIN_ALPHA = 0.65
-"""Opacity of a cell with zero bits, relative to the cell with the most."""
+_FULL_ALPHA_FROM = 0.35
+"""From this share of the largest value on, a map hides the image; below, it fades until zero is transparent."""
 
 
 def data_url(image: Image.Image, quality: int | None = None) -> str:
@@ -44,11 +44,8 @@ def _certain_share(bits: Floats, half_width: Floats, top: float) -> Floats:
 
 
 def _with_alpha(rgb: Floats, size: Floats) -> Image.Image:
-    """Colours [H, W, 3] as an RGBA image that is more transparent where `size` is small.
-
-    An uncertain value is no more transparent than a zero: a bright image behind it would look like many bits.
-    """
-    alpha = _MIN_ALPHA + (1 - _MIN_ALPHA) * size
+    """Colours [H, W, 3] as an RGBA image that fades where `size` is small: zero, or uncertain, is transparent."""
+    alpha = np.clip(size / _FULL_ALPHA_FROM, 0, 1) ** 1.5
     rgba = np.concatenate([rgb, alpha[..., None]], axis=-1)
     return Image.fromarray((rgba * 255).round().astype(np.uint8), "RGBA")
 

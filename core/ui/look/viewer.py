@@ -9,6 +9,12 @@ from core.ui.look.colours import scale_gradient
 from core.ui.look.images import data_url
 from core.ui.look.scene import Scene, step_stages
 
+_ARROW = (
+    '<svg class="id-arrow" viewBox="0 0 100 100" aria-hidden="true" hidden><defs><marker id="id-tip" refX="3" refY="2" '
+    'markerWidth="4" markerHeight="4" orient="auto"><path d="M0 0 L4 2 L0 4 z" fill="#fff"/></marker></defs>'
+    '<line stroke="#fff" stroke-width="1.6" stroke-linecap="round" marker-end="url(#id-tip)"/></svg>'
+)
+"""Where an object is dragged; hidden until one is."""
 _SHOWN_SIDE = 768
 """Largest side at which an image is sent to the page."""
 
@@ -65,12 +71,17 @@ def _viewer(
             f'<img class="id-image" src="{source}" alt="{escape(prompt)}" decoding="sync" draggable="false">'
             '<img class="id-preview" alt="" hidden decoding="sync">'
             '<img class="id-overlay" alt="" hidden decoding="sync">'
+            '<canvas class="id-paint" width="32" height="32" aria-hidden="true" hidden></canvas>'
+            f"{_ARROW}"
+            '<i class="id-cursor" aria-hidden="true" hidden></i>'
         )
     strip = _no_strip() if uploaded else _strip(frames, n_steps, stages)
     return (
         f'<section class="id-viewer{" growing" if growing else ""}" data-about="{escape(description)}">'
-        f'<div class="id-canvas">{image}'
-        '<span class="id-tag" aria-live="polite"></span><span class="id-old">previous picture</span></div>'
+        '<div class="id-canvas" tabindex="0" role="group" '
+        f'aria-label="The picture. Arrow keys move over it, Enter chooses.">{image}'
+        '<span class="id-sr id-spoken" aria-live="polite"></span><span class="id-tag" aria-live="polite"></span>'
+        '<span class="id-old">previous picture</span></div>'
         f"{_tools()}{strip}</section>"
     )
 
@@ -79,7 +90,9 @@ def _tools() -> str:
     return (
         '<div class="id-tools"><label>overlay <input type="range" class="id-opacity" min="0" max="100" '
         'aria-label="Opacity of the overlay"></label>'
-        '<label><input type="checkbox" class="id-common"> same scale for all words</label>'
+        '<label title="One scale for all words"><input type="checkbox" class="id-common"> same scale</label>'
+        '<label><input type="checkbox" class="id-changes"> show what changed</label>'
+        '<button type="button" class="id-button id-before" hidden>Hold: original (B)</button>'
         f'<span class="id-legend"><span>0</span><i style="background:{scale_gradient()}"></i>'
         '<span class="id-legend-top">bits per cell</span></span></div>'
     )
@@ -116,11 +129,21 @@ def _frame(i: int, n_steps: int, stage: str, frames: tuple[str, ...]) -> str:
     )
 
 
-def status_html(text: str = "", share: float | None = None, stale: str = "", kind: str = "") -> str:
-    """The status line. `share` is the progress, 0..1; `stale` lists what is outdated: `image`, `words`, `edits`."""
+def status_html(text: str = "", share: float | None = None, stale: str = "", kind: str = "", asked: str = "") -> str:
+    """The status line.
+
+    Args:
+        text: What is being done, or what went wrong.
+        share: The progress, 0..1; None if nothing is being done.
+        stale: What is outdated: any of `image`, `words` and `edits`, with spaces between them.
+        kind: `error`, or empty.
+        asked: Query parameters of the image that a job just begun will draw; the address holds them from then on, so
+            that a reload in mid-job loses nothing.
+    """
     bar = "" if share is None else f'<i style="width:{100 * min(max(share, 0), 1):.1f}%"></i>'
     return (
-        f'<div class="id-status {kind}" role="{"alert" if kind == "error" else "status"}" data-stale="{stale}">'
+        f'<div class="id-status {kind}" role="{"alert" if kind == "error" else "status"}" data-stale="{stale}"'
+        f' data-asked="{escape(asked)}">'
         f'<span>{escape(text)}</span><div class="id-bar">{bar}</div></div>'
     )
 

@@ -84,14 +84,28 @@ def cards(a: Attribution, stages: tuple[Stage, ...] = STAGES, notes: Sequence[st
             for axis_top in (None, top)
         )
         parts.append(
-            f'<section class="id-card" data-for="{escape(word)}" hidden>{_sentence(a, i)}{notes[i] if notes else ""}'
-            f'<h4>When it mattered</h4><p class="id-hint">The picture grows out of noise from left to right; '
+            f'<section class="id-card" data-for="{escape(word)}" hidden>{_actions(word)}{_sentence(a, i)}'
+            f"{notes[i] if notes else ''}"
+            f'<h3>When it mattered</h3><p class="id-hint">The picture grows out of noise from left to right; '
             f"<dfn>log-SNR</dfn> says how much picture there is relative to noise (log signal-to-noise ratio), and the "
             f"area under the curve is the word’s bits. The pale band is the 95% error.</p>"
             f'<div class="id-own">{own}</div><div class="id-same">{same}</div>{_share_bar(shares[i], stages)}'
             f"{_curves(a, i, stages)}</section>"
         )
     return "".join(parts)
+
+
+def _actions(word: str) -> str:
+    """What to do next with a word, one click each; the page's script adds the words to swap it for."""
+    label = escape(word)
+    out, concepts, pair = (
+        f'<button type="button" class="id-button id-act" data-act="{act}">{text}</button>'
+        for act, text in (("out", "take it out"), ("concepts", "its concepts"), ("pair", "compare with another word"))
+    )
+    return (
+        f'<div class="id-actions" data-word="{label}" role="group" aria-label="What to do with “{label}”">'
+        f'<b>“{label}”</b> {out}<span class="id-swaps" data-word="{label}"></span>{concepts}{pair}</div>'
+    )
 
 
 def _curves(a: Attribution, i: int, stages: tuple[Stage, ...]) -> str:
@@ -145,7 +159,7 @@ def _sentence(a: Attribution, i: int) -> str:
             "word contradicts the picture."
         )
     else:
-        meaning = f"One bit halves the possible pictures; this word narrows them down {_fold(bits)}."
+        meaning = f"One bit halves the possible pictures; this word leaves {_left(bits)}."
     return (
         f'<p class="id-lead">{who} contributed <strong>{plus_minus(bits, half)} bits</strong>{given}.</p>'
         f"<p>{meaning}</p>"
@@ -163,10 +177,21 @@ def given_phrase(given: Given, prompt: str, words: Sequence[str]) -> str:
     return " beyond the other words" if given == "rest" and rest else " compared with an empty prompt"
 
 
-def _fold(bits: float) -> str:
-    if bits < 10:
-        return f"about {2**bits:.1f}-fold" if bits < 3 else f"about {2**bits:.0f}-fold"
-    return f"2<sup>{bits:.0f}</sup>-fold"
+def _left(bits: float) -> str:
+    """The share of the possible pictures that so many bits leave, in words."""
+    if bits < 3:
+        return f"about {2**-bits:.0%} of them"
+    if bits >= 60:
+        return f"one in 2 to the power of {bits:.0f}"
+    whole = 2**bits
+    for size, name in ((1e15, " million billion"), (1e12, " million million"), (1e9, " billion"), (1e6, " million")):
+        if whole >= size:
+            return f"about one in {_two_digits(whole / size)}{name}"
+    return f"about one in {_two_digits(whole)}"
+
+
+def _two_digits(value: float) -> str:
+    return f"{float(f'{value:.2g}'):,.0f}" if value >= 9.95 else f"{value:.1f}".removesuffix(".0")
 
 
 def _share_bar(shares: Floats, stages: tuple[Stage, ...]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from html import escape
 
 from core.information.results import Measurement
+from core.ui.look.blocks import downloads_html, link_or_reason
 from core.ui.look.export import download_url
 from core.ui.look.images import data_url
 from core.ui.look.scene import Scene
@@ -43,25 +44,13 @@ def answer_html(name: str, scene: Scene, running: bool, data: Mapping[str, str],
     )
 
 
-def downloads_html(name: str, csv: str, json: str, link: bool, image: bool = True) -> str:
-    """Downloads and the link; the PNG is put together by the page's script."""
-    png = '<button type="button" class="id-button id-answer-png">PNG</button>' if image else ""
-    copy = '<button type="button" class="id-button id-link">Copy link</button>' if link else ""
-    return (
-        '<div class="id-downloads" role="group" aria-label="Download this result"><span>Download:</span>'
-        f"{png}"
-        f'<a class="id-button" download="{name}.csv" href="{download_url(csv, "text/csv")}">CSV</a>'
-        f'<a class="id-button" download="{name}.json" href="{download_url(json, "application/json")}">JSON</a>{copy}'
-        "</div>"
+def answer_downloads(name: str, csv: str, json: str, scene: Scene, image: bool = True) -> str:
+    """Downloads of an answer and its link; the PNG is put together by the page's script."""
+    files = (
+        ("CSV", f"{name}.csv", download_url(csv, "text/csv")),
+        ("JSON", f"{name}.json", download_url(json, "application/json")),
     )
-
-
-def code_html(lines: str) -> str:
-    """Python lines to copy, folded."""
-    return (
-        '<details class="id-more"><summary>Repeat this in Python</summary><div class="id-code">'
-        f'<button type="button" class="id-button id-copy">Copy</button><pre>{escape(lines)}</pre></div></details>'
-    )
+    return downloads_html(files, "id-answer-png" if image else "", link_or_reason(scene.uploaded))
 
 
 def stopped_note(result: Measurement, running: bool) -> str:

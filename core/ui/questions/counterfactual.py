@@ -8,11 +8,12 @@ import numpy as np
 
 from core.arrays import Floats
 from core.ui.backend.runtime import Runtime
+from core.ui.look.blocks import folded_code_html
 from core.ui.look.export import csv_of, image_lines, image_settings, rounded
 from core.ui.look.images import data_url, layer
 from core.ui.look.scene import Scene, t95
 from core.ui.look.words import plus_minus
-from core.ui.questions.answers import answer_html, code_html, downloads_html
+from core.ui.questions.answers import answer_downloads, answer_html
 from core.ui.questions.jobs import Counterfactual
 
 _LITTLE = 2.0
@@ -26,11 +27,11 @@ def counterfactual_html(runtime: Runtime, scene: Scene, counterfactual: Counterf
     change = counterfactual.change
     word, to = change.word, change.to
     gone = f"without “{escape(word)}”" if to is None else f"with “{escape(to)}” for “{escape(word)}”"
-    downloads = downloads_html(
+    downloads = answer_downloads(
         "without-word",
         counterfactual_csv(counterfactual),
         counterfactual_json(scene, counterfactual, runtime.name),
-        link=not scene.uploaded,
+        scene,
     )
     before, after = (f'<img src="{data_url(image)}" alt="">' for image in (change.before, change.after))
     figures = [
@@ -43,7 +44,7 @@ def counterfactual_html(runtime: Runtime, scene: Scene, counterfactual: Counterf
         f'<p class="id-lead">{_sentence(counterfactual, gone)}</p><div class="id-parts">{"".join(figures)}</div>'
         f"<p>{_agreement_sentence(counterfactual)}</p>"
         f'<p class="id-hint id-notes">{_method(counterfactual)}</p>{downloads}'
-        f"{code_html(counterfactual_python(scene, counterfactual, runtime.name))}"
+        f"{folded_code_html(counterfactual_python(scene, counterfactual, runtime.name))}"
     )
     return answer_html("counterfactual", scene, running, {"word": word, "to": to or ""}, body)
 

@@ -5,11 +5,12 @@ import math
 from typing import TYPE_CHECKING
 
 from core.ui.backend.runtime import Runtime
+from core.ui.look.blocks import folded_code_html
 from core.ui.look.export import csv_of, image_lines, image_settings, rounded
 from core.ui.look.scene import Scene
 from core.ui.look.timeline import errors_svg
 from core.ui.look.words import curve_key, plus_minus
-from core.ui.questions.answers import answer_html, code_html, downloads_html, stopped_note
+from core.ui.questions.answers import answer_downloads, answer_html, stopped_note
 
 if TYPE_CHECKING:
     from core.information.likelihood import Likelihood
@@ -21,11 +22,11 @@ _STANDARD_NORMAL = math.log2(2 * math.pi * math.e) / 2
 def likelihood_html(runtime: Runtime, scene: Scene, found: "Likelihood", running: bool = False) -> str:
     """Everything about the image's bits per dimension."""
     factor = found.interval_factor()
-    downloads = downloads_html(
+    downloads = answer_downloads(
         "likelihood",
         likelihood_csv(found),
         likelihood_json(scene, found, runtime.name),
-        link=not scene.uploaded,
+        scene,
         image=False,
     )
     chart = errors_svg(
@@ -47,7 +48,7 @@ def likelihood_html(runtime: Runtime, scene: Scene, found: "Likelihood", running
         "model is when it predicts the noise in a noisy picture, as squared error per dimension: "
         f"{curve_key('dashed', 'without the prompt')} and {curve_key('', 'with it')}, each with its pale 95% band. The "
         f"smaller the errors, the fewer the bits.</p>{chart}</details>"
-        f"{downloads}{code_html(likelihood_python(scene, found, runtime.name))}"
+        f"{downloads}{folded_code_html(likelihood_python(scene, found, runtime.name))}"
         f'<p class="id-hint id-notes">{stopped_note(found, running)}</p>'
     )
     return answer_html("likelihood", scene, running, {}, body)

@@ -3,12 +3,15 @@
 from html import escape
 from typing import NamedTuple
 
+import numpy as np
+
 from core.information.decomposition import Decomposition, Part, Total
 from core.ui.backend.runtime import Runtime
+from core.ui.look.blocks import folded_code_html, table_html
 from core.ui.look.images import data_url, signed_layer
 from core.ui.look.scene import Scene
 from core.ui.look.words import given_phrase, plus_minus, value_and_error
-from core.ui.questions.answers import answer_html, code_html, downloads_html, stopped_note
+from core.ui.questions.answers import answer_downloads, answer_html, stopped_note
 from core.ui.questions.pair_export import pair_csv, pair_json, pair_python, pair_rows
 
 
@@ -30,7 +33,7 @@ def pair_html(runtime: Runtime, scene: Scene, d: Decomposition, running: bool = 
     top = max(float(abs(part.map).max(initial=0.0)) for part in pair.parts)
     whole = plus_minus(pair.together.bits, factor * pair.together.stderr)
     figures = "".join(_figure(shown, factor, top) for shown in _in_words(d))
-    downloads = downloads_html("pair", pair_csv(d), pair_json(scene, d, runtime.name), link=not scene.uploaded)
+    downloads = answer_downloads("pair", pair_csv(d), pair_json(scene, d, runtime.name), scene)
     data = {"first": first, "second": second, "given": d.given, "top": f"{top:.2g}"}
     body = (
         f'<p class="id-lead">“{escape(first)}” and “{escape(second)}” together contributed '
@@ -85,15 +88,17 @@ def _conclusion(d: Decomposition) -> str:
     whole = pair.together.bits
     if whole <= d.interval_factor() * pair.together.stderr:
         return "That is within the error: the two words may contribute nothing."
-    shares = {
-        "The largest part is redundant: either word alone would give {} of it.": pair.redundancy.bits,
-        "The largest part is unique: {} of it comes from one of the words alone.": sum(
-            part.bits for part in pair.unique
-        ),
-        "The largest part is synergy: {} of it takes both words together.": pair.synergy.bits,
+    first, second = pair.unique
+    unique = Total(first.bits + second.bits, float(np.hypot(first.stderr, second.stderr)))
+    parts: dict[str, Part | Total] = {
+        "Mostly redundant: either word alone would give {} of it.": pair.redundancy,
+        "Mostly unique: {} of it comes from one of the words alone.": unique,
+        "Mostly synergy: {} of it takes both words together.": pair.synergy,
     }
-    sentence, most = max(shares.items(), key=lambda item: item[1])
-    return sentence.format(f"{min(most / whole, 1):.0%}")
+    sentence, most = max(parts.items(), key=lambda item: item[1].bits)
+    if most.bits - d.interval_factor() * most.stderr <= whole / 2:
+        return "No part is clearly more than half of it."
+    return sentence.format(f"{min(most.bits / whole, 1):.0%}")
 
 
 def _details(runtime: Runtime, scene: Scene, d: Decomposition) -> str:
@@ -103,15 +108,16 @@ def _details(runtime: Runtime, scene: Scene, d: Decomposition) -> str:
         for row in pair_rows(d)
         if "by surprisal" not in row["part"]
     )
+    titles = "".join(f'<th scope="col">{title}</th>' for title in ("part", "bits", "estimate"))
+    head, body = f"<thead><tr>{titles}</tr></thead>", f"<tbody>{rows}</tbody>"
     return (
-        '<details class="id-more"><summary>All numbers</summary><div class="id-scroll"><table><thead><tr>'
-        '<th scope="col">part</th><th scope="col">bits</th><th scope="col">estimate</th></tr></thead>'
-        f'<tbody>{rows}</tbody></table></div><p class="id-hint">The maps show how strongly words move '
+        f'<details class="id-more"><summary>All numbers</summary>{table_html(head + body, "All numbers")}'
+        '<p class="id-hint">The maps show how strongly words move '
         "what the model draws: that is never negative, has a place, and the redundancy of a cell is the smaller of the "
         "two words’ bits there (estimate “orthogonal”). How well words fit can be negative and has no place, but can "
         "be added and compared on one picture (“direct”): redundancy minus synergy is how much less the two words "
         "contribute together than one by one, however redundancy is defined.</p></details>"
-        f"{_by_surprisal(d)}{code_html(pair_python(scene, d, runtime.name))}"
+        f"{_by_surprisal(d)}{folded_code_html(pair_python(scene, d, runtime.name))}"
     )
 
 
@@ -144,7 +150,8 @@ def _by_surprisal(d: Decomposition) -> str:
         else ""
     )
     return (
-        f'{summary}<div class="id-scroll"><table><tbody>{rows}</tbody></table></div><p class="id-hint">A word’s '
+        f"{summary}{table_html(f'<tbody>{rows}</tbody>', 'By surprisal')}"
+        '<p class="id-hint">A word’s '
         f"<dfn>surprisal</dfn> is how many bits it takes to guess it: {rare}. Redundancy is then the information that "
         "either word gives about the less surprising one (by fit; totals only, which may be negative)."
         f"{flag}</p></details>"

@@ -6,10 +6,11 @@ from typing import Any
 
 from core.information.ranking import Ranking
 from core.ui.backend.runtime import Runtime
+from core.ui.look.blocks import folded_code_html, table_html
 from core.ui.look.export import csv_of, image_lines, image_settings, rounded
 from core.ui.look.scene import Scene
 from core.ui.look.words import plus_minus
-from core.ui.questions.answers import answer_html, code_html, downloads_html, stopped_note
+from core.ui.questions.answers import answer_downloads, answer_html, stopped_note
 
 _SURE = 0.9
 """Certainty from which an order is stated as a fact."""
@@ -26,18 +27,19 @@ def ranking_html(runtime: Runtime, scene: Scene, r: Ranking, running: bool = Fal
         "influence, bits",
     )
     titles = "".join(f'<th scope="col">{head}</th>' for head in heads)
-    downloads = downloads_html(
-        "captions", csv_of(rows), ranking_json(scene, r, runtime.name), link=not scene.uploaded, image=False
-    )
+    downloads = answer_downloads("captions", csv_of(rows), ranking_json(scene, r, runtime.name), scene, image=False)
     body = (
         f'<p class="id-lead">{_verdict(r)}</p><p>{_next(r)}</p>'
-        f'<div class="id-scroll"><table class="id-table"><thead><tr>{titles}</tr></thead>'
-        f"<tbody>{''.join(_row(row) for row in rows)}</tbody></table></div>"
-        '<p class="id-hint">Bits have 95% intervals; one bit less means half as likely. Differences between captions '
+        + table_html(
+            f"<thead><tr>{titles}</tr></thead><tbody>{''.join(_row(row) for row in rows)}</tbody>",
+            "Captions",
+            table_class="id-table",
+        )
+        + '<p class="id-hint">Bits have 95% intervals; one bit less means half as likely. Differences between captions '
         "are known better than the bits of each, since all captions see the same noise. <b>Fit</b> falls where a "
         "text is wrong, so it says which text describes this picture. <b>Influence</b> is how much a text changes what "
         f"the model draws, rightly or wrongly; it says where and when words matter.{_kong_order(r)}</p>"
-        f"{downloads}{code_html(ranking_python(scene, r, runtime.name))}"
+        f"{downloads}{folded_code_html(ranking_python(scene, r, runtime.name))}"
         f'<p class="id-hint id-notes">{stopped_note(r, running)}</p>'
     )
     return answer_html("ranking", scene, running, {"captions": "\n".join(r.captions)}, body)

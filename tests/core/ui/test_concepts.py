@@ -83,7 +83,12 @@ def test_packed_codes_are_sorted_and_can_be_unpacked(dictionary: ConceptDictiona
     # The 99th percentile of every concept is 0.5.
     assert levels[2, 0].tolist() == [N_LEVELS, round(N_LEVELS / 4)]
     assert levels[0, 0].tolist() == [round(N_LEVELS / 4), 0]
-    assert codes["names"] == {"1": ["", "unlabelled", 0.5, 0.5], "2": ["whale", "object", 0.5, 0.5]}
+    assert {number: entry[:4] for number, entry in codes["names"].items()} == {
+        "1": ["", "unlabelled", 0.5, 0.5],
+        "2": ["whale", "object", 0.5, 0.5],
+    }
+    # The usual shares of all concepts of a table add up to 1.
+    assert all(0 <= entry[4] <= 1 for entry in codes["names"].values())
     assert find_site(dictionary, site_key(HERE)) == HERE
     assert find_site(dictionary, "attic|cond") is None
 
@@ -103,7 +108,11 @@ def test_a_card_shows_everything_about_a_concept(dictionary: ConceptDictionary) 
     assert card.count("<figure") == 2
     assert "a &lt;whale&gt; in the sea, seed 4" in card
     assert "In your picture, step by step" in card
-    assert card.count("concept-button") == 6 + 2 * 2  # neighbours, and the two best whales of two other blocks
+    # No decoder direction is near, so only the two best whales of two other blocks are offered.
+    assert "No other concept here points in nearly the same direction" in text
+    assert card.count("concept-button") == 2 * 2
+    assert 'class="id-button id-steer"' in card
+    assert "All concepts of “whale”" in text
     assert 'load_concepts("' in text
     assert "In your picture" not in card_html(dictionary, HERE, WHALE)
     assert "not active at any step" in card_html(dictionary, HERE, 3, trace())
@@ -120,6 +129,9 @@ def test_a_search_covers_all_blocks_or_suggests_the_nearest_labels(dictionary: C
     assert 2 <= nothing.count("data-find=") <= 5
     assert "&lt;b&gt;" in search_html(dictionary, "<b>", None)
     assert search_html(dictionary, " ", None) == kinds_html(dictionary)
+    numbered = search_html(dictionary, "2", None)
+    assert numbered.count('data-number="2"') == len(dictionary.tables)
+    assert "none has the number 99999" in search_html(dictionary, "99999", None)
     assert MAX_HITS >= 6
 
 

@@ -38,7 +38,7 @@ def test_the_three_tabs_say_how_to_make_concepts_once_the_model_is_there(loading
     for panel, room in zip(panels, ("id-active empty", "id-layout empty", "id-iv empty"), strict=True):
         assert room in panel
         assert 'class="id-button id-copy"' in panel
-        copied = unescape(panel.split("<pre>")[1].split("</pre>")[0])
+        copied = unescape(panel.split("<pre")[1].partition(">")[2].split("</pre>")[0])
         assert tuple(copied.split("\n")) == first_lines(NAME)
         assert "<b>sd" not in panel  # the name is text
     found = visitor.run("find_concepts", event={"word": "cat"})["data"][1]
@@ -59,7 +59,7 @@ def test_a_model_that_failed_is_not_told_to_train() -> None:
 
     for panel in (concepts_html(runtime, None, None), layout_html(runtime, None, None), why_empty_html(runtime)):
         assert "could not be loaded" in panel
-        assert "<pre>" not in panel
+        assert "<pre" not in panel
 
 
 def test_the_lines_are_of_the_model_that_was_opened() -> None:

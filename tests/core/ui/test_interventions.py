@@ -1,7 +1,10 @@
 """The Interventions tab with a small model of random weights, its SAEs and a segmenter of our own."""
 
+import base64
+import io
 import json
 import math
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -100,6 +103,11 @@ def picture(cat: tuple[int, int] | None = None, whale: tuple[int, int] | None = 
             x, y = corner
             ImageDraw.Draw(image).rectangle([x, y, x + 31, y + 31], fill=colour)
     return image
+
+
+def image_of(url: str) -> Image.Image:
+    """The image of a data URL."""
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
 
 
 def event(**data: Any) -> gr.EventData:
@@ -275,7 +283,7 @@ def test_a_link_fills_the_form_and_runs_once_its_picture_is_there(runtime: Runti
     assert linked == EditLink((PROMPT, 3, STEPS, 4.0), (MOVE, whole), True)
     assert status == gr.skip()
     blank = EditFields("move", None, None, "top-left", "", "early", 1, 1, 1)
-    *form, hint, _, _, requests, chips, _, remaining, run = events.fill(None, linked, ("", ""), None, (), *blank)
+    *form, hint, requests, chips, _, remaining, run = events.fill(None, linked, ("", ""), None, (), *blank)
     assert (EditFields(*form).kind, requests, remaining, run) == ("global", (MOVE,), gr.skip(), gr.skip())
     assert "cat → top right · early · strength 4" in chips
     assert "1 concept (SAE features) of “whale”" in hint
@@ -311,6 +319,36 @@ def test_a_click_selects_the_concepts_there(runtime: Runtime, scene: Scene) -> N
     assert (what, site) == (", ".join(str(one.number) for one in expected), f"{MIDDLE}|cond")
     assert f"{expected[0].number} (" in hint
     assert events.point(scene, "move", event(x="a", y=0.1)) == (gr.skip(),) * 3
+    # In the final image, the object that lies there; on the white of this one there is none, so concepts again.
+    what, site, hint = events.point(scene, "move", event(x=0.2, y=0.8, step=None))
+    assert (what, site) == ("cat", gr.skip())
+    assert "of “cat”" in hint
+    assert events.point(scene, "move", event(x=0.9, y=0.1, step=None))[1] == f"{MIDDLE}|cond"
+
+
+def test_a_drag_moves_the_object_there(runtime: Runtime, scene: Scene) -> None:
+    events, n = _InterventionEvents(runtime), len(EditFields._fields)
+    drag = event(x0=0.2, y0=0.8, x1=0.2 + 0.5, y1=0.8 - 0.25)
+    *form, hint, requests, _, run = events.drag(scene, None, drag)
+    fields = EditFields(*form)
+    assert (fields.kind, fields.stage, requests, run) == ("move", "early", (), RunTrigger(1, False))
+    assert (fields.region.value, fields.what.value) == (PAINTED, "cat")  # type: ignore[attr-defined, union-attr]
+    assert "of “cat”" in hint
+    # Its mask, moved by half the width to the right and a fourth of the height up.
+    expected = np.zeros((SIZE, SIZE), dtype=bool)
+    x, y = 8 + SIZE // 2, 80 - SIZE // 4
+    expected[y : y + 32, x : x + 32] = True
+    np.testing.assert_array_equal(cells_mask(fields.cells, SIZE), expected)
+    assert events.drag(scene, run, drag)[-1] == RunTrigger(2, False)
+    # What leaves the image is cut off.
+    far = EditFields(*events.drag(scene, None, event(x0=0.2, y0=0.8, x1=1.0, y1=0.8))[:n])
+    assert 0 < cells_mask(far.cells, SIZE).sum() < 32 * 32
+
+    *form, note, _, _, run = events.drag(scene, None, event(x0=0.9, y0=0.1, x1=0.2, y1=0.2))
+    assert all(value == gr.skip() for value in (*form, run))
+    assert "no object where the drag began" in note
+    for wrong in ({"x0": "a"}, {"x0": 7}, {"x0": float("nan")}):
+        assert events.drag(scene, None, event(**{"y0": 0.1, "x1": 0.2, "y1": 0.2, **wrong}))[-1] == gr.skip()
 
 
 def test_edits_are_added_to_a_list_and_removed(runtime: Runtime, scene: Scene) -> None:
@@ -375,6 +413,18 @@ def test_lost_and_removed_objects_are_reported(runtime: Runtime, scene: Scene) -
     assert document["results"][0]["objects"][2] is None
 
 
+def test_another_object_that_is_gone_is_told(runtime: Runtime, scene: Scene) -> None:
+    redrawn = EditedImages((picture(cat=(8, 80), whale=(60, 0)), picture(cat=(80, 8))), (OutOfRange(0.0, 0.5),))
+    comparison = measure_edits(scene, EditPlan((MOVE,)), redrawn, runtime.dictionary, Segmenter())  # type: ignore[arg-type]
+    assert comparison.results[0].lost == ("whale",)
+    assert "<b>But the whale is gone</b>, according to the segmenter." in comparison_html(runtime, comparison)
+    assert json.loads(to_json(comparison, "picturebook", "saes"))["results"][0]["objects_lost"] == ["whale"]
+    # The cat, which the edit is about, is none of the others.
+    redrawn = EditedImages((picture(cat=(8, 80), whale=(60, 0)), picture(whale=(60, 0))), (OutOfRange(0.0, 0.5),))
+    comparison = measure_edits(scene, EditPlan((MOVE,)), redrawn, runtime.dictionary, Segmenter())  # type: ignore[arg-type]
+    assert comparison.results[0].lost == ()
+
+
 def test_a_model_without_a_segmenter_says_so(runtime: Runtime, scene: Scene) -> None:
     redrawn = EditedImages((picture(cat=(8, 80)), picture()), (OutOfRange(0.0, 0.5),))
     comparison = measure_edits(scene, EditPlan((MOVE,)), redrawn, runtime.dictionary, None)  # type: ignore[arg-type]
@@ -398,9 +448,10 @@ def test_three_stages_are_compared(runtime: Runtime, scene: Scene) -> None:
     assert panel.count('class="id-iv-choose"') == 3
     assert "<td>yes</td><td>no</td><td>gone</td>" in panel
     assert "compare=stages" in panel
-    chosen = _InterventionEvents(runtime).choose_result(comparison, event(index=2))
-    assert np.array_equal(np.asarray(chosen[1].resize((SIZE, SIZE), Image.Resampling.NEAREST))[0, 0], WHITE)
-    assert _InterventionEvents(runtime).choose_result(comparison, event(index=3)) == gr.skip()
+    # Each button carries its image for the large picture.
+    shown = [image_of(url) for url in re.findall(r'class="id-iv-choose".*?data-edited="([^"]+)"', panel)]
+    for image, edited in zip(shown, images[1:], strict=True):
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(edited))
 
 
 def test_the_lines_repeat_the_edits(scene: Scene) -> None:
@@ -460,7 +511,7 @@ def test_a_job_waits_for_the_model(scene: Scene) -> None:
     runtime = Runtime(engine=core)
     work = intervene(runtime, None, scene, [[]])
     assert isinstance(next(work), Waiting)
-    assert "will appear here" in why_empty_html(runtime)
+    assert "The large picture will change" in why_empty_html(runtime)
     runtime.ready.set()
     assert "python -m training labels" in why_empty_html(runtime)
     with pytest.raises(RuntimeError, match="python -m training labels"):

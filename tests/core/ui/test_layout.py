@@ -50,8 +50,22 @@ def table() -> Any:
     """One latent per class, active nowhere else."""
     cells = np.full(4, 1000.0)
     frame = pd.DataFrame(
-        [(i, name, "background" if name == "grass" else "object", 0.8, (), 1.0, 2.0) for i, name in enumerate(CLASSES)],
-        columns=["latent", "label", "kind", "iou", "runner_ups", "mean", "p99"],
+        [
+            (i, name, "background" if name == "grass" else "object", 0.8, (), 1.0, 2.0, 0.1, 0.8, 0.5)
+            for i, name in enumerate(CLASSES)
+        ],
+        columns=[
+            "latent",
+            "label",
+            "kind",
+            "iou",
+            "runner_ups",
+            "mean",
+            "p99",
+            "firing_rate",
+            "held_out_iou",
+            "style_auroc",
+        ],
     )
     counts = SimpleNamespace(intersections=np.diag(cells), active=cells, cells=cells, n_cells=4000.0)
     info = SimpleNamespace(words={"club": ["bat"], "grass": ["grass", "lawn"]})
@@ -203,7 +217,7 @@ def test_an_empty_panel_says_why(scene: Scene) -> None:
     runtime = Runtime(engine=FakeEngine())
     assert "will appear here" in layout_html(runtime, None, None)
     runtime.ready.set()
-    assert "<pre>python -m training sae\n" in layout_html(runtime, scene, None)
+    assert ">python -m training sae\n" in layout_html(runtime, scene, None)
     runtime.error = "no such file"
     assert "could not be loaded" in layout_html(runtime, scene, None)
 

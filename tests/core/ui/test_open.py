@@ -5,7 +5,6 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -19,7 +18,7 @@ from PIL.GifImagePlugin import GifImageFile
 from core.errors import ModelError
 from core.ui.backend import server
 from core.ui.backend.errors import JobError, refuse, sentence
-from core.ui.backend.fields import BrushField, ChoiceField, NumberField, TextField
+from core.ui.backend.fields import ChoiceField, NumberField, TextField
 from core.ui.backend.inputs import concept_number, image_note, number_in, seed_problem, text_problem
 from core.ui.backend.queue import MAX_WAITING
 from core.ui.backend.server import is_loopback
@@ -186,26 +185,6 @@ def test_an_upload_that_is_a_program_is_refused_and_the_app_goes_on(app: App, vi
     answered = visitor.join("begin_load_user_image", uploaded(app, tmp_path / "cat.png"), "a cat", 0)
     assert "not an image that can be read" in answered.text
     client.predict("a cat", 0, 2, 4, api_name="/generate")
-
-
-def test_the_brush_reads_its_layer_by_the_same_opener(tmp_path: Path) -> None:
-    from gradio.components.image_editor import EditorData
-    from gradio.data_classes import FileData
-
-    brush, path = BrushField(type="numpy"), tmp_path / "layer.png"
-    Image.new("RGBA", (20, 20), (1, 2, 3, 4)).save(path)
-    painted = brush.preprocess(EditorData(layers=[FileData(path=str(path))]))
-    assert painted is not None
-    assert painted["layers"][0][0, 0].tolist() == [1, 2, 3, 4]  # type: ignore[index, union-attr, call-overload]
-    for i in range(100):
-        sent = {"type": "layer", "index": "0", "id": str(i)}
-        brush.accept_blobs(SimpleNamespace(data=sent, files=[("blob", path.read_bytes())]))
-        brush.accept_blobs(SimpleNamespace(data={**sent, "index": "1000000000"}, files=[("blob", b"x")]))
-    assert len(brush.blob_storage) <= 64
-    assert brush.preprocess(EditorData(id="99")) is not None
-    path.write_bytes(EPS)
-    with pytest.raises(ValueError, match="not an image"):
-        brush.preprocess(EditorData(layers=[FileData(path=str(path))]))
 
 
 def test_only_the_beginning_of_an_animation_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def test_the_larger_part_is_named(runtime: Runtime, scene: Scene) -> None:
     d = decomposition(("cat", "dog"), "nothing", 0, 8, (12.0, 2.0))
     assert sum(part.bits for part in d.unique) > d.redundancy.bits > d.synergy.bits
     panel = pair_html(runtime, scene, d)
-    assert "The largest part is unique" in panel
+    assert "Mostly unique: " in panel
     assert "“cat” 12.0 and “dog” 2.0" in panel
     assert "“dog” contributed more bits than that" in panel
     assert "“cat” contributed more" not in panel
