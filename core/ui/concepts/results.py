@@ -15,7 +15,7 @@ from core.ui.backend.dictionary import ConceptDictionary
 from core.ui.look.colours import scale_hex
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped]
 
 N_LEVELS = 63
 """Values are quantised to this many levels, in units of a concept's 99th percentile."""

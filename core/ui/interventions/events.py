@@ -388,7 +388,7 @@ class _InterventionEvents:
                 return found.label, gr.skip(), self.hint(kind, found.label, None)
         site = default_site(dictionary)
         try:
-            targets = concepts_at(trace, *at, site, steps=None if step is None else [int(step)])
+            targets = concepts_at(trace, at[0], at[1], site, steps=None if step is None else [int(step)])
         except (LookupError, OverflowError, TypeError, ValueError):
             return (gr.skip(),) * 3
         what, key = ", ".join(str(target.number) for target in targets), site_key(site)
