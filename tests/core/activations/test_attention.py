@@ -24,7 +24,7 @@ def left_as_found(model: Diffuser) -> Iterator[None]:
     """Whatever a test does, the model is free, unhooked, and has its own processors after it."""
     before = model.unet.attn_processors
     yield
-    assert not model._lock.locked()
+    assert not model._lock.is_held
     assert model.step_context is None
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.unet.modules()) == 0
     after = model.unet.attn_processors

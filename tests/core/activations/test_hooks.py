@@ -20,7 +20,7 @@ DOWN, MIDDLE, UP = "down_blocks.0.attentions.0", "mid_block.attentions.0", "up_b
 def left_as_found(model: Diffuser) -> Iterator[None]:
     """Whatever a test does, the model is free and unhooked after it."""
     yield
-    assert not model._lock.locked()
+    assert not model._lock.is_held
     assert model.step_context is None
     assert n_hooks(model) == 0
 
@@ -219,7 +219,7 @@ def test_stopping_ends_the_block_that_asked_for_it(model: Diffuser) -> None:
     with record(model, [DOWN]) as outer:
         with record(model, [DOWN], stop=True) as inner:
             sample(model)
-        assert not model._lock.locked()
+        assert not model._lock.is_held
         model.predict_noise(torch.zeros(1, 8, 16, 16), torch.zeros(1), model.encode_text(["a cat"]))
     assert {key.step for key in inner} == {0, 1, 2}
     assert {key.step for key in outer} == {0, 1, 2, None}

@@ -195,7 +195,7 @@ def test_a_prediction_at_the_first_step_costs_one_evaluation(model: Diffuser, co
         same = predict_layout(model, "a cat on the sea", seed=3, num_inference_steps=4, source=collection)
         np.testing.assert_allclose(same.scores, by_hand.scores, atol=1e-5)
         assert not np.allclose(first.scores[0], same.scores[0])  # another seed
-    assert not model._lock.locked()
+    assert not model._lock.is_held
 
 
 def test_what_cannot_be_predicted_is_refused_before_any_work(model: Diffuser, collection: Path) -> None:

@@ -183,9 +183,9 @@ def test_closing_stops_within_one_call_and_frees_the_model(untouched: Diffuser) 
     next(run)
     next(run)
     calls = untouched.n_unet_calls
-    assert untouched._lock.locked()
+    assert untouched._lock.is_held
     run.close()
-    assert not untouched._lock.locked()
+    assert not untouched._lock.is_held
     assert untouched.generate(PROMPT, num_inference_steps=2).image is not None
     assert untouched.n_unet_calls == calls + 2
 

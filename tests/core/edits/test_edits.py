@@ -43,7 +43,7 @@ EFFECT[[2, 5, 9, 30]] = torch.tensor([0.5, -0.25, 0.125, 0.004])  # the last is 
 def left_as_found(model: Diffuser) -> Iterator[None]:
     """Whatever a test does, the model is free and unhooked after it."""
     yield
-    assert not model._lock.locked()
+    assert not model._lock.is_held
     assert sum(len(module._forward_hooks) for module in model.unet.modules()) == 0
 
 

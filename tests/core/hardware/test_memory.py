@@ -293,7 +293,7 @@ def test_every_function_says_what_to_do_when_no_latent_fits_and_frees_the_model(
     out_of_memory_above(small, 0)
     with pytest.raises(OutOfMemory, match=r"the CPU has too little memory for the U-Net with a batch of 1 .*offload"):
         function(small)
-    assert not small._lock.locked()
+    assert not small._lock.is_held
 
 
 @pytest.mark.parametrize("function", [attributed, decomposed, ranked, expected])
@@ -408,7 +408,7 @@ def test_a_copy_in_float32_that_does_not_fit_leaves_the_model_as_it_was(
         core.attribute(model, latents(), PROMPT, sampler=FEW)
     assert {weight.dtype for weight in model.unet.parameters()} == {torch.bfloat16}
     assert model.dtype == torch.bfloat16
-    assert not model._lock.locked()
+    assert not model._lock.is_held
 
 
 # --- the device -------------------------------------------------------------------------------------------------------

@@ -277,9 +277,9 @@ def test_closing_stops_within_one_call_and_frees_the_model(model: Diffuser) -> N
     next(run_)
     next(run_)
     calls = model.n_unet_calls
-    assert model._lock.locked()
+    assert model._lock.is_held
     run_.close()
-    assert not model._lock.locked()
+    assert not model._lock.is_held
     assert model.n_unet_calls == calls
 
 

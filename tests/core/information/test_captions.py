@@ -193,9 +193,9 @@ def test_a_real_pipeline_end_to_end(model: Diffuser) -> None:
         rank_captions_iter(model, latents, ["a cat", "a zebra"])
     job = rank_captions_iter(model, latents, ["a cat", "a dog"], batch_size=3)
     next(job)
-    assert model._lock.locked()
+    assert model._lock.is_held
     job.close()
-    assert not model._lock.locked()
+    assert not model._lock.is_held
 
 
 @pytest.mark.parametrize(

@@ -107,10 +107,10 @@ def test_progress_is_reported_and_closing_frees_the_model(model: Diffuser, pictu
     assert isinstance(last, WordChange)
     job = change_word_iter(model, picture, PROMPT, "cat", num_inference_steps=3)
     next(job)
-    assert model._lock.locked()
+    assert model._lock.is_held
     calls = model.n_unet_calls
     job.close()
-    assert not model._lock.locked()
+    assert not model._lock.is_held
     assert model.n_unet_calls == calls
     with pytest.raises(Cancelled, match="Stopped after 2 of 18"):
         change_word(

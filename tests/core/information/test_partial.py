@@ -293,9 +293,9 @@ def test_a_real_pipeline_end_to_end(model: Diffuser) -> None:
     assert result.redundancy.map.shape == (16, 16)
     job = decompose_iter(model, latents, "A cat on grass", "cat", "grass", batch_size=4, **options)
     next(job)
-    assert model._lock.locked()
+    assert model._lock.is_held
     job.close()
-    assert not model._lock.locked()
+    assert not model._lock.is_held
 
 
 def test_two_words_may_be_the_whole_prompt(world: GaussianWorld, x: torch.Tensor) -> None:

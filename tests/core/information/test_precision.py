@@ -253,4 +253,4 @@ def test_closing_in_the_middle_leaves_the_model_narrow_and_free(model_folder: Pa
             next(run)
         run.close()
         assert narrow.dtype == narrow.unet.dtype == torch.bfloat16
-        assert not narrow._lock.locked()
+        assert not narrow._lock.is_held

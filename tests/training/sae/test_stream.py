@@ -174,13 +174,13 @@ def test_no_later_step_and_no_later_block_is_run(model: Diffuser) -> None:
         0,
         0,
     ]  # the last call ends in the middle
-    assert not model._lock.locked()
+    assert not model._lock.is_held
 
 
 def test_the_model_is_free_between_rounds(model: Diffuser) -> None:
     batches = a_stream(model).batches()
     next(batches)
-    assert not model._lock.locked()
+    assert not model._lock.is_held
     batches.close()
 
 
@@ -239,4 +239,4 @@ def test_settings_that_do_not_fit_say_why(model: Diffuser, changes: dict[str, An
     with pytest.raises(ValueError, match=message) as error:
         a_stream(model, **changes)
     assert isinstance(error.value, ModelError) == ("Its blocks" in message)
-    assert not model._lock.locked()
+    assert not model._lock.is_held
