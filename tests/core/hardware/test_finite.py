@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import core
+from core.activations.hooks import ActivationKey
 from core.concepts.trace import CodeTracer, SaeSite
 from core.diffusion.diffuser import Diffuser
 from core.diffusion.loading import load_model
@@ -142,7 +143,7 @@ def test_codes_of_values_that_are_no_numbers_are_an_error(model: Diffuser) -> No
     site = SaeSite(model.hookpoints[0], "cond")
     tracer = CodeTracer(model, {site: SparseAutoencoder(SaeConfig(16, 64, 3))})
     with pytest.raises(NotFiniteError, match=model.hookpoints[0]):
-        tracer.see((*site, 0), torch.full((1, 16, 4, 4), float("nan")))  # type: ignore[arg-type]
+        tracer.see(ActivationKey(*site, 0), torch.full((1, 16, 4, 4), float("nan")))
 
 
 def test_latents_that_are_no_numbers_are_refused(model: Diffuser) -> None:
