@@ -4,7 +4,7 @@ A trace adds almost nothing to the cost of generating the image: the updates are
 and only the few active latents of each position are kept.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -118,15 +118,19 @@ def load_saes(source: str | Path | Collection, model: Diffuser) -> dict[SaeSite,
     """
     collection = find_collection(source)
     ids = [sae_id for sae_id in collection.ids if sae_id.t == "all"]
-    for hookpoints in (model.hookpoints, cross_attention_blocks(model.unet)):
-        if found := [sae_id for hookpoint in hookpoints for sae_id in ids if sae_id.hookpoint == hookpoint]:
-            return {SaeSite(i.hookpoint, i.branch): load_sae(collection, *i, device=model.device) for i in found}
+    found = _at(model.hookpoints, ids) or (_at(cross_attention_blocks(model.unet), ids) if ids else [])
+    if found:
+        return {SaeSite(i.hookpoint, i.branch): load_sae(collection, *i, device=model.device) for i in found}
     if not collection.ids:
         raise ArtifactError(collection.missing(SaeId(model.hookpoints[0], "cond", "all")))
     others = ", ".join(sae_id.path for sae_id in collection.ids)
     raise ArtifactError(
         f"{collection.name} has no SAE for all times at {', '.join(model.hookpoints)}. All of them: {others}."
     )
+
+
+def _at(hookpoints: Sequence[str], ids: Sequence[SaeId]) -> list[SaeId]:
+    return [sae_id for hookpoint in hookpoints for sae_id in ids if sae_id.hookpoint == hookpoint]
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ class FakeModel:
         self.spec = BUILT_IN["picturebook"]
         self.device = "cpu"
         self.hookpoints: tuple[str, ...] = ()
+        self.unet = SimpleNamespace(named_modules=lambda: ())  # without blocks, so that no concepts fit it
         self.image_size = SIZE
         self.delay = delay
         self.calls: list[tuple[str, float]] = []

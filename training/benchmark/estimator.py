@@ -2,7 +2,7 @@
 factor.
 
 Every row of the table adds one improvement to the row above: it is the estimator of `core.information` with one more
-setting of its `Sampler` changed. Images are painted scenes, and pictures that the model generated with guidance.
+setting of its `Sampler` changed.
 """
 
 import hashlib

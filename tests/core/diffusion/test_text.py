@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.diffusion.text import delete_words, distinct_words, occurrences, only_words, replace_word, split_words
-from training.picturebook.world.captions import drop_words, sample_caption, sample_story
+from training.picturebook.world.captions import sample_caption, sample_story
 
 
 def test_words_have_their_position_in_the_prompt() -> None:
@@ -108,9 +108,9 @@ def test_what_is_left_could_have_been_written(prompt: str, gone: str, left: str)
 @pytest.mark.parametrize(
     ("n_captions", "digest"),
     [
-        (60, "e3feee171f581b40c32b8a4acf24f624dcd9bde05b23a27dd7d7e1770b755455"),
+        (60, "6f8085602232a2fbd56d3755d82803fcc007598b825bc1fb5e96187564673e99"),
         pytest.param(
-            2000, "f48737f0344b03a0a0f54dc8b6bdac637fe9fdf33c4c6940e5a72623a7e41040", marks=pytest.mark.slow
+            2000, "66d4e99c940cab3a04a129d5d5dfc93ffd369f4a19a65d1570b582ff227bf95b", marks=pytest.mark.slow
         ),
     ],
 )  # fmt: skip
@@ -124,6 +124,5 @@ def test_texts_that_the_embedded_model_was_trained_on_are_still_made(n_captions:
             texts += [delete_words(text, [word]), only_words(text, [word])]
             for other in words[i + 1 :]:
                 texts += [delete_words(text, [word, other]), only_words(text, [word, other])]
-        texts += [drop_words(rng, text) for _ in range(4)]
         hashed.update("\n".join(texts).encode())
     assert hashed.hexdigest() == digest

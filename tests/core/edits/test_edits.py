@@ -213,7 +213,7 @@ def test_any_edit_that_can_be_bound_will_do(model: Diffuser) -> None:
 
     first, second = Recorder(), Recorder()
     model.generate(PROMPT, num_inference_steps=2, previews=False, edits=[first, second])
-    assert bound == [(model, [first, second], 2)]
+    assert bound == [(model, (first, second), 2)]
     assert len(first.updates) == 2
     assert not second.updates
     with pytest.raises(TypeError, match="cannot be combined"):

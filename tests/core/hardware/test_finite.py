@@ -109,13 +109,16 @@ def test_a_unet_that_overflows_in_float16_draws_in_float32(overflowing: Path, ca
         list(narrow.sample([PROMPT], seeds=[0], num_inference_steps=2))
 
 
-def test_bits_of_a_unet_that_overflows_are_measured_in_float32(overflowing: Path) -> None:
+def test_bits_of_a_unet_that_overflows_come_from_float32(overflowing: Path) -> None:
     plain, narrow = load_model(overflowing, device="cpu"), load_model(overflowing, device="cpu", dtype="float16")
     latents = plain.encode(red())
     expected = core.attribute(plain, latents, "a cat", max_evals=300, seed=1)
     found = core.attribute(narrow, latents, "a cat", max_evals=300, seed=1)
-    assert (found.settings["dtype"], found.settings["rounding"]) == ("float32", None)
-    np.testing.assert_allclose(found.bits, expected.bits, rtol=0.02)
+    # What overflows counts as nothing, and the corrections in float32 tell all of it.
+    assert "float32" in str(found.settings["dtype"])
+    assert np.isfinite(found.bits).all()
+    both = np.hypot(found.stderr, expected.stderr)
+    assert (np.abs(found.bits - expected.bits) < 4 * both).all()
 
 
 def test_weights_that_only_float32_can_hold_stay_in_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -148,6 +148,6 @@ def test_a_visitor_without_quota_sees_the_examples_and_the_reason(spaces: FakeSp
         spaces.quota = True
         ticket = visitor.run("begin_generate", *link)["data"][0]
         viewer, _, status = visitor.run("generate_image", ticket, *link, None)["data"]
-        assert viewer.count("<button") == EXAMPLE["steps"]
+        assert viewer.count('class="id-frame" data-step') == EXAMPLE["steps"]
     finally:
         demo.close()
