@@ -165,7 +165,7 @@ def test_bodies_that_are_no_requests_are_refused(app: App, raw: bytes) -> None:
 @pytest.mark.parametrize(
     "event", ["x", [1], 5, {"number": [1], "site": 5}, {"index": HUGE}, {"word": {}, "kind": ["a"]}]
 )
-@pytest.mark.parametrize("name", ["open_concept", "find_concepts", "choose_result", "pick", "restore_captions"])
+@pytest.mark.parametrize("name", ["open_concept", "find_concepts", "steer", "point", "pick", "restore_captions"])
 def test_odd_event_data_is_no_data(app: App, visitor: Visitor, name: str, event: Any) -> None:
     data = [None] * len(visitor.function(name).inputs)
     body = {"fn_index": visitor.function(name)._id, "session_hash": "x", "event_data": event, "data": data}

@@ -86,7 +86,7 @@ def test_a_measurement_returns_its_partial_result_at_the_deadline(
     monkeypatch.setattr(zero_gpu, "MAX_SECONDS", 0.0)
     *_, bits = measure(runtime, None, scene, "rest", 1e-6, ["cat"])
     assert spaces.durations[-1] == 0
-    assert (bits.stopped, bits.n_replicates) == ("budget", 2)  # type: ignore[union-attr]
+    assert (bits.stopped, bits.n_replicates) == ("budget", 4)  # type: ignore[union-attr]
 
 
 def test_a_cancelled_job_ends_in_the_other_process_too(runtime: Runtime, spaces: FakeSpaces) -> None:

@@ -541,8 +541,9 @@ def test_words_that_are_not_given_are_those_of_the_models_recipe() -> None:
 def test_mistakes_are_reported_before_anything_is_generated(model: Diffuser, collection: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="even and at least 4"):
         LabelConfig(batch=5)
+    (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="There is no SAE in"):
-        label(tmp_path, model, LabelRun(tmp_path))
+        label(tmp_path / "none", model, LabelRun(tmp_path))
     with pytest.raises(ValueError, match=r"5 processes cannot share 4 batches\. Start at most 4"):
         label(collection, model, LabelRun(tmp_path / "run", rank=4, world=5))
     recipe = Labeller(CONFIG, collection, model, Halves(), Prompt()).recipe({"model": "another"})
