@@ -126,7 +126,7 @@ class _PageEvents:
         problem = next(filter(None, generation_problems(self.runtime, prompt, seed, steps, guidance)), None)
         if problem:
             return 0, status_html(_not_restored(problem), kind="error")
-        return self._begin(request, "image words")
+        return self.begin_generate(prompt, seed, steps, guidance, request)
 
     def begin_load_user_image(self, image: str, caption: str, seed: float, request: gr.Request) -> Any:
         del image, caption, seed

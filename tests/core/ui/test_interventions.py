@@ -30,9 +30,10 @@ from core.segmentation.semantic import Segmentation
 from core.ui.backend.dictionary import ConceptDictionary
 from core.ui.backend.jobs import EditedImages, Waiting, intervene
 from core.ui.backend.runtime import Runtime
-from core.ui.interventions.events import EditLink, RunTrigger, _InterventionEvents
+from core.ui.interventions.events import _InterventionEvents
 from core.ui.interventions.export import link_query, python_lines, to_json
 from core.ui.interventions.form import EditFields, hint_html, label_choices, suggestion
+from core.ui.interventions.form_events import EditLink, RunTrigger
 from core.ui.interventions.panel import comparison_html
 from core.ui.interventions.request import (
     GRID,
