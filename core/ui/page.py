@@ -129,8 +129,7 @@ def _prompt_bar(runtime: Runtime, examples: list[PageExample]) -> PromptBar:
                         caption = TextField(label="Caption", placeholder="a dog on the beach", max_lines=3, lines=1)
                         analyse = gr.Button("Analyse my picture", elem_id="id-analyse")
         hints = html('<div class="id-hints"></div>')
-        gallery = html(_examples_html(examples), js_on_load=_PICK, elem_id="id-examples", visible=bool(examples))
-        html('<div class="id-pictures" hidden></div>')
+        gallery = html(_examples_html(examples), js_on_load=_PICK, elem_id="id-examples")
     return PromptBar(prompt, generate, hints, seed, steps, guidance, image, caption, analyse, gallery)
 
 
@@ -159,4 +158,7 @@ def _examples_html(examples: list[PageExample]) -> str:
         f'<img src="{e.thumbnail}" alt=""><span>{escape(e.prompt)}</span></button>'
         for e in examples
     )
-    return f'<div class="id-examples" role="group" aria-label="Examples with stored results">{buttons}</div>'
+    return (
+        f'<div class="id-examples" role="group" aria-label="Examples with stored results">{buttons}</div>'
+        '<div class="id-pictures" hidden></div>'
+    )
