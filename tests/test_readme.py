@@ -46,6 +46,7 @@ def test_the_readmes_python_runs_as_it_stands() -> None:
     assert all("±" in line for line in lines.values())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("measured")
 @pytest.mark.parametrize("document", ["core/README.md", "core/information/README.md"])
 def test_the_python_of_other_documents_runs_as_it_stands(document: str) -> None:

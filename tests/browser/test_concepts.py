@@ -47,6 +47,7 @@ def test_a_step_and_a_point_are_shown_without_the_server(page: Page) -> None:
     assert requested == []
 
 
+@pytest.mark.slow
 def test_a_concept_has_a_page_that_a_link_opens(page: Page, open_page: Opener) -> None:
     open_concepts(page)
     page.locator(".id-active-item").first.focus()

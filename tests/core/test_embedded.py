@@ -101,6 +101,7 @@ def test_held_out_captions_are_drawn_right(model: Diffuser, judges: Judges) -> N
                 assert np.mean(right) >= least[question.name], question.name
 
 
+@pytest.mark.slow
 def test_bits_of_words_stand_beside_their_ceiling(model: Diffuser, judges: Judges) -> None:
     table = bits(PicturebookBench(model, judges, PicturebookSettings(n_bits=2)))
     assert {"object"} <= {row["word"] for row in table.rows}

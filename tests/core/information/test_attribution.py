@@ -80,7 +80,7 @@ def test_orthogonal_bits_are_their_integral_at_that_image(world: GaussianWorld, 
     assert (np.abs(result.bits - result.direct_bits) > 4 * np.hypot(result.stderr, result.direct_stderr)).any()
 
 
-@pytest.mark.parametrize("given", ["rest", "nothing"])
+@pytest.mark.parametrize("given", ["rest", pytest.param("nothing", marks=pytest.mark.slow)])
 def test_both_average_to_the_mutual_information(given: str) -> None:
     world, rng = GaussianWorld(WORDS), np.random.default_rng(2)
     orthogonal, direct = [], []
@@ -101,7 +101,7 @@ def test_both_average_to_the_mutual_information(given: str) -> None:
 
 
 @pytest.mark.parametrize(("n_seeds", "least", "most"), COVERED)
-@pytest.mark.parametrize("stopping", [False, True])
+@pytest.mark.parametrize("stopping", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_intervals_cover(stopping: bool, n_seeds: int, least: float, most: float) -> None:
     """95 % intervals of totals, cells and direct totals, over 20 images."""
     world, rng = GaussianWorld(WORDS), np.random.default_rng(3)

@@ -81,6 +81,7 @@ def test_the_rule_of_kong_2024_prefers_what_contradicts_the_image() -> None:
     assert result.stopped == "converged"
 
 
+@pytest.mark.slow
 def test_probabilities_are_as_often_right_as_they_say() -> None:
     """Orders that were claimed at 95 % or more, and all pairs by what they claim, over 60 images."""
     world, rng = GaussianWorld(WORDS), np.random.default_rng(4)

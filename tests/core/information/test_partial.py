@@ -82,7 +82,7 @@ def test_the_parts_add_up(world: GaussianWorld, x: torch.Tensor, given: Given) -
 
 
 @pytest.mark.parametrize("n_seeds", [4, pytest.param(12, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("stopping", [False, True])
+@pytest.mark.parametrize("stopping", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_intervals_cover(stopping: bool, n_seeds: int) -> None:
     """95 % intervals of all parts, totals and cells, over 12 images."""
     world, rng = GaussianWorld(WORDS), np.random.default_rng(3)

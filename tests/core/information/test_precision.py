@@ -114,7 +114,7 @@ def test_a_cpu_without_units_for_it_has_no_half_precision(
 # --- the estimate -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("every", [8, None])
+@pytest.mark.parametrize("every", [8, pytest.param(None, marks=pytest.mark.slow)])
 def test_it_is_unbiased_and_its_intervals_cover_both_levels(every: int | None, world: RoundingWorld) -> None:
     x = image(world)
     orthogonal, direct = truth(world, x)
@@ -224,7 +224,7 @@ def latents_of(model: Diffuser) -> Tensor:
     return torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_a_model_measures_in_two_precisions_what_it_does_in_float32_and_keeps_its_weights(
     dtype: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,6 +155,7 @@ def test_the_third_prompt_of_kong_et_al_is_counted_and_changes_nothing(model: Di
     np.testing.assert_allclose(a, b, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_estimator_measures_every_method_and_resumes(
     model: Diffuser, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,6 +265,7 @@ def test_sae_trainers_race_on_the_same_batches(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())  # no peer was requested, so none was installed
 
 
+@pytest.mark.slow
 def test_saes_are_trained_while_a_sampler_feeds_them() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     table = streaming.measure(streaming.QUICK, "cpu")

@@ -38,6 +38,7 @@ def test_the_tokenizer_spells_what_it_is_given_in_ids_that_the_text_encoder_has(
     Vocabulary(tokenizer).check("a cat on the grass")
 
 
+@pytest.mark.slow
 def test_everything_is_done_on_a_small_model() -> None:
     table = conformance.measure("cpu", small=True)
     steps = [str(row["what"]) for row in table.rows]

@@ -446,11 +446,12 @@ def test_the_excess_bench_measures_what_words_say_and_where(reader: Diffuser) ->
         (likelihood.EVALUATION, likelihood.LikelihoodSettings(n_scenes=2, n_fit=3, n_bootstrap=20)),
         (excess.EVALUATION, excess.ExcessSettings(n_scenes=2, n_replicates=2)),
         (words.EVALUATION, words.WordSettings(n_scenes=3, n_points=2, n_replicates=2, n_bootstrap=20)),
-        (
+        pytest.param(
             localisation.EVALUATION,
             localisation.LocalisationSettings(
                 n_scenes=2, n_fit=1, n_points=2, n_replicates=2, num_inference_steps=2, n_bootstrap=20
             ),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=lambda value: getattr(value, "name", ""),

@@ -203,6 +203,7 @@ def fake_images(
         yield Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8))
 
 
+@pytest.mark.slow
 def test_every_table_and_nothing_is_measured_twice(
     picturebook: Diffuser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

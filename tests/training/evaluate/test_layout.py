@@ -329,6 +329,7 @@ def test_objects_have_the_attention_of_their_words(model: Diffuser) -> None:
     assert truth.cell_area == 64
 
 
+@pytest.mark.slow
 def test_the_evaluation_runs_and_is_cached(model: Diffuser, tmp_path: Path) -> None:
     named = [noun for one in CAPTIONS for noun in one.story.nouns]
     save_sae(identity(32, 3), tmp_path / "saes" / SaeId(MIDDLE, "cond", "all").path, {}, torch.float32)

@@ -162,6 +162,7 @@ def losses(folder: Path, config: LoopConfig, task: DenoiserTask) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_batches_made_ahead_and_matrices_stepped_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

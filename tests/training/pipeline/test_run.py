@@ -101,6 +101,7 @@ def test_every_word_of_the_captions_is_known_to_the_loaded_model(trained: Path) 
     assert model.unknown_words("a zeppelin") == {"zeppelin": []}
 
 
+@pytest.mark.slow
 def test_a_warm_start_begins_from_the_exported_weights(trained: Path, tmp_path: Path) -> None:
     recipe = {**TINY, **{f"{name}_loop": {**TINY["judges_loop"], "n_steps": 0} for name in ("autoencoder", "denoiser")}}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))

@@ -111,7 +111,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+@pytest.mark.parametrize("architecture", ["topk", pytest.param("batchtopk", marks=pytest.mark.slow)])
 def test_planted_features_are_found(tmp_path: Path, architecture: Any) -> None:
     stream = Planted(n=256, d_in=16, n_features=24, ids=(FIRST,))
     config = replace(CONFIG, n_steps=400, expansion=3, architecture=architecture, sync_every=50, n_warmup=10)
@@ -552,6 +552,7 @@ def train_a_share(folder: Path) -> None:
     accelerator.end_training()
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one_with_the_doubled_batch(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "localhost:0", "-m", "tests.training.sae.test_trainer", str(tmp_path / "two")]
