@@ -87,8 +87,8 @@ class Opener:
         self.pages: list[Page] = []
         self.problems: list[str] = []
 
-    def __call__(self, width: int = 1400, height: int = 900, query: str = "") -> Page:
-        page = self.browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
+    def __call__(self, width: int = 1400, height: int = 900, query: str = "", scheme: Any = "light") -> Page:
+        page = self.browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
         page.set_default_timeout(90_000)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("console", lambda said: self._breach(said.text))

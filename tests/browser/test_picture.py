@@ -112,7 +112,7 @@ def test_the_brush_paints_on_the_picture_at_once(open_page: Open) -> None:
 def test_an_object_is_dragged_and_the_picture_shows_the_edit(open_page: Open) -> None:
     query = {"prompt": "a penguin on the snow", "seed": 1, "steps": 6, "guidance": 4, "tab": "interventions"}
     page = open_page(query="?" + urlencode(query))
-    page.wait_for_selector(".id-panel:not(.empty, .running)")
+    page.wait_for_selector(".id-panel[data-query*='penguin+on+the+snow']:not(.running)", state="attached")
     expect(page.get_by_label("to step")).to_have_value("2")
     original = page.locator(".id-image").get_attribute("src")
     # Where it is, says the form: the suggestion moves it to the opposite side.
