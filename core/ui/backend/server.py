@@ -24,8 +24,7 @@ MAX_THREADS = MAX_WAITING + 48
 UNHEARD_SECONDS, UNHEARD_STEPS = 15.0, 12
 """How long, and at least for how many steps, a job goes on whose answers nobody fetches."""
 MAX_BODY = 4_000_000
-"""Bytes of a request that is no upload. The page and the API send settings and short texts; the largest is what was
-painted with the brush."""
+"""Bytes of a request that is no upload: the page and the API send settings and short texts."""
 KEEP_FILES = (900, 4 * 3600)
 """Seconds between two looks for old files, and how old uploads and images that were given back may become."""
 CONTENT_POLICY = "; ".join(
